@@ -1,0 +1,149 @@
+//! Addresses as people write them: where to listen, where upstreams are.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+/// Reads `127.0.0.1:8080`, `[::1]:80`, `localhost:8080` or `:8080` (every interface).
+pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok(address);
+    }
+    let Some((host, port)) = text.rsplit_once(':') else {
+        return Err(format!("`{text}` has no port; write an address such as `127.0.0.1:8080` or `:8080`"));
+    };
+    let port = parse_port(text, port, 0)?;
+    let host = match host {
+        "" | "*" => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        _ if host.contains(':') => {
+            return Err(format!("`{text}` is not an address; an IPv6 one is written `[::1]:8080`"));
+        }
+        _ => {
+            return Err(format!("`{text}` does not begin with an IP address of this machine, such as `0.0.0.0`"));
+        }
+    };
+    Ok(SocketAddr::new(host, port))
+}
+
+/// Reads `host:port`, where the host may be a name, and gives it back with the host in lower case.
+pub(super) fn parse_endpoint(text: &str) -> Result<String, String> {
+    if text.contains("://") {
+        return Err(format!("`{text}` is a URL; write `host:port` here, or `url: {text}` in place of `endpoints`"));
+    }
+    let (host, port) = text.rsplit_once(':').ok_or_else(|| format!("`{text}` has no port; write it as `{text}:80`"))?;
+    check_host(text, host)?;
+    Ok(format!("{}:{}", host.to_ascii_lowercase(), parse_port(text, port, 1)?))
+}
+
+/// Reads `http://host:port` and gives back `host:port`.
+pub(super) fn parse_url(text: &str) -> Result<String, String> {
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return Err(format!("`{text}` is not a URL, such as `http://127.0.0.1:3000`"));
+    };
+    match scheme.to_ascii_lowercase().as_str() {
+        "http" => {}
+        "https" => return Err(format!("`{text}`: this version speaks plain HTTP to upstreams, not HTTPS")),
+        _ => return Err(format!("`{text}`: `{scheme}` is not supported; upstreams are reached by `http://`")),
+    }
+    let authority = rest.strip_suffix('/').unwrap_or(rest);
+    if authority.contains('@') {
+        return Err("a user name in the URL is not supported; remove it".into());
+    }
+    if authority.contains(['/', '?', '#']) {
+        return Err(format!("`{text}`: only the host and port are used; a request's own path is passed on as it is"));
+    }
+    let has_port = authority.rsplit_once(':').is_some_and(|(_, after)| !after.ends_with(']'));
+    let with_port = if has_port { authority.to_string() } else { format!("{authority}:80") };
+    parse_endpoint(&with_port)
+}
+
+fn parse_port(text: &str, port: &str, least: u16) -> Result<u16, String> {
+    let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    match port.parse::<u16>() {
+        Ok(number) if digits && number >= least => Ok(number),
+        _ => Err(format!("`{text}`: `{port}` is not a port, {least} to 65535")),
+    }
+}
+
+fn check_host(text: &str, host: &str) -> Result<(), String> {
+    let v6 = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let valid = match v6 {
+        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => {
+            let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+            !host.is_empty() && host.len() <= 253 && host.chars().all(allowed)
+        }
+    };
+    if valid { Ok(()) } else { Err(format!("`{text}`: `{host}` is not a host name or IP address")) }
+}
+
+/// True if both cannot be listened on at the same time. Port 0 is a free port each time.
+pub(super) fn clash(a: SocketAddr, b: SocketAddr) -> bool {
+    a.port() == b.port()
+        && a.port() != 0
+        && (a.ip() == b.ip() || (a.is_ipv4() == b.is_ipv4() && (a.ip().is_unspecified() || b.ip().is_unspecified())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_to_listen() {
+        for (text, address) in [
+            (":8080", "0.0.0.0:8080"),
+            ("*:8080", "0.0.0.0:8080"),
+            ("127.0.0.1:0", "127.0.0.1:0"),
+            ("[::1]:80", "[::1]:80"),
+            ("localhost:9", "127.0.0.1:9"),
+        ] {
+            assert_eq!(parse_listen(text).unwrap().to_string(), address, "{text}");
+        }
+        for (text, words) in [
+            ("8080", "has no port"),
+            (":70000", "`70000` is not a port, 0 to 65535"),
+            (":+80", "`+80` is not a port"),
+            (":", "`` is not a port"),
+            ("example.org:80", "IP address of this machine"),
+            ("::1:80x", "is not a port"),
+            ("fe80::zz:80", "is written `[::1]:8080`"),
+        ] {
+            let problem = parse_listen(text).unwrap_err();
+            assert!(problem.contains(words), "{text}: {problem}");
+        }
+    }
+
+    #[test]
+    fn where_upstreams_are() {
+        assert_eq!(parse_endpoint("Queue.Example:80").unwrap(), "queue.example:80");
+        assert_eq!(parse_endpoint("[::1]:80").unwrap(), "[::1]:80");
+        assert_eq!(parse_url("http://127.0.0.1:3000").unwrap(), "127.0.0.1:3000");
+        assert_eq!(parse_url("HTTP://api.example/").unwrap(), "api.example:80");
+        assert_eq!(parse_url("http://[::1]").unwrap(), "[::1]:80");
+        for (problem, words) in [
+            (parse_endpoint("http://a:1"), "is a URL"),
+            (parse_endpoint("a"), "write it as `a:80`"),
+            (parse_endpoint("a:0"), "is not a port, 1 to 65535"),
+            (parse_endpoint(":80"), "`` is not a host name"),
+            (parse_endpoint("a b:80"), "`a b` is not a host name"),
+            (parse_endpoint("[::zz]:80"), "`[::zz]` is not a host name"),
+            (parse_url("a:80"), "is not a URL"),
+            (parse_url("https://a"), "plain HTTP to upstreams"),
+            (parse_url("ftp://a"), "`ftp` is not supported"),
+            (parse_url("http://me:secret@a"), "remove it"),
+            (parse_url("http://a/path"), "only the host and port"),
+            (parse_url("http://"), "`` is not a host name"),
+        ] {
+            let problem = problem.unwrap_err();
+            assert!(problem.contains(words), "{problem}");
+            assert!(!problem.contains("secret@"), "{problem}");
+        }
+    }
+
+    #[test]
+    fn two_sockets_on_one_port() {
+        let clash = |a: &str, b: &str| super::clash(parse_listen(a).unwrap(), parse_listen(b).unwrap());
+        assert!(clash(":80", "127.0.0.1:80") && clash("127.0.0.1:80", "127.0.0.1:80"));
+        assert!(!clash(":80", ":81") && !clash("127.0.0.1:0", "127.0.0.1:0") && !clash("127.0.0.1:80", "127.0.0.2:80"));
+        assert!(!clash("[::1]:80", ":80"));
+    }
+}

@@ -1,0 +1,151 @@
+//! The node itself: name and zone, limits, store, admin.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use seawall_core::policy::Limits;
+
+use super::address::parse_listen;
+use super::reader::{Field, Keys, Section, hint_of};
+use super::{AdminConfig, StoreConfig, parse_name};
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const HOUR: Duration = Duration::from_secs(3_600);
+const DAY: Duration = Duration::from_secs(86_400);
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+
+/// Where a node stands.
+pub(super) struct Place {
+    pub(super) node: String,
+    pub(super) zone: String,
+    pub(super) zones: Vec<String>,
+    /// False if no list of zones was written: then any zone may be named.
+    pub(super) zones_are_listed: bool,
+}
+
+impl Place {
+    /// Tells a zone that is not in the list.
+    pub(super) fn check_zone(&self, field: Field<'_>, zone: &str) {
+        if self.zones_are_listed && !self.zones.iter().any(|known| known == zone) {
+            let hint = hint_of(zone, self.zones.iter().map(String::as_str));
+            field.error_with(format!("`{zone}` is not one of `zones`"), hint);
+        }
+    }
+}
+
+pub(super) fn place(top: &Section<'_>) -> Place {
+    let listed = top.field("zones");
+    let zones: Vec<String> = listed.map(read_zones).unwrap_or_default();
+    let written = top.field("zone");
+    let zone = written.and_then(|field| field.parsed(parse_name));
+    if let (Some(field), None, true) = (listed, written, zones.len() > 1) {
+        let message = format!("`zones` names {} zones, and `zone` does not say which one this is", zones.len());
+        field.reader.error_with(field.key_spot, message, format!("add `zone: {}`", zones[0]));
+    }
+    let node = top.field("node").and_then(|field| field.parsed(parse_name));
+    let node = node.or_else(|| zone.clone()).unwrap_or_else(|| "seawall".into());
+    let zones_are_listed = !zones.is_empty();
+    let known = zone.clone().or_else(|| zones.first().cloned()).unwrap_or_else(|| "local".into());
+    let zones = if zones_are_listed { zones } else { vec![known.clone()] };
+    let place = Place { node, zone: known, zones, zones_are_listed };
+    if let (Some(field), Some(zone)) = (written, zone) {
+        place.check_zone(field, &zone);
+    }
+    place
+}
+
+fn read_zones(field: Field<'_>) -> Vec<String> {
+    let mut zones: Vec<String> = Vec::new();
+    for item in field.list() {
+        let Some(zone) = item.parsed(parse_name) else { continue };
+        if zones.contains(&zone) {
+            item.error_with(format!("`{zone}` is given twice"), "remove one");
+        } else {
+            zones.push(zone);
+        }
+    }
+    zones
+}
+
+const LIMITS: Keys = Keys {
+    of: "`limits`",
+    known: &[
+        "connections",
+        "header_bytes",
+        "headers",
+        "body_bytes",
+        "pending",
+        "header_timeout",
+        "idle_timeout",
+        "body_idle_timeout",
+        "grace",
+    ],
+    later: &[],
+};
+
+pub(super) fn limits(field: Field<'_>) -> Limits {
+    let (section, default) = (field.section(LIMITS), Limits::default());
+    let header_bytes = section.size("header_bytes", u64::from(default.header_bytes_max), KIB..=MIB);
+    Limits {
+        connections_max: section.count("connections", default.connections_max, 1..=1_000_000),
+        header_bytes_max: u32::try_from(header_bytes).unwrap_or(default.header_bytes_max),
+        headers_max: section.count("headers", default.headers_max, 1..=1_000),
+        body_bytes_max: section.size("body_bytes", default.body_bytes_max, 1..=TIB),
+        pending_max: section.count("pending", default.pending_max, 1..=1_000_000),
+        header_timeout: section.duration("header_timeout", default.header_timeout, MILLISECOND..=HOUR),
+        idle_timeout: section.duration("idle_timeout", default.idle_timeout, MILLISECOND..=DAY),
+        body_idle_timeout: section.duration("body_idle_timeout", default.body_idle_timeout, MILLISECOND..=HOUR),
+        grace: section.duration("grace", default.grace, Duration::ZERO..=DAY),
+    }
+}
+
+const STORE: Keys = Keys { of: "`store`", known: &["path", "spool_max", "journal_max", "record_max"], later: &["url"] };
+
+pub(super) fn store(field: Field<'_>) -> StoreConfig {
+    let (section, default) = (field.section(STORE), StoreConfig::default());
+    let store = StoreConfig {
+        path: section.field("path").and_then(read_path).unwrap_or(default.path),
+        spool_bytes_max: section.size("spool_max", default.spool_bytes_max, MIB..=64 * TIB),
+        journal_bytes_max: section.size("journal_max", default.journal_bytes_max, MIB..=TIB),
+        record_bytes_max: section.size("record_max", default.record_bytes_max, KIB..=GIB),
+    };
+    if store.record_bytes_max > store.spool_bytes_max {
+        let written = section.field("record_max").or_else(|| section.field("spool_max"));
+        written.unwrap_or(field).error("the spool (`spool_max`) would not hold one record (`record_max`)");
+    }
+    store
+}
+
+const ADMIN: Keys = Keys { of: "`admin`", known: &["address", "token_file"], later: &[] };
+
+pub(super) fn admin(field: Field<'_>) -> AdminConfig {
+    let (section, default) = (field.section(ADMIN), AdminConfig::default());
+    let address = section.field("address").and_then(|field| field.parsed(parse_listen));
+    let token_file = section.field("token_file").and_then(read_path);
+    let admin = AdminConfig { address: address.unwrap_or(default.address), token_file };
+    warn_of_open_admin(&section, &admin);
+    admin
+}
+
+/// Whoever reaches the admin API may discard records.
+fn warn_of_open_admin(section: &Section<'_>, admin: &AdminConfig) {
+    let open = !admin.address.ip().is_loopback() && section.field("token_file").is_none();
+    if let (true, Some(field)) = (open, section.field("address")) {
+        let message = format!("`{}` can be reached from other machines, and no token is asked for", admin.address);
+        field.reader.warning(field.spot(), message, "add `token_file`, or listen on 127.0.0.1");
+    }
+}
+
+fn read_path(field: Field<'_>) -> Option<PathBuf> {
+    field.parsed(|text| if text.is_empty() { Err("a path is wanted".into()) } else { Ok(text.into()) })
+}
+
+/// The zone of something else than this node.
+pub(super) fn read_zone(field: Field<'_>, place: &Place) -> Option<String> {
+    let zone = field.parsed(parse_name)?;
+    place.check_zone(field, &zone);
+    Some(zone)
+}

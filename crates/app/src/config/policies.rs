@@ -1,0 +1,437 @@
+//! Policies: the guards by name, and what stands in when they gave up.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use seawall_core::guard::breaker::{BreakerConfig, SlowRule, WindowConfig};
+use seawall_core::guard::budget::BudgetConfig;
+use seawall_core::guard::bulkhead::BulkheadConfig;
+use seawall_core::guard::retry::RetryConfig;
+use seawall_core::policy::{Delivery, Fallback, Guards};
+use seawall_core::units::{self, Ratio, format_duration, format_size};
+
+use super::reader::{Field, Keys, Section, hint_of, parse_slow};
+use super::tree::Data;
+use super::upstreams::Upstreams;
+use super::{StoreConfig, parse_name};
+
+/// A request may take this long in all unless told otherwise.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
+/// Bodies and answers up to this size are kept whole unless told otherwise.
+pub(super) const WHOLE_BYTES_MAX: u64 = 64 << 10;
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const HOUR: Duration = Duration::from_secs(3_600);
+const DAY: Duration = Duration::from_secs(86_400);
+const GIB: u64 = 1 << 30;
+
+/// What a policy says about a route.
+#[derive(Clone, Debug)]
+pub(super) struct Rules {
+    pub(super) guards: Guards,
+    pub(super) fallbacks: Vec<Fallback>,
+    pub(super) order_by: Option<String>,
+    pub(super) delivery: Delivery,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        let guards = Guards {
+            timeout: TIMEOUT,
+            try_timeout: TIMEOUT,
+            retry: RetryConfig::default(),
+            budget: BudgetConfig::default(),
+            breaker: Some(BreakerConfig::default()),
+            bulkhead: BulkheadConfig::default(),
+            replay_bytes_max: WHOLE_BYTES_MAX,
+            answer_bytes_max: WHOLE_BYTES_MAX,
+        };
+        Self { guards, fallbacks: Vec::new(), order_by: None, delivery: Delivery::default() }
+    }
+}
+
+/// Every policy, and which of them anybody asks for.
+pub(super) struct Policies<'n> {
+    list: Vec<Named<'n>>,
+}
+
+struct Named<'n> {
+    entry: Field<'n>,
+    rules: Rules,
+    used: Cell<bool>,
+}
+
+impl<'n> Policies<'n> {
+    pub(super) fn read(field: Option<Field<'n>>, upstreams: &Upstreams<'_>, store: &StoreConfig) -> Self {
+        let entries = field.map(|field| field.entries()).unwrap_or_default();
+        let list = entries.into_iter().map(|entry| Named {
+            entry,
+            rules: read_policy(entry, upstreams, store),
+            used: Cell::new(false),
+        });
+        Self { list: list.collect() }
+    }
+
+    /// The rules a field names, which are thereby in use.
+    pub(super) fn refer(&self, field: Field<'_>) -> Option<&Rules> {
+        let name = field.text()?;
+        let found = self.list.iter().find(|named| named.entry.key == name);
+        match found {
+            Some(named) => named.used.set(true),
+            None => {
+                let hint = hint_of(name, self.list.iter().map(|named| named.entry.key));
+                field.error_with(format!("policy `{name}` is not defined"), hint);
+            }
+        }
+        found.map(|named| &named.rules)
+    }
+
+    pub(super) fn tell_unused(&self) {
+        for Named { entry, .. } in self.list.iter().filter(|named| !named.used.get()) {
+            let message = format!("no route uses the policy `{}`", entry.key);
+            entry.reader.warning(entry.key_spot, message, "name it in a route, or remove it");
+        }
+    }
+}
+
+const POLICY: Keys = Keys {
+    of: "this policy",
+    known: &[
+        "timeout",
+        "try_timeout",
+        "retry",
+        "breaker",
+        "bulkhead",
+        "replay_max",
+        "answer_max",
+        "fallback",
+        "order_by",
+        "delivery",
+    ],
+    later: &["hedge"],
+};
+
+fn read_policy(entry: Field<'_>, upstreams: &Upstreams<'_>, store: &StoreConfig) -> Rules {
+    if let Err(problem) = parse_name(entry.key) {
+        entry.reader.error(entry.key_spot, problem);
+    }
+    let (section, default) = (entry.section(POLICY), Rules::default());
+    let timeout = section.duration("timeout", TIMEOUT, MILLISECOND..=DAY);
+    let (retry, budget) = section.field("retry").map(read_retry).unwrap_or_default();
+    let guards = Guards {
+        timeout,
+        try_timeout: read_try_timeout(&section, timeout),
+        retry,
+        budget,
+        breaker: section.field("breaker").map_or(default.guards.breaker, read_breaker),
+        bulkhead: section.field("bulkhead").map(read_bulkhead).unwrap_or_default(),
+        replay_bytes_max: section.size("replay_max", WHOLE_BYTES_MAX, 0..=GIB),
+        answer_bytes_max: section.size("answer_max", WHOLE_BYTES_MAX, 0..=GIB),
+    };
+    let fallbacks = section.field("fallback").map(|field| read_fallbacks(field, upstreams)).unwrap_or_default();
+    let order_by = section.field("order_by").and_then(|field| field.parsed(parse_order_by));
+    let delivery = section.field("delivery").map(read_delivery).unwrap_or_default();
+    let rules = Rules { guards, fallbacks, order_by, delivery };
+    warn_of_idle_settings(&section, &rules, store);
+    rules
+}
+
+fn read_try_timeout(section: &Section<'_>, timeout: Duration) -> Duration {
+    let Some(field) = section.field("try_timeout") else { return timeout };
+    let Some(try_timeout) = field.duration(MILLISECOND..=DAY) else { return timeout };
+    if try_timeout > timeout {
+        let (one, all) = (format_duration(try_timeout), format_duration(timeout));
+        field.error_with(format!("{one} for one try is more than `timeout`, {all} for all of them"), "make it shorter");
+    }
+    try_timeout
+}
+
+/// Settings that are read and then change nothing.
+fn warn_of_idle_settings(section: &Section<'_>, rules: &Rules, store: &StoreConfig) {
+    let spools = rules.fallbacks.contains(&Fallback::Spool);
+    for key in ["order_by", "delivery"] {
+        if let (Some(field), false) = (section.field(key), spools) {
+            let message = format!("`{key}` has no effect without `fallback: spool`");
+            field.reader.warning(field.key_spot, message, "add the fallback, or remove this");
+        }
+    }
+    if spools && rules.guards.replay_bytes_max > store.record_bytes_max {
+        let field = section.field("replay_max").or_else(|| section.field("fallback"));
+        let Some(field) = field else { return };
+        let (replay, record) = (format_size(rules.guards.replay_bytes_max), format_size(store.record_bytes_max));
+        let message = format!("bodies up to `replay_max` ({replay}) do not fit a record of the spool ({record})");
+        field.reader.warning(field.spot(), message, "raise `store.record_max`");
+    }
+    let slow = rules.guards.breaker.as_ref().and_then(|breaker| breaker.slow);
+    if let (Some(slow), Some(field)) = (slow, section.field("breaker"))
+        && slow.over >= rules.guards.try_timeout
+    {
+        let (over, timeout) = (format_duration(slow.over), format_duration(rules.guards.try_timeout));
+        let message = format!("no call can be slow over {over}: a try ends after {timeout}");
+        field.reader.warning(field.spot(), message, "make `slow` shorter than `try_timeout`");
+    }
+}
+
+const RETRY: Keys = Keys { of: "`retry`", known: &["attempts", "backoff", "budget", "budget_floor"], later: &[] };
+
+fn read_retry(field: Field<'_>) -> (RetryConfig, BudgetConfig) {
+    let (retry, budget) = (RetryConfig::default(), BudgetConfig::default());
+    if field.is_off() {
+        return (RetryConfig { attempts_max: 1, ..retry }, budget);
+    }
+    let section = field.section(RETRY);
+    let backoff = section.field("backoff").and_then(read_backoff);
+    let (backoff_base, backoff_max) = backoff.unwrap_or((retry.backoff_base, retry.backoff_max));
+    let ratio = section.field("budget").and_then(|field| field.ratio(Ratio::ZERO..=Ratio::ONE));
+    let floor = section.field("budget_floor").and_then(|field| field.rate(0.0..=1_000_000.0));
+    (
+        RetryConfig { attempts_max: section.count("attempts", retry.attempts_max, 1..=20), backoff_base, backoff_max },
+        BudgetConfig { ratio: ratio.unwrap_or(budget.ratio), floor_per_s: floor.unwrap_or(budget.floor_per_s) },
+    )
+}
+
+/// `50ms..1s`, or one duration for both.
+fn read_backoff(field: Field<'_>) -> Option<(Duration, Duration)> {
+    field.parsed(|text| {
+        let (base, max) = text.split_once("..").unwrap_or((text, text));
+        let parse = |part: &str| units::parse_duration(part).map_err(|error| error.to_string());
+        let (base, max) = (parse(base)?, parse(max)?);
+        if base > max {
+            let (base, max) = (format_duration(base), format_duration(max));
+            return Err(format!("`{text}` is the wrong way round; write `{max}..{base}`"));
+        }
+        if !(MILLISECOND..=HOUR).contains(&base) || max > HOUR {
+            return Err(format!("`{text}` is out of range: 1ms to 1h"));
+        }
+        Ok((base, max))
+    })
+}
+
+const BREAKER: Keys = Keys {
+    of: "`breaker`",
+    known: &[
+        "failure_rate",
+        "slow",
+        "window",
+        "calls_min",
+        "open_for",
+        "open_for_max",
+        "half_open_calls",
+        "half_open_for",
+    ],
+    later: &[],
+};
+
+fn read_breaker(field: Field<'_>) -> Option<BreakerConfig> {
+    if field.is_off() {
+        return None;
+    }
+    let (section, default) = (field.section(BREAKER), BreakerConfig::default());
+    let failure_rate = section.field("failure_rate").and_then(|field| field.ratio(one_per_mille()..=Ratio::ONE));
+    let window = section.field("window").and_then(read_window).unwrap_or(default.window);
+    let (open_for, open_for_max) = read_open_for(&section, &default);
+    Some(BreakerConfig {
+        failure_rate_max: failure_rate.unwrap_or(default.failure_rate_max),
+        slow: section.field("slow").and_then(read_slow),
+        calls_min: read_calls_min(&section, window, default.calls_min),
+        window,
+        open_for,
+        open_for_max,
+        half_open_calls: section.count("half_open_calls", default.half_open_calls, 1..=1_000),
+        half_open_for: section.duration("half_open_for", default.half_open_for, MILLISECOND..=HOUR),
+    })
+}
+
+/// A rate of zero would open at the first call, whatever it came to.
+fn one_per_mille() -> Ratio {
+    Ratio::of(1, 1_000).unwrap_or(Ratio::ZERO)
+}
+
+fn read_slow(field: Field<'_>) -> Option<SlowRule> {
+    field.parsed(|text| match parse_slow(text)? {
+        (rate, _) if rate < one_per_mille() => Err(format!("`{text}` is out of range: 0.1% to 100%")),
+        (_, over) if over.is_zero() => Err(format!("`{text}`: every call takes longer than that")),
+        (rate_max, over) => Ok(SlowRule { rate_max, over }),
+    })
+}
+
+/// `100 calls`, or a duration.
+fn read_window(field: Field<'_>) -> Option<WindowConfig> {
+    field.parsed(|text| {
+        if let Some(calls) = text.strip_suffix("calls").or_else(|| text.strip_suffix("call")) {
+            return match calls.trim().replace('_', "").parse::<u32>() {
+                Ok(calls @ 1..=100_000) => Ok(WindowConfig::Calls(calls)),
+                Ok(_) => Err(format!("`{text}` is out of range: 1 to 100000 calls")),
+                Err(_) => Err(format!("`{text}` is not a window, such as `100 calls` or `10s`")),
+            };
+        }
+        if text.parse::<u32>().is_ok() {
+            return Err(format!("`{text}` needs a unit, such as `{text} calls` or `{text}s`"));
+        }
+        match units::parse_duration(text) {
+            Ok(span) if (Duration::from_millis(100)..=HOUR).contains(&span) => Ok(WindowConfig::Time(span)),
+            Ok(_) => Err(format!("`{text}` is out of range: 100ms to 1h")),
+            Err(_) => Err(format!("`{text}` is not a window, such as `100 calls` or `10s`")),
+        }
+    })
+}
+
+fn read_calls_min(section: &Section<'_>, window: WindowConfig, default: u32) -> u32 {
+    let most = if let WindowConfig::Calls(calls) = window { calls } else { u32::MAX };
+    let Some(field) = section.field("calls_min") else { return default.min(most) };
+    let calls_min = field.count(1..=1_000_000).unwrap_or(1);
+    if calls_min > most {
+        field.error_with(
+            format!("{calls_min} calls never fit a window of {most}: the breaker could never open"),
+            format!("write {most} at most"),
+        );
+    }
+    calls_min
+}
+
+fn read_open_for(section: &Section<'_>, default: &BreakerConfig) -> (Duration, Duration) {
+    let open_for = section.duration("open_for", default.open_for, MILLISECOND..=HOUR);
+    let Some(field) = section.field("open_for_max") else {
+        return (open_for, default.open_for_max.max(open_for));
+    };
+    let open_for_max = field.duration(MILLISECOND..=DAY).unwrap_or(open_for.max(default.open_for_max));
+    if open_for_max < open_for {
+        field.error(format!(
+            "{} is less than `open_for`, {}",
+            format_duration(open_for_max),
+            format_duration(open_for)
+        ));
+    }
+    (open_for, open_for_max)
+}
+
+const BULKHEAD: Keys = Keys { of: "`bulkhead`", known: &["calls", "waiting", "wait"], later: &[] };
+
+fn read_bulkhead(field: Field<'_>) -> BulkheadConfig {
+    let (section, default) = (field.section(BULKHEAD), BulkheadConfig::default());
+    BulkheadConfig {
+        calls_max: section.count("calls", default.calls_max, 1..=1_000_000),
+        waiting_max: section.count("waiting", default.waiting_max, 0..=1_000_000),
+        wait_max: section.duration("wait", default.wait_max, Duration::ZERO..=HOUR),
+    }
+}
+
+const DELIVERY: Keys = Keys { of: "`delivery`", known: &["attempts", "parallel"], later: &[] };
+
+fn read_delivery(field: Field<'_>) -> Delivery {
+    let (section, default) = (field.section(DELIVERY), Delivery::default());
+    Delivery {
+        attempts_max: section.count("attempts", default.attempts_max, 1..=1_000_000),
+        parallel: section.count("parallel", default.parallel, 1..=1_024),
+    }
+}
+
+/// `header:Shipment-Id`, kept in lower case as headers are compared.
+fn parse_order_by(text: &str) -> Result<String, String> {
+    let Some(name) = text.strip_prefix("header:") else {
+        return Err(format!("`{text}` is not a source of keys, such as `header:Shipment-Id`"));
+    };
+    if is_token(name) { Ok(name.to_ascii_lowercase()) } else { Err(format!("`{name}` is not the name of a header")) }
+}
+
+/// A `token` of RFC 9110 section 5.6.2: what header names and methods are made of.
+pub(super) fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+}
+
+const FALLBACKS: [&str; 4] = ["spool", "stale", "static", "upstream"];
+
+fn read_fallbacks(field: Field<'_>, upstreams: &Upstreams<'_>) -> Vec<Fallback> {
+    let mut fallbacks: Vec<Fallback> = Vec::new();
+    let mut last_word = false;
+    for item in field.list_or_one() {
+        let Some(fallback) = read_fallback(item, upstreams) else { continue };
+        if fallbacks.iter().any(|known| known.name() == fallback.name()) {
+            item.error_with(format!("`{}` is given twice", fallback.name()), "remove one");
+            continue;
+        }
+        if last_word {
+            item.reader.warning(item.spot(), "never tried: `static` before it always answers", "move it up");
+        }
+        last_word |= matches!(fallback, Fallback::Static { .. });
+        fallbacks.push(fallback);
+    }
+    fallbacks
+}
+
+const FALLBACK: Keys = Keys { of: "this fallback", known: &FALLBACKS, later: &[] };
+
+/// `spool`, or a mapping of one kind to its settings.
+fn read_fallback(item: Field<'_>, upstreams: &Upstreams<'_>) -> Option<Fallback> {
+    if let Some(word) = item.peek() {
+        return match word {
+            "spool" => Some(Fallback::Spool),
+            "stale" => refuse_bare(item, "stale: 10m"),
+            "static" => refuse_bare(item, "static: { status: 200, body: \"...\" }"),
+            "upstream" => refuse_bare(item, "upstream: other"),
+            _ => {
+                item.error_with(format!("`{word}` is not a fallback"), hint_of(word, FALLBACKS));
+                None
+            }
+        };
+    }
+    let section = item.section(FALLBACK);
+    let mut kinds = FALLBACKS.iter().filter_map(|kind| section.field(kind));
+    let (first, second) = (kinds.next(), kinds.next());
+    if let (Some(_), Some(second)) = (first, second) {
+        second.reader.error_with(
+            second.key_spot,
+            "a fallback is one of its kinds",
+            "write a list to try several: `[{ stale: 10m }, spool]`",
+        );
+        return None;
+    }
+    let kind = first?;
+    match kind.key {
+        "spool" => refuse_settings(kind),
+        "stale" => kind.duration(MILLISECOND..=365 * DAY).map(|for_at_most| Fallback::Stale { for_at_most }),
+        "static" => Some(read_static(kind)),
+        _ => upstreams.refer(kind).map(Fallback::Upstream),
+    }
+}
+
+fn refuse_bare(item: Field<'_>, example: &str) -> Option<Fallback> {
+    item.error_with("this fallback has settings", format!("write `{{ {example} }}`"));
+    None
+}
+
+fn refuse_settings(kind: Field<'_>) -> Option<Fallback> {
+    match kind.node.data {
+        Data::Empty => return Some(Fallback::Spool),
+        Data::Unresolved => {}
+        _ => kind.reader.error_with(kind.key_spot, "`spool` has no settings here", "write `fallback: spool`"),
+    }
+    None
+}
+
+const STATIC: Keys = Keys { of: "`static`", known: &["status", "content_type", "body"], later: &[] };
+
+fn read_static(kind: Field<'_>) -> Fallback {
+    let section = kind.section(STATIC);
+    let status = section.count("status", 200, 200..=599);
+    let content_type = section.field("content_type").and_then(|field| field.parsed(parse_content_type));
+    let body = section.field("body").and_then(|field| field.text()).unwrap_or_default();
+    if let (204 | 304, false, Some(field)) = (status, body.is_empty(), section.field("body")) {
+        field.error(format!("an answer of status {status} has no body"));
+    }
+    Fallback::Static {
+        status: u16::try_from(status).unwrap_or(200),
+        content_type: content_type.unwrap_or_else(|| "text/plain; charset=utf-8".into()),
+        body: body.into(),
+    }
+}
+
+fn parse_content_type(text: &str) -> Result<String, String> {
+    let (kind, rest) = text.split_once('/').unwrap_or((text, ""));
+    let subtype = rest.split(';').next().unwrap_or_default().trim();
+    let printable = text.bytes().all(|byte| (0x20..0x7f).contains(&byte));
+    if is_token(kind) && is_token(subtype) && printable {
+        return Ok(text.into());
+    }
+    Err(format!("`{text}` is not a media type, such as `text/plain`"))
+}

@@ -1,0 +1,134 @@
+//! `seawall run --listen A --upstream U`: a policy without a file, with the guards' defaults.
+
+use std::path::PathBuf;
+
+use seawall_core::id::{RouteId, UpstreamId};
+use seawall_core::policy::{Endpoint, Limits, Listener, Match, Policy, Route, Upstream};
+
+use super::address::{clash, parse_listen, parse_url};
+use super::finding::{Finding, Report, Severity, Source, Spot};
+use super::policies::Rules;
+use super::upstreams::{CONNECT_TIMEOUT, CONNECTIONS_MAX, IDLE_TIMEOUT};
+use super::{ADMIN_ADDRESS, AdminConfig, AppConfig, StoreConfig, digest};
+
+/// What the command line says in place of a file.
+#[derive(Clone, Debug, Default)]
+pub struct Quick {
+    /// `--listen`, such as `127.0.0.1:8080` or `:8080`.
+    pub listen: String,
+    /// `--upstream`, such as `http://127.0.0.1:3000`.
+    pub upstream: String,
+    /// `--admin`, if given.
+    pub admin: Option<String>,
+    /// `--data`, if given.
+    pub data: Option<PathBuf>,
+}
+
+/// The configuration for one catch-all route, called `default`.
+///
+/// # Errors
+/// Everything that is wrong with the options, at once.
+pub fn quick(options: &Quick) -> Result<AppConfig, Report> {
+    let mut findings = Vec::new();
+    let listen = parse("--listen", &options.listen, parse_listen, &mut findings);
+    let address = parse("--upstream", &options.upstream, parse_url, &mut findings);
+    let admin = options.admin.as_deref().unwrap_or(ADMIN_ADDRESS);
+    let admin = parse("--admin", admin, parse_listen, &mut findings);
+    if let (Some(listen), Some(admin)) = (listen, admin)
+        && clash(listen, admin)
+    {
+        let message = format!("`{listen}` is taken by the admin API on `{admin}`");
+        findings.push(finding("--listen", &options.listen, message, Some("move one with `--listen` or `--admin`")));
+    }
+    match (listen, address, admin) {
+        (Some(listen), Some(address), Some(admin)) if findings.is_empty() => {
+            let store = StoreConfig::default();
+            let path = options.data.clone().unwrap_or(store.path);
+            let policy = policy(Listener { address: listen, routes: vec![RouteId(0)] }, address, options);
+            let admin = AdminConfig { address: admin, token_file: None };
+            Ok(AppConfig { policy, store: StoreConfig { path, ..store }, admin })
+        }
+        _ => Err(Report { findings }),
+    }
+}
+
+fn policy(listener: Listener, address: String, options: &Quick) -> Policy {
+    let Rules { guards, fallbacks, order_by, delivery } = Rules::default();
+    let upstream = Upstream {
+        name: "default".into(),
+        endpoints: vec![Endpoint { address, zone: None }],
+        health: None,
+        connections_max: CONNECTIONS_MAX,
+        idle_timeout: IDLE_TIMEOUT,
+        connect_timeout: CONNECT_TIMEOUT,
+    };
+    let (name, matcher, upstream_id) = ("default".into(), Match::default(), UpstreamId(0));
+    Policy {
+        node: "seawall".into(),
+        zone: "local".into(),
+        zones: vec!["local".into()],
+        listeners: vec![listener],
+        routes: vec![Route { name, matcher, upstream: upstream_id, guards, fallbacks, order_by, delivery }],
+        upstreams: vec![upstream],
+        limits: Limits::default(),
+        digest: digest(format!("--listen {} --upstream {}", options.listen, options.upstream).as_bytes()),
+    }
+}
+
+fn parse<T>(
+    option: &str,
+    text: &str,
+    parse: impl FnOnce(&str) -> Result<T, String>,
+    findings: &mut Vec<Finding>,
+) -> Option<T> {
+    parse(text).map_err(|problem| findings.push(finding(option, text, problem, None))).ok()
+}
+
+fn finding(option: &str, text: &str, message: String, hint: Option<&str>) -> Finding {
+    let source = Source { name: option.into(), text: text.into(), is_argument: true };
+    let spot = Spot { line: 1, column: 1, length: text.chars().count() };
+    source.finding(Severity::Error, spot, message, hint.map(Into::into))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn options(listen: &str, upstream: &str, admin: Option<&str>) -> Quick {
+        Quick { listen: listen.into(), upstream: upstream.into(), admin: admin.map(Into::into), data: None }
+    }
+
+    #[test]
+    fn one_route_takes_everything() {
+        let data = Some("/data".into());
+        let config = quick(&Quick { data, ..options(":8080", "http://localhost:3000", None) }).unwrap();
+        let Policy { listeners, routes, upstreams, .. } = &config.policy;
+        assert_eq!(listeners[0].address.to_string(), "0.0.0.0:8080");
+        assert_eq!((routes.len(), routes[0].name.as_str(), &routes[0].matcher), (1, "default", &Match::default()));
+        assert_eq!(upstreams[0].endpoints[0].address, "localhost:3000");
+        assert!(routes[0].guards.breaker.is_some());
+        assert_eq!(config.store.path, Path::new("/data"));
+        assert_eq!(config.admin, AdminConfig::default());
+        assert_eq!(config.policy.digest.len(), 64);
+    }
+
+    #[test]
+    fn every_option_that_is_wrong_is_told_at_once() {
+        let report = quick(&options("8080", "https://api.example", Some(":x"))).unwrap_err();
+        assert_eq!(report.errors(), 3);
+        assert_eq!(
+            report.to_string(),
+            "--listen: `8080` has no port; write an address such as `127.0.0.1:8080` or `:8080`\n   |  8080\n   |  ^^^^\n\
+             --upstream: `https://api.example`: this version speaks plain HTTP to upstreams, not HTTPS\n   \
+             |  https://api.example\n   |  ^^^^^^^^^^^^^^^^^^^\n\
+             --admin: `:x`: `x` is not a port, 0 to 65535\n   |  :x\n   |  ^^\n"
+        );
+        let report = quick(&options(":9900", "http://a", None)).unwrap_err().to_string();
+        assert!(
+            report.starts_with("--listen: `0.0.0.0:9900` is taken by the admin API on `127.0.0.1:9900`"),
+            "{report}"
+        );
+    }
+}

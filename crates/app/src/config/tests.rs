@@ -1,0 +1,304 @@
+//! A text in, a report out: `tests/bad.txt` holds every kind of mistake with the report it must give, word for word.
+
+use std::path::Path;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use seawall_core::guard::breaker::WindowConfig;
+use seawall_core::id::{RouteId, UpstreamId};
+use seawall_core::policy::{Fallback, Limits, PathMatch};
+
+use super::policies::Rules;
+use super::*;
+
+fn environment(name: &str) -> Option<String> {
+    match name {
+        "ZONE" => Some("eu".into()),
+        "EMPTY" => Some(String::new()),
+        "PORT" => Some("8080".into()),
+        "TIMEOUT" => Some("soon".into()),
+        "BRACES" => Some("{ a: [b] }".into()),
+        _ => None,
+    }
+}
+
+fn read(text: &str) -> Checked {
+    check("seawall.yaml", text.as_bytes(), &environment)
+}
+
+fn config(text: &str) -> AppConfig {
+    let checked = read(text);
+    checked.config.unwrap_or_else(|| panic!("{}", checked.report))
+}
+
+/// What every case leaves out: the rest of a good configuration.
+const REST: [(&str, &str); 2] = [
+    ("listeners:", "listeners: [{ address: \":8080\", routes: [{ upstream: api }] }]\n"),
+    ("upstreams:", "upstreams: { api: { url: \"http://127.0.0.1:3000\" } }\n"),
+];
+
+/// `=== title` / text / `>>>` / report, again and again. The text `...` at its end asks for the [`REST`].
+fn cases(table: &str) -> Vec<(&str, String, &str)> {
+    table
+        .split("=== ")
+        .skip(1)
+        .map(|case| {
+            let (title, rest) = case.split_once('\n').expect("a title");
+            let (text, report) = rest.split_once("\n>>>\n").expect("a report");
+            let Some(text) = text.strip_suffix("...") else { return (title, format!("{text}\n"), report) };
+            let missing = REST.iter().filter(|(key, _)| !text.starts_with(key) && !text.contains(&format!("\n{key}")));
+            (title, format!("{text}{}", missing.map(|(_, rest)| *rest).collect::<String>()), report)
+        })
+        .collect()
+}
+
+#[test]
+fn every_mistake_is_told_with_its_spot() {
+    let table = include_str!("tests/bad.txt");
+    let mut told = String::new();
+    let mut wrong = Vec::new();
+    for (title, text, expected) in cases(table) {
+        let checked = read(&text);
+        let report = checked.report.to_string();
+        assert_eq!(checked.config.is_some(), checked.report.errors() == 0, "{title}");
+        if report.trim_end() != expected.trim_end() {
+            wrong.push(format!("=== {title}\n{text}>>>\n{report}"));
+        }
+        told.push_str(&report);
+    }
+    assert!(wrong.is_empty(), "{} cases say something else:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(told.lines().filter(|line| line.starts_with("seawall.yaml:")).count() > 100);
+}
+
+#[test]
+fn the_whole_grammar_is_understood() {
+    let AppConfig { policy, store, admin } = config(include_str!("tests/whole.yaml"));
+    assert_eq!((policy.node.as_str(), policy.zone.as_str()), ("us-east-1", "us-east"));
+    assert_eq!(policy.zones, ["us-east", "us-west", "eu-central"]);
+    assert_eq!(policy.digest.len(), 64);
+    let names: Vec<&str> = policy.routes.iter().map(|route| route.name.as_str()).collect();
+    assert_eq!(names, ["events", "carrier", "queue", "queue-2", "carrier-2"]);
+    assert_eq!(policy.listeners[0].routes, [RouteId(0), RouteId(1), RouteId(2), RouteId(3)]);
+    assert_eq!(policy.listeners[1].address.to_string(), "[::1]:8081");
+    let events = policy.route(RouteId(0));
+    assert_eq!(events.matcher.path, PathMatch::Exact("/events".into()));
+    assert_eq!(events.matcher.methods, ["POST"]);
+    assert_eq!(events.guards.timeout, Duration::from_secs(2));
+    assert_eq!(events.guards.try_timeout, Duration::from_millis(700));
+    assert_eq!((events.guards.retry.attempts_max, events.guards.retry.backoff_max), (4, Duration::from_secs(1)));
+    assert_eq!((events.guards.budget.ratio.to_string(), events.guards.budget.floor_per_s), ("10%".into(), 3.0));
+    let breaker = events.guards.breaker.as_ref().unwrap();
+    assert_eq!((breaker.window, breaker.calls_min), (WindowConfig::Calls(10), 10));
+    assert_eq!(breaker.slow.unwrap().over, Duration::from_millis(500));
+    assert_eq!((breaker.open_for, breaker.open_for_max), (Duration::from_secs(90), Duration::from_secs(90)));
+    assert_eq!((events.guards.bulkhead.calls_max, events.guards.bulkhead.waiting_max), (256, 0));
+    assert_eq!((events.guards.replay_bytes_max, events.guards.answer_bytes_max), (131_072, 0));
+    assert_eq!(events.fallbacks, [Fallback::Spool]);
+    assert!(events.spools());
+    assert_eq!(events.order_by.as_deref(), Some("shipment-id"));
+    assert_eq!((events.delivery.attempts_max, events.delivery.parallel), (7, 3));
+    let quotes = policy.route(RouteId(1));
+    assert_eq!(quotes.matcher.host.as_deref(), Some("api.example"));
+    assert_eq!(quotes.matcher.methods, ["GET", "HEAD"]);
+    assert!(quotes.guards.breaker.is_none());
+    assert_eq!(quotes.guards.retry.attempts_max, 1);
+    assert_eq!(quotes.guards.try_timeout, Duration::from_millis(800));
+    assert_eq!(quotes.stale_for(), Some(Duration::from_secs(600)));
+    assert_eq!(quotes.fallbacks[1], Fallback::Upstream(UpstreamId(0)));
+    let body = "{\"price\": null}".into();
+    assert_eq!(quotes.fallbacks[2], Fallback::Static { status: 200, content_type: "application/json".into(), body });
+    let plain = policy.route(RouteId(2));
+    assert!(plain.fallbacks.is_empty() && plain.guards.breaker.is_some());
+    let time = policy.route(RouteId(3)).guards.breaker.as_ref().unwrap();
+    assert_eq!((time.window, time.calls_min), (WindowConfig::Time(Duration::from_secs(10)), 500));
+    let queue = policy.upstream(UpstreamId(0));
+    assert_eq!(queue.endpoints[1].zone.as_deref(), Some("us-west"));
+    assert_eq!(queue.endpoints[2].address, "queue.example:80");
+    assert_eq!((queue.connections_max, queue.idle_timeout), (64, Duration::from_secs(9)));
+    let health = queue.health.as_ref().unwrap();
+    assert_eq!((health.path.as_str(), health.unhealthy_after, health.healthy_after), ("/healthz", 5, 1));
+    assert_eq!(policy.upstream(UpstreamId(1)).endpoints[0].address, "127.0.0.1:7002");
+    assert_eq!(policy.upstream(UpstreamId(1)).health, None);
+    assert_eq!(policy.limits.grace, Duration::from_secs(5));
+    assert_eq!(policy.limits.header_bytes_max, 16 << 10);
+    assert_eq!(policy.limits.headers_max, Limits::default().headers_max);
+    assert_eq!(store.path, Path::new("./data-eu"));
+    assert_eq!((store.spool_bytes_max, store.record_bytes_max), (2 << 30, 1 << 20));
+    assert_eq!(admin.address.to_string(), "127.0.0.1:9901");
+    assert_eq!(admin.token_file.as_deref(), Some(Path::new("/run/secrets/seawall")));
+}
+
+#[test]
+fn what_is_not_written_takes_its_default() {
+    let AppConfig { policy, store, admin } = config(&REST.map(|(_, rest)| rest).concat());
+    assert_eq!((policy.node.as_str(), policy.zone.as_str()), ("seawall", "local"));
+    assert_eq!(policy.zones, ["local"]);
+    assert_eq!(policy.limits, Limits::default());
+    assert_eq!((store, admin), (StoreConfig::default(), AdminConfig::default()));
+    let (route, rules) = (&policy.routes[0], Rules::default());
+    assert_eq!((route.guards.timeout, route.guards.breaker.clone()), (rules.guards.timeout, rules.guards.breaker));
+    assert_eq!(admin_default(), ADMIN_ADDRESS);
+}
+
+fn admin_default() -> String {
+    AdminConfig::default().address.to_string()
+}
+
+#[test]
+fn the_only_zone_is_this_nodes() {
+    let rest = REST.map(|(_, rest)| rest).concat();
+    assert_eq!(config(&format!("zones: [a]\n{rest}")).policy.zone, "a");
+    let named = config(&format!("zone: b\n{rest}")).policy;
+    assert_eq!((named.zones, named.node.as_str()), (vec!["b".to_string()], "b"));
+}
+
+#[test]
+fn the_environment_is_filled_in_as_text() {
+    let text = "zone: ${ZONE}\nnode: ${NONE:-n}-${EMPTY:-1}\nstore: { path: \"./$${HOME}/${BRACES}\" }\n";
+    let config = config(&format!("{text}{}", REST.map(|(_, rest)| rest).concat()));
+    assert_eq!((config.policy.zone.as_str(), config.policy.node.as_str()), ("eu", "n-1"));
+    assert_eq!(config.store.path, Path::new("./${HOME}/{ a: [b] }"), "a value never becomes structure");
+}
+
+#[test]
+fn an_anchor_may_be_used_again() {
+    let text = "upstreams: { a: { endpoints: &e [\"h:1\"] }, b: { endpoints: *e } }\n\
+                listeners: [{ address: \":1\", routes: [{ upstream: a, match: { path: /a } }, { upstream: b }] }]\n";
+    let config = config(text);
+    assert_eq!(config.policy.upstreams[0].endpoints, config.policy.upstreams[1].endpoints);
+}
+
+#[test]
+fn bytes_that_are_no_text_are_told() {
+    let report = check("f.yaml", b"zone: a\nnode: \xff", &environment).report.to_string();
+    assert_eq!(report, "f.yaml:2:7: byte 0xff is not text: save the file as UTF-8\n   |  node:\n   |        ^\n");
+    let huge = check("f.yaml", &vec![b'#'; FILE_BYTES_MAX + 1], &environment).report;
+    assert!(huge.to_string().starts_with("f.yaml:1:1: the file has 4194305 bytes"), "{huge}");
+    assert!(
+        check("f.yaml", format!("\u{feff}{}", REST.map(|(_, rest)| rest).concat()).as_bytes(), &environment)
+            .config
+            .is_some()
+    );
+}
+
+#[test]
+fn trees_that_would_not_fit_in_memory_are_refused() {
+    let bomb = (1..9).fold(String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"), |text, level| {
+        let alias = format!("*a{}, ", level - 1).repeat(10);
+        format!("{text}a{level}: &a{level} [{}]\n", alias.trim_end_matches(", "))
+    });
+    assert!(read(&bomb).report.to_string().contains("more than 100000 values"));
+    let nested = |levels: usize| read(&format!("a: {}", "[".repeat(levels))).report.to_string();
+    assert!(nested(100).contains("nested deeper than 32 levels"), "{}", nested(100));
+    assert!(nested(100_000).contains("not YAML: recursion limit"));
+}
+
+#[test]
+fn a_file_is_read_or_its_absence_explained() {
+    let directory = std::env::temp_dir().join(format!("seawall-config-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let path = directory.join("seawall.yaml");
+    let missing = load(&path, &environment).unwrap_err().to_string();
+    assert!(missing.contains("seawall.yaml`: ") && missing.ends_with("; `seawall init` writes one"), "{missing}");
+    assert!(!load(&directory, &environment).unwrap_err().to_string().contains("init"));
+    std::fs::write(&path, REST.map(|(_, rest)| rest).concat()).unwrap();
+    let (config, report) = load(&path, &environment).unwrap().into_result().unwrap();
+    assert_eq!((config.policy.routes.len(), report.findings.len()), (1, 0));
+    std::fs::write(&path, "zone: a b").unwrap();
+    assert!(load(&path, &environment).unwrap().into_result().is_err());
+    std::fs::remove_dir_all(&directory).unwrap();
+}
+
+/// Fragments that meet the grammar more often than chance would.
+fn fragment() -> impl Strategy<Value = String> {
+    let words = [
+        "zone",
+        "zones",
+        "node",
+        "store",
+        "limits",
+        "listeners",
+        "upstreams",
+        "policies",
+        "admin",
+        "routes",
+        "match",
+        "upstream",
+        "policy",
+        "url",
+        "endpoints",
+        "address",
+        "retry",
+        "breaker",
+        "fallback",
+        "window",
+        "backoff",
+        "slow",
+        "spool",
+        "stale",
+        "static",
+        "100 calls",
+        "50%",
+        "10s",
+        "60% over 5s",
+        "50ms..1s",
+        "off",
+        ": ",
+        ", ",
+        "{",
+        "}",
+        "[",
+        "]",
+        "\n",
+        "\n  ",
+        "\n- ",
+        "&a ",
+        "*a",
+        "!!str ",
+        "!x ",
+        "\"",
+        "'",
+        "${ZONE}",
+        "${",
+        "}",
+        "|\n",
+        "#",
+        "~",
+        "http://a:1",
+        ":80",
+        "-",
+        "%",
+        "\t",
+        "---\n",
+        "é",
+        "\u{0}",
+    ];
+    prop_oneof![8 => prop::sample::select(words.to_vec()).prop_map(String::from), 1 => ".{0,6}"]
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(parts in prop::collection::vec(fragment(), 0..60)) {
+        let checked = read(&parts.concat());
+        let _ = checked.report.to_string();
+        prop_assert_eq!(checked.config.is_some(), checked.report.errors() == 0);
+    }
+
+    #[test]
+    fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = check("f", &bytes, &environment).report.to_string();
+    }
+
+    #[test]
+    fn no_damage_to_a_good_file_panics(at in 0_usize..4_000, cut in 0_usize..40, put in ".{0,4}") {
+        let whole: Vec<char> = include_str!("tests/whole.yaml").chars().collect();
+        let at = at.min(whole.len());
+        let after = (at + cut).min(whole.len());
+        let text: String = whole[..at].iter().chain(&put.chars().collect::<Vec<_>>()).chain(&whole[after..]).collect();
+        let checked = read(&text);
+        prop_assert_eq!(checked.config.is_some(), checked.report.errors() == 0);
+        for finding in &checked.report.findings {
+            prop_assert!(finding.line <= text.split(['\n', '\r']).count() + 1, "{}", finding);
+        }
+    }
+}

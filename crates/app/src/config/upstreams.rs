@@ -1,0 +1,165 @@
+//! Upstreams: endpoints, health checks, connections.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use seawall_core::guard::health::HealthConfig;
+use seawall_core::id::UpstreamId;
+use seawall_core::policy::{Endpoint, Upstream};
+
+use super::address::{parse_endpoint, parse_url};
+use super::finding::Spot;
+use super::node::{Place, read_zone};
+use super::parse_name;
+use super::reader::{Field, Keys, Reader, hint_of};
+
+/// Connections per endpoint unless told otherwise.
+pub(super) const CONNECTIONS_MAX: u32 = 256;
+/// Below the five seconds after which common servers drop an idle connection.
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+/// Within a data centre a connection takes milliseconds; two seconds leave room for one lost packet.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const HOUR: Duration = Duration::from_secs(3_600);
+
+/// Every upstream, and which of them anybody asks for.
+pub(super) struct Upstreams<'n> {
+    list: Vec<Named<'n>>,
+    /// False if the section is missing: then every reference would be told, which helps nobody.
+    written: bool,
+}
+
+struct Named<'n> {
+    reader: &'n Reader<'n>,
+    spot: Spot,
+    upstream: Upstream,
+    used: Cell<bool>,
+}
+
+impl<'n> Upstreams<'n> {
+    pub(super) fn read(field: Option<Field<'n>>, place: &Place) -> Self {
+        let Some(field) = field else { return Self { list: Vec::new(), written: false } };
+        let entries = field.entries();
+        let list = entries.into_iter().map(|entry| Named {
+            reader: entry.reader,
+            spot: entry.key_spot,
+            upstream: read_upstream(entry, place),
+            used: Cell::new(false),
+        });
+        Self { list: list.collect(), written: true }
+    }
+
+    /// The upstream a field names, which is thereby in use.
+    pub(super) fn refer(&self, field: Field<'_>) -> Option<UpstreamId> {
+        let name = field.text()?;
+        let found = self.list.iter().position(|named| named.upstream.name == name);
+        match found {
+            Some(index) => self.list[index].used.set(true),
+            None if self.written => {
+                let hint = hint_of(name, self.list.iter().map(|named| named.upstream.name.as_str()));
+                field.error_with(format!("upstream `{name}` is not defined"), hint);
+            }
+            None => {}
+        }
+        found.map(|index| UpstreamId(u32::try_from(index).unwrap_or(u32::MAX)))
+    }
+
+    pub(super) fn name(&self, id: UpstreamId) -> &str {
+        &self.list[id.index()].upstream.name
+    }
+
+    pub(super) fn tell_unused(&self) {
+        for named in self.list.iter().filter(|named| !named.used.get()) {
+            let message = format!("no route goes to the upstream `{}`", named.upstream.name);
+            named.reader.warning(named.spot, message, "name it in a route, or remove it");
+        }
+    }
+
+    pub(super) fn resolved(self) -> Vec<Upstream> {
+        self.list.into_iter().map(|named| named.upstream).collect()
+    }
+}
+
+const UPSTREAM: Keys = Keys {
+    of: "this upstream",
+    known: &["url", "endpoints", "health", "connections", "idle_timeout", "connect_timeout"],
+    later: &[],
+};
+
+fn read_upstream(entry: Field<'_>, place: &Place) -> Upstream {
+    if let Err(problem) = parse_name(entry.key) {
+        entry.reader.error(entry.key_spot, problem);
+    }
+    let section = entry.section(UPSTREAM);
+    let endpoints = match (section.field("url"), section.field("endpoints")) {
+        (Some(url), None) => {
+            url.parsed(parse_url).map(|address| Endpoint { address, zone: None }).into_iter().collect()
+        }
+        (None, Some(list)) => read_endpoints(list, place),
+        (Some(url), Some(_)) => {
+            url.error("an upstream has a `url` or `endpoints`, not both");
+            Vec::new()
+        }
+        (None, None) => {
+            section.required("url", "\"http://host:port\"");
+            Vec::new()
+        }
+    };
+    Upstream {
+        name: entry.key.into(),
+        endpoints,
+        health: section.field("health").and_then(read_health),
+        connections_max: section.count("connections", CONNECTIONS_MAX, 1..=65_535),
+        idle_timeout: section.duration("idle_timeout", IDLE_TIMEOUT, MILLISECOND..=HOUR),
+        connect_timeout: section.duration("connect_timeout", CONNECT_TIMEOUT, MILLISECOND..=HOUR),
+    }
+}
+
+fn read_endpoints(list: Field<'_>, place: &Place) -> Vec<Endpoint> {
+    let items = list.list();
+    if items.is_empty() && matches!(list.node.data, super::tree::Data::List(_)) {
+        list.error_with("an upstream has at least one endpoint", "add `{ address: \"host:port\" }`");
+    }
+    let mut endpoints: Vec<Endpoint> = Vec::new();
+    for item in items {
+        let Some((field, endpoint)) = read_endpoint(item, place) else { continue };
+        if endpoints.iter().any(|known| known.address == endpoint.address) {
+            field.error_with(format!("`{}` is given twice", endpoint.address), "remove one");
+        } else {
+            endpoints.push(endpoint);
+        }
+    }
+    endpoints
+}
+
+const ENDPOINT: Keys = Keys { of: "this endpoint", known: &["address", "zone"], later: &[] };
+
+/// `{ address: "host:port", zone: a }`, or just `"host:port"`.
+fn read_endpoint<'n>(item: Field<'n>, place: &Place) -> Option<(Field<'n>, Endpoint)> {
+    if item.peek().is_some() {
+        return item.parsed(parse_endpoint).map(|address| (item, Endpoint { address, zone: None }));
+    }
+    let section = item.section(ENDPOINT);
+    let zone = section.field("zone").and_then(|field| read_zone(field, place));
+    let field = section.required("address", "\"host:port\"")?;
+    field.parsed(parse_endpoint).map(|address| (field, Endpoint { address, zone }))
+}
+
+const HEALTH: Keys =
+    Keys { of: "`health`", known: &["path", "every", "timeout", "unhealthy_after", "healthy_after"], later: &[] };
+
+fn read_health(field: Field<'_>) -> Option<HealthConfig> {
+    if field.is_off() {
+        return None;
+    }
+    let (section, default) = (field.section(HEALTH), HealthConfig::default());
+    let path = section.field("path").and_then(|field| field.parsed(super::listeners::parse_path));
+    Some(HealthConfig {
+        path: path.unwrap_or(default.path),
+        every: section.duration("every", default.every, Duration::from_millis(10)..=HOUR),
+        timeout: section.duration("timeout", default.timeout, MILLISECOND..=HOUR),
+        unhealthy_after: section.count("unhealthy_after", default.unhealthy_after, 1..=1_000),
+        healthy_after: section.count("healthy_after", default.healthy_after, 1..=1_000),
+    })
+}

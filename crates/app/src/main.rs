@@ -1,0 +1,2 @@
+//! The binary `seawall`.
+fn main() {}

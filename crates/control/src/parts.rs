@@ -1,0 +1,147 @@
+//! What the admin side is made of: everything it shows comes through here.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use seawall_core::ledger::{Place, Receipts, Summary};
+use seawall_core::observation::NodeSnapshot;
+use seawall_core::time::Wall;
+use seawall_store::{Journal, Spool};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::{STREAMS_MAX, api, events, guard, metrics, serve, ui};
+
+/// A future in a box, for traits used as objects.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Who this node is.
+#[derive(Clone, Debug)]
+pub struct NodeInfo {
+    /// Its name.
+    pub node: String,
+    /// Its zone.
+    pub zone: String,
+    /// Every zone of the fleet: the columns of the overview.
+    pub zones: Vec<String>,
+    /// The program's version.
+    pub version: String,
+    /// The commit it was built from, if known.
+    pub git: Option<String>,
+    /// SHA-256 of the configuration in force, hex.
+    pub config_digest: String,
+    /// When it started.
+    pub started_at: Wall,
+}
+
+/// The ledger as the admin side needs it; `app` puts core's ledger and the store's log behind it.
+pub trait LedgerPort: Send + Sync {
+    /// Takes a sink's batch; durable when it returns. Tells how many receipts it held. The same batch again changes
+    /// nothing and is no error.
+    fn receipts(&self, batch: Receipts) -> BoxFuture<'_, Result<u64, LedgerRefusal>>;
+
+    /// Seals every stream now.
+    fn seal(&self) -> BoxFuture<'_, Result<Summary, LedgerRefusal>>;
+
+    /// The books as they stand.
+    fn summary(&self) -> Summary;
+
+    /// A record of the spool with this stamp (the `Seawall-Record` header it carries) went somewhere else because a
+    /// person said so.
+    fn moved(&self, stamp: &str, to: Place);
+}
+
+/// Why the ledger did not do it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LedgerRefusal {
+    /// The caller made a mistake.
+    Invalid {
+        /// In which field: `sink`, `batch` or `receipts`.
+        field: &'static str,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A batch is missing before this one.
+    Gap {
+        /// The batch to send first.
+        expected: u64,
+    },
+    /// The ledger cannot write now; the same call may succeed later.
+    Unavailable {
+        /// Why.
+        message: String,
+    },
+}
+
+/// Everything the admin side shows and moves.
+#[derive(Clone)]
+pub struct AdminParts {
+    /// Who this node is.
+    pub info: NodeInfo,
+    /// Draws a snapshot of the data path.
+    pub view: Arc<dyn Fn() -> NodeSnapshot + Send + Sync>,
+    /// Writes to be delivered.
+    pub spool: Spool,
+    /// What happened.
+    pub journal: Journal,
+    /// The account of every record.
+    pub ledger: Arc<dyn LedgerPort>,
+    /// Whether traffic should come here, or why not.
+    pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+    /// The time as people write it.
+    pub wall: Arc<dyn Fn() -> Wall + Send + Sync>,
+    /// Asked for with every call but probes and metrics, if set.
+    pub token: Option<String>,
+}
+
+/// The admin side of one node. Cheap to clone.
+#[derive(Clone)]
+pub struct Admin(pub(crate) Arc<Shared>);
+
+pub(crate) struct Shared {
+    pub(crate) parts: AdminParts,
+    /// One permit for each follower of the events.
+    pub(crate) streams: Arc<Semaphore>,
+    /// Ends the followers.
+    pub(crate) stop: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+}
+
+impl std::fmt::Debug for Admin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Admin").field("info", &self.0.parts.info).finish_non_exhaustive()
+    }
+}
+
+impl Admin {
+    /// Ready to be served. Nothing runs until [`Self::serve`].
+    #[must_use]
+    pub fn new(parts: AdminParts) -> Self {
+        let streams = Arc::new(Semaphore::new(STREAMS_MAX));
+        Self(Arc::new(Shared { parts, streams, stop: CancellationToken::new(), tasks: TaskTracker::new() }))
+    }
+
+    /// Every endpoint, with the guards around them.
+    pub fn router(&self) -> Router {
+        let open = Router::new().merge(api::probes()).merge(metrics::router());
+        let closed = Router::new().merge(api::router()).merge(ui::router()).merge(events::router());
+        let closed = closed.layer(axum::middleware::from_fn_with_state(self.clone(), guard::check));
+        open.merge(closed).fallback(api::no_such_path).with_state(self.clone())
+    }
+
+    /// Serves connections until `stop` is cancelled, then lets calls in work end within `grace`.
+    ///
+    /// # Cancel safety
+    /// Dropped, connections end at once.
+    pub async fn serve(&self, listener: TcpListener, stop: CancellationToken, grace: Duration) {
+        serve::run(self, listener, stop, grace).await;
+    }
+
+    pub(crate) fn parts(&self) -> &AdminParts {
+        &self.0.parts
+    }
+}

@@ -1,0 +1,112 @@
+//! `GET /api/status`: one node at a glance, drawn from the same snapshot as metrics and page.
+
+use seawall_core::observation::{NodeSnapshot, RouteSnapshot, UpstreamSnapshot};
+use seawall_core::time::Wall;
+use seawall_store::SpoolDepth;
+use serde::Serialize;
+
+use crate::parts::AdminParts;
+use crate::text::rfc3339;
+
+/// What `/api/status` answers.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    node: String,
+    zone: String,
+    version: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    git: Option<String>,
+    config_digest: String,
+    started_at: String,
+    uptime_s: f64,
+    ready: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_ready_because: Option<String>,
+    routes: Vec<Route>,
+    upstreams: Vec<UpstreamSnapshot>,
+    spool: SpoolStatus,
+    limits: Vec<seawall_core::observation::LimitSnapshot>,
+}
+
+#[derive(Debug, Serialize)]
+struct Route {
+    name: String,
+    upstream: String,
+    breaker: seawall_core::observation::BreakerSnapshot,
+    degraded_since: Option<String>,
+    requests_total: u64,
+    failures_total: u64,
+    retries_total: u64,
+    degraded_total: u64,
+    in_flight: u64,
+    waiting: u64,
+    latency_p50_ms: f64,
+    latency_p99_ms: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct SpoolStatus {
+    waiting: u64,
+    leased: u64,
+    parked: u64,
+    bytes: u64,
+    bytes_max: u64,
+    oldest_s: Option<f64>,
+    disk_full: bool,
+}
+
+impl Status {
+    pub(crate) fn of(parts: &AdminParts) -> Self {
+        let (info, now) = (&parts.info, (parts.wall)());
+        let NodeSnapshot { routes, upstreams, limits, .. } = (parts.view)();
+        let ready = (parts.ready)();
+        Self {
+            node: info.node.clone(),
+            zone: info.zone.clone(),
+            version: info.version.clone(),
+            git: info.git.clone(),
+            config_digest: info.config_digest.clone(),
+            started_at: rfc3339(info.started_at),
+            uptime_s: now.since(info.started_at).as_secs_f64(),
+            ready: ready.is_ok(),
+            not_ready_because: ready.err(),
+            routes: routes.into_iter().map(Route::of).collect(),
+            upstreams,
+            spool: SpoolStatus::of(parts.spool.depth(), now),
+            limits,
+        }
+    }
+}
+
+impl Route {
+    fn of(route: RouteSnapshot) -> Self {
+        Self {
+            degraded_since: route.degraded_since_ms.map(|millis| rfc3339(Wall::from_millis(millis))),
+            name: route.name,
+            upstream: route.upstream,
+            breaker: route.breaker,
+            requests_total: route.requests_total,
+            failures_total: route.failures_total,
+            retries_total: route.retries_total,
+            degraded_total: route.degraded_total,
+            in_flight: route.in_flight,
+            waiting: route.waiting,
+            latency_p50_ms: route.latency_p50_ms,
+            latency_p99_ms: route.latency_p99_ms,
+        }
+    }
+}
+
+impl SpoolStatus {
+    fn of(depth: SpoolDepth, now: Wall) -> Self {
+        Self {
+            waiting: depth.waiting,
+            leased: depth.leased,
+            parked: depth.parked,
+            bytes: depth.bytes,
+            bytes_max: depth.bytes_max,
+            oldest_s: depth.oldest.map(|at| now.since(at).as_secs_f64()),
+            disk_full: depth.disk_full,
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! The guards around a call, in the order they stand on its way:
+//!
+//! [`deadline`] (is there time left?) → [`bulkhead`] (is there a place?) → attempt loop { [`breaker`] (is the upstream
+//! thought well?) → the call under its per-try timeout → [`retry`] (may it be sent again, and when?) within
+//! [`budget`] (does the traffic afford it?) }. [`health`] looks at endpoints from the side.
+//!
+//! Every guard is a plain machine: the driver brings the time, the chance and the outcome, and carries out what the
+//! guard decides. Every refusal is a [`Refusal`]: which rule, with which numbers, and when to come back.
+
+pub mod breaker;
+pub mod budget;
+pub mod bulkhead;
+pub mod deadline;
+pub mod health;
+pub mod retry;
+mod window;
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::units::{Ratio, format_duration};
+
+/// Why a guard said no.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Refusal {
+    /// The breaker is open, or its probes are all out.
+    BreakerOpen {
+        /// Until it lets a probe through.
+        retry_in: Duration,
+        /// What it saw when it opened.
+        seen: Seen,
+    },
+    /// Too many calls at the same time, and the queue is full or the wait was too long.
+    BulkheadFull {
+        /// Calls allowed at the same time.
+        calls_max: u32,
+        /// Calls waiting already.
+        waiting: u32,
+        /// A guess at when a place is free.
+        retry_in: Duration,
+    },
+    /// No time was left before the call began.
+    DeadlineSpent {
+        /// The time there was.
+        timeout: Duration,
+    },
+    /// The traffic does not afford another retry.
+    BudgetSpent {
+        /// The share of traffic that may be retries.
+        ratio: Ratio,
+        /// Requests in the window.
+        requests: u64,
+        /// Retries in the window, those waiting in backoff included.
+        retries: u64,
+    },
+    /// Every endpoint fails its health check.
+    NoHealthyEndpoint {
+        /// How many there are.
+        endpoints: u32,
+        /// Until the next health check.
+        retry_in: Duration,
+    },
+    /// A limit of the whole node.
+    LimitReached {
+        /// Its name.
+        limit: &'static str,
+        /// Its value.
+        value: u64,
+        /// A guess at when to come back.
+        retry_in: Duration,
+    },
+}
+
+/// The numbers that opened a breaker.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Seen {
+    /// Calls in the window.
+    pub calls: u32,
+    /// Of those, failed.
+    pub failed: u32,
+    /// Of those, slow.
+    pub slow: u32,
+}
+
+impl Refusal {
+    /// The rule's name, in metrics, journal and `Proxy-Status`.
+    #[must_use]
+    pub const fn rule(&self) -> &'static str {
+        match self {
+            Self::BreakerOpen { .. } => "breaker",
+            Self::BulkheadFull { .. } => "bulkhead",
+            Self::DeadlineSpent { .. } => "deadline",
+            Self::BudgetSpent { .. } => "budget",
+            Self::NoHealthyEndpoint { .. } => "health",
+            Self::LimitReached { .. } => "limit",
+        }
+    }
+
+    /// Every rule, for metrics that must show zeros too.
+    pub const RULES: [&'static str; 6] = ["breaker", "bulkhead", "deadline", "budget", "health", "limit"];
+
+    /// When trying again makes sense; `None` where waiting does not help.
+    #[must_use]
+    pub const fn retry_in(&self) -> Option<Duration> {
+        match self {
+            Self::BreakerOpen { retry_in, .. }
+            | Self::BulkheadFull { retry_in, .. }
+            | Self::NoHealthyEndpoint { retry_in, .. }
+            | Self::LimitReached { retry_in, .. } => Some(*retry_in),
+            Self::DeadlineSpent { .. } | Self::BudgetSpent { .. } => None,
+        }
+    }
+
+    /// The status a client sees when this refusal is all we have.
+    #[must_use]
+    pub const fn status(&self) -> u16 {
+        match self {
+            Self::DeadlineSpent { .. } => 504,
+            _ => 503,
+        }
+    }
+
+    /// The error type of RFC 9209 section 2.3.
+    #[must_use]
+    pub const fn proxy_status(&self) -> &'static str {
+        match self {
+            Self::BreakerOpen { .. } | Self::NoHealthyEndpoint { .. } => "destination_unavailable",
+            Self::BulkheadFull { .. } | Self::LimitReached { .. } => "connection_limit_reached",
+            Self::DeadlineSpent { .. } => "http_response_timeout",
+            Self::BudgetSpent { .. } => "destination_unavailable",
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BreakerOpen { retry_in, seen } => write!(
+                f,
+                "the breaker is open ({} failed and {} slow of {} calls); next probe in {}",
+                seen.failed,
+                seen.slow,
+                seen.calls,
+                format_duration(whole_millis(*retry_in)),
+            ),
+            Self::BulkheadFull { calls_max, waiting, .. } => {
+                write!(f, "{calls_max} calls are on their way already and {waiting} wait")
+            }
+            Self::DeadlineSpent { timeout } => write!(f, "nothing is left of {}", format_duration(*timeout)),
+            Self::BudgetSpent { ratio, requests, retries } => {
+                write!(f, "{retries} retries for {requests} requests are what a budget of {ratio} affords")
+            }
+            Self::NoHealthyEndpoint { endpoints, .. } => write!(f, "none of {endpoints} endpoints is healthy"),
+            Self::LimitReached { limit, value, .. } => write!(f, "the limit `{limit}` of {value} is reached"),
+        }
+    }
+}
+
+fn whole_millis(duration: Duration) -> Duration {
+    Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_tells_rule_numbers_and_when_to_come_back() {
+        let second = Duration::from_secs(1);
+        let seen = Seen { calls: 20, failed: 12, slow: 3 };
+        let refusals = [
+            Refusal::BreakerOpen { retry_in: second, seen },
+            Refusal::BulkheadFull { calls_max: 4, waiting: 2, retry_in: second },
+            Refusal::DeadlineSpent { timeout: second },
+            Refusal::BudgetSpent { ratio: Ratio::new(0.2).unwrap(), requests: 10, retries: 2 },
+            Refusal::NoHealthyEndpoint { endpoints: 2, retry_in: second },
+            Refusal::LimitReached { limit: "pending", value: 9, retry_in: second },
+        ];
+        assert_eq!(refusals.each_ref().map(Refusal::rule), Refusal::RULES);
+        let words: Vec<String> = refusals.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            words,
+            [
+                "the breaker is open (12 failed and 3 slow of 20 calls); next probe in 1s",
+                "4 calls are on their way already and 2 wait",
+                "nothing is left of 1s",
+                "2 retries for 10 requests are what a budget of 20% affords",
+                "none of 2 endpoints is healthy",
+                "the limit `pending` of 9 is reached",
+            ]
+        );
+        assert_eq!(refusals.each_ref().map(Refusal::status), [503, 503, 504, 503, 503, 503]);
+        assert_eq!(refusals.iter().filter(|refusal| refusal.retry_in().is_some()).count(), 4);
+        assert!(refusals.iter().all(|refusal| !refusal.proxy_status().is_empty()));
+    }
+}

@@ -1,0 +1,200 @@
+//! The facts a node keeps: what changed, when, and because of what. Never a payload.
+//!
+//! An [`Entry`] names its cause by sequence number, so that the story of an incident can be read backwards from any
+//! line: a reduced answer because of an open breaker because of a config load.
+
+mod codec;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+pub use codec::DecodeError;
+
+use crate::time::Wall;
+
+/// Number of a journal entry: dense, from 1, in the order written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Seq(pub u64);
+
+impl fmt::Display for Seq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// One fact.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Its number.
+    pub seq: Seq,
+    /// When it was seen.
+    pub at: Wall,
+    /// What happened.
+    pub kind: Kind,
+    /// To what: `route:events`, `endpoint:queue/127.0.0.1:80`, `spool`, `node`.
+    pub subject: String,
+    /// The entry that led to this one, if known.
+    pub cause: Option<Seq>,
+    /// Numbers and reasons, by name. Never a payload, never a secret.
+    pub fields: BTreeMap<String, String>,
+}
+
+/// An entry before it has a number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Draft {
+    /// What happened.
+    pub kind: Kind,
+    /// To what.
+    pub subject: String,
+    /// The entry that led to this one, if known.
+    pub cause: Option<Seq>,
+    /// Numbers and reasons, by name.
+    pub fields: BTreeMap<String, String>,
+}
+
+impl Draft {
+    /// A fact about a subject.
+    #[must_use]
+    pub fn new(kind: Kind, subject: impl Into<String>) -> Self {
+        Self { kind, subject: subject.into(), cause: None, fields: BTreeMap::new() }
+    }
+
+    /// Names its cause.
+    #[must_use]
+    pub fn because(mut self, cause: Option<Seq>) -> Self {
+        self.cause = cause;
+        self
+    }
+
+    /// Adds a named number or reason.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl fmt::Display) -> Self {
+        self.fields.insert(name.into(), value.to_string());
+        self
+    }
+
+    /// The entry it becomes.
+    #[must_use]
+    pub fn numbered(self, seq: Seq, at: Wall) -> Entry {
+        Entry { seq, at, kind: self.kind, subject: self.subject, cause: self.cause, fields: self.fields }
+    }
+}
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $kind:ident = $name:literal,)*) => {
+        /// What can happen. The names are part of the format: they are never reused for something else.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum Kind { $($(#[$doc])* #[serde(rename = $name)] $kind,)* }
+
+        impl Kind {
+            /// Every kind.
+            pub const ALL: &'static [Self] = &[$(Self::$kind,)*];
+
+            /// Its name on disk, in JSON and on the command line.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$kind => $name,)* }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// The process is up and its store is open.
+    NodeStarted = "node_started",
+    /// A stop was asked for; requests in work may end.
+    NodeDraining = "node_draining",
+    /// The last entry of a clean stop.
+    NodeStopped = "node_stopped",
+    /// A configuration is in force; its digest is in the fields.
+    ConfigLoaded = "config_loaded",
+    /// The store was opened; what it found is in the fields.
+    StoreRecovered = "store_recovered",
+    /// A breaker refuses calls.
+    BreakerOpened = "breaker_opened",
+    /// A breaker lets probes through.
+    BreakerHalfOpened = "breaker_half_opened",
+    /// A breaker lets everything through again.
+    BreakerClosed = "breaker_closed",
+    /// An endpoint fails its health check.
+    EndpointUnhealthy = "endpoint_unhealthy",
+    /// An endpoint passes its health check again.
+    EndpointHealthy = "endpoint_healthy",
+    /// A route's answers are reduced.
+    DegradedStarted = "degraded_started",
+    /// A route's answers are whole again.
+    DegradedEnded = "degraded_ended",
+    /// The spool holds more than its high mark.
+    SpoolHigh = "spool_high",
+    /// The spool is below its low mark again.
+    SpoolLow = "spool_low",
+    /// The spool took its first record after being empty.
+    SpoolFilling = "spool_filling",
+    /// The spool delivered its last waiting record.
+    SpoolDrained = "spool_drained",
+    /// The spool refuses records: its limit is reached or the disk is full.
+    SpoolFull = "spool_full",
+    /// The spool takes records again.
+    SpoolRecovered = "spool_recovered",
+    /// A record became a dead letter.
+    RecordParked = "record_parked",
+    /// Somebody asked for a dead letter to be delivered again.
+    RecordRetried = "record_retried",
+    /// Somebody gave up a record.
+    RecordDiscarded = "record_discarded",
+    /// A ledger stream was sealed; its counts are in the fields.
+    LedgerSealed = "ledger_sealed",
+    /// A limit of the node was reached.
+    LimitReached = "limit_reached",
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A name that is no kind of entry.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a kind of journal entry")]
+pub struct UnknownKind(pub String);
+
+impl FromStr for Kind {
+    type Err = UnknownKind;
+
+    fn from_str(name: &str) -> Result<Self, UnknownKind> {
+        Self::ALL.iter().copied().find(|kind| kind.name() == name).ok_or_else(|| UnknownKind(name.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_lead_back_to_kinds() {
+        for kind in Kind::ALL {
+            assert_eq!(kind.name().parse(), Ok(*kind));
+            assert_eq!(serde_json::to_string(kind).unwrap(), format!("\"{kind}\""));
+        }
+        let unknown = "nothing".parse::<Kind>().unwrap_err();
+        assert_eq!(unknown.to_string(), "`nothing` is not a kind of journal entry");
+    }
+
+    #[test]
+    fn a_draft_becomes_an_entry() {
+        let entry = Draft::new(Kind::BreakerOpened, "route:events")
+            .because(Some(Seq(3)))
+            .with("failure_rate", "57%")
+            .numbered(Seq(4), Wall::from_millis(9));
+        assert_eq!(
+            serde_json::to_string(&entry).unwrap(),
+            r#"{"seq":4,"at":9,"kind":"breaker_opened","subject":"route:events","cause":3,"fields":{"failure_rate":"57%"}}"#
+        );
+        assert_eq!(entry.seq.to_string(), "4");
+    }
+}

@@ -1,0 +1,22 @@
+//! What Seawall decides. No clock, no socket, no file, no thread, no async fn, no entropy source: time and chance are
+//! arguments, so that the same inputs give the same bytes and everything here can be simulated.
+//!
+//! - [`guard`]: breaker, retry and its budget, deadline, bulkhead, health.
+//! - [`balance`]: which endpoint gets the next try.
+//! - [`spool`]: what waits to be delivered, in which order, and what becomes of it.
+//! - [`journal`]: the facts we keep, linked by cause.
+//! - [`ledger`]: exact accounts of every record accepted and received.
+//! - [`policy`] goes down to the gateway, [`observation`] comes up from it.
+
+pub mod balance;
+pub mod guard;
+pub mod id;
+pub mod journal;
+pub mod ledger;
+pub mod observation;
+pub mod outcome;
+pub mod policy;
+pub mod prng;
+pub mod spool;
+pub mod time;
+pub mod units;

@@ -1,0 +1,160 @@
+//! What was: counts, latencies and states as one snapshot that goes up from the gateway. Plain values with the field
+//! names that `GET /api/status` shows; whoever draws a page or writes metrics needs nothing else.
+
+use serde::Serialize;
+
+/// Upper bounds of the latency histogram's buckets, in seconds; a last bucket takes the rest.
+pub const LATENCY_BUCKETS_S: [f64; 16] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+
+/// Everything seen on the data path of one node.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct NodeSnapshot {
+    /// One per route, in the policy's order.
+    pub routes: Vec<RouteSnapshot>,
+    /// One per upstream, in the policy's order.
+    pub upstreams: Vec<UpstreamSnapshot>,
+    /// Every limit of the node.
+    pub limits: Vec<LimitSnapshot>,
+    /// Client connections open now.
+    pub connections: u64,
+    /// Client connections accepted since the start.
+    pub connections_total: u64,
+    /// Requests that matched no route or never became one, by reason.
+    pub rejected: Vec<(&'static str, u64)>,
+}
+
+/// One route.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct RouteSnapshot {
+    /// Its name.
+    pub name: String,
+    /// Its upstream's name.
+    pub upstream: String,
+    /// Its breaker.
+    pub breaker: BreakerSnapshot,
+    /// Since when answers are reduced (milliseconds since the epoch); `None` while they are whole.
+    pub degraded_since_ms: Option<u64>,
+    /// Requests answered, by class of status: 1xx..5xx at index 0..4.
+    pub answers: [u64; 5],
+    /// Requests answered.
+    pub requests_total: u64,
+    /// Tries that failed, by [`crate::outcome::Failure::NAMES`].
+    pub failures: Vec<(&'static str, u64)>,
+    /// Tries that failed.
+    pub failures_total: u64,
+    /// Retries sent.
+    pub retries_total: u64,
+    /// Retries the budget refused.
+    pub retries_refused_total: u64,
+    /// Free resends on a stale pooled connection.
+    pub resends_total: u64,
+    /// Requests refused by a guard, by rule.
+    pub refused: Vec<(&'static str, u64)>,
+    /// Reduced answers, by the fallback's word.
+    pub degraded: Vec<(&'static str, u64)>,
+    /// Reduced answers.
+    pub degraded_total: u64,
+    /// Requests whose client went away first.
+    pub cancelled_total: u64,
+    /// Answers whose body broke after its head had gone to the client.
+    pub cut_total: u64,
+    /// Calls on their way now.
+    pub in_flight: u64,
+    /// Calls waiting for the bulkhead now.
+    pub waiting: u64,
+    /// Latency histogram: counts per bucket of [`LATENCY_BUCKETS_S`] (not cumulative), the rest last.
+    pub latency_counts: Vec<u64>,
+    /// Sum of latencies, in seconds.
+    pub latency_sum_s: f64,
+    /// Median latency in milliseconds, to the bucket.
+    pub latency_p50_ms: f64,
+    /// 99th percentile of latency in milliseconds, to the bucket.
+    pub latency_p99_ms: f64,
+}
+
+/// A breaker at a glance.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct BreakerSnapshot {
+    /// `closed`, `open`, `half_open` or `off`.
+    pub state: &'static str,
+    /// Share of failed calls in the window; `None` below the minimum of calls.
+    pub failure_rate: Option<f64>,
+    /// Share of slow calls in the window; `None` below the minimum of calls.
+    pub slow_rate: Option<f64>,
+    /// How long it has been in this state, in seconds.
+    pub since_s: f64,
+    /// How often it opened.
+    pub opened_total: u64,
+}
+
+/// One upstream.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct UpstreamSnapshot {
+    /// Its name.
+    pub name: String,
+    /// Its endpoints.
+    pub endpoints: Vec<EndpointSnapshot>,
+}
+
+/// One endpoint.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct EndpointSnapshot {
+    /// `host:port`.
+    pub address: String,
+    /// Its zone, if told.
+    pub zone: Option<String>,
+    /// False while its health check fails.
+    pub healthy: bool,
+    /// Calls on their way to it.
+    pub in_flight: u64,
+    /// Connections open to it.
+    pub connections: u64,
+}
+
+/// One limit.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct LimitSnapshot {
+    /// Its name.
+    pub name: &'static str,
+    /// Its value.
+    pub value: u64,
+    /// What is used of it now, where that can be told.
+    pub used: Option<u64>,
+    /// How often it was reached.
+    pub reached_total: u64,
+}
+
+/// The value below which `share` of the counted latencies lie, in seconds: the upper bound of its bucket. Zero when
+/// nothing was counted; the last finite bound for what lies beyond it.
+#[must_use]
+pub fn quantile_s(counts: &[u64], share: f64) -> f64 {
+    let total: u64 = counts.iter().sum();
+    let rank = (total as f64 * share).ceil().max(1.0) as u64;
+    let mut seen = 0;
+    for (index, count) in counts.iter().enumerate() {
+        seen += count;
+        if total > 0 && seen >= rank {
+            return LATENCY_BUCKETS_S[index.min(LATENCY_BUCKETS_S.len() - 1)];
+        }
+    }
+    0.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_name_the_bucket() {
+        assert_eq!(quantile_s(&[], 0.5), 0.0);
+        assert_eq!(quantile_s(&[0; 17], 0.5), 0.0);
+        let mut counts = [0; 17];
+        counts[1] = 98;
+        counts[10] = 2;
+        assert_eq!(quantile_s(&counts, 0.5), 0.001);
+        assert_eq!(quantile_s(&counts, 0.99), 1.0);
+        counts[16] = 1_000;
+        assert_eq!(quantile_s(&counts, 0.99), 60.0);
+    }
+}

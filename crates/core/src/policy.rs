@@ -1,0 +1,312 @@
+//! What should be: routes, upstreams and guards, resolved and checked. The configuration file becomes this in one
+//! place (`app`), the gateway reads it as one snapshot per request and never sees a file.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::guard::breaker::BreakerConfig;
+use crate::guard::budget::BudgetConfig;
+use crate::guard::bulkhead::BulkheadConfig;
+use crate::guard::health::HealthConfig;
+use crate::guard::retry::RetryConfig;
+use crate::id::{RouteId, UpstreamId};
+
+/// Everything one node should do.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// This node's name, unique in the fleet: the producer of its ledger.
+    pub node: String,
+    /// This node's zone.
+    pub zone: String,
+    /// Every zone of the fleet.
+    pub zones: Vec<String>,
+    /// Where we listen.
+    pub listeners: Vec<Listener>,
+    /// Every route, by [`RouteId`].
+    pub routes: Vec<Route>,
+    /// Every upstream, by [`UpstreamId`].
+    pub upstreams: Vec<Upstream>,
+    /// Bounds of the whole node.
+    pub limits: Limits,
+    /// SHA-256 of the configuration it came from, hex: what the journal names.
+    pub digest: String,
+}
+
+impl Policy {
+    /// The route with this id.
+    #[must_use]
+    pub fn route(&self, id: RouteId) -> &Route {
+        &self.routes[id.index()]
+    }
+
+    /// The upstream with this id.
+    #[must_use]
+    pub fn upstream(&self, id: UpstreamId) -> &Upstream {
+        &self.upstreams[id.index()]
+    }
+}
+
+/// An address and the routes tried there, in order: the first match wins.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// Where to listen.
+    pub address: SocketAddr,
+    /// Which routes, in the order written.
+    pub routes: Vec<RouteId>,
+}
+
+/// Which requests a route takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Match {
+    /// Host without port, lower case; any if absent.
+    pub host: Option<String>,
+    /// Path, without the query.
+    pub path: PathMatch,
+    /// Methods; any if empty.
+    pub methods: Vec<String>,
+}
+
+/// How a path is compared.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum PathMatch {
+    /// Every path.
+    #[default]
+    Any,
+    /// This path and no other.
+    Exact(String),
+    /// This path and everything below it: `/a` takes `/a` and `/a/b`, not `/ab`.
+    Prefix(String),
+}
+
+impl Match {
+    /// True if a request belongs here. `host` is lower case and without port.
+    #[must_use]
+    pub fn takes(&self, host: &str, path: &str, method: &str) -> bool {
+        self.host.as_deref().is_none_or(|wanted| wanted == host)
+            && self.path.takes(path)
+            && (self.methods.is_empty() || self.methods.iter().any(|wanted| wanted == method))
+    }
+}
+
+impl PathMatch {
+    fn takes(&self, path: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Exact(wanted) => path == wanted,
+            Self::Prefix(prefix) => match path.strip_prefix(prefix.as_str()) {
+                Some(rest) => rest.is_empty() || prefix.ends_with('/') || rest.starts_with('/'),
+                None => false,
+            },
+        }
+    }
+}
+
+/// One route: what it takes, where it goes, how it is guarded.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Its name in metrics, journal and ledger: `[A-Za-z0-9_-]+`.
+    pub name: String,
+    /// Which requests.
+    pub matcher: Match,
+    /// Where to.
+    pub upstream: UpstreamId,
+    /// The guards.
+    pub guards: Guards,
+    /// What to do when the guards gave up, tried in order.
+    pub fallbacks: Vec<Fallback>,
+    /// Header whose value keys the order of spooled records; without it each record is its own key.
+    pub order_by: Option<String>,
+    /// How the forwarder delivers what was spooled.
+    pub delivery: Delivery,
+}
+
+impl Route {
+    /// True if a write that cannot be delivered now is made durable.
+    #[must_use]
+    pub fn spools(&self) -> bool {
+        self.fallbacks.iter().any(|fallback| matches!(fallback, Fallback::Spool))
+    }
+
+    /// For how long a last good answer may stand in, if at all.
+    #[must_use]
+    pub fn stale_for(&self) -> Option<Duration> {
+        self.fallbacks.iter().find_map(|fallback| match fallback {
+            Fallback::Stale { for_at_most } => Some(*for_at_most),
+            _ => None,
+        })
+    }
+}
+
+/// Every guard of a route.
+#[derive(Clone, Debug)]
+pub struct Guards {
+    /// Total time for a request, all tries and waits included.
+    pub timeout: Duration,
+    /// Time for one try; never beyond what is left of `timeout`.
+    pub try_timeout: Duration,
+    /// Tries and the waits between them.
+    pub retry: RetryConfig,
+    /// How many retries the route's traffic affords.
+    pub budget: BudgetConfig,
+    /// The circuit breaker; `None` when switched off.
+    pub breaker: Option<BreakerConfig>,
+    /// Calls at the same time.
+    pub bulkhead: BulkheadConfig,
+    /// Request bodies up to this many bytes are kept whole so that they may be sent again or spooled.
+    pub replay_bytes_max: u64,
+    /// Answers of a known length up to this many bytes are read whole before their first byte goes on, so that a cut
+    /// one is a failed try and not a broken answer.
+    pub answer_bytes_max: u64,
+}
+
+/// What stands in when an upstream cannot answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fallback {
+    /// Make the write durable, answer 202, deliver later.
+    Spool,
+    /// The last good answer to the same request.
+    Stale {
+        /// Not older than this.
+        for_at_most: Duration,
+    },
+    /// A fixed answer.
+    Static {
+        /// Its status.
+        status: u16,
+        /// Its media type.
+        content_type: String,
+        /// Its body.
+        body: String,
+    },
+    /// Another upstream, tried once.
+    Upstream(UpstreamId),
+}
+
+impl Fallback {
+    /// Its word in `Seawall-Degraded`, metrics and journal.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Spool => "spool",
+            Self::Stale { .. } => "stale",
+            Self::Static { .. } => "static",
+            Self::Upstream(_) => "upstream",
+        }
+    }
+}
+
+/// How the forwarder empties the spool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// Answers of failure after which a record is parked as a dead letter. Tries without any answer do not count: a
+    /// dead upstream must not turn a backlog into dead letters.
+    pub attempts_max: u32,
+    /// Records of different keys on their way at the same time.
+    pub parallel: u32,
+}
+
+impl Default for Delivery {
+    fn default() -> Self {
+        Self { attempts_max: 100, parallel: 16 }
+    }
+}
+
+/// A dependency.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// Its name.
+    pub name: String,
+    /// Where it can be reached.
+    pub endpoints: Vec<Endpoint>,
+    /// Active health checks, if any.
+    pub health: Option<HealthConfig>,
+    /// Connections at most per endpoint.
+    pub connections_max: u32,
+    /// A pooled connection is dropped after this long without use; keep it below the upstream's own.
+    pub idle_timeout: Duration,
+    /// A connection attempt may take this long.
+    pub connect_timeout: Duration,
+}
+
+/// One address of an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// `host:port`; the host may be a name.
+    pub address: String,
+    /// Where it runs, if told.
+    pub zone: Option<String>,
+}
+
+/// Bounds of the node. Each has a name in `seawall_limit{limit="..."}` and a counter of how often it was reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Client connections at the same time (`connections`).
+    pub connections_max: u32,
+    /// Bytes of a request's head (`header_bytes`).
+    pub header_bytes_max: u32,
+    /// Header lines of a request (`headers`).
+    pub headers_max: u32,
+    /// Bytes of a request's body (`body_bytes`).
+    pub body_bytes_max: u64,
+    /// Requests in work at the same time (`pending`).
+    pub pending_max: u32,
+    /// A request's head must be complete this long after its first byte (`header_timeout`).
+    pub header_timeout: Duration,
+    /// A connection without a request is closed after this long.
+    pub idle_timeout: Duration,
+    /// A body without a new byte for this long ends the request (`body_idle_timeout`).
+    pub body_idle_timeout: Duration,
+    /// How long requests in work may take to end after SIGTERM.
+    pub grace: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 10_000,
+            header_bytes_max: 32 << 10,
+            headers_max: 100,
+            body_bytes_max: 16 << 20,
+            pending_max: 4_096,
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(75),
+            body_idle_timeout: Duration::from_secs(30),
+            grace: Duration::from_secs(30),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_ends_at_a_segment() {
+        let route = Match { path: PathMatch::Prefix("/a".into()), ..Match::default() };
+        assert!(route.takes("h", "/a", "GET") && route.takes("h", "/a/b", "GET"));
+        assert!(!route.takes("h", "/ab", "GET") && !route.takes("h", "/b", "GET"));
+        assert!(PathMatch::Prefix("/".into()).takes("/anything"));
+    }
+
+    #[test]
+    fn host_path_and_method_must_all_fit() {
+        let route = Match {
+            host: Some("api.example".into()),
+            path: PathMatch::Exact("/events".into()),
+            methods: vec!["POST".into(), "PUT".into()],
+        };
+        assert!(route.takes("api.example", "/events", "PUT"));
+        assert!(!route.takes("other.example", "/events", "PUT"));
+        assert!(!route.takes("api.example", "/events/1", "PUT"));
+        assert!(!route.takes("api.example", "/events", "GET"));
+        assert!(Match::default().takes("any", "/any", "ANY"));
+    }
+
+    #[test]
+    fn fallbacks_are_known_by_their_word() {
+        let stale = Fallback::Stale { for_at_most: Duration::from_secs(1) };
+        let fixed = Fallback::Static { status: 200, content_type: String::new(), body: String::new() };
+        let names = [Fallback::Spool.name(), stale.name(), fixed.name(), Fallback::Upstream(UpstreamId(0)).name()];
+        assert_eq!(names, ["spool", "stale", "static", "upstream"]);
+    }
+}

@@ -1,0 +1,241 @@
+//! A record: a write that an upstream could not take, whole, with everything needed to send it later.
+
+use std::fmt;
+
+use super::wire::{DecodeError, Reader, Writer};
+use crate::time::Wall;
+
+/// Version of the bytes of a [`NewRecord`].
+pub const RECORD_VERSION: u8 = 1;
+
+/// A write to be kept until it is delivered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewRecord {
+    /// The upstream it is for, by name: names outlive a change of configuration, places in a list do not.
+    pub upstream: String,
+    /// The route it came by.
+    pub route: String,
+    /// Records of one upstream with the same key are delivered in the order accepted; `None` waits for nobody.
+    pub order_key: Option<Vec<u8>>,
+    /// One key, one record. Opaque: who wants keys apart per route puts the route into the key.
+    pub idempotency_key: String,
+    /// SHA-256 of method, target and body: tells a repeated request from another one under the same key.
+    pub fingerprint: [u8; 32],
+    /// The `Seawall-Record` header it is delivered with, tag included; opaque here.
+    pub ledger: Option<String>,
+    /// The request's method.
+    pub method: String,
+    /// The request's target as it was sent.
+    pub target: String,
+    /// The request's headers, hop-by-hop ones already removed, in order.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// The request's body, whole.
+    pub body: Vec<u8>,
+    /// When it was accepted.
+    pub accepted: Wall,
+    /// Why it was not delivered at once.
+    pub first_failure: String,
+    /// Tries before it was accepted here.
+    pub attempts: u32,
+}
+
+impl NewRecord {
+    /// Appends its bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let mut w = Writer::new(out);
+        w.u8(RECORD_VERSION).u64(self.accepted.as_millis()).u32(self.attempts).raw(&self.fingerprint);
+        w.str(&self.upstream).str(&self.route).str(&self.idempotency_key);
+        w.option(self.order_key.as_deref(), |w, key| {
+            w.bytes(key);
+        });
+        w.option(self.ledger.as_deref(), |w, header| {
+            w.str(header);
+        });
+        w.str(&self.first_failure).str(&self.method).str(&self.target);
+        w.u32(u32::try_from(self.headers.len()).expect("more than four billion headers"));
+        for (name, value) in &self.headers {
+            w.str(name).bytes(value);
+        }
+        w.bytes(&self.body);
+    }
+
+    /// Bytes that [`Self::encode`] would append.
+    #[must_use]
+    pub fn encoded_len(&self) -> usize {
+        let optional = |bytes: Option<usize>| 1 + bytes.map_or(0, |length| 4 + length);
+        let headers: usize = self.headers.iter().map(|(name, value)| 8 + name.len() + value.len()).sum();
+        let texts = [&self.upstream, &self.route, &self.idempotency_key, &self.first_failure, &self.method, &self.target];
+        45 + texts.iter().map(|text| 4 + text.len()).sum::<usize>()
+            + optional(self.order_key.as_ref().map(Vec::len))
+            + optional(self.ledger.as_ref().map(String::len))
+            + 4
+            + headers
+            + 4
+            + self.body.len()
+    }
+
+    /// Reads what [`Self::encode`] wrote.
+    ///
+    /// # Errors
+    /// [`DecodeError`] for anything else; never a panic.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(bytes);
+        r.version(RECORD_VERSION)?;
+        let (accepted, attempts, fingerprint) = (Wall::from_millis(r.u64()?), r.u32()?, r.raw()?);
+        let (upstream, route, idempotency_key) = (r.str()?.into(), r.str()?.into(), r.str()?.into());
+        let order_key = r.option(|r| r.bytes().map(<[u8]>::to_vec))?;
+        let ledger = r.option(|r| r.str().map(String::from))?;
+        let (first_failure, method, target) = (r.str()?.into(), r.str()?.into(), r.str()?.into());
+        let headers = decode_headers(&mut r)?;
+        let body = r.bytes()?.to_vec();
+        r.finish()?;
+        Ok(Self {
+            upstream,
+            route,
+            order_key,
+            idempotency_key,
+            fingerprint,
+            ledger,
+            method,
+            target,
+            headers,
+            body,
+            accepted,
+            first_failure,
+            attempts,
+        })
+    }
+
+    /// The lane it is delivered in, if order matters to it.
+    #[must_use]
+    pub fn lane(&self) -> Option<LaneKey> {
+        self.order_key.as_deref().map(|key| LaneKey::new(&self.upstream, key))
+    }
+
+    /// Its idempotency key as the index knows it.
+    #[must_use]
+    pub fn key(&self) -> KeyHash {
+        KeyHash::new(&self.idempotency_key)
+    }
+}
+
+fn decode_headers(r: &mut Reader<'_>) -> Result<Vec<(String, Vec<u8>)>, DecodeError> {
+    let count = r.u32()? as usize;
+    // A header takes 8 bytes at least: a count beyond that is a lie, and no reason to allocate.
+    if count > r.rest().len() / 8 {
+        return Err(DecodeError::Truncated);
+    }
+    (0..count).map(|_| Ok((r.str()?.into(), r.bytes()?.to_vec()))).collect()
+}
+
+/// 128 bits of BLAKE3 of an idempotency key: what the index keeps instead of the text. Two of ten million keys
+/// collide with a probability of about 10^-25.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyHash(pub [u8; 16]);
+
+impl KeyHash {
+    /// Of the key's text.
+    #[must_use]
+    pub fn new(key: &str) -> Self {
+        Self(half(&blake3::hash(key.as_bytes())))
+    }
+}
+
+/// 128 bits of BLAKE3 of an upstream's name and an order key: one queue in which order is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LaneKey(pub [u8; 16]);
+
+impl LaneKey {
+    /// Of an upstream and one of its order keys.
+    #[must_use]
+    pub fn new(upstream: &str, order_key: &[u8]) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&(upstream.len() as u64).to_le_bytes()).update(upstream.as_bytes()).update(order_key);
+        Self(half(&hasher.finalize()))
+    }
+}
+
+impl fmt::Display for LaneKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+fn half(hash: &blake3::Hash) -> [u8; 16] {
+    std::array::from_fn(|i| hash.as_bytes()[i])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    prop_compose! {
+        fn record()(
+            texts in proptest::array::uniform6("[a-zé/]{0,12}"),
+            order_key in proptest::option::of(vec(any::<u8>(), 0..9)),
+            ledger in proptest::option::of("[a-z;=]{0,12}"),
+            fingerprint: [u8; 32],
+            headers in vec(("[a-z-]{1,8}", vec(any::<u8>(), 0..9)), 0..4),
+            body in vec(any::<u8>(), 0..64),
+            accepted: u64,
+            attempts: u32,
+        ) -> NewRecord {
+            let [upstream, route, idempotency_key, method, target, first_failure] = texts;
+            NewRecord {
+                upstream, route, order_key, idempotency_key, fingerprint, ledger, method, target, headers, body,
+                accepted: Wall::from_millis(accepted), first_failure, attempts,
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(record in record()) {
+            let mut bytes = Vec::new();
+            record.encode(&mut bytes);
+            prop_assert_eq!(bytes.len(), record.encoded_len());
+            prop_assert_eq!(NewRecord::decode(&bytes), Ok(record));
+        }
+
+        #[test]
+        fn no_bytes_panic_and_all_have_one_spelling(
+            record in record(), flips in vec((any::<prop::sample::Index>(), any::<u8>()), 0..4), cut: prop::sample::Index,
+        ) {
+            let mut bytes = Vec::new();
+            record.encode(&mut bytes);
+            for (at, byte) in flips {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            bytes.truncate(cut.index(bytes.len() + 1));
+            if let Ok(read) = NewRecord::decode(&bytes) {
+                let mut again = Vec::new();
+                read.encode(&mut again);
+                prop_assert_eq!(again, bytes);
+            }
+        }
+
+        #[test]
+        fn garbage_is_an_error(bytes in vec(any::<u8>(), 0..200)) {
+            prop_assert!(NewRecord::decode(&bytes).is_err());
+        }
+    }
+
+    #[test]
+    fn a_header_count_that_lies_allocates_nothing() {
+        let mut bytes = Vec::new();
+        Writer::new(&mut bytes).u32(u32::MAX);
+        assert_eq!(decode_headers(&mut Reader::new(&bytes)), Err(DecodeError::Truncated));
+    }
+
+    #[test]
+    fn lanes_are_per_upstream() {
+        assert_ne!(LaneKey::new("a", b"bc"), LaneKey::new("ab", b"c"));
+        assert_eq!(LaneKey::new("a", b"b"), LaneKey::new("a", b"b"));
+        assert_eq!(LaneKey([0xab; 16]).to_string(), "ab".repeat(16));
+        assert_ne!(KeyHash::new("x"), KeyHash::new("y"));
+    }
+}

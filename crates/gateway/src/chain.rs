@@ -1,0 +1,864 @@
+//! The way of a call, from a parsed request to its answer, readable top to bottom:
+//!
+//! verdict of the gate → route → limit of pending work → deadline → the body kept if it may be needed again →
+//! (writes) key claimed, record stamped → bulkhead → attempt loop { breaker → endpoint → pooled connection → send and
+//! wait under the per-try timeout → judge } within the retry budget → fallback → answer and count.
+//!
+//! Not here: what a guard decides (`core::guard`), how a connection is kept (`pool.rs`), what waits (`forwarder.rs`).
+
+use std::borrow::Cow;
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{HOST, HeaderValue};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, response};
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use seawall_core::guard::Refusal;
+use seawall_core::guard::deadline::Deadline;
+use seawall_core::guard::retry::Tried as TriedFacts;
+use seawall_core::id::{RouteId, UpstreamId};
+use seawall_core::outcome::{Failure, Outcome, is_idempotent, judge_status};
+use seawall_core::time::Mono;
+
+use crate::fallback;
+use crate::http::answer::Answer;
+use crate::http::body::{ClientBody, ReqBody, ResBody, Tracked};
+use crate::http::conn::ConnState;
+use crate::http::gate::{VERDICT_HEADER, Verdict};
+use crate::http::headers::{self, EXPECTED_TIMEOUT_MS, Hop, IDEMPOTENCY_KEY, SEAWALL_RECORD, X_REQUEST_ID};
+use crate::node::{Limiter, Node, Used, Worker};
+use crate::pool::{EndpointLoad, Link};
+use crate::route::{Pass, Place, RouteState};
+use crate::stale;
+use crate::writes::{BadKey, Claimed, Claiming, DoneAnswer, Identity, Stamped};
+
+/// Who is at the other end of a client's connection, and where it came in.
+pub(crate) struct Peer {
+    pub(crate) listener: usize,
+    pub(crate) ip: IpAddr,
+    pub(crate) ip_text: HeaderValue,
+}
+
+/// What ends with an answer's last byte.
+pub(crate) struct Ending {
+    conn: Arc<ConnState>,
+    node: Arc<Node>,
+    _pending: Option<Used>,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.conn.set_in_request(self.node.clock.now(), false);
+    }
+}
+
+/// Answers one request.
+pub(crate) async fn serve(
+    worker: Arc<Worker>,
+    conn: Arc<ConnState>,
+    peer: Arc<Peer>,
+    request: Request<Incoming>,
+) -> Result<Response<Tracked<Ending>>, Infallible> {
+    let node = &worker.node;
+    let started = node.clock.now();
+    conn.set_in_request(started, true);
+    let mut ending = Ending { conn: Arc::clone(&conn), node: Arc::clone(node), _pending: None };
+    let request_id = request.headers().get(X_REQUEST_ID).cloned();
+    let mut response = match Limiter::take(node, |node| &node.pending) {
+        Ok(pending) => {
+            ending._pending = Some(pending);
+            respond(&worker, &conn, &peer, request, started).await
+        }
+        Err(refusal) => Answer::refusal(&refusal).build(),
+    };
+    if let Some(id) = request_id {
+        response.headers_mut().entry(X_REQUEST_ID).or_insert(id);
+    }
+    Ok(response.map(|body| Tracked::new(body, ending)))
+}
+
+async fn respond(
+    worker: &Arc<Worker>,
+    conn: &Arc<ConnState>,
+    peer: &Peer,
+    request: Request<Incoming>,
+    started: Mono,
+) -> Response<ResBody> {
+    if let Some(verdict) = request.headers().get(VERDICT_HEADER) {
+        let verdict = verdict.to_str().ok().and_then(Verdict::by_name).unwrap_or(Verdict::RequestLine);
+        worker.rejections.count(verdict);
+        return Answer::verdict(verdict).build();
+    }
+    if headers::is_loop(request.headers(), &worker.node.via) {
+        worker.rejections.looped.add(1);
+        return Answer::new(502, "proxy_loop_detected", "loop", "this request has passed here before").build();
+    }
+    if let Some(id) = request.uri().path().strip_prefix(RECORDS_PATH) {
+        return fallback::record_state(worker, id, request.method()).await;
+    }
+    let host = host_of(&request);
+    let path = request.uri().path();
+    let Some(id) = worker.route(peer.listener, &host, path, request.method().as_str()) else {
+        worker.rejections.no_route.add(1);
+        let detail = format!("no route takes {} {path}", request.method());
+        return Answer::new(404, "destination_not_found", "no_route", detail).build();
+    };
+    drop(host);
+    let counts = &worker.counts[id.index()];
+    let mut cancelled = Cancelled { worker, id, over: false };
+    let response = route_call(worker, conn, peer, id, request, started).await;
+    cancelled.over = true;
+    counts.answered(response.status().as_u16(), worker.node.clock.now().since(started));
+    response
+}
+
+/// Where the state of a spooled record can be asked for.
+pub(crate) const RECORDS_PATH: &str = "/.seawall/records/";
+
+/// Counts a request whose client went away before its answer.
+struct Cancelled<'a> {
+    worker: &'a Arc<Worker>,
+    id: RouteId,
+    over: bool,
+}
+
+impl Drop for Cancelled<'_> {
+    fn drop(&mut self) {
+        if !self.over {
+            self.worker.counts[self.id.index()].cancelled.add(1);
+        }
+    }
+}
+
+/// The request's host without port, lower case.
+fn host_of(request: &Request<Incoming>) -> Cow<'_, str> {
+    let host = match request.uri().host() {
+        Some(host) => host,
+        None => request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default(),
+    };
+    let bare = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    if bare.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Cow::Owned(bare.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(bare)
+    }
+}
+
+/// A request on its way to an upstream. Also what the forwarder sends.
+pub(crate) struct Call {
+    pub(crate) id: RouteId,
+    pub(crate) route: Arc<RouteState>,
+    pub(crate) method: Method,
+    /// Origin form.
+    pub(crate) target: Uri,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Kept,
+    pub(crate) deadline: Deadline,
+    pub(crate) idempotent: bool,
+    pub(crate) tried: u64,
+    pub(crate) attempts: u32,
+    pub(crate) write: Option<Write>,
+    pub(crate) stale_key: Option<stale::Key>,
+    pub(crate) conn: Option<Arc<ConnState>>,
+}
+
+/// A write that must not be lost.
+pub(crate) struct Write {
+    pub(crate) identity: Identity,
+    pub(crate) claiming: Claiming,
+    pub(crate) stamped: Option<Stamped>,
+    pub(crate) body: Bytes,
+}
+
+/// A request's body between tries.
+pub(crate) enum Kept {
+    /// None.
+    Empty,
+    /// Whole, and may be sent again.
+    Whole(Bytes),
+    /// Passed on as it comes, once.
+    Once(Option<Incoming>, Arc<AtomicBool>),
+}
+
+impl Kept {
+    fn replayable(&self) -> bool {
+        !matches!(self, Self::Once(..))
+    }
+
+    fn client_broke_it(&self) -> bool {
+        matches!(self, Self::Once(_, broken) if broken.load(Relaxed))
+    }
+
+    fn to_send(&mut self) -> ReqBody {
+        match self {
+            Self::Empty => ReqBody::Empty,
+            Self::Whole(bytes) => ReqBody::whole(bytes.clone()),
+            Self::Once(incoming, broken) => match incoming.take() {
+                Some(incoming) => ReqBody::Stream(ClientBody { incoming, broken: Arc::clone(broken) }),
+                None => ReqBody::Empty,
+            },
+        }
+    }
+}
+
+/// Why there is no answer of the upstream's to give.
+pub(crate) enum Reason {
+    /// A guard said no.
+    Refused(Refusal),
+    /// The last try failed; if it failed with an answer, here it is.
+    Failed(Failure, Option<Response<ResBody>>),
+    /// Older records of the same key wait: this one goes behind them.
+    Behind,
+    /// The client broke its own request.
+    Client(Verdict),
+}
+
+async fn route_call(
+    worker: &Arc<Worker>,
+    conn: &Arc<ConnState>,
+    peer: &Peer,
+    id: RouteId,
+    request: Request<Incoming>,
+    started: Mono,
+) -> Response<ResBody> {
+    let mut call = match prepare(worker, conn, peer, id, request, started).await {
+        Ok(call) => call,
+        Err(answer) => return *answer,
+    };
+    if let Some(write) = &call.write
+        && let Some(key) = order_key(&call.route, &call.headers)
+        && worker.node.spool.holds_key(&call.route.upstream_name, key.as_bytes())
+    {
+        drop(key);
+        let _ = write;
+        return fallback::apply(worker, call, Reason::Behind).await;
+    }
+    let place = match call.route.enter(started, call.deadline).await {
+        Ok(place) => place,
+        Err(refusal) => {
+            worker.counts[id.index()].refused(&refusal);
+            return fallback::apply(worker, call, Reason::Refused(refusal)).await;
+        }
+    };
+    match attempt_loop(worker, &mut call, Some(place)).await {
+        Ok(answer) => whole_answer(worker, call, answer),
+        Err(reason) => fallback::apply(worker, call, reason).await,
+    }
+}
+
+/// Turns a request into a call: deadline, body, headers, and for writes its identity.
+async fn prepare(
+    worker: &Arc<Worker>,
+    conn: &Arc<ConnState>,
+    peer: &Peer,
+    id: RouteId,
+    request: Request<Incoming>,
+    started: Mono,
+) -> Result<Call, Box<Response<ResBody>>> {
+    let node = &worker.node;
+    let route = Arc::clone(&node.routes[id.index()]);
+    let deadline = Deadline::new(started, route.policy.guards.timeout, headers::callers_patience(request.headers()));
+    let refuse = |refusal: Refusal| {
+        worker.counts[id.index()].refused(&refusal);
+        Box::new(Answer::refusal(&refusal).build())
+    };
+    deadline.check(started).map_err(refuse)?;
+    let (mut parts, body) = request.into_parts();
+    let is_write = route.policy.spools() && !matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
+    if !is_write && !body.is_end_stream() {
+        // Nobody should send a body to a dependency that will not be asked.
+        refuse_if_open(&route, node.clock.now()).map_err(refuse)?;
+    }
+    let kept = keep_body(worker, conn, &route, is_write, &parts.headers, body, deadline).await?;
+    let stale_key = match route.policy.stale_for() {
+        Some(_) if parts.method == Method::GET => stale::Key::new(id, &parts.uri, &parts.headers),
+        _ => None,
+    };
+    let client_key = parts.headers.contains_key(IDEMPOTENCY_KEY);
+    let mut call = Call {
+        id,
+        idempotent: client_key || is_idempotent(parts.method.as_str()),
+        target: origin_form(&parts.uri),
+        headers: std::mem::take(&mut parts.headers),
+        method: parts.method,
+        body: kept,
+        deadline,
+        tried: 0,
+        attempts: 0,
+        write: None,
+        stale_key,
+        conn: (parts.version == http::Version::HTTP_11).then(|| Arc::clone(conn)),
+        route,
+    };
+    if is_write && let Some(body) = call.whole_body() {
+        call.write = Some(claim(worker, &mut call, body)?);
+        if client_key && let Some(answer) = known_to_spool(worker, &call).await {
+            return Err(Box::new(answer));
+        }
+    }
+    headers::to_upstream(&mut call.headers, &Hop { peer: peer.ip, via: &node.via }, &peer.ip_text);
+    if let Some(Write { stamped: Some(stamped), .. }) = &call.write
+        && let Ok(stamp) = HeaderValue::from_str(&stamped.stamp)
+    {
+        call.headers.insert(SEAWALL_RECORD, stamp);
+    }
+    request_id(worker, &mut call.headers);
+    Ok(call)
+}
+
+impl Call {
+    /// True if sending it once more is safe.
+    pub(crate) fn can_be_sent_again(&self) -> bool {
+        self.body.replayable() && self.idempotent
+    }
+
+    fn whole_body(&self) -> Option<Bytes> {
+        match &self.body {
+            Kept::Empty => Some(Bytes::new()),
+            Kept::Whole(bytes) => Some(bytes.clone()),
+            Kept::Once(..) => None,
+        }
+    }
+}
+
+fn refuse_if_open(route: &RouteState, now: Mono) -> Result<(), Refusal> {
+    match route.admits_at() {
+        Some(at) if now < at && route.policy.fallbacks.is_empty() => {
+            Err(Refusal::BreakerOpen { retry_in: now.until(at), seen: route.seen(now) })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Reads a body whole if it may be needed again and is small enough; passes it on as it comes otherwise.
+async fn keep_body(
+    worker: &Arc<Worker>,
+    conn: &Arc<ConnState>,
+    route: &RouteState,
+    is_write: bool,
+    headers: &HeaderMap,
+    body: Incoming,
+    deadline: Deadline,
+) -> Result<Kept, Box<Response<ResBody>>> {
+    if body.is_end_stream() {
+        return Ok(Kept::Empty);
+    }
+    let limit = route.policy.guards.replay_bytes_max;
+    let known = headers::content_length(headers);
+    // A body of unknown length is read whole only for writes: elsewhere it may be a conversation.
+    let keep = known.map_or(is_write, |length| length <= limit);
+    if !keep {
+        return Ok(Kept::Once(Some(body), Arc::new(AtomicBool::new(false))));
+    }
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let collected = Limited::new(body, limit).collect();
+    match tokio::time::timeout_at(worker.node.clock.instant(deadline.at()), collected).await {
+        Ok(Ok(whole)) => Ok(Kept::Whole(whole.to_bytes())),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            let detail = format!("writes of unknown length may have {limit} bytes here (`replay_max`)");
+            Err(Box::new(Answer::new(413, "http_request_error", "replay_max", detail).build()))
+        }
+        Ok(Err(_)) => Err(Box::new(client_broke(worker, conn))),
+        Err(_) => {
+            worker.rejections.count(Verdict::BodyTooSlow);
+            Err(Box::new(Answer::verdict(Verdict::BodyTooSlow).build()))
+        }
+    }
+}
+
+/// The answer to a request whose body broke: by the gate's verdict, or because the connection ended.
+fn client_broke(worker: &Worker, conn: &ConnState) -> Response<ResBody> {
+    let verdict = conn.body_verdict().unwrap_or(Verdict::Chunk);
+    worker.rejections.count(verdict);
+    Answer::verdict(verdict).build()
+}
+
+/// Claims a write's key and stamps its record.
+fn claim(worker: &Arc<Worker>, call: &mut Call, body: Bytes) -> Result<Write, Box<Response<ResBody>>> {
+    let node = &worker.node;
+    let digest = crate::records::digest(&body);
+    let name = &call.route.policy.name;
+    let target = call.target.to_string();
+    let identity = Identity::new(name, call.method.as_str(), &target, &call.headers, &digest, &worker.prng)
+        .map_err(|BadKey| {
+            let detail = "Idempotency-Key must be one string of 1 to 255 characters";
+            Box::new(Answer::new(400, "http_request_error", "idempotency_key", detail).build())
+        })?;
+    let claiming = match node.claims.claim(&identity, node.clock.now()) {
+        Claimed::New(claiming) => claiming,
+        Claimed::Done(done) => return Err(Box::new(replay(&done))),
+        Claimed::Running => {
+            let detail = "a request with this Idempotency-Key is still running";
+            let answer = Answer::new(409, "http_request_denied", "idempotency_key", detail);
+            return Err(Box::new(answer.retry_in(Duration::from_secs(1)).build()));
+        }
+        Claimed::Conflict => return Err(Box::new(fallback::key_conflict())),
+    };
+    call.headers.insert(IDEMPOTENCY_KEY, identity.key.clone());
+    call.idempotent = true;
+    let stamped = Stamped::new(&node.records, name, digest);
+    Ok(Write { identity, claiming, stamped, body })
+}
+
+/// The answer for a key that a record in the spool already has: memory of answers ends with the process, the spool's
+/// does not.
+async fn known_to_spool(worker: &Arc<Worker>, call: &Call) -> Option<Response<ResBody>> {
+    let identity = &call.write.as_ref()?.identity;
+    let known = worker.node.spool.lookup(&identity.owned.0).await.ok()??;
+    if known.fingerprint != identity.fingerprint {
+        return Some(fallback::key_conflict());
+    }
+    Some(fallback::accepted_before(known.id, known.state.name(), &identity.key))
+}
+
+/// The answer the first request with this key got.
+fn replay(done: &DoneAnswer) -> Response<ResBody> {
+    let mut response = Response::new(ResBody::whole(done.body.clone()));
+    *response.status_mut() = done.status;
+    *response.headers_mut() = done.headers.clone();
+    response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
+    response
+}
+
+fn origin_form(uri: &Uri) -> Uri {
+    if uri.authority().is_none() && uri.path().starts_with('/') {
+        return uri.clone();
+    }
+    match uri.path_and_query() {
+        Some(path) => Uri::from(path.clone()),
+        None => Uri::from_static("/"),
+    }
+}
+
+fn request_id(worker: &Worker, headers: &mut HeaderMap) {
+    headers.entry(X_REQUEST_ID).or_insert_with(|| {
+        let number = worker.prng.lock().unwrap_or_else(PoisonError::into_inner).next_u64();
+        HeaderValue::from_str(&format!("{number:016x}")).unwrap_or(HeaderValue::from_static("0"))
+    });
+}
+
+/// The key that orders this request among spooled ones.
+pub(crate) fn order_key(route: &RouteState, headers: &HeaderMap) -> Option<HeaderValue> {
+    headers.get(route.policy.order_by.as_deref()?).cloned()
+}
+
+/// An answer of an upstream, and what it holds while it is relayed.
+pub(crate) struct Received {
+    pub(crate) parts: response::Parts,
+    pub(crate) body: ResBody,
+}
+
+/// Tries until there is an answer, no retry is safe, or nothing is left of time or budget.
+pub(crate) async fn attempt_loop(
+    worker: &Arc<Worker>,
+    call: &mut Call,
+    mut place: Option<Place>,
+) -> Result<Received, Reason> {
+    let counts = &worker.counts[call.id.index()];
+    let upstream = call.route.policy.upstream;
+    loop {
+        call.attempts += 1;
+        let (failure, answer, retry_after) = match try_once(worker, call, upstream, &mut place).await {
+            Tried::Answered(received) => return Ok(received),
+            Tried::Refused(refusal) => {
+                counts.refused(&refusal);
+                return Err(Reason::Refused(refusal));
+            }
+            Tried::ClientBroke => {
+                let verdict = call.conn.as_ref().and_then(|conn| conn.body_verdict());
+                return Err(Reason::Client(verdict.unwrap_or(Verdict::Chunk)));
+            }
+            Tried::Failed { failure, answer, retry_after } => (failure, answer, retry_after),
+        };
+        counts.failed(failure);
+        match next_wait(worker, call, failure, retry_after) {
+            Some(wait) => tokio::time::sleep(wait).await,
+            None => return Err(Reason::Failed(failure, answer)),
+        }
+        counts.retries.add(1);
+    }
+}
+
+/// The wait before another try, if one is safe, in time and afforded.
+fn next_wait(
+    worker: &Arc<Worker>,
+    call: &Call,
+    failure: Failure,
+    retry_after: Option<Duration>,
+) -> Option<Duration> {
+    let facts = TriedFacts {
+        attempts: call.attempts,
+        failure,
+        idempotent: call.idempotent,
+        replayable: call.body.replayable(),
+        retry_after,
+    };
+    let wait = {
+        let mut prng = worker.prng.lock().unwrap_or_else(PoisonError::into_inner);
+        call.route.policy.guards.retry.next_wait(facts, &mut prng)?
+    };
+    let now = worker.node.clock.now();
+    if !call.deadline.affords(now, wait) {
+        return None;
+    }
+    match call.route.withdraw(now) {
+        Ok(()) => Some(wait),
+        Err(refusal) => {
+            worker.counts[call.id.index()].refused(&refusal);
+            None
+        }
+    }
+}
+
+/// What one try came to.
+pub(crate) enum Tried {
+    Answered(Received),
+    Failed { failure: Failure, answer: Option<Response<ResBody>>, retry_after: Option<Duration> },
+    Refused(Refusal),
+    ClientBroke,
+}
+
+/// One try: breaker, endpoint, exchange under its timeout, judgement.
+pub(crate) async fn try_once(
+    worker: &Arc<Worker>,
+    call: &mut Call,
+    upstream: UpstreamId,
+    place: &mut Option<Place>,
+) -> Tried {
+    match call.route.admit(worker.node.clock.now()) {
+        Ok(pass) => try_with(worker, call, upstream, place, pass).await,
+        Err(refusal) => Tried::Refused(refusal),
+    }
+}
+
+/// One try with another upstream than the route's: the route's breaker has no opinion of it.
+pub(crate) async fn try_unguarded(worker: &Arc<Worker>, call: &mut Call, upstream: UpstreamId) -> Tried {
+    let pass = call.route.pass_unguarded(worker.node.clock.now());
+    try_with(worker, call, upstream, &mut None, pass).await
+}
+
+async fn try_with(
+    worker: &Arc<Worker>,
+    call: &mut Call,
+    upstream: UpstreamId,
+    place: &mut Option<Place>,
+    pass: Pass,
+) -> Tried {
+    let node = &worker.node;
+    let now = node.clock.now();
+    let Some(endpoint) = worker.choose(upstream, call.tried) else {
+        return Tried::Refused(no_healthy_endpoint(worker, upstream));
+    };
+    call.tried |= 1 << (endpoint as u64 % 64);
+    let load = InFlight::new(&node.upstreams[upstream.index()].endpoints[endpoint].load);
+    let until = call.deadline.of_try(now, call.route.policy.guards.try_timeout);
+    let exchange = exchange(worker, call, upstream, endpoint, now.until(until));
+    let exchanged = tokio::time::timeout_at(node.clock.instant(until), exchange).await;
+    let now = node.clock.now();
+    match exchanged {
+        Ok(Ok(Exchanged { parts, content })) => {
+            let relay = RelayParts { worker, pass, load, place, upstream, endpoint };
+            judge(call, now, parts, content, relay)
+        }
+        Ok(Err(_)) if call.body.client_broke_it() => Tried::ClientBroke,
+        Ok(Err(failure)) => {
+            pass.record(now, Outcome::Failure(failure));
+            Tried::Failed { failure, answer: None, retry_after: None }
+        }
+        Err(_) => {
+            pass.record(now, Outcome::Failure(Failure::Timeout));
+            Tried::Failed { failure: Failure::Timeout, answer: None, retry_after: None }
+        }
+    }
+}
+
+fn no_healthy_endpoint(worker: &Worker, upstream: UpstreamId) -> Refusal {
+    let upstream = worker.node.policy.upstream(upstream);
+    Refusal::NoHealthyEndpoint {
+        endpoints: u32::try_from(upstream.endpoints.len()).unwrap_or(u32::MAX),
+        retry_in: upstream.health.as_ref().map_or(Duration::from_secs(1), |health| health.every),
+    }
+}
+
+struct Exchanged {
+    parts: response::Parts,
+    content: Content,
+}
+
+enum Content {
+    Whole(Bytes),
+    Arriving(Incoming, Link),
+}
+
+/// Sends the request and takes in the answer: whole if it is short, its head otherwise. A pooled connection that turns
+/// out to have been closed by the upstream in the same moment gets one resend on a fresh one, free of charge.
+async fn exchange(
+    worker: &Arc<Worker>,
+    call: &mut Call,
+    upstream: UpstreamId,
+    endpoint: usize,
+    patience: Duration,
+) -> Result<Exchanged, Failure> {
+    let pool = worker.pool(upstream, endpoint);
+    let mut link = pool.checkout(false).await?;
+    let mut answered = link.send(build(worker, call, patience)).await;
+    if answered.is_err_and_stale(&link, call) {
+        drop(link);
+        worker.counts[call.id.index()].resends.add(1);
+        link = pool.checkout(true).await?;
+        answered = link.send(build(worker, call, patience)).await;
+    }
+    let (parts, incoming) = answered?.into_parts();
+    if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(Failure::Protocol);
+    }
+    let short = call.route.policy.guards.answer_bytes_max;
+    let length = incoming.size_hint().exact();
+    if length.is_none_or(|length| length > short) && !incoming.is_end_stream() {
+        return Ok(Exchanged { parts, content: Content::Arriving(incoming, link) });
+    }
+    // A body that ends before its announced end is an incomplete answer, whatever broke it.
+    let body = link.read_whole(incoming).await.map_err(|_| Failure::Incomplete)?;
+    if !framing_is_doubtful(&parts.headers) {
+        pool.checkin(link);
+    }
+    Ok(Exchanged { parts, content: Content::Whole(body) })
+}
+
+trait Stale {
+    fn is_err_and_stale(&self, link: &Link, call: &Call) -> bool;
+}
+
+impl Stale for Result<Response<Incoming>, Failure> {
+    /// True if a reused connection failed before one byte of an answer, and sending again is safe.
+    fn is_err_and_stale(&self, link: &Link, call: &Call) -> bool {
+        matches!(self, Err(Failure::ConnectionLost))
+            && link.reused
+            && link.nothing_read()
+            && call.body.replayable()
+            && (call.idempotent || link.nothing_written())
+    }
+}
+
+/// An answer with both framings may mean something else to somebody else: its connection is not used again.
+fn framing_is_doubtful(headers: &HeaderMap) -> bool {
+    headers.contains_key(http::header::TRANSFER_ENCODING) && headers.contains_key(http::header::CONTENT_LENGTH)
+}
+
+fn build(worker: &Arc<Worker>, call: &mut Call, patience: Duration) -> Request<ReqBody> {
+    let mut request = Request::new(call.body.to_send());
+    *request.method_mut() = call.method.clone();
+    *request.uri_mut() = call.target.clone();
+    *request.headers_mut() = call.headers.clone();
+    if request.headers().contains_key(EXPECTED_TIMEOUT_MS) {
+        let millis = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        request.headers_mut().insert(EXPECTED_TIMEOUT_MS, HeaderValue::from(millis));
+    }
+    if let Some(conn) = &call.conn {
+        let (conn, via) = (Arc::clone(conn), worker.node.via.clone());
+        hyper::ext::on_informational(&mut request, move |interim| {
+            pass_interim(&conn, &via, interim.status(), interim.headers());
+        });
+    }
+    request
+}
+
+/// Passes an interim answer (103 and the like) on; 100 is between us and the upstream.
+fn pass_interim(conn: &ConnState, via: &HeaderValue, status: StatusCode, headers: &HeaderMap) {
+    if status == StatusCode::CONTINUE || status == StatusCode::SWITCHING_PROTOCOLS {
+        return;
+    }
+    let mut headers = headers.clone();
+    headers::to_client(&mut headers, via);
+    let mut bytes = format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or("")).into_bytes();
+    for (name, value) in &headers {
+        bytes.extend_from_slice(name.as_str().as_bytes());
+        bytes.extend_from_slice(b": ");
+        bytes.extend_from_slice(value.as_bytes());
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes.extend_from_slice(b"\r\n");
+    if !conn.send_interim(&bytes) {
+        tracing::debug!(status = status.as_u16(), "an interim answer came too late to be passed on");
+    }
+}
+
+/// What a relayed answer takes over from its try.
+struct RelayParts<'a> {
+    worker: &'a Arc<Worker>,
+    pass: Pass,
+    load: InFlight,
+    place: &'a mut Option<Place>,
+    upstream: UpstreamId,
+    endpoint: usize,
+}
+
+/// Tells the breaker what came, and makes it an answer or a failed try.
+fn judge(call: &Call, now: Mono, parts: response::Parts, content: Content, relay: RelayParts<'_>) -> Tried {
+    let outcome = judge_status(parts.status.as_u16());
+    let retry_after = headers::retry_after(&parts.headers, relay.worker.node.clock.wall());
+    let body = match (content, outcome) {
+        (Content::Whole(bytes), _) => {
+            relay.pass.record(now, outcome);
+            ResBody::whole(bytes)
+        }
+        (Content::Arriving(incoming, link), _) => {
+            let mut pass = Some(relay.pass);
+            if outcome.is_failure() && let Some(pass) = pass.take() {
+                pass.record(now, outcome);
+            }
+            let announced = headers::announces_trailers(&parts.headers);
+            ResBody::Relay(Box::new(Relay {
+                incoming,
+                link: Some(link),
+                pass,
+                head_at: now,
+                trailers_announced: announced,
+                worker: Arc::clone(relay.worker),
+                route: call.id,
+                upstream: relay.upstream,
+                endpoint: relay.endpoint,
+                idle: None,
+                _load: relay.load,
+                // A failed try may be followed by another: it keeps the place.
+                _place: if outcome.is_failure() { None } else { relay.place.take() },
+            }))
+        }
+    };
+    match outcome {
+        Outcome::Failure(failure) => {
+            let answer = Some(Response::from_parts(parts, body));
+            Tried::Failed { failure, answer, retry_after }
+        }
+        Outcome::Success | Outcome::Ignored => Tried::Answered(Received { parts, body }),
+    }
+}
+
+/// Makes an upstream's answer ours, and finishes what was begun for a write.
+pub(crate) fn whole_answer(worker: &Arc<Worker>, mut call: Call, received: Received) -> Response<ResBody> {
+    let node = &worker.node;
+    let now = node.clock.now();
+    let mut response = Response::from_parts(received.parts, received.body);
+    if let (Some(key), ResBody::Whole(Some(body))) = (&call.stale_key, response.body()) {
+        node.stale.keep(key, now, response.status(), response.headers(), body);
+    }
+    headers::to_client(response.headers_mut(), &node.via);
+    call.route.whole(now);
+    if let Some(write) = call.write.take() {
+        fallback::finish_write(node, write, &mut response);
+    }
+    response
+}
+
+/// A call on its way to an endpoint.
+pub(crate) struct InFlight(Arc<EndpointLoad>);
+
+impl InFlight {
+    fn new(load: &Arc<EndpointLoad>) -> Self {
+        load.in_flight.fetch_add(1, Relaxed);
+        Self(Arc::clone(load))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Relaxed);
+    }
+}
+
+/// An answer's body on its way from the upstream to the client.
+pub(crate) struct Relay {
+    incoming: Incoming,
+    link: Option<Link>,
+    pass: Option<Pass>,
+    head_at: Mono,
+    trailers_announced: bool,
+    worker: Arc<Worker>,
+    route: RouteId,
+    upstream: UpstreamId,
+    endpoint: usize,
+    /// Runs while nothing comes.
+    idle: Option<Pin<Box<tokio::time::Sleep>>>,
+    _load: InFlight,
+    _place: Option<Place>,
+}
+
+impl Relay {
+    pub(crate) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, crate::http::body::BoxError>>> {
+        loop {
+            let Some(link) = &mut self.link else { return Poll::Ready(None) };
+            match link.poll_body(&mut self.incoming, cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    self.idle = None;
+                    if frame.is_trailers() && !self.trailers_announced {
+                        // The library writes announced trailers only; an unannounced one cannot follow.
+                        tracing::debug!("trailers that the answer did not announce end here");
+                        continue;
+                    }
+                    return Poll::Ready(Some(Ok(frame)));
+                }
+                Poll::Ready(None) => {
+                    self.end();
+                    return Poll::Ready(None);
+                }
+                Poll::Ready(Some(Err(failure))) => return Poll::Ready(Some(Err(self.cut(failure)))),
+                Poll::Pending => return self.poll_idle(cx),
+            }
+        }
+    }
+
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+
+    fn poll_idle(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, crate::http::body::BoxError>>> {
+        let patience = self.worker.node.policy.limits.body_idle_timeout;
+        let idle = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        match idle.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Some(Err(self.cut(Failure::Timeout)))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn end(&mut self) {
+        self.record(Outcome::Success);
+        if let Some(link) = self.link.take() {
+            self.worker.pool(self.upstream, self.endpoint).checkin(link);
+        }
+    }
+
+    /// The answer broke after its head had gone out. The client's connection is broken off, so that it can tell.
+    fn cut(&mut self, failure: Failure) -> crate::http::body::BoxError {
+        let failure = if failure == Failure::ConnectionLost { Failure::Incomplete } else { failure };
+        self.link = None;
+        self.record(Outcome::Failure(failure));
+        let counts = &self.worker.counts[self.route.index()];
+        counts.failed(failure);
+        counts.cut.add(1);
+        format!("the upstream's answer broke off: {failure}").into()
+    }
+
+    /// Slow is who is slow to answer, not whose answer is long: the time runs to the head.
+    fn record(&mut self, outcome: Outcome) {
+        if let Some(pass) = self.pass.take() {
+            pass.record_from(self.worker.node.clock.now(), self.head_at, outcome);
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! What stands in when an upstream cannot answer: the spool, a last good answer, a fixed one, another upstream. Tried
+//! in the order the route names them; each marks what it gives as reduced, how, and since when.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, LOCATION};
+use http::{Method, Response, StatusCode};
+use seawall_core::id::RecordId;
+use seawall_core::policy::Fallback;
+use seawall_core::spool::NewRecord;
+use seawall_store::EnqueueError;
+use serde_json::json;
+
+use crate::chain::{Call, RECORDS_PATH, Reason, Tried, Write, order_key};
+use crate::http::answer::{Answer, degraded, proxy_status};
+use crate::http::body::ResBody;
+use crate::http::headers::{self, IDEMPOTENCY_KEY, PROXY_STATUS};
+use crate::node::{Node, Worker};
+use crate::records::Fate;
+use crate::writes::DoneAnswer;
+
+/// Answers a call that got no answer of its upstream's.
+pub(crate) async fn apply(worker: &Arc<Worker>, mut call: Call, reason: Reason) -> Response<ResBody> {
+    if let Reason::Client(verdict) = reason {
+        worker.rejections.count(verdict);
+        return Answer::verdict(verdict).build();
+    }
+    let fallbacks = call.route.policy.fallbacks.clone();
+    let mut refused = None;
+    for fallback in &fallbacks {
+        let answer = match fallback {
+            Fallback::Spool => match call.write.take() {
+                Some(write) => match spool(worker, &call, write, &reason).await {
+                    Ok(answer) => Some(answer),
+                    Err(answer) => {
+                        refused = Some(answer);
+                        None
+                    }
+                },
+                None => None,
+            },
+            Fallback::Stale { for_at_most } => stale(worker, &call, *for_at_most),
+            Fallback::Static { status, content_type, body } => Some(fixed(*status, content_type, body)),
+            Fallback::Upstream(other) => other_upstream(worker, &mut call, *other).await,
+        };
+        if let Some(answer) = answer {
+            return mark(worker, &call, fallback.name(), &reason, answer);
+        }
+    }
+    refused.unwrap_or_else(|| no_fallback(worker, call, reason))
+}
+
+/// Marks an answer as reduced, counts it, and tells the journal when it is the first.
+fn mark(
+    worker: &Arc<Worker>,
+    call: &Call,
+    how: &'static str,
+    reason: &Reason,
+    mut answer: Response<ResBody>,
+) -> Response<ResBody> {
+    // A conflict or a full spool came from the fallback, but is no reduced answer.
+    if answer.status().is_client_error() {
+        return answer;
+    }
+    let since = call.route.degraded(how);
+    worker.counts[call.id.index()].degraded(how);
+    let (name, value) = degraded(how, since);
+    answer.headers_mut().insert(name, value);
+    answer.headers_mut().insert(PROXY_STATUS, reason_status(reason));
+    answer
+}
+
+fn reason_status(reason: &Reason) -> HeaderValue {
+    match reason {
+        Reason::Refused(refusal) => proxy_status(refusal.proxy_status(), &refusal.to_string()),
+        Reason::Failed(failure, _) => proxy_status(failure.proxy_status(), &failure.to_string()),
+        Reason::Behind => proxy_status("destination_unavailable", "older records of the same key wait"),
+        Reason::Client(verdict) => proxy_status("http_request_error", verdict.words()),
+    }
+}
+
+fn reason_words(reason: &Reason) -> String {
+    match reason {
+        Reason::Refused(refusal) => refusal.to_string(),
+        Reason::Failed(failure, _) => failure.to_string(),
+        Reason::Behind => "older records of the same key wait".into(),
+        Reason::Client(verdict) => verdict.words().into(),
+    }
+}
+
+/// Nothing stands in: the upstream's own answer if it gave one, or what went wrong.
+fn no_fallback(worker: &Arc<Worker>, mut call: Call, reason: Reason) -> Response<ResBody> {
+    let node = &worker.node;
+    let never_sent = match &reason {
+        Reason::Refused(_) | Reason::Behind => call.attempts <= 1,
+        Reason::Failed(failure, _) => failure.never_sent() && call.attempts <= 1,
+        Reason::Client(_) => false,
+    };
+    let response = match reason {
+        Reason::Failed(_, Some(mut answer)) => {
+            headers::to_client(answer.headers_mut(), &node.via);
+            answer
+        }
+        Reason::Failed(failure, None) => Answer::failure(failure).build(),
+        Reason::Refused(refusal) => Answer::refusal(&refusal).build(),
+        Reason::Behind => Answer::new(503, "destination_unavailable", "spool", "older records wait").build(),
+        Reason::Client(verdict) => Answer::verdict(verdict).build(),
+    };
+    if let Some(Write { stamped: Some(stamped), .. }) = call.write.take() {
+        stamped.settle(if never_sent { Fate::Refused } else { Fate::Indeterminate });
+    }
+    response
+}
+
+/// The same key with another payload.
+pub(crate) fn key_conflict() -> Response<ResBody> {
+    let detail = "this Idempotency-Key belongs to another request";
+    Answer::new(422, "http_request_denied", "idempotency_key", detail).build()
+}
+
+/// Makes the write durable and answers 202. What cannot be kept is refused, and nothing of it is left behind.
+async fn spool(
+    worker: &Arc<Worker>,
+    call: &Call,
+    write: Write,
+    reason: &Reason,
+) -> Result<Response<ResBody>, Response<ResBody>> {
+    let node = Arc::clone(&worker.node);
+    let record = record(worker, call, &write, reason);
+    let sent_before = call.attempts > 1 || !matches!(reason, Reason::Refused(_) | Reason::Behind);
+    // In a task of its own: a client that goes away now must not leave the account in doubt.
+    let kept = worker.tasks.spawn(async move {
+        let kept = node.spool.enqueue(&record).await;
+        let Write { identity, claiming, stamped, .. } = write;
+        let fate = match &kept {
+            // A record that was there before has its own stamp; this one numbers nothing.
+            Ok(enqueued) if enqueued.already => Fate::Refused,
+            Ok(_) => Fate::Spooled,
+            Err(EnqueueError::Stopped { .. }) => Fate::Indeterminate,
+            Err(_) if sent_before => Fate::Indeterminate,
+            Err(_) => Fate::Refused,
+        };
+        if let Some(stamped) = stamped {
+            stamped.settle(fate);
+        }
+        match kept {
+            Ok(enqueued) => {
+                let (answer, done) = accepted(enqueued.id, "waiting", &identity.key);
+                claiming.finish(node.clock.now(), done);
+                Ok(answer)
+            }
+            Err(error) => Err(error),
+        }
+    });
+    match kept.await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => Err(not_kept(&error)),
+        Err(_) => Err(Answer::new(500, "proxy_internal_error", "spool", "the spool's task ended early").build()),
+    }
+}
+
+fn record(worker: &Worker, call: &Call, write: &Write, reason: &Reason) -> NewRecord {
+    let headers = call.headers.iter();
+    NewRecord {
+        upstream: call.route.upstream_name.clone(),
+        route: call.route.policy.name.clone(),
+        order_key: order_key(&call.route, &call.headers).map(|key| key.as_bytes().to_vec()),
+        idempotency_key: write.identity.owned.0.clone(),
+        fingerprint: write.identity.fingerprint,
+        ledger: write.stamped.as_ref().map(|stamped| stamped.stamp.clone()),
+        method: call.method.to_string(),
+        target: call.target.to_string(),
+        headers: headers.map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect(),
+        body: write.body.to_vec(),
+        accepted: worker.node.clock.wall(),
+        first_failure: reason_words(reason),
+        attempts: if matches!(reason, Reason::Failed(..)) { call.attempts } else { 0 },
+    }
+}
+
+/// The answer to a write that was accepted before: where it is in its life.
+pub(crate) fn accepted_before(id: RecordId, state: &str, key: &HeaderValue) -> Response<ResBody> {
+    let mut response = accepted(id, state, key).0;
+    response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
+    response
+}
+
+fn accepted(id: RecordId, state: &str, key: &HeaderValue) -> (Response<ResBody>, DoneAnswer) {
+    let location = format!("{RECORDS_PATH}{id}");
+    let body = Bytes::from(format!("{}\n", json!({ "id": id, "state": state, "location": location })));
+    let mut response = Response::new(ResBody::whole(body.clone()));
+    *response.status_mut() = StatusCode::ACCEPTED;
+    let headers = response.headers_mut();
+    headers.insert(LOCATION, HeaderValue::from_str(&location).unwrap_or(HeaderValue::from_static("/")));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(IDEMPOTENCY_KEY, key.clone());
+    let done = DoneAnswer { status: StatusCode::ACCEPTED, headers: headers.clone(), body };
+    (response, done)
+}
+
+fn not_kept(error: &EnqueueError) -> Response<ResBody> {
+    let (status, rule) = match error {
+        EnqueueError::KeyConflict { .. } => return key_conflict(),
+        EnqueueError::TooLarge { .. } => (413, "record_max"),
+        EnqueueError::DiskFull => (507, "disk"),
+        EnqueueError::Full { .. } => (503, "spool_max"),
+        EnqueueError::Stopped { .. } => (503, "spool"),
+    };
+    let answer = Answer::new(status, "destination_unavailable", rule, error.to_string());
+    if status == 413 { answer.build() } else { answer.retry_in(Duration::from_secs(5)).build() }
+}
+
+/// Finishes a write that its upstream answered: the ledger's account, the key's answer.
+pub(crate) fn finish_write(node: &Arc<Node>, write: Write, response: &mut Response<ResBody>) {
+    let status = response.status();
+    let Write { identity, claiming, stamped, .. } = write;
+    if let Some(stamped) = stamped {
+        stamped.settle(if status.is_success() { Fate::Accepted } else { Fate::Refused });
+    }
+    response.headers_mut().entry(IDEMPOTENCY_KEY).or_insert(identity.key);
+    // "Try later" is no final answer; neither is one we did not see whole.
+    let final_answer = !matches!(status.as_u16(), 408 | 409 | 425 | 429);
+    if final_answer && let Some(body) = response.body().bytes() {
+        let done = DoneAnswer { status, headers: response.headers().clone(), body };
+        claiming.finish(node.clock.now(), done);
+    }
+}
+
+fn stale(worker: &Worker, call: &Call, for_at_most: Duration) -> Option<Response<ResBody>> {
+    let node = &worker.node;
+    let mut answer = node.stale.get(call.stale_key.as_ref()?, node.clock.now(), for_at_most)?;
+    headers::to_client(answer.headers_mut(), &node.via);
+    Some(answer)
+}
+
+fn fixed(status: u16, content_type: &str, body: &str) -> Response<ResBody> {
+    let mut response = Response::new(ResBody::whole(Bytes::copy_from_slice(body.as_bytes())));
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    if let Ok(content_type) = HeaderValue::from_str(content_type) {
+        response.headers_mut().insert(CONTENT_TYPE, content_type);
+    }
+    response
+}
+
+/// One try with another upstream, in what is left of the deadline.
+async fn other_upstream(
+    worker: &Arc<Worker>,
+    call: &mut Call,
+    other: seawall_core::id::UpstreamId,
+) -> Option<Response<ResBody>> {
+    let now = worker.node.clock.now();
+    if !call.can_be_sent_again() || call.deadline.check(now).is_err() {
+        return None;
+    }
+    call.tried = 0;
+    let Tried::Answered(received) = crate::chain::try_unguarded(worker, call, other).await else { return None };
+    let mut response = Response::from_parts(received.parts, received.body);
+    headers::to_client(response.headers_mut(), &worker.node.via);
+    if let Some(write) = call.write.take() {
+        finish_write(&worker.node, write, &mut response);
+    }
+    Some(response)
+}
+
+/// What `Location` of a 202 answers: the state of the record, never its payload.
+pub(crate) async fn record_state(worker: &Worker, id: &str, method: &Method) -> Response<ResBody> {
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        let mut answer = Answer::new(405, "http_request_denied", "method", "ask with GET").build();
+        answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return answer;
+    }
+    let Ok(id) = id.parse().map(RecordId) else {
+        return Answer::new(404, "destination_not_found", "record", "a record's id is a number").build();
+    };
+    match worker.node.spool.get(id).await {
+        Ok(Some(account)) => {
+            let state = json!({
+                "id": id,
+                "state": account.state.name(),
+                "attempts": account.attempts,
+                "last_error": account.last_error,
+                "accepted_at": account.record.as_ref().map(|record| record.accepted.rfc3339()),
+                "settled_at": account.settled.as_ref().map(|settled| settled.at.rfc3339()),
+            });
+            let mut response = Response::new(ResBody::whole(Bytes::from(format!("{state}\n"))));
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            response
+        }
+        Ok(None) => {
+            let detail = format!("no record {id} is known here (any more)");
+            Answer::new(404, "destination_not_found", "record", detail).build()
+        }
+        Err(error) => Answer::new(503, "proxy_internal_error", "spool", error.to_string()).build(),
+    }
+}

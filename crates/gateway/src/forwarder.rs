@@ -1,0 +1,284 @@
+//! Empties the spool: one forwarder per upstream, in order per key, through the same guards as live traffic.
+//!
+//! It leases the first record of each key, sends it, and acknowledges it on a 2xx. A permanent refusal parks it; any
+//! failure puts it back to wait, its key with it. After a failure it goes one record at a time and doubles with each
+//! success, so that an upstream that has just come back is not run over by its own backlog. A breaker that is open is
+//! waited for, and what the forwarder sends then are its probes.
+
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{HeaderName, HeaderValue};
+use http::{HeaderMap, Method, Response, Uri};
+use http_body_util::BodyExt as _;
+use seawall_core::guard::deadline::Deadline;
+use seawall_core::guard::retry::RetryConfig;
+use seawall_core::id::{RouteId, UpstreamId};
+use seawall_core::journal::{Draft, Kind};
+use seawall_core::outcome::Failure;
+use seawall_core::spool::{Lease, NewRecord};
+use seawall_core::time::Mono;
+use seawall_store::Leased;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::chain::{Call, Kept, Tried, try_once};
+use crate::http::body::{ResBody, Tracked};
+use crate::node::Worker;
+use crate::records::Fate;
+use crate::route::RouteState;
+
+/// Beyond the deadline of a try: an expired lease would hand the record to somebody else while we still send it.
+const LEASE_SLACK: Duration = Duration::from_secs(30);
+/// Between tries of the same record.
+const BACKOFF: RetryConfig = RetryConfig {
+    attempts_max: u32::MAX,
+    backoff_base: Duration::from_millis(100),
+    backoff_max: Duration::from_secs(5),
+};
+/// How often it looks even if nobody calls.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+const LAST_WORDS_BYTES: usize = 512;
+
+/// Runs until stopped; what is on its way then is finished or given back.
+pub(crate) async fn forward(worker: Arc<Worker>, upstream: UpstreamId, stop: CancellationToken) {
+    let node = Arc::clone(&worker.node);
+    let name = node.upstreams[upstream.index()].name.clone();
+    let Some(id) = spooling_route(&worker, upstream) else { return };
+    let route = &node.routes[id.index()];
+    let parallel = route.policy.delivery.parallel.max(1) as usize;
+    let lease_for = route.policy.guards.timeout + LEASE_SLACK;
+    let (mut work, mut out, mut ramp) = (node.spool.work_signal(), JoinSet::new(), Ramp::new(parallel));
+    while !stop.is_cancelled() {
+        let (mut next_look, free) = (LOOK_EVERY, ramp.width.saturating_sub(out.len()));
+        match route.admits_at() {
+            Some(at) if node.clock.now() < at => next_look = node.clock.now().until(at),
+            _ if free == 0 => {}
+            _ => {
+                let Ok(leases) = node.spool.lease(&name, free, lease_for).await else { return };
+                next_look = leases.ready_in.unwrap_or(LOOK_EVERY).clamp(Duration::from_millis(1), LOOK_EVERY);
+                for leased in leases.leased {
+                    out.spawn(deliver(Arc::clone(&worker), id, leased));
+                }
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = work.arrived() => {}
+            () = tokio::time::sleep(next_look) => {}
+            Some(delivered) = out.join_next() => ramp.after(delivered.unwrap_or(Delivered::Failed)),
+        }
+    }
+    while out.join_next().await.is_some() {}
+}
+
+/// How many records may be on their way: all after success, one after failure, doubling in between.
+struct Ramp {
+    width: usize,
+    width_max: usize,
+}
+
+impl Ramp {
+    fn new(width_max: usize) -> Self {
+        Self { width: 1, width_max }
+    }
+
+    fn after(&mut self, delivered: Delivered) {
+        self.width = match delivered {
+            Delivered::Settled => (self.width * 2).min(self.width_max),
+            Delivered::Failed => 1,
+        };
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Delivered {
+    /// The upstream answered for good, with yes or no.
+    Settled,
+    /// It did not.
+    Failed,
+}
+
+fn spooling_route(worker: &Worker, upstream: UpstreamId) -> Option<RouteId> {
+    let routes = &worker.node.policy.routes;
+    let place = routes.iter().position(|route| route.upstream == upstream && route.spools())?;
+    u32::try_from(place).ok().map(RouteId)
+}
+
+/// Sends one record and tells the spool what came of it.
+async fn deliver(worker: Arc<Worker>, default_route: RouteId, leased: Leased) -> Delivered {
+    let Leased { lease, record, attempts, .. } = leased;
+    let node = Arc::clone(&worker.node);
+    let by_name = node.policy.routes.iter().position(|route| route.name == record.route);
+    // A route that is gone from the config leaves its records to another one of the same upstream.
+    let id = by_name.and_then(|place| u32::try_from(place).ok().map(RouteId)).unwrap_or(default_route);
+    let route = Arc::clone(&node.routes[id.index()]);
+    let now = node.clock.now();
+    let mut call = match call(&route, id, &record, now) {
+        Ok(call) => call,
+        Err(reason) => return park(&worker, &route, lease, &record, reason, String::new()).await,
+    };
+    let Ok(place) = route.enter(now, call.deadline).await else {
+        let _ = node.spool.release(lease).await;
+        return Delivered::Failed;
+    };
+    let counts = &worker.counts[id.index()];
+    match try_once(&worker, &mut call, route.policy.upstream, &mut Some(place)).await {
+        Tried::Answered(received) if received.parts.status.is_success() => {
+            acknowledge(&worker, lease, &record, received.parts.status.as_u16()).await
+        }
+        Tried::Answered(received) if is_permanent(received.parts.status.as_u16()) => {
+            let status = received.parts.status;
+            let words = last_words(Response::from_parts(received.parts, received.body)).await;
+            park(&worker, &route, lease, &record, format!("the upstream refused it with {status}"), words).await
+        }
+        Tried::Answered(received) => {
+            let error = format!("answered {}", received.parts.status);
+            put_back(&worker, lease, attempts, None, error).await
+        }
+        Tried::Failed { failure, answer, retry_after } => {
+            counts.failed(failure);
+            let answered = matches!(failure, Failure::Status(_));
+            if answered && attempts + 1 >= route.policy.delivery.attempts_max {
+                let words = match answer {
+                    Some(answer) => last_words(answer).await,
+                    None => String::new(),
+                };
+                let reason = format!("{} tries, the last one {failure}", attempts + 1);
+                return park(&worker, &route, lease, &record, reason, words).await;
+            }
+            put_back(&worker, lease, attempts, retry_after, failure.to_string()).await
+        }
+        Tried::Refused(_) | Tried::ClientBroke => {
+            let _ = node.spool.release(lease).await;
+            Delivered::Failed
+        }
+    }
+}
+
+/// 4xx will not change by waiting, except those that say so: timeout, conflict (another try may be running), too
+/// early, too many.
+fn is_permanent(status: u16) -> bool {
+    (300..500).contains(&status) && !matches!(status, 408 | 409 | 425 | 429)
+}
+
+fn call(route: &Arc<RouteState>, id: RouteId, record: &NewRecord, now: Mono) -> Result<Call, String> {
+    let mut headers = HeaderMap::with_capacity(record.headers.len());
+    for (name, value) in &record.headers {
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("header name `{name}` is malformed"))?;
+        let value = HeaderValue::from_bytes(value).map_err(|_| format!("header `{name}` has a malformed value"))?;
+        headers.append(name, value);
+    }
+    let target: Uri = record.target.parse().map_err(|_| format!("target `{}` is malformed", record.target))?;
+    let method = Method::from_bytes(record.method.as_bytes()).map_err(|_| "its method is malformed".to_owned())?;
+    let body = Bytes::copy_from_slice(&record.body);
+    Ok(Call {
+        id,
+        route: Arc::clone(route),
+        method,
+        target,
+        headers,
+        body: if body.is_empty() { Kept::Empty } else { Kept::Whole(body) },
+        deadline: Deadline::new(now, route.policy.guards.timeout, None),
+        idempotent: true,
+        tried: 0,
+        attempts: 1,
+        write: None,
+        stale_key: None,
+        conn: None,
+    })
+}
+
+async fn acknowledge(worker: &Worker, lease: Lease, record: &NewRecord, status: u16) -> Delivered {
+    let node = &worker.node;
+    // False: the lease had expired and somebody else has the record; the upstream knows it by its key.
+    if matches!(node.spool.ack(lease, status).await, Ok(true))
+        && let Some(stamp) = &record.ledger
+    {
+        node.records.settle(stamp, Fate::Delivered);
+    }
+    Delivered::Settled
+}
+
+async fn put_back(
+    worker: &Worker,
+    lease: Lease,
+    attempts: u32,
+    retry_after: Option<Duration>,
+    error: String,
+) -> Delivered {
+    let jittered = {
+        let mut prng = worker.prng.lock().unwrap_or_else(PoisonError::into_inner);
+        BACKOFF.backoff(attempts + 1, &mut prng)
+    };
+    let wait = retry_after.map_or(jittered, |wish| wish.min(BACKOFF.backoff_max * 12).max(jittered));
+    let _ = worker.node.spool.nack(lease, wait, error).await;
+    Delivered::Failed
+}
+
+async fn park(
+    worker: &Worker,
+    route: &RouteState,
+    lease: Lease,
+    record: &NewRecord,
+    reason: String,
+    last_words: String,
+) -> Delivered {
+    let node = &worker.node;
+    let id = lease.id();
+    if matches!(node.spool.park(lease, reason.clone(), last_words).await, Ok(true)) {
+        let subject = format!("record:{id}");
+        let draft = Draft::new(Kind::RecordParked, subject)
+            .because(route.cause())
+            .with("route", &record.route)
+            .with("upstream", &record.upstream)
+            .with("reason", reason);
+        node.journal.record(draft);
+        if let Some(stamp) = &record.ledger {
+            node.records.settle(stamp, Fate::Parked);
+        }
+    }
+    Delivered::Settled
+}
+
+/// The beginning of what the upstream said.
+async fn last_words(answer: Response<ResBody>) -> String {
+    let mut body = Tracked::new(answer.into_body(), ());
+    let mut words = Vec::new();
+    while let Some(Ok(frame)) = body.frame().await {
+        if let Ok(data) = frame.into_data() {
+            words.extend_from_slice(&data);
+        }
+        if words.len() >= LAST_WORDS_BYTES {
+            break;
+        }
+    }
+    words.truncate(LAST_WORDS_BYTES);
+    String::from_utf8_lossy(&words).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_waiting_changes_these() {
+        assert!([301, 400, 404, 413, 422].into_iter().all(is_permanent));
+        assert!(![200, 204, 408, 409, 425, 429, 500, 503].into_iter().any(is_permanent));
+    }
+
+    #[test]
+    fn comes_back_gently() {
+        let mut ramp = Ramp::new(10);
+        let widths: Vec<usize> = [true, true, true, true, true, false, true]
+            .into_iter()
+            .map(|well| {
+                ramp.after(if well { Delivered::Settled } else { Delivered::Failed });
+                ramp.width
+            })
+            .collect();
+        assert_eq!(widths, [2, 4, 8, 10, 10, 1, 2]);
+    }
+}

@@ -1,0 +1,154 @@
+//! Bodies on their way: from the client to an upstream, and back.
+//!
+//! An answer that is relayed while it arrives owns what it needs to arrive: the connection, the breaker's pass, the
+//! place in the bulkhead. Its end is told to the guards; a broken one breaks the client's answer too, so that a cut
+//! answer is never taken for a whole one.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use crate::chain::Relay;
+
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A request's body as the upstream gets it.
+pub(crate) enum ReqBody {
+    /// None.
+    Empty,
+    /// Kept whole: may be sent again.
+    Whole(Option<Bytes>),
+    /// Passed on as it comes: may be sent once.
+    Stream(ClientBody),
+}
+
+/// A client's body passed on as it comes.
+pub(crate) struct ClientBody {
+    pub(crate) incoming: Incoming,
+    /// Set when the client broke it, so that the upstream is not blamed.
+    pub(crate) broken: Arc<AtomicBool>,
+}
+
+impl ReqBody {
+    pub(crate) fn whole(bytes: Bytes) -> Self {
+        if bytes.is_empty() { Self::Empty } else { Self::Whole(Some(bytes)) }
+    }
+}
+
+impl Body for ReqBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Stream(body) => {
+                let frame = ready!(Pin::new(&mut body.incoming).poll_frame(cx));
+                if matches!(frame, Some(Err(_))) {
+                    body.broken.store(true, Relaxed);
+                }
+                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Whole(bytes) => bytes.is_none(),
+            Self::Stream(body) => body.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Stream(body) => body.incoming.size_hint(),
+        }
+    }
+}
+
+/// An answer's body as the client gets it.
+pub(crate) enum ResBody {
+    /// None.
+    Empty,
+    /// At hand.
+    Whole(Option<Bytes>),
+    /// Passed on as it comes.
+    Relay(Box<Relay>),
+}
+
+impl ResBody {
+    pub(crate) fn whole(bytes: Bytes) -> Self {
+        if bytes.is_empty() { Self::Empty } else { Self::Whole(Some(bytes)) }
+    }
+
+    /// The whole body, if it is at hand.
+    pub(crate) fn bytes(&self) -> Option<Bytes> {
+        match self {
+            Self::Empty => Some(Bytes::new()),
+            Self::Whole(bytes) => bytes.clone(),
+            Self::Relay(_) => None,
+        }
+    }
+}
+
+/// Wraps an answer's body with what must end with it.
+pub(crate) struct Tracked<G> {
+    body: ResBody,
+    /// Dropped at the end of the body, or with it.
+    guard: Option<G>,
+}
+
+impl<G> Tracked<G> {
+    pub(crate) fn new(body: ResBody, guard: G) -> Self {
+        Self { body, guard: Some(guard) }
+    }
+}
+
+impl<G: Unpin> Body for Tracked<G> {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        let polled = match &mut this.body {
+            ResBody::Empty => Poll::Ready(None),
+            ResBody::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            ResBody::Relay(relay) => relay.poll_frame(cx),
+        };
+        if matches!(polled, Poll::Ready(None | Some(Err(_)))) || this.body.is_over() {
+            this.guard = None;
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_over()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.body {
+            ResBody::Empty => SizeHint::with_exact(0),
+            ResBody::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            ResBody::Relay(relay) => relay.size_hint(),
+        }
+    }
+}
+
+impl ResBody {
+    fn is_over(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Whole(bytes) => bytes.is_none(),
+            Self::Relay(_) => false,
+        }
+    }
+}

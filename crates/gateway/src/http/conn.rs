@@ -1,0 +1,310 @@
+//! A client's connection as the HTTP library sees it: bytes that have passed the gate, and a clock that runs.
+//!
+//! The gate stands in front of every read. A sweep from outside (`listener.rs`) looks at [`ConnState`] now and then
+//! and marks a connection overdue; the next read then ends it the right way for where it stands: between requests it
+//! just ends, in a head the client is told 408, in a body the request fails.
+
+use std::cell::RefCell;
+use std::io;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use hyper::rt::{Read, ReadBufCursor, Write};
+use seawall_core::time::Mono;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
+
+use super::gate::{Gate, GateLimits, Phase, Verdict};
+use crate::clock::Clock;
+use crate::net::Stream;
+
+/// One read from the kernel takes at most this much.
+const SCRATCH_BYTES: usize = 64 << 10;
+/// After a refusal the client may still be sending; closing at once would reset the answer away. So we read on, and
+/// throw away, for this long.
+const LINGER: Duration = Duration::from_secs(1);
+
+thread_local! {
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH_BYTES].into());
+}
+
+/// What others may know and change of a connection.
+#[derive(Debug, Default)]
+pub(crate) struct ConnState {
+    /// A [`Phase`] as a number.
+    phase: AtomicU8,
+    /// Since when it has stood there without progress, in nanoseconds of [`Mono`].
+    since: AtomicU64,
+    /// Since when a write has waited; zero if none does.
+    stalled: AtomicU64,
+    /// True from a request's head to the end of its answer.
+    in_request: AtomicBool,
+    overdue: AtomicBool,
+    /// Wakes the connection's task to notice `overdue` or an interim answer.
+    pub(crate) nudge: Notify,
+    body_verdict: Mutex<Option<Verdict>>,
+    /// True while everything written has been flushed, so that an interim answer would not cut into another.
+    clean: AtomicBool,
+    interim: Mutex<Vec<u8>>,
+    has_interim: AtomicBool,
+}
+
+/// Limits of a connection's patience.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    pub(crate) header: Duration,
+    pub(crate) idle: Duration,
+    pub(crate) body: Duration,
+}
+
+impl ConnState {
+    /// Marks the connection overdue if it is, and wakes its task. Called by the sweep.
+    pub(crate) fn sweep(&self, now: Mono, patience: Patience) -> bool {
+        let since = Mono::from_nanos(self.since.load(Relaxed));
+        let allowed = match self.phase.load(Relaxed) {
+            PHASE_HEAD => patience.header,
+            PHASE_BODY => patience.body,
+            PHASE_REFUSED => patience.idle,
+            _ if self.in_request.load(Relaxed) => Duration::MAX,
+            _ => patience.idle,
+        };
+        let stalled = self.stalled.load(Relaxed);
+        let write_overdue = stalled > 0 && now.since(Mono::from_nanos(stalled)) >= patience.body;
+        let is_overdue = now.since(since) >= allowed || write_overdue;
+        if is_overdue && !self.overdue.swap(true, Relaxed) {
+            self.nudge.notify_one();
+        }
+        is_overdue
+    }
+
+    /// A request has begun or its answer has ended.
+    pub(crate) fn set_in_request(&self, now: Mono, in_request: bool) {
+        self.in_request.store(in_request, Relaxed);
+        self.since.store(now.as_nanos(), Relaxed);
+    }
+
+    /// Why the body of the present request broke, if it was the client's doing.
+    pub(crate) fn body_verdict(&self) -> Option<Verdict> {
+        *self.body_verdict.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends an interim (1xx) answer on its way, before the final one. False if that is not possible any more.
+    pub(crate) fn send_interim(&self, bytes: &[u8]) -> bool {
+        if !self.clean.load(Relaxed) {
+            return false;
+        }
+        self.interim.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        self.has_interim.store(true, Relaxed);
+        self.nudge.notify_one();
+        true
+    }
+
+    fn enter(&self, phase: Phase, now: Mono) {
+        let number = match phase {
+            Phase::Idle => PHASE_IDLE,
+            Phase::Head => PHASE_HEAD,
+            Phase::Body => PHASE_BODY,
+            Phase::Refused => PHASE_REFUSED,
+        };
+        // In a head the clock runs from its first byte; a trickle of bytes does not stop it.
+        if self.phase.swap(number, Relaxed) != number || number != PHASE_HEAD {
+            self.since.store(now.as_nanos(), Relaxed);
+        }
+    }
+}
+
+const PHASE_IDLE: u8 = 0;
+const PHASE_HEAD: u8 = 1;
+const PHASE_BODY: u8 = 2;
+const PHASE_REFUSED: u8 = 3;
+
+/// The connection.
+pub(crate) struct ClientIo {
+    stream: Stream,
+    gate: Gate,
+    /// Bytes that may pass and have not been asked for yet.
+    passed: Vec<u8>,
+    passed_at: usize,
+    clock: Clock,
+    state: Arc<ConnState>,
+    linger: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl ClientIo {
+    pub(crate) fn new(stream: Stream, limits: GateLimits, clock: Clock, state: Arc<ConnState>) -> Self {
+        state.enter(Phase::Idle, clock.now());
+        state.clean.store(true, Relaxed);
+        Self { stream, gate: Gate::new(limits), passed: Vec::new(), passed_at: 0, clock, state, linger: None }
+    }
+
+    /// Hands over what has passed the gate. False if there is nothing.
+    fn hand_over(&mut self, cursor: &mut ReadBufCursor<'_>) -> bool {
+        let waiting = &self.passed[self.passed_at..];
+        if waiting.is_empty() {
+            return false;
+        }
+        let take = waiting.len().min(cursor.remaining());
+        cursor.put_slice(&waiting[..take]);
+        self.passed_at += take;
+        if self.passed_at == self.passed.len() {
+            self.passed.clear();
+            self.passed_at = 0;
+        }
+        true
+    }
+
+    /// Ends an overdue connection in the way of its phase. True if reading shall go on (there is something to hand
+    /// over).
+    fn end_overdue(&mut self) -> io::Result<bool> {
+        match self.gate.phase() {
+            Phase::Head => {
+                self.gate.refuse(Verdict::HeadTooSlow, &mut self.passed);
+                self.state.overdue.store(false, Relaxed);
+                self.state.enter(Phase::Refused, self.clock.now());
+                Ok(true)
+            }
+            Phase::Body => Err(self.break_body(Verdict::BodyTooSlow)),
+            Phase::Idle | Phase::Refused => Ok(false),
+        }
+    }
+
+    fn break_body(&self, verdict: Verdict) -> io::Error {
+        *self.state.body_verdict.lock().unwrap_or_else(PoisonError::into_inner) = Some(verdict);
+        io::Error::new(io::ErrorKind::InvalidData, verdict.words())
+    }
+
+    fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.state.has_interim.load(Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
+        let mut interim = self.state.interim.lock().unwrap_or_else(PoisonError::into_inner);
+        while !interim.is_empty() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &interim))?;
+            interim.drain(..written);
+        }
+        self.state.has_interim.store(false, Relaxed);
+        Poll::Ready(Ok(()))
+    }
+
+    fn note_write<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        match &polled {
+            Poll::Pending if self.state.stalled.load(Relaxed) == 0 => {
+                self.state.stalled.store(self.clock.now().as_nanos().max(1), Relaxed);
+            }
+            Poll::Ready(_) if self.state.stalled.load(Relaxed) != 0 => self.state.stalled.store(0, Relaxed),
+            _ => {}
+        }
+        if polled.is_pending() && self.state.overdue.load(Relaxed) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        polled
+    }
+}
+
+impl Read for ClientIo {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, mut cursor: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            if this.hand_over(&mut cursor) {
+                return Poll::Ready(Ok(()));
+            }
+            if this.state.overdue.load(Relaxed) && !this.end_overdue()? {
+                return Poll::Ready(Ok(()));
+            }
+            if this.gate.phase() == Phase::Refused && this.passed.is_empty() {
+                // Nothing more is read. The answer on its way, or the sweep, ends the connection.
+                return Poll::Pending;
+            }
+            if this.passed.is_empty() && ready!(this.poll_fill(cx, &mut cursor))? {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
+
+impl ClientIo {
+    /// Reads from the kernel through the gate. True if the caller has what it asked for: bytes, or the end.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, cursor: &mut ReadBufCursor<'_>) -> Poll<io::Result<bool>> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let room = scratch.len().min(cursor.remaining());
+            let mut buffer = ReadBuf::new(&mut scratch[..room]);
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer))?;
+            let bytes = buffer.filled();
+            if bytes.is_empty() {
+                return Poll::Ready(Ok(true));
+            }
+            let whole_run = self.gate.take_run(bytes.len());
+            let fed = if whole_run {
+                cursor.put_slice(bytes);
+                Ok(())
+            } else {
+                self.gate.feed(bytes, &mut self.passed)
+            };
+            self.state.enter(self.gate.phase(), self.clock.now());
+            match fed {
+                Ok(()) => Poll::Ready(Ok(whole_run)),
+                Err(verdict) => Poll::Ready(Err(self.break_body(verdict))),
+            }
+        })
+    }
+}
+
+impl Write for ClientIo {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        ready!(this.poll_interim(cx))?;
+        this.state.clean.store(false, Relaxed);
+        let polled = Pin::new(&mut this.stream).poll_write(cx, bytes);
+        this.note_write(polled)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        ready!(this.poll_interim(cx))?;
+        this.state.clean.store(false, Relaxed);
+        let polled = Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
+        this.note_write(polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// Called by the library only when all it had has been written: the moment between two answers.
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_interim(cx))?;
+        this.state.clean.store(true, Relaxed);
+        Pin::new(&mut this.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.linger.is_none() {
+            ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+            if this.gate.phase() == Phase::Idle {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        let linger = this.linger.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
+        SCRATCH.with_borrow_mut(|scratch| {
+            loop {
+                let mut buffer = ReadBuf::new(scratch);
+                match Pin::new(&mut this.stream).poll_read(cx, &mut buffer) {
+                    Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+                    Poll::Ready(_) => return Poll::Ready(Ok(())),
+                    Poll::Pending => break,
+                }
+            }
+            linger.as_mut().poll(cx).map(Ok)
+        })
+    }
+}

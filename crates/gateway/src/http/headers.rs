@@ -1,0 +1,242 @@
+//! What a proxy owes to headers (RFC 9110 section 7.6): hop-by-hop ones end here, `Via` and `X-Forwarded-*` begin.
+//!
+//! Order matters: everything hop-by-hop is removed before anything of ours is added, and no `Connection` header can
+//! name away what framing, identity or our own marks depend on.
+
+use std::net::IpAddr;
+
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, RETRY_AFTER, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use seawall_core::time::Wall;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// The ledger's stamp on a record.
+pub(crate) const SEAWALL_RECORD: HeaderName = HeaderName::from_static("seawall-record");
+/// How an answer is reduced.
+pub(crate) const SEAWALL_DEGRADED: HeaderName = HeaderName::from_static("seawall-degraded");
+/// RFC 9209.
+pub(crate) const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+/// Ties the lines of one request together.
+pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// draft-ietf-httpapi-idempotency-key-header.
+pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// The caller's remaining patience in milliseconds, as Envoy writes it.
+pub(crate) const EXPECTED_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
+
+/// What `Connection` may not take away: framing, identity, and what we vouch for.
+const PROTECTED: [&str; 10] = [
+    "host",
+    "content-length",
+    "authorization",
+    "cookie",
+    "idempotency-key",
+    "seawall-record",
+    "seawall-degraded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+];
+
+/// Strips what ends at this hop, in either direction.
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+            .filter(|name| !PROTECTED.contains(&name.as_str()))
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in [KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE] {
+        headers.remove(name);
+    }
+}
+
+/// Who asks, for `X-Forwarded-*` and `Via`.
+pub(crate) struct Hop<'a> {
+    pub(crate) peer: IpAddr,
+    pub(crate) via: &'a HeaderValue,
+}
+
+/// Makes a client's headers into an upstream's. Forwarding headers of clients are not believed: nobody has said yet
+/// which clients are proxies of ours.
+pub(crate) fn to_upstream(headers: &mut HeaderMap, hop: &Hop<'_>, peer_text: &HeaderValue) {
+    let wants_trailers = headers.get_all(TE).iter().any(|value| has_token(value, "trailers"));
+    strip_hop_by_hop(headers);
+    for name in [TE, EXPECT, PROXY_AUTHORIZATION, FORWARDED, SEAWALL_RECORD, SEAWALL_DEGRADED] {
+        headers.remove(name);
+    }
+    if wants_trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    debug_assert_eq!(peer_text.to_str().ok(), Some(hop.peer.to_string().as_str()));
+    headers.insert(X_FORWARDED_FOR, peer_text.clone());
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    match headers.get(HOST).cloned() {
+        Some(host) => headers.insert(X_FORWARDED_HOST, host),
+        None => headers.remove(X_FORWARDED_HOST),
+    };
+    headers.append(VIA, hop.via.clone());
+}
+
+/// Makes an upstream's headers into ours.
+pub(crate) fn to_client(headers: &mut HeaderMap, via: &HeaderValue) {
+    strip_hop_by_hop(headers);
+    headers.remove(PROXY_AUTHENTICATE);
+    headers.append(VIA, via.clone());
+}
+
+/// True if one of ours has seen this request already.
+pub(crate) fn is_loop(headers: &HeaderMap, via: &HeaderValue) -> bool {
+    let Ok(ours) = via.to_str() else { return false };
+    headers
+        .get_all(VIA)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|hop| hop.trim() == ours)
+}
+
+/// True if the answer announces trailers: only announced ones can be passed on.
+pub(crate) fn announces_trailers(headers: &HeaderMap) -> bool {
+    headers.contains_key(TRAILER)
+}
+
+/// The announced length of a body, if there is exactly one.
+pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// The wait that `Retry-After` asks for: seconds or a date (RFC 9110 section 10.2.3).
+pub(crate) fn retry_after(headers: &HeaderMap, now: Wall) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse::<u32>() {
+        return Some(Duration::from_secs(seconds.into()));
+    }
+    let at: SystemTime = httpdate::parse_http_date(text).ok()?;
+    let now = UNIX_EPOCH + Duration::from_millis(now.as_millis());
+    Some(at.duration_since(now).unwrap_or_default())
+}
+
+/// The caller's remaining patience, if it told us.
+pub(crate) fn callers_patience(headers: &HeaderMap) -> Option<Duration> {
+    let millis: u64 = headers.get(EXPECTED_TIMEOUT_MS)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_millis(millis))
+}
+
+fn has_token(value: &HeaderValue, token: &str) -> bool {
+    value.to_str().is_ok_and(|value| {
+        value.split(',').any(|part| part.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(token))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(lines: &[(&'static str, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in lines {
+            map.append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
+        }
+        map
+    }
+
+    fn names(map: &HeaderMap) -> Vec<&str> {
+        let mut names: Vec<&str> = map.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    const VIA_OURS: HeaderValue = HeaderValue::from_static("1.1 seawall-a");
+
+    #[test]
+    fn what_ends_here_ends_here_and_nothing_else() {
+        let mut headers = map(&[
+            ("connection", "close, X-Foo, Host, authorization, not a token"),
+            ("x-foo", "1"),
+            ("host", "h"),
+            ("authorization", "secret"),
+            ("keep-alive", "1"),
+            ("proxy-connection", "x"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("te", "trailers;q=1, deflate"),
+            ("expect", "100-continue"),
+            ("x-forwarded-for", "6.6.6.6"),
+            ("forwarded", "for=6.6.6.6"),
+            ("seawall-record", "forged"),
+            ("accept", "*/*"),
+        ]);
+        let hop = Hop { peer: "10.0.0.7".parse().unwrap(), via: &VIA_OURS };
+        to_upstream(&mut headers, &hop, &HeaderValue::from_static("10.0.0.7"));
+        assert_eq!(
+            names(&headers),
+            [
+                "accept",
+                "authorization",
+                "host",
+                "te",
+                "via",
+                "x-forwarded-for",
+                "x-forwarded-host",
+                "x-forwarded-proto"
+            ]
+        );
+        assert_eq!(headers["te"], "trailers");
+        assert_eq!(headers["x-forwarded-for"], "10.0.0.7");
+        assert_eq!(headers["via"], "1.1 seawall-a");
+    }
+
+    #[test]
+    fn answers_are_cleaned_too() {
+        let mut headers = map(&[("connection", "x-private"), ("x-private", "1"), ("via", "1.1 cdn"), ("etag", "e")]);
+        to_client(&mut headers, &VIA_OURS);
+        assert_eq!(names(&headers), ["etag", "via"]);
+        assert_eq!(headers.get_all(VIA).iter().count(), 2);
+    }
+
+    #[test]
+    fn without_a_host_none_is_forwarded() {
+        let mut headers = map(&[("x-forwarded-host", "forged")]);
+        let hop = Hop { peer: "::1".parse().unwrap(), via: &VIA_OURS };
+        to_upstream(&mut headers, &hop, &HeaderValue::from_static("::1"));
+        assert!(!headers.contains_key("x-forwarded-host"));
+    }
+
+    #[test]
+    fn loops_are_seen() {
+        assert!(is_loop(&map(&[("via", "1.0 cdn, 1.1 seawall-a")]), &VIA_OURS));
+        assert!(!is_loop(&map(&[("via", "1.1 seawall-ab")]), &VIA_OURS));
+        assert!(!is_loop(&map(&[]), &VIA_OURS));
+    }
+
+    #[test]
+    fn numbers_in_headers() {
+        let now = Wall::from_millis(1_000_000);
+        let after = |text: &str| retry_after(&map(&[("retry-after", text)]), now);
+        assert_eq!(after("7"), Some(Duration::from_secs(7)));
+        assert_eq!(after("Thu, 01 Jan 1970 00:17:00 GMT"), Some(Duration::from_secs(20)));
+        assert_eq!(after("Thu, 01 Jan 1970 00:00:00 GMT"), Some(Duration::ZERO));
+        assert_eq!(after("soon"), None);
+        assert_eq!(content_length(&map(&[("content-length", "12")])), Some(12));
+        assert_eq!(content_length(&map(&[])), None);
+        let patience = map(&[("x-envoy-expected-rq-timeout-ms", "250")]);
+        assert_eq!(callers_patience(&patience), Some(Duration::from_millis(250)));
+        assert!(announces_trailers(&map(&[("trailer", "x")])) && !announces_trailers(&map(&[])));
+    }
+}

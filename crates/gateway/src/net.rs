@@ -1,0 +1,186 @@
+//! The only door to sockets. Here the simulator steps in: with the feature `sim`, a [`Net::Sim`] speaks to its world
+//! instead of the kernel's, and everything above notices nothing.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Which network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Net {
+    /// The kernel's.
+    Real,
+    /// The simulator's.
+    #[cfg(feature = "sim")]
+    Sim,
+}
+
+/// Waits for connections.
+#[derive(Debug)]
+pub enum Listener {
+    /// The kernel's.
+    Real(tokio::net::TcpListener),
+    /// The simulator's.
+    #[cfg(feature = "sim")]
+    Sim(turmoil::net::TcpListener),
+}
+
+/// A connection.
+#[derive(Debug)]
+pub enum Stream {
+    /// The kernel's.
+    Real(tokio::net::TcpStream),
+    /// The simulator's.
+    #[cfg(feature = "sim")]
+    Sim(turmoil::net::TcpStream),
+}
+
+impl Net {
+    /// Listens. On a real network every worker listens on the same address (`SO_REUSEPORT`) and the kernel shares
+    /// connections out.
+    ///
+    /// # Errors
+    /// The kernel's: address in use, not ours, not allowed.
+    pub async fn listen(self, address: SocketAddr) -> io::Result<Listener> {
+        match self {
+            Self::Real => listen_shared(address, true).map(Listener::Real),
+            #[cfg(feature = "sim")]
+            Self::Sim => turmoil::net::TcpListener::bind(address).await.map(Listener::Sim),
+        }
+    }
+
+    /// Connects; small writes go out at once.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn connect(self, address: SocketAddr) -> io::Result<Stream> {
+        match self {
+            Self::Real => {
+                let stream = tokio::net::TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                Ok(Stream::Real(stream))
+            }
+            #[cfg(feature = "sim")]
+            Self::Sim => turmoil::net::TcpStream::connect(address).await.map(Stream::Sim),
+        }
+    }
+
+    /// Every address of `host:port`.
+    ///
+    /// # Errors
+    /// When the name does not resolve.
+    pub async fn resolve(self, host_port: &str) -> io::Result<Vec<SocketAddr>> {
+        if let Ok(address) = host_port.parse() {
+            return Ok(vec![address]);
+        }
+        match self {
+            Self::Real => Ok(tokio::net::lookup_host(host_port).await?.collect()),
+            #[cfg(feature = "sim")]
+            Self::Sim => Ok(vec![(turmoil::lookup(host_of(host_port)), port_of(host_port)).into()]),
+        }
+    }
+}
+
+#[cfg(feature = "sim")]
+fn host_of(host_port: &str) -> &str {
+    host_port.rsplit_once(':').map_or(host_port, |(host, _)| host)
+}
+
+#[cfg(feature = "sim")]
+fn port_of(host_port: &str) -> u16 {
+    host_port.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(80)
+}
+
+/// Listens on a real address. With `shared`, others of this process may listen there too; a first socket without it
+/// finds out whether somebody else has the port.
+///
+/// # Errors
+/// The kernel's.
+pub fn listen_shared(address: SocketAddr, shared: bool) -> io::Result<tokio::net::TcpListener> {
+    use socket2::{Domain, Protocol, Socket, Type};
+
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(1_024)?;
+    tokio::net::TcpListener::from_std(socket.into())
+}
+
+impl Listener {
+    /// The next connection and who is at its other end.
+    ///
+    /// # Errors
+    /// The kernel's; out of descriptors among them.
+    pub async fn accept(&self) -> io::Result<(Stream, SocketAddr)> {
+        match self {
+            Self::Real(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok((Stream::Real(stream), peer))
+            }
+            #[cfg(feature = "sim")]
+            Self::Sim(listener) => {
+                listener.accept().await.map(|(stream, peer)| (Stream::Sim(stream), peer))
+            }
+        }
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        match self {
+            Self::Real(listener) => listener.local_addr(),
+            #[cfg(feature = "sim")]
+            Self::Sim(listener) => listener.local_addr(),
+        }
+    }
+}
+
+macro_rules! on_stream {
+    ($self:ident, $stream:ident => $call:expr) => {
+        match $self.get_mut() {
+            Stream::Real($stream) => $call,
+            #[cfg(feature = "sim")]
+            Stream::Sim($stream) => $call,
+        }
+    };
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        on_stream!(self, stream => Pin::new(stream).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        on_stream!(self, stream => Pin::new(stream).poll_write(cx, bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        on_stream!(self, stream => Pin::new(stream).poll_write_vectored(cx, slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on_stream!(self, stream => Pin::new(stream).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on_stream!(self, stream => Pin::new(stream).poll_shutdown(cx))
+    }
+}

@@ -1,0 +1,183 @@
+//! Counters on the way of a call. Each worker has its own and is the only one who writes them, so that counting is a
+//! load and a store and no cache line travels; a snapshot adds the workers up.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use seawall_core::guard::Refusal;
+use seawall_core::observation::{LATENCY_BUCKETS_S, RouteSnapshot, quantile_s};
+use seawall_core::outcome::Failure;
+
+use crate::http::gate::Verdict;
+
+/// A count with a single writer.
+#[derive(Debug, Default)]
+pub(crate) struct Count(AtomicU64);
+
+impl Count {
+    pub(crate) fn add(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// The words of fallbacks, by place.
+pub(crate) const DEGRADED: [&str; 4] = ["spool", "stale", "static", "upstream"];
+
+/// What one worker counted on one route.
+#[derive(Debug, Default)]
+pub(crate) struct RouteCounts {
+    pub(crate) answers: [Count; 5],
+    pub(crate) failures: [Count; Failure::NAMES.len()],
+    pub(crate) refused: [Count; Refusal::RULES.len()],
+    pub(crate) degraded: [Count; DEGRADED.len()],
+    pub(crate) retries: Count,
+    pub(crate) resends: Count,
+    pub(crate) cancelled: Count,
+    pub(crate) cut: Count,
+    latency: [Count; LATENCY_BUCKETS_S.len() + 1],
+    latency_nanos: Count,
+}
+
+impl RouteCounts {
+    pub(crate) fn answered(&self, status: u16, took: Duration) {
+        self.answers[usize::from(status / 100).clamp(1, 5) - 1].add(1);
+        let seconds = took.as_secs_f64();
+        let bucket = LATENCY_BUCKETS_S.partition_point(|bound| *bound < seconds);
+        self.latency[bucket].add(1);
+        self.latency_nanos.add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    pub(crate) fn failed(&self, failure: Failure) {
+        if let Some(place) = Failure::NAMES.iter().position(|name| *name == failure.name()) {
+            self.failures[place].add(1);
+        }
+    }
+
+    pub(crate) fn refused(&self, refusal: &Refusal) {
+        if let Some(place) = Refusal::RULES.iter().position(|rule| *rule == refusal.rule()) {
+            self.refused[place].add(1);
+        }
+    }
+
+    pub(crate) fn degraded(&self, how: &str) {
+        if let Some(place) = DEGRADED.iter().position(|word| *word == how) {
+            self.degraded[place].add(1);
+        }
+    }
+
+    /// Adds this worker's counts to a snapshot.
+    pub(crate) fn add_to(&self, sum: &mut RouteSnapshot) {
+        for (total, count) in sum.answers.iter_mut().zip(&self.answers) {
+            *total += count.get();
+        }
+        add_named(&mut sum.failures, &Failure::NAMES, &self.failures);
+        add_named(&mut sum.refused, &Refusal::RULES, &self.refused);
+        add_named(&mut sum.degraded, &DEGRADED, &self.degraded);
+        sum.retries_total += self.retries.get();
+        sum.resends_total += self.resends.get();
+        sum.cancelled_total += self.cancelled.get();
+        sum.cut_total += self.cut.get();
+        sum.latency_counts.resize(self.latency.len(), 0);
+        for (total, count) in sum.latency_counts.iter_mut().zip(&self.latency) {
+            *total += count.get();
+        }
+        sum.latency_sum_s += self.latency_nanos.get() as f64 / 1e9;
+    }
+}
+
+/// Fills in what follows from the sums.
+pub(crate) fn finish(sum: &mut RouteSnapshot) {
+    let total = |named: &[(&str, u64)]| named.iter().map(|(_, count)| count).sum();
+    sum.requests_total = sum.answers.iter().sum();
+    sum.failures_total = total(&sum.failures);
+    sum.degraded_total = total(&sum.degraded);
+    sum.retries_refused_total = sum.refused.iter().find(|(rule, _)| *rule == "budget").map_or(0, |(_, count)| *count);
+    sum.latency_p50_ms = quantile_s(&sum.latency_counts, 0.5) * 1e3;
+    sum.latency_p99_ms = quantile_s(&sum.latency_counts, 0.99) * 1e3;
+}
+
+fn add_named(sums: &mut Vec<(&'static str, u64)>, names: &[&'static str], counts: &[Count]) {
+    if sums.is_empty() {
+        sums.extend(names.iter().map(|name| (*name, 0)));
+    }
+    for ((_, total), count) in sums.iter_mut().zip(counts) {
+        *total += count.get();
+    }
+}
+
+/// What one worker counted of requests that never reached a route.
+#[derive(Debug)]
+pub(crate) struct Rejections {
+    verdicts: Vec<Count>,
+    pub(crate) no_route: Count,
+    pub(crate) looped: Count,
+}
+
+impl Default for Rejections {
+    fn default() -> Self {
+        let verdicts = Verdict::ALL.iter().map(|_| Count::default()).collect();
+        Self { verdicts, no_route: Count::default(), looped: Count::default() }
+    }
+}
+
+impl Rejections {
+    pub(crate) fn count(&self, verdict: Verdict) {
+        self.verdicts[verdict as usize].add(1);
+    }
+
+    pub(crate) fn get(&self, verdict: Verdict) -> u64 {
+        self.verdicts[verdict as usize].get()
+    }
+
+    pub(crate) fn add_to(&self, sums: &mut Vec<(&'static str, u64)>) {
+        let names: Vec<&'static str> =
+            Verdict::ALL.iter().map(|verdict| verdict.name()).chain(["no_route", "loop"]).collect();
+        if sums.is_empty() {
+            sums.extend(names.iter().map(|name| (*name, 0)));
+        }
+        let counts = self.verdicts.iter().chain([&self.no_route, &self.looped]);
+        for ((_, total), count) in sums.iter_mut().zip(counts) {
+            *total += count.get();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_add_up() {
+        let (one, two) = (RouteCounts::default(), RouteCounts::default());
+        one.answered(200, Duration::from_millis(3));
+        one.failed(Failure::Timeout);
+        two.answered(503, Duration::from_secs(100));
+        two.refused(&Refusal::DeadlineSpent { timeout: Duration::ZERO });
+        two.degraded("stale");
+        let mut sum = RouteSnapshot::default();
+        one.add_to(&mut sum);
+        two.add_to(&mut sum);
+        finish(&mut sum);
+        assert_eq!((sum.answers, sum.requests_total), ([0, 1, 0, 0, 1], 2));
+        assert_eq!((sum.failures_total, sum.degraded_total), (1, 1));
+        assert_eq!(sum.refused.iter().find(|(rule, _)| *rule == "deadline"), Some(&("deadline", 1)));
+        assert_eq!((sum.latency_p50_ms, sum.latency_p99_ms), (5.0, 60_000.0));
+        assert!((sum.latency_sum_s - 100.003).abs() < 1e-9);
+    }
+
+    #[test]
+    fn rejections_are_counted_by_name() {
+        let rejections = Rejections::default();
+        rejections.count(Verdict::Chunk);
+        rejections.no_route.add(2);
+        let mut sums = Vec::new();
+        rejections.add_to(&mut sums);
+        rejections.add_to(&mut sums);
+        assert!(sums.contains(&("chunk", 2)) && sums.contains(&("no_route", 4)) && sums.contains(&("loop", 0)));
+        assert_eq!(rejections.get(Verdict::Chunk), 1);
+    }
+}

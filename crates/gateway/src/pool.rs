@@ -1,0 +1,379 @@
+//! Connections to upstreams: kept warm, capped, and never trusted further than what was seen of them.
+//!
+//! A pool belongs to one worker, so connections never cross threads. Who drives a connection is whoever uses it: the
+//! call polls it in its own task, without a task of its own and the hand-overs that would cost. An idle one is looked
+//! at before it is used again, and closed by the sweep before the upstream would close it.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{Request, Response};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{Builder, Connection, SendRequest};
+use hyper_util::rt::TokioIo;
+use seawall_core::outcome::Failure;
+use seawall_core::time::Mono;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::clock::Clock;
+use crate::http::body::ReqBody;
+use crate::net::{Net, Stream};
+
+/// Connections older than this are not used again: name and address drift apart over time.
+const AGE_MAX: Duration = Duration::from_secs(600);
+
+/// What all workers share of an endpoint.
+#[derive(Debug, Default)]
+pub(crate) struct EndpointLoad {
+    pub(crate) in_flight: AtomicU32,
+    pub(crate) connections: AtomicU32,
+}
+
+/// One worker's connections to one endpoint.
+pub(crate) struct EndpointPool {
+    address: String,
+    net: Net,
+    clock: Clock,
+    connect_timeout: Duration,
+    idle_timeout: Duration,
+    load: Arc<EndpointLoad>,
+    slots: Arc<Semaphore>,
+    idle: Mutex<VecDeque<Link>>,
+}
+
+/// A connection in somebody's hands.
+pub(crate) struct Link {
+    sender: SendRequest<ReqBody>,
+    driver: Option<Box<Connection<TokioIo<Counted>, ReqBody>>>,
+    traffic: Arc<Traffic>,
+    born: Mono,
+    idle_since: Mono,
+    pub(crate) reused: bool,
+    _open: OpenCount,
+    _slot: OwnedSemaphorePermit,
+}
+
+/// Bytes since the present request began.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
+    read: AtomicU64,
+    written: AtomicU64,
+}
+
+/// Counts an open connection for as long as it lives.
+struct OpenCount(Arc<EndpointLoad>);
+
+impl Drop for OpenCount {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Relaxed);
+    }
+}
+
+impl EndpointPool {
+    pub(crate) fn new(
+        address: String,
+        net: Net,
+        clock: Clock,
+        upstream: &seawall_core::policy::Upstream,
+        connections_max: usize,
+        load: Arc<EndpointLoad>,
+    ) -> Self {
+        Self {
+            address,
+            net,
+            clock,
+            connect_timeout: upstream.connect_timeout,
+            idle_timeout: upstream.idle_timeout,
+            load,
+            slots: Arc::new(Semaphore::new(connections_max.max(1))),
+            idle: Mutex::new(VecDeque::new()),
+        }
+    }
+
+    /// A connection: the one used last, if it is still good, or a new one. Waits its turn (first come, first served)
+    /// when as many are open as may be.
+    pub(crate) async fn checkout(&self, fresh: bool) -> Result<Link, Failure> {
+        if !fresh && let Some(link) = self.take_idle() {
+            return Ok(link);
+        }
+        let slot = match Arc::clone(&self.slots).try_acquire_owned() {
+            Ok(slot) => slot,
+            Err(_) => self.wait_for_slot(fresh).await?,
+        };
+        let connect = self.connect(slot);
+        match tokio::time::timeout(self.connect_timeout, connect).await {
+            Ok(connected) => connected,
+            Err(_) => Err(Failure::ConnectTimeout),
+        }
+    }
+
+    /// Gives a connection back after a whole answer.
+    pub(crate) fn checkin(&self, mut link: Link) {
+        // The driver finishes what it has to do after the answer's last byte, and says whether it goes on.
+        if !link.settle() || self.clock.now().since(link.born) >= AGE_MAX {
+            return;
+        }
+        link.idle_since = self.clock.now();
+        self.lock().push_back(link);
+    }
+
+    /// Closes what has been idle too long or was closed from the other side.
+    pub(crate) fn sweep(&self) {
+        let now = self.clock.now();
+        self.lock().retain_mut(|link| now.since(link.idle_since) < self.idle_timeout && link.settle());
+    }
+
+    fn take_idle(&self) -> Option<Link> {
+        let now = self.clock.now();
+        loop {
+            let mut link = self.lock().pop_back()?;
+            if now.since(link.idle_since) < self.idle_timeout && link.settle() {
+                link.reused = true;
+                link.traffic.begin();
+                return Some(link);
+            }
+        }
+    }
+
+    async fn wait_for_slot(&self, fresh: bool) -> Result<OwnedSemaphorePermit, Failure> {
+        if fresh {
+            // An idle one in our place makes room for a fresh one.
+            drop(self.lock().pop_front());
+        }
+        Arc::clone(&self.slots).acquire_owned().await.map_err(|_| Failure::ConnectionLost)
+    }
+
+    async fn connect(&self, slot: OwnedSemaphorePermit) -> Result<Link, Failure> {
+        let stream = self.dial().await?;
+        self.load.connections.fetch_add(1, Relaxed);
+        let open = OpenCount(Arc::clone(&self.load));
+        let traffic = Arc::new(Traffic::default());
+        let io = TokioIo::new(Counted { stream, traffic: Arc::clone(&traffic) });
+        let (sender, driver) = Builder::new()
+            .max_headers(256)
+            .handshake(io)
+            .await
+            .map_err(|_| Failure::ConnectionLost)?;
+        let now = self.clock.now();
+        Ok(Link {
+            sender,
+            driver: Some(Box::new(driver)),
+            traffic,
+            born: now,
+            idle_since: now,
+            reused: false,
+            _open: open,
+            _slot: slot,
+        })
+    }
+
+    async fn dial(&self) -> Result<Stream, Failure> {
+        let addresses = self.net.resolve(&self.address).await.map_err(|_| Failure::Dns)?;
+        let mut failure = Failure::Dns;
+        for address in addresses {
+            match self.net.connect(address).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => failure = connect_failure(&error),
+            }
+        }
+        Err(failure)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Link>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn connect_failure(error: &io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::TimedOut => Failure::ConnectTimeout,
+        io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted => Failure::ConnectionLost,
+        _ => Failure::ConnectRefused,
+    }
+}
+
+impl Traffic {
+    fn begin(&self) {
+        self.read.store(0, Relaxed);
+        self.written.store(0, Relaxed);
+    }
+}
+
+impl Link {
+    /// Sends a request and waits for the head of its answer.
+    pub(crate) async fn send(&mut self, request: Request<ReqBody>) -> Result<Response<Incoming>, Failure> {
+        let mut answer = pin!(self.sender.try_send_request(request));
+        let driver = &mut self.driver;
+        std::future::poll_fn(|cx| {
+            let lost = poll_driver(driver, cx);
+            // Whatever the answer waits for comes from the driver, which has just been polled with the real waker.
+            match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(answer) => Poll::Ready(answer.map_err(|error| classify(error.error()))),
+                Poll::Pending if lost => Poll::Ready(Err(Failure::ConnectionLost)),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// Reads a whole body of known length.
+    pub(crate) async fn read_whole(&mut self, mut incoming: Incoming) -> Result<Bytes, Failure> {
+        let mut first: Option<Bytes> = None;
+        let mut rest = BytesMut::new();
+        loop {
+            let frame = std::future::poll_fn(|cx| self.poll_body(&mut incoming, cx)).await;
+            match frame {
+                None => break,
+                Some(Err(failure)) => return Err(failure),
+                Some(Ok(frame)) => {
+                    let Ok(data) = frame.into_data() else { continue };
+                    match &first {
+                        None => first = Some(data),
+                        Some(begin) => {
+                            if rest.is_empty() {
+                                rest.extend_from_slice(begin);
+                            }
+                            rest.extend_from_slice(&data);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(if rest.is_empty() { first.unwrap_or_default() } else { rest.freeze() })
+    }
+
+    /// The next piece of a body, driving the connection meanwhile.
+    pub(crate) fn poll_body(
+        &mut self,
+        incoming: &mut Incoming,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Failure>>> {
+        let mut noop = Context::from_waker(Waker::noop());
+        if let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(&mut noop) {
+            return Poll::Ready(frame.map(|frame| frame.map_err(|error| classify(&error))));
+        }
+        let lost = poll_driver(&mut self.driver, cx);
+        match Pin::new(incoming).poll_frame(&mut noop) {
+            Poll::Ready(frame) => Poll::Ready(frame.map(|frame| frame.map_err(|error| classify(&error)))),
+            Poll::Pending if lost => Poll::Ready(Some(Err(Failure::Incomplete))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// True if not one byte of an answer has come since the request began.
+    pub(crate) fn nothing_read(&self) -> bool {
+        self.traffic.read.load(Relaxed) == 0
+    }
+
+    /// True if not one byte of the request has left since it began.
+    pub(crate) fn nothing_written(&self) -> bool {
+        self.traffic.written.load(Relaxed) == 0
+    }
+
+    /// Lets the driver do what it can without waiting. False if the connection is over.
+    fn settle(&mut self) -> bool {
+        !poll_driver(&mut self.driver, &mut Context::from_waker(Waker::noop())) && self.sender.is_ready()
+    }
+}
+
+/// True if the connection is over.
+fn poll_driver(driver: &mut Option<Box<Connection<TokioIo<Counted>, ReqBody>>>, cx: &mut Context<'_>) -> bool {
+    let Some(connection) = driver else { return true };
+    match Pin::new(&mut **connection).poll(cx) {
+        Poll::Pending => false,
+        Poll::Ready(_) => {
+            // Dropping it tells whoever waits for an answer that none will come.
+            *driver = None;
+            true
+        }
+    }
+}
+
+/// What the library's error means for the guards.
+fn classify(error: &hyper::Error) -> Failure {
+    if error.is_parse() || error.is_parse_too_large() || error.is_parse_status() {
+        Failure::Protocol
+    } else if error.is_timeout() {
+        Failure::Timeout
+    } else if error.is_incomplete_message() {
+        Failure::ConnectionLost
+    } else if error.is_body_write_aborted() || error.is_user() {
+        Failure::ConnectionLost
+    } else if is_unexpected_end(error) {
+        Failure::Incomplete
+    } else {
+        Failure::ConnectionLost
+    }
+}
+
+fn is_unexpected_end(error: &hyper::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(io) = cause.downcast_ref::<io::Error>() {
+            return io.kind() == io::ErrorKind::UnexpectedEof;
+        }
+        source = cause.source();
+    }
+    false
+}
+
+/// A stream that counts.
+pub(crate) struct Counted {
+    stream: Stream,
+    traffic: Arc<Traffic>,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+        count(&this.traffic.read, buf.filled().len() - before);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = ready!(Pin::new(&mut this.stream).poll_write(cx, bytes))?;
+        count(&this.traffic.written, written);
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, slices))?;
+        count(&this.traffic.written, written);
+        Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+fn count(total: &AtomicU64, bytes: usize) {
+    total.store(total.load(Relaxed) + bytes as u64, Relaxed);
+}

@@ -1,0 +1,149 @@
+//! Looks from the side: health checks of endpoints, and the level of the spool, told to the journal when they change.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use http::header::{HOST, HeaderValue, USER_AGENT};
+use http::{Request, Uri};
+use seawall_core::guard::health::{Health, HealthConfig};
+use seawall_core::id::UpstreamId;
+use seawall_core::journal::{Draft, Kind, Seq};
+use tokio_util::sync::CancellationToken;
+
+use crate::http::body::ReqBody;
+use crate::node::Worker;
+
+const LEVEL_EVERY: Duration = Duration::from_millis(100);
+
+/// Checks one endpoint until stopped.
+pub(crate) async fn check_endpoint(
+    worker: Arc<Worker>,
+    upstream: UpstreamId,
+    endpoint: usize,
+    cause: Option<Seq>,
+    stop: CancellationToken,
+) {
+    let node = Arc::clone(&worker.node);
+    let Some(config) = node.policy.upstream(upstream).health.clone() else { return };
+    let state = &node.upstreams[upstream.index()].endpoints[endpoint];
+    let subject = format!("endpoint:{}/{}", node.upstreams[upstream.index()].name, state.endpoint.address);
+    let (mut health, mut last) = (Health::default(), cause);
+    loop {
+        let checked = tokio::time::timeout(config.timeout, check(&worker, upstream, endpoint, &config)).await;
+        let failed = match &checked {
+            Ok(Ok(())) => None,
+            Ok(Err(reason)) => Some(reason.clone()),
+            Err(_) => Some("no answer in time".to_owned()),
+        };
+        if let Some(healthy) = health.on_check(&config, failed.is_none()) {
+            state.healthy.store(healthy, Relaxed);
+            let kind = if healthy { Kind::EndpointHealthy } else { Kind::EndpointUnhealthy };
+            let mut draft = Draft::new(kind, subject.clone()).because(last);
+            if let Some(reason) = failed {
+                draft = draft.with("reason", reason);
+            }
+            last = Some(node.journal.record(draft));
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(config.every) => {}
+        }
+    }
+}
+
+async fn check(worker: &Worker, upstream: UpstreamId, endpoint: usize, config: &HealthConfig) -> Result<(), String> {
+    let pool = worker.pool(upstream, endpoint);
+    // A fresh connection: a check must see what a new caller would see.
+    let mut link = pool.checkout(true).await.map_err(|failure| failure.to_string())?;
+    let mut request = Request::new(ReqBody::Empty);
+    *request.uri_mut() = config.path.parse::<Uri>().map_err(|error| error.to_string())?;
+    let address = &worker.node.upstreams[upstream.index()].endpoints[endpoint].endpoint.address;
+    let host = HeaderValue::from_str(address).map_err(|error| error.to_string())?;
+    request.headers_mut().insert(HOST, host);
+    request.headers_mut().insert(USER_AGENT, HeaderValue::from_static("seawall-health"));
+    let response = link.send(request).await.map_err(|failure| failure.to_string())?;
+    let status = response.status();
+    link.read_whole(response.into_body()).await.map_err(|failure| failure.to_string())?;
+    if status.is_success() || status.is_redirection() { Ok(()) } else { Err(format!("answered {status}")) }
+}
+
+/// Tells the journal when the spool begins to fill, is empty again, is nearly full, or refuses.
+pub(crate) async fn watch_spool(worker: Arc<Worker>, stop: CancellationToken) {
+    let node = Arc::clone(&worker.node);
+    let mut level = Level::default();
+    loop {
+        let depth = node.spool.depth();
+        let held = depth.waiting + depth.leased;
+        let share = depth.bytes as f64 / depth.bytes_max.max(1) as f64;
+        for kind in level.moves(held, share, depth.disk_full) {
+            let cause = node.routes.iter().filter(|route| route.policy.spools()).filter_map(|route| route.cause()).max();
+            let draft = Draft::new(kind, "spool")
+                .because(cause)
+                .with("waiting", held)
+                .with("bytes", depth.bytes)
+                .with("bytes_max", depth.bytes_max)
+                .with("disk_full", depth.disk_full);
+            node.journal.record(draft);
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LEVEL_EVERY) => {}
+        }
+    }
+}
+
+/// The spool's level as last told.
+#[derive(Debug, Default)]
+struct Level {
+    filling: bool,
+    high: bool,
+    full: bool,
+}
+
+impl Level {
+    /// What has changed. High and low marks lie apart, so that a level at the mark does not chatter.
+    fn moves(&mut self, held: u64, share: f64, disk_full: bool) -> Vec<Kind> {
+        let mut moves = Vec::new();
+        let mut step = |state: &mut bool, now: bool, up: Kind, down: Kind| {
+            if *state != now {
+                *state = now;
+                moves.push(if now { up } else { down });
+            }
+        };
+        let high = share >= if self.high { 0.6 } else { 0.8 };
+        let full = disk_full || share >= if self.full { 0.95 } else { 0.999 };
+        step(&mut self.filling, held > 0, Kind::SpoolFilling, Kind::SpoolDrained);
+        step(&mut self.high, high, Kind::SpoolHigh, Kind::SpoolLow);
+        step(&mut self.full, full, Kind::SpoolFull, Kind::SpoolRecovered);
+        moves
+    }
+}
+
+/// Closes idle connections of every pool now and then.
+pub(crate) async fn sweep_pools(worker: Arc<Worker>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_millis(500)) => {}
+        }
+        worker.pools.iter().flatten().for_each(crate::pool::EndpointPool::sweep);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_change_is_told_once() {
+        let mut level = Level::default();
+        assert_eq!(level.moves(0, 0.0, false), []);
+        assert_eq!(level.moves(1, 0.1, false), [Kind::SpoolFilling]);
+        assert_eq!(level.moves(9, 0.85, false), [Kind::SpoolHigh]);
+        assert_eq!(level.moves(9, 0.7, false), [], "between the marks nothing is told");
+        assert_eq!(level.moves(9, 0.7, true), [Kind::SpoolFull]);
+        assert_eq!(level.moves(9, 0.5, false), [Kind::SpoolLow, Kind::SpoolRecovered]);
+        assert_eq!(level.moves(0, 0.0, false), [Kind::SpoolDrained]);
+    }
+}

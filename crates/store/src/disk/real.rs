@@ -1,0 +1,125 @@
+//! The machine's own files. Readable and writable by their owner only: the spool holds other people's payloads.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::{FallocateFlags, FlockOperation};
+
+use super::{Disk, DiskFile, LockError};
+
+const MODE: u32 = 0o600;
+
+/// The machine's file system.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RealDisk;
+
+/// One of its files.
+#[derive(Debug)]
+pub struct RealFile(File);
+
+/// The lock file, held open. The lock ends with the process, however that ends.
+#[derive(Debug)]
+pub struct RealLock(#[expect(dead_code, reason = "held, never read")] File);
+
+impl Disk for RealDisk {
+    type File = RealFile;
+    type Lock = RealLock;
+
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir_all(path)
+    }
+
+    fn create(&self, path: &Path, bytes: u64) -> io::Result<RealFile> {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(MODE).open(path)?;
+        let file = RealFile(file);
+        file.set_len(bytes).inspect_err(|_| _ = fs::remove_file(path))?;
+        Ok(file)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<RealFile> {
+        OpenOptions::new().read(true).write(true).open(path).map(RealFile)
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        fs::read(path)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let names = fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        let mut names = names.collect::<io::Result<Vec<String>>>()?;
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        File::open(dir)?.sync_all()
+    }
+
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(dir)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    fn lock(&self, path: &Path) -> Result<RealLock, LockError> {
+        let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(MODE).open(path);
+        let mut file = options.map_err(LockError::Io)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(LockError::Held { pid: written_pid(&mut file) }),
+            Err(error) => return Err(LockError::Io(error.into())),
+        }
+        let write = || {
+            file.set_len(0)?;
+            file.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0)
+        };
+        // Who has the lock is a courtesy to people: a full disk must not keep a node from emptying its spool.
+        let _: io::Result<()> = write();
+        Ok(RealLock(file))
+    }
+}
+
+fn written_pid(file: &mut File) -> u32 {
+    let mut text = String::new();
+    let _ = file.take(32).read_to_string(&mut text);
+    text.trim().parse().unwrap_or(0)
+}
+
+impl DiskFile for RealFile {
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_all_at(bytes, offset)
+    }
+
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_exact_at(bytes, offset)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn set_len(&self, bytes: u64) -> io::Result<()> {
+        let now = self.size()?;
+        if bytes <= now {
+            return self.0.set_len(bytes);
+        }
+        match rustix::fs::fallocate(&self.0, FallocateFlags::empty(), now, bytes - now) {
+            // Not every file system can reserve room; zeros without room are the next best thing.
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => self.0.set_len(bytes),
+            other => other.map_err(io::Error::from),
+        }
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+}

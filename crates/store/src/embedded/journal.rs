@@ -1,0 +1,199 @@
+//! The writer of the journal: takes what was recorded, writes it, syncs at most every 100 ms. Whatever fails, the node
+//! goes on: entries that could not be written are counted, and the journal says so itself once it can be written again.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use seawall_core::journal::{Draft, Entry, Kind};
+use tokio::sync::mpsc;
+
+use super::LogReport;
+use super::log::{Log, LogError, LogOptions, segment_bytes_for};
+use super::segment::LogKind;
+use crate::clock::Clock;
+use crate::disk::Disk;
+use crate::error::{OpenError, StoreError};
+use crate::journal::{Command, JournalShared, Query, TAIL_ENTRIES_MAX};
+use crate::options::{OnDamage, StoreOptions};
+
+/// How long an entry waits for its sync at most.
+const SYNC_EVERY: Duration = Duration::from_millis(100);
+/// The longest entry written.
+const ENTRY_BYTES_MAX: usize = 64 << 10;
+
+/// The writer. See the module's text.
+#[derive(Debug)]
+pub(crate) struct JournalEngine<D: Disk> {
+    log: Log<D>,
+    shared: Arc<JournalShared>,
+    bytes_max: u64,
+    /// The first entry of each segment.
+    firsts: BTreeMap<u32, u64>,
+    /// Dropped entries the journal has told about.
+    told: u64,
+    is_closing: bool,
+}
+
+/// What recovery of the journal found.
+#[derive(Debug)]
+pub(crate) struct JournalFound<D: Disk> {
+    pub(crate) engine: JournalEngine<D>,
+    pub(crate) shared: Arc<JournalShared>,
+    pub(crate) log: LogReport,
+    pub(crate) unreadable: u64,
+}
+
+impl<D: Disk> JournalEngine<D> {
+    pub(crate) fn open(
+        disk: D,
+        options: &StoreOptions,
+        salt_key: [u8; 32],
+        clock: Arc<dyn Clock>,
+    ) -> Result<JournalFound<D>, OpenError> {
+        let segment_bytes_min = segment_bytes_for(ENTRY_BYTES_MAX as u64);
+        let log_options = LogOptions {
+            kind: LogKind::Journal,
+            dir: options.dir.join("journal"),
+            segment_bytes: options.journal_segment_bytes.max(segment_bytes_min),
+            segment_bytes_min,
+            // A damaged journal must not keep the node from starting.
+            on_damage: OnDamage::Quarantine,
+            salt_key,
+        };
+        let (mut tail, mut firsts, mut unreadable) = (VecDeque::new(), BTreeMap::new(), 0);
+        let (log, report) = Log::open(disk, log_options, &mut |place, bytes| match Entry::decode(bytes) {
+            Ok(entry) => {
+                firsts.entry(place.segment).or_insert(entry.seq.0);
+                if tail.len() == TAIL_ENTRIES_MAX {
+                    tail.pop_front();
+                }
+                tail.push_back(Arc::new(entry));
+            }
+            Err(_) => unreadable += 1,
+        })?;
+        let next = tail.back().map_or(0, |entry| entry.seq.0) + 1;
+        let shared = Arc::new(JournalShared::new(clock, next, tail));
+        shared.disk_bytes.store(log.disk_bytes(), Ordering::Relaxed);
+        let bytes_max = options.journal_bytes_max;
+        let engine = Self { log, shared: Arc::clone(&shared), bytes_max, firsts, told: 0, is_closing: false };
+        Ok(JournalFound { engine, shared, log: report, unreadable })
+    }
+
+    /// Works until it is told to stop, or every handle is gone.
+    pub(crate) async fn drive(mut self, mut commands: mpsc::Receiver<Command>) {
+        let shared = Arc::clone(&self.shared);
+        while !self.is_closing {
+            tokio::select! {
+                () = shared.recorded.notified() => {}
+                command = commands.recv() => self.obey(command),
+            }
+            self.write_out();
+            self.pause(&mut commands).await;
+        }
+        self.write_out();
+    }
+
+    /// Between two syncs: questions are answered, entries gather.
+    async fn pause(&mut self, commands: &mut mpsc::Receiver<Command>) {
+        let pause = tokio::time::sleep(SYNC_EVERY);
+        tokio::pin!(pause);
+        while !self.is_closing {
+            tokio::select! {
+                () = &mut pause => return,
+                command = commands.recv() => self.obey(command),
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Option<Command>) {
+        match command {
+            Some(Command::Query { query, answer }) => {
+                self.write_out();
+                _ = answer.send(self.query(&query));
+            }
+            Some(Command::Flush { answer }) => {
+                self.write_out();
+                _ = answer.send(());
+            }
+            Some(Command::Close { answer }) => {
+                self.is_closing = true;
+                self.write_out();
+                _ = answer.send(());
+            }
+            None => self.is_closing = true,
+        }
+    }
+
+    /// Writes and syncs what was recorded, tells what was dropped, and keeps to the limit.
+    pub(crate) fn write_out(&mut self) {
+        let entries = self.shared.take_queue();
+        let (mut safe, mut staged, mut bytes) = (0, 0, Vec::new());
+        for entry in &entries {
+            bytes.clear();
+            entry.encode(&mut bytes);
+            if !self.log.fits(bytes.len()) {
+                // The batch so far belongs to the segment that is full.
+                safe += self.log.write().map_or(0, |()| std::mem::take(&mut staged));
+                staged = 0;
+            }
+            if bytes.len() <= ENTRY_BYTES_MAX
+                && let Ok(place) = self.log.append(&bytes)
+            {
+                self.firsts.entry(place.segment).or_insert(entry.seq.0);
+                staged += 1;
+            }
+        }
+        let done = self.log.write().and_then(|()| self.log.sync());
+        safe += if done.is_ok() { staged } else { 0 };
+        self.shared.count_dropped(entries.len() as u64 - safe);
+        if done.and_then(|()| self.keep_to_limit()).is_ok() {
+            self.tell_dropped();
+        }
+        self.shared.disk_bytes.store(self.log.disk_bytes(), Ordering::Relaxed);
+    }
+
+    fn tell_dropped(&mut self) {
+        let dropped = self.shared.dropped();
+        if dropped > self.told {
+            let draft = Draft::new(Kind::LimitReached, "journal").with("entries_dropped", dropped - self.told);
+            self.told = dropped;
+            self.shared.record(draft);
+        }
+    }
+
+    fn keep_to_limit(&mut self) -> Result<(), LogError> {
+        while self.log.disk_bytes() > self.bytes_max && self.log.front() != self.log.active() {
+            let front = self.log.front();
+            self.log.free_front()?;
+            self.firsts.remove(&front);
+        }
+        Ok(())
+    }
+
+    fn query(&self, query: &Query) -> Result<Vec<Entry>, StoreError> {
+        let mut found = Vec::new();
+        let mut last = query.after;
+        let from = self.firsts.iter().rev().find(|(_, first)| **first <= query.after + 1).map_or(0, |(number, _)| *number);
+        for number in self.log.segments().filter(|number| *number >= from) {
+            let seen = self.log.visit(number, &mut |_, bytes| {
+                if let Ok(entry) = Entry::decode(bytes) {
+                    last = last.max(entry.seq.0);
+                    if found.len() < query.limit && query.matches(&entry) {
+                        found.push(entry);
+                    }
+                }
+            });
+            seen.map_err(|error| StoreError::Read {
+                what: format!("journal segment {number}"),
+                reason: error.to_string(),
+            })?;
+        }
+        // What could not be written is in memory for a while.
+        let rest = self.shared.tail().into_iter().filter(|entry| entry.seq.0 > last && query.matches(entry));
+        let room = query.limit - found.len();
+        found.extend(rest.take(room).map(|entry| (*entry).clone()));
+        Ok(found)
+    }
+}

@@ -1,0 +1,785 @@
+//! The writer of the spool: takes commands in batches, writes what they say, syncs once, then answers them all.
+//!
+//! Picture a clerk with a ledger and a card index. Whatever lies in the tray is entered line by line, the cards are
+//! turned as he goes, the page is blotted once, and only then is anybody told. What could not be entered for want of
+//! paper is taken back out of the index; what was decided elsewhere already (a delivery) is noted on a slip and entered
+//! first thing when there is paper again.
+//!
+//! Invariants: nothing is answered, and nothing is leased, before it is synced. New records are taken only while a
+//! spare segment is there, so that acknowledgements always have paper. Segments go from the front, when nothing in
+//! them lives; what lives too long is moved forward, so that files take at most twice the live bytes plus three
+//! segments.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use seawall_core::id::RecordId;
+use seawall_core::spool::index::{Admission, IndexConfig, Lease, NotParked, Outcome, Parked, Settled, View};
+use seawall_core::spool::wire::DecodeError;
+use seawall_core::spool::{Index, NewRecord};
+use tokio::sync::{mpsc, oneshot};
+
+use super::LogReport;
+use super::entry::SpoolEntry;
+use super::log::{Log, LogError, LogOptions, Place, segment_bytes_for};
+use super::segment::{FORMAT_VERSION, LogKind};
+use crate::clock::Clock;
+use crate::disk::Disk;
+use crate::error::{EnqueueError, OpenError, StoreError};
+use crate::options::{OnDamage, StoreOptions};
+use crate::spool::{Account, Command, Enqueued, Leased, Leases, RecordDraft, SpoolDepth, SpoolShared};
+
+/// Commands taken in one batch: what 4096 producers can have waiting.
+const BATCH_MAX: usize = 4096;
+/// How often a full disk is asked whether it still is, while nobody else asks.
+const FULL_DISK_PROBE: Duration = Duration::from_secs(1);
+/// What a remembered key weighs against the segment it is in: the entry that would be moved.
+const REMEMBERED_BYTES: u64 = 96;
+/// Bookkeeping around a record: its entry, should it be moved with everything known about it.
+const ENTRY_OVERHEAD_BYTES: u64 = 2048;
+/// Numbers skipped for every damaged segment, more than it can have held: none is ever given twice.
+const IDS_SKIPPED: u64 = 1 << 24;
+
+/// What recovery of the spool found.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SpoolReport {
+    pub(crate) log: LogReport,
+    pub(crate) unreadable: u64,
+}
+
+/// The writer. See the module's text.
+#[derive(Debug)]
+pub(crate) struct SpoolEngine<D: Disk> {
+    log: Log<D>,
+    index: Index<Place>,
+    shared: Arc<SpoolShared>,
+    clock: Arc<dyn Clock>,
+    record_bytes_max: u64,
+    next_id: u64,
+    /// Bytes of records that are waiting, leased or parked.
+    queued_bytes: u64,
+    /// Bytes in each segment that are still needed.
+    live: BTreeMap<u32, u64>,
+    batch: Batch,
+    /// Entries for which there was no room: facts that hold already and are yet to be written.
+    owed: VecDeque<Vec<u8>>,
+    is_disk_full: bool,
+    /// The oldest segment, if something in it cannot be moved.
+    stuck: Option<u32>,
+    /// True once the active segment says which numbers were given out.
+    has_begin: bool,
+    is_closing: bool,
+}
+
+/// What was staged and not yet committed.
+#[derive(Debug, Default)]
+struct Batch {
+    enqueued: Vec<RecordId>,
+    entries: Vec<Vec<u8>>,
+    answers: Vec<Answer>,
+    needs_sync: bool,
+    has_work: bool,
+    /// The disk was asked for room already.
+    asked_for_room: bool,
+}
+
+/// An answer that waits for the sync.
+#[derive(Debug)]
+enum Answer {
+    Enqueued(oneshot::Sender<Result<Enqueued, EnqueueError>>, Enqueued),
+    Bool(oneshot::Sender<bool>, bool),
+    Done(oneshot::Sender<Result<(), StoreError>>),
+}
+
+impl<D: Disk> SpoolEngine<D> {
+    pub(crate) fn open(
+        disk: D,
+        options: &StoreOptions,
+        salt_key: [u8; 32],
+        clock: Arc<dyn Clock>,
+    ) -> Result<(Self, SpoolReport), OpenError> {
+        let segment_bytes_min = segment_bytes_for(options.record_bytes_max + ENTRY_OVERHEAD_BYTES);
+        let log_options = LogOptions {
+            kind: LogKind::Spool,
+            dir: options.dir.join("spool"),
+            segment_bytes: options.spool_segment_bytes.max(segment_bytes_min),
+            segment_bytes_min,
+            on_damage: options.on_damage,
+            salt_key,
+        };
+        let config = IndexConfig { remember_for: options.remember_for, remember_max: options.remember_max };
+        let mut replay = Replay { index: Index::new(config), next_id: 1, misread: Vec::new() };
+        let (log, log_report) = Log::open(disk, log_options, &mut |place, bytes| replay.entry(place, bytes))?;
+        let mut report = SpoolReport { log: log_report, unreadable: 0 };
+        replay.check(&log, options.on_damage, &mut report)?;
+        let shared = Arc::new(SpoolShared::new(options.spool_bytes_max, options.record_bytes_max));
+        let mut engine = Self {
+            log,
+            index: replay.index,
+            shared,
+            clock,
+            record_bytes_max: options.record_bytes_max,
+            next_id: replay.next_id + IDS_SKIPPED * report.log.damaged.len() as u64,
+            queued_bytes: 0,
+            live: BTreeMap::new(),
+            batch: Batch::default(),
+            owed: VecDeque::new(),
+            is_disk_full: false,
+            stuck: None,
+            has_begin: false,
+            is_closing: false,
+        };
+        engine.count_up();
+        Ok((engine, report))
+    }
+
+    pub(crate) fn shared(&self) -> Arc<SpoolShared> {
+        Arc::clone(&self.shared)
+    }
+
+    pub(crate) const fn index(&self) -> &Index<Place> {
+        &self.index
+    }
+
+    /// Works until it is told to stop, or every handle is gone, or a sync fails.
+    pub(crate) async fn drive(mut self, mut commands: mpsc::Receiver<Command>) {
+        let mut batch = Vec::new();
+        loop {
+            let received = commands.recv_many(&mut batch, BATCH_MAX);
+            if self.is_disk_full || !self.owed.is_empty() {
+                // No command may ever come to find out that there is room again.
+                if let Ok(0) = tokio::time::timeout(FULL_DISK_PROBE, received).await {
+                    break;
+                }
+            } else if received.await == 0 {
+                break;
+            }
+            if !self.run_batch(batch.drain(..)) {
+                break;
+            }
+        }
+        self.finish();
+    }
+
+    /// Carries out a batch of commands with one sync, and answers them. False when it was the last.
+    pub(crate) fn run_batch(&mut self, commands: impl IntoIterator<Item = Command>) -> bool {
+        let mut questions = Vec::new();
+        let mut closed = Vec::new();
+        self.pay_debts();
+        for command in commands {
+            match command {
+                Command::Close { answer } => closed.push(answer),
+                command => self.take(command, &mut questions),
+            }
+        }
+        self.commit();
+        for question in questions {
+            self.answer(question);
+        }
+        self.commit();
+        self.maintain();
+        self.publish();
+        if !closed.is_empty() {
+            self.finish();
+            closed.into_iter().for_each(|answer| _ = answer.send(()));
+        }
+        !self.is_closing
+    }
+
+    fn take(&mut self, command: Command, questions: &mut Vec<Command>) {
+        match command {
+            Command::Enqueue { draft, answer } => self.enqueue(*draft, answer),
+            Command::Ack { lease, status, answer } => self.ack(&lease, status, answer),
+            Command::Nack { lease, not_before, error, answer } => self.nack(&lease, not_before, &error, answer),
+            Command::Release { lease, answer } => {
+                let released = self.index.release(&lease);
+                self.batch.has_work |= released;
+                self.batch.answers.push(Answer::Bool(answer, released));
+            }
+            Command::Park { lease, reason, last_words, answer } => {
+                let parked = self.park(&lease, reason, last_words);
+                self.batch.answers.push(Answer::Bool(answer, parked));
+            }
+            Command::Retry { id, answer } => self.retry(id, answer),
+            Command::Discard { id, reason, answer } => self.discard(id, reason, answer),
+            // Answered after the commit: nobody may see what is not safe yet.
+            question => questions.push(question),
+        }
+    }
+
+    fn enqueue(&mut self, draft: RecordDraft, answer: oneshot::Sender<Result<Enqueued, EnqueueError>>) {
+        match self.try_enqueue(draft) {
+            Ok(enqueued) => self.batch.answers.push(Answer::Enqueued(answer, enqueued)),
+            Err(error) => _ = answer.send(Err(error)),
+        }
+    }
+
+    fn try_enqueue(&mut self, draft: RecordDraft) -> Result<Enqueued, EnqueueError> {
+        if let Some(known) = self.index.lookup(draft.key) {
+            if known.fingerprint != draft.fingerprint {
+                return Err(EnqueueError::KeyConflict { id: known.id });
+            }
+            return Ok(Enqueued { id: known.id, already: true });
+        }
+        let limit_bytes = self.shared.bytes_max;
+        if self.queued_bytes + draft.bytes.len() as u64 > limit_bytes {
+            return Err(EnqueueError::Full { used_bytes: self.queued_bytes, limit_bytes });
+        }
+        let place = self.stage_record(&draft.bytes).map_err(|error| match error {
+            LogError::NoSpace => EnqueueError::DiskFull,
+            LogError::Stopped(reason) => EnqueueError::Stopped { reason },
+        })?;
+        let id = RecordId(self.next_id);
+        self.next_id += 1;
+        self.index.enqueue(admission(id, draft, place));
+        self.queued_bytes += place.footprint();
+        *self.live.entry(place.segment).or_default() += place.footprint();
+        if let Some(lane) = self.index.lane(id) {
+            self.shared.held.add(lane);
+        }
+        self.batch.enqueued.push(id);
+        self.batch.needs_sync = true;
+        self.batch.has_work = true;
+        Ok(Enqueued { id, already: false })
+    }
+
+    /// Stages a new record, if acknowledgements keep a spare segment for themselves.
+    fn stage_record(&mut self, record: &[u8]) -> Result<Place, LogError> {
+        self.ensure_room()?;
+        let id = RecordId(self.next_id);
+        if let Some(place) = self.log.stage(|out| SpoolEntry::Enqueue { id, record }.encode(out)) {
+            return Ok(place);
+        }
+        self.commit();
+        self.roll()?;
+        self.batch.asked_for_room = false;
+        self.ensure_room()?;
+        let id = RecordId(self.next_id);
+        Ok(self.log.stage(|out| SpoolEntry::Enqueue { id, record }.encode(out)).expect("a new segment has room for it"))
+    }
+
+    fn ensure_room(&mut self) -> Result<(), LogError> {
+        if self.log.has_spare() {
+            return Ok(());
+        }
+        if std::mem::replace(&mut self.batch.asked_for_room, true) {
+            return Err(LogError::NoSpace);
+        }
+        let made = self.log.ensure_spare(self.record_bytes_max + ENTRY_OVERHEAD_BYTES);
+        self.is_disk_full = made.is_err();
+        made
+    }
+
+    fn ack(&mut self, lease: &Lease, status: u16, answer: oneshot::Sender<bool>) {
+        let settled = Settled { outcome: Outcome::Delivered { status }, at: self.clock.wall() };
+        let (lane, place) = (self.index.lane(lease.id()), self.index.place(lease.id()));
+        let acked = self.index.ack(lease, status, settled.at);
+        if let (true, Some(place)) = (acked, place) {
+            if let Some(lane) = lane {
+                self.shared.held.remove(lane);
+                self.batch.has_work = true;
+            }
+            self.weigh_settled(place);
+            self.note(&SpoolEntry::Settled { id: lease.id(), settled });
+        }
+        self.batch.answers.push(Answer::Bool(answer, acked));
+    }
+
+    fn nack(&mut self, lease: &Lease, not_before: Duration, error: &str, answer: oneshot::Sender<bool>) {
+        let id = lease.id();
+        let waits = self.index.nack(lease, self.clock.mono() + not_before, error);
+        if let (true, Some(view)) = (waits, self.index.view(id)) {
+            self.batch.has_work = true;
+            let entry = SpoolEntry::Failed { id, attempts: view.attempts, error: &view.last_error };
+            // Lost by a crash it costs a count: no sync, and no room is owed to it on a full disk.
+            if !self.is_disk_full {
+                _ = self.stage_fact(&entry.to_bytes());
+            }
+        }
+        self.batch.answers.push(Answer::Bool(answer, waits));
+    }
+
+    fn park(&mut self, lease: &Lease, reason: String, last_words: String) -> bool {
+        let (id, lane) = (lease.id(), self.index.lane(lease.id()));
+        let parked = self.index.park(lease, Parked { reason, last_words, at: self.clock.wall() });
+        if let (true, Some(View { attempts, parked: Some(kept), .. })) = (parked, self.index.view(id)) {
+            if let Some(lane) = lane {
+                self.shared.held.remove(lane);
+            }
+            self.batch.has_work = true;
+            self.note(&SpoolEntry::Parked { id, attempts, parked: kept });
+        }
+        parked
+    }
+
+    fn retry(&mut self, id: RecordId, answer: oneshot::Sender<Result<(), StoreError>>) {
+        if let Err(error) = self.index.retry(id) {
+            _ = answer.send(Err(not_parked(id, error)));
+            return;
+        }
+        if let Some(lane) = self.index.lane(id) {
+            self.shared.held.add(lane);
+        }
+        self.batch.has_work = true;
+        self.note(&SpoolEntry::Retried { id });
+        self.batch.answers.push(Answer::Done(answer));
+    }
+
+    fn discard(&mut self, id: RecordId, reason: String, answer: oneshot::Sender<Result<(), StoreError>>) {
+        let at = self.clock.wall();
+        let place = self.index.place(id);
+        match (self.index.discard(id, &reason, at), place) {
+            (Ok(()), Some(place)) => {
+                self.weigh_settled(place);
+                self.note(&SpoolEntry::Settled { id, settled: Settled { outcome: Outcome::Discarded { reason }, at } });
+                self.batch.answers.push(Answer::Done(answer));
+            }
+            (Ok(()), None) => unreachable!("a dead letter has a place"),
+            (Err(error), _) => _ = answer.send(Err(not_parked(id, error))),
+        }
+    }
+
+    /// Writes down a fact that holds already: with this batch, or when there is room.
+    fn note(&mut self, entry: &SpoolEntry<'_>) {
+        self.batch.needs_sync = true;
+        let bytes = entry.to_bytes();
+        match self.stage_fact(&bytes) {
+            Ok(()) => self.batch.entries.push(bytes),
+            Err(_) => self.owed.push_back(bytes),
+        }
+    }
+
+    fn stage_fact(&mut self, bytes: &[u8]) -> Result<(), LogError> {
+        if self.log.stage(|out| out.extend_from_slice(bytes)).is_none() {
+            self.commit();
+            self.roll()?;
+            _ = self.log.stage(|out| out.extend_from_slice(bytes)).ok_or(LogError::NoSpace)?;
+        }
+        Ok(())
+    }
+
+    /// First thing in a batch: what is owed.
+    fn pay_debts(&mut self) {
+        for bytes in std::mem::take(&mut self.owed) {
+            self.batch.needs_sync = true;
+            match self.stage_fact(&bytes) {
+                Ok(()) => self.batch.entries.push(bytes),
+                Err(_) => self.owed.push_back(bytes),
+            }
+        }
+    }
+
+    /// Begins a new segment and makes it say which numbers were given out: only then may older ones go.
+    fn roll(&mut self) -> Result<(), LogError> {
+        self.log.roll(self.record_bytes_max + ENTRY_OVERHEAD_BYTES)?;
+        self.has_begin = false;
+        self.write_begin()
+    }
+
+    fn write_begin(&mut self) -> Result<(), LogError> {
+        let entry = SpoolEntry::Begin { next_id: self.next_id };
+        self.log.stage(|out| entry.encode(out)).ok_or(LogError::NoSpace)?;
+        self.log.write()?;
+        self.log.sync()?;
+        self.has_begin = true;
+        Ok(())
+    }
+
+    /// Writes and syncs what was staged, then answers.
+    fn commit(&mut self) {
+        let mut done = self.log.write();
+        if self.batch.needs_sync {
+            done = done.and_then(|()| self.log.sync());
+        }
+        let batch = &mut self.batch;
+        let (answers, enqueued) = (std::mem::take(&mut batch.answers), std::mem::take(&mut batch.enqueued));
+        let entries = std::mem::take(&mut batch.entries);
+        match done {
+            Ok(()) => {
+                batch.needs_sync = false;
+                if std::mem::take(&mut batch.has_work) {
+                    self.shared.announce_work();
+                }
+                answers.into_iter().for_each(Answer::confirm);
+            }
+            Err(LogError::NoSpace) => {
+                self.is_disk_full = true;
+                self.owed.extend(entries);
+                self.take_back(&enqueued);
+                answers.into_iter().for_each(|answer| answer.refuse(&enqueued));
+            }
+            // Unanswered: whether these were kept is not known.
+            Err(LogError::Stopped(reason)) => self.stop(&reason),
+        }
+    }
+
+    /// Undoes enqueues that did not reach the disk: their numbers were told to nobody.
+    fn take_back(&mut self, enqueued: &[RecordId]) {
+        for &id in enqueued.iter().rev() {
+            let place = self.index.place(id).expect("enqueued in this batch");
+            if let Some(lane) = self.index.lane(id) {
+                self.shared.held.remove(lane);
+            }
+            self.queued_bytes -= place.footprint();
+            self.lighten(place.segment, place.footprint());
+            self.index.withdraw(id);
+            self.next_id = id.0;
+        }
+    }
+
+    fn stop(&mut self, reason: &str) {
+        self.shared.fail(reason);
+        self.is_closing = true;
+    }
+
+    fn answer(&mut self, question: Command) {
+        if self.shared.is_failed() {
+            return;
+        }
+        match question {
+            Command::Lease { upstream, max, lease_for, answer } => self.lease(&upstream, max, lease_for, answer),
+            Command::Get { id, answer } => _ = answer.send(self.account(id)),
+            Command::List { state, limit, answer } => {
+                let ids = self.index.list(state, limit);
+                let accounts = ids.into_iter().filter_map(|id| self.account(id).transpose()).collect();
+                _ = answer.send(accounts);
+            }
+            Command::Lookup { key, answer } => _ = answer.send(self.index.lookup(key)),
+            _ => unreachable!("not a question"),
+        }
+    }
+
+    fn lease(&mut self, upstream: &str, max: usize, lease_for: Duration, answer: oneshot::Sender<Leases>) {
+        let now = self.clock.mono();
+        let mut leased = Vec::new();
+        for lease in self.index.lease(upstream, max, now, lease_for) {
+            let view = self.index.view(lease.id()).expect("leased just now");
+            match self.read(lease.id(), view.place) {
+                Ok(record) => {
+                    leased.push(Leased { lease, record, attempts: view.attempts, last_error: view.last_error });
+                }
+                // It must not block its row, and it must not vanish: people see it among the dead letters.
+                Err(error) => _ = self.park(&lease, error.to_string(), String::new()),
+            }
+        }
+        let leases = Leases { leased, ready_in: self.index.ready_in(upstream, now) };
+        if let Err(leases) = answer.send(leases) {
+            // Nobody waits for it any more: the records are free again at once.
+            for Leased { lease, .. } in leases.leased {
+                self.index.release(&lease);
+                self.batch.has_work = true;
+            }
+        }
+    }
+
+    fn account(&mut self, id: RecordId) -> Result<Option<Account>, StoreError> {
+        let Some(view) = self.index.view(id) else { return Ok(None) };
+        let record = if view.settled.is_some() { None } else { Some(self.read(id, view.place)?) };
+        let View { state, attempts, last_error, parked, settled, .. } = view;
+        Ok(Some(Account { id, state, attempts, last_error, parked, settled, record }))
+    }
+
+    fn read(&mut self, id: RecordId, place: Place) -> Result<NewRecord, StoreError> {
+        let failed = |reason: String| StoreError::Read { what: format!("record {id}"), reason };
+        let bytes = self.log.read(place).map_err(|error| failed(error.to_string()))?;
+        match SpoolEntry::decode(&bytes) {
+            Ok(SpoolEntry::Enqueue { record, .. } | SpoolEntry::Moved { record, .. }) => {
+                NewRecord::decode(record).map_err(|error| failed(error.to_string()))
+            }
+            _ => Err(failed("there is no record in its place".into())),
+        }
+    }
+
+    /// After the answers: what nobody waits for.
+    fn maintain(&mut self) {
+        if self.shared.is_failed() {
+            return;
+        }
+        for place in self.index.forget(self.clock.wall()) {
+            self.lighten(place.segment, settled_bytes(place));
+        }
+        self.batch.asked_for_room = false;
+        let kept = self.try_maintain();
+        self.is_disk_full = !self.log.has_spare();
+        match kept {
+            Err(LogError::Stopped(reason)) => self.stop(&reason),
+            Ok(()) | Err(LogError::NoSpace) => {}
+        }
+    }
+
+    fn try_maintain(&mut self) -> Result<(), LogError> {
+        if !self.has_begin {
+            self.write_begin().inspect_err(|_| self.log.unstage())?;
+        }
+        while self.log.front() != self.log.active() && self.live_bytes(self.log.front()) == 0 {
+            self.free_front()?;
+        }
+        let room = self.log.ensure_spare(self.record_bytes_max + ENTRY_OVERHEAD_BYTES);
+        if self.log.closed_bytes() > 2 * self.live.values().sum::<u64>() {
+            self.move_front(room.is_err())?;
+        }
+        room
+    }
+
+    fn free_front(&mut self) -> Result<(), LogError> {
+        let front = self.log.front();
+        self.log.free_front()?;
+        self.live.remove(&front);
+        Ok(())
+    }
+
+    /// Moves what lives in the oldest segment to the newest, then throws the oldest away.
+    fn move_front(&mut self, is_tight: bool) -> Result<(), LogError> {
+        let front = self.log.front();
+        let is_too_much = is_tight && 2 * self.live_bytes(front) > self.log.room();
+        if front == self.log.active() || self.stuck == Some(front) || is_too_much {
+            return Ok(());
+        }
+        let mut entries = Vec::new();
+        let index = &self.index;
+        let seen = self.log.visit(front, &mut |place, bytes| {
+            if let Some((id, entry)) = moved(index, place, bytes) {
+                entries.push((id, place, entry));
+            }
+        });
+        // What cannot be read stays where it is; leasing it tells people.
+        self.stuck = seen.is_err().then_some(front);
+        let mut moves = Vec::new();
+        for (id, from, entry) in entries {
+            let to = self.stage_move(&entry)?;
+            moves.push((id, from, to));
+        }
+        self.log.write()?;
+        self.log.sync()?;
+        for (id, from, to) in moves {
+            self.replace(id, from, to);
+        }
+        if self.live_bytes(front) == 0 {
+            return self.free_front();
+        }
+        self.stuck = Some(front);
+        Ok(())
+    }
+
+    fn stage_move(&mut self, entry: &[u8]) -> Result<Place, LogError> {
+        if let Some(place) = self.log.stage(|out| out.extend_from_slice(entry)) {
+            return Ok(place);
+        }
+        self.log.write()?;
+        self.roll()?;
+        self.log.stage(|out| out.extend_from_slice(entry)).ok_or(LogError::NoSpace)
+    }
+
+    fn replace(&mut self, id: RecordId, from: Place, to: Place) {
+        self.index.set_place(id, to);
+        let is_settled = self.index.view(id).is_some_and(|view| view.settled.is_some());
+        let weight = |place: Place| if is_settled { settled_bytes(place) } else { place.footprint() };
+        self.lighten(from.segment, weight(from));
+        *self.live.entry(to.segment).or_default() += weight(to);
+        if !is_settled {
+            self.queued_bytes = self.queued_bytes - from.footprint() + to.footprint();
+        }
+    }
+
+    fn live_bytes(&self, segment: u32) -> u64 {
+        self.live.get(&segment).copied().unwrap_or(0)
+    }
+
+    fn lighten(&mut self, segment: u32, bytes: u64) {
+        let live = self.live.get_mut(&segment).expect("what lives was counted");
+        *live = live.checked_sub(bytes).expect("no more is freed than was counted");
+    }
+
+    /// A live record has become a remembered key.
+    fn weigh_settled(&mut self, place: Place) {
+        self.queued_bytes -= place.footprint();
+        self.lighten(place.segment, place.footprint() - settled_bytes(place));
+    }
+
+    /// After recovery: everything that is counted as it goes, counted from what is there.
+    fn count_up(&mut self) {
+        for place in self.index.forget(self.clock.wall()) {
+            self.live.entry(place.segment).or_default();
+        }
+        for (place, is_settled) in self.index.places() {
+            let weight = if is_settled { settled_bytes(place) } else { place.footprint() };
+            *self.live.entry(place.segment).or_default() += weight;
+            self.queued_bytes += if is_settled { 0 } else { place.footprint() };
+        }
+        for lane in self.index.held_lanes() {
+            self.shared.held.add(lane);
+        }
+        self.maintain();
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let total = self.index.depth_total();
+        let depth = SpoolDepth {
+            waiting: total.waiting,
+            leased: total.leased,
+            parked: total.parked,
+            bytes: self.queued_bytes,
+            bytes_max: self.shared.bytes_max,
+            disk_bytes: self.log.disk_bytes(),
+            oldest: total.oldest,
+            disk_full: self.is_disk_full,
+            keys_forgotten_early_total: self.index.forgotten_early_total(),
+        };
+        self.shared.publish(&depth, self.index.depths());
+    }
+
+    /// The last sync.
+    fn finish(&mut self) {
+        self.is_closing = true;
+        self.pay_debts();
+        self.batch.needs_sync = true;
+        self.commit();
+    }
+}
+
+impl Answer {
+    fn confirm(self) {
+        match self {
+            Self::Enqueued(answer, enqueued) => _ = answer.send(Ok(enqueued)),
+            Self::Bool(answer, value) => _ = answer.send(value),
+            Self::Done(answer) => _ = answer.send(Ok(())),
+        }
+    }
+
+    /// There was no room. Facts hold all the same and are owed; records of this batch were taken back.
+    fn refuse(self, taken_back: &[RecordId]) {
+        match self {
+            Self::Enqueued(answer, enqueued) if taken_back.contains(&enqueued.id) => {
+                _ = answer.send(Err(EnqueueError::DiskFull));
+            }
+            other => other.confirm(),
+        }
+    }
+}
+
+fn admission(id: RecordId, draft: RecordDraft, place: Place) -> Admission<Place> {
+    Admission {
+        id,
+        upstream: draft.upstream,
+        lane: draft.lane,
+        key: draft.key,
+        fingerprint: draft.fingerprint,
+        accepted: draft.accepted,
+        bytes: place.footprint(),
+        attempts: draft.attempts,
+        last_error: draft.first_failure,
+        place,
+    }
+}
+
+fn settled_bytes(place: Place) -> u64 {
+    place.footprint().min(REMEMBERED_BYTES)
+}
+
+fn not_parked(id: RecordId, error: NotParked) -> StoreError {
+    match error.state {
+        Some(state) => StoreError::NotParked { id, state },
+        None => StoreError::NotFound { id },
+    }
+}
+
+/// The entry that stands for what lives at a place, if anything does.
+fn moved(index: &Index<Place>, place: Place, bytes: &[u8]) -> Option<(RecordId, Vec<u8>)> {
+    let (id, record) = match SpoolEntry::decode(bytes).ok()? {
+        SpoolEntry::Enqueue { id, record } | SpoolEntry::Moved { id, record, .. } => (id, record),
+        SpoolEntry::Remembered { id, .. } => (id, &[][..]),
+        _ => return None,
+    };
+    let view = index.view(id).filter(|view| view.place == place)?;
+    let entry = match view.settled {
+        Some(settled) => SpoolEntry::Remembered { id, key: view.key, fingerprint: view.fingerprint, settled },
+        None => SpoolEntry::Moved {
+            id,
+            attempts: view.attempts,
+            error: &view.last_error,
+            parked: view.parked,
+            record,
+        },
+    };
+    Some((id, entry.to_bytes()))
+}
+
+/// Builds the index from the log.
+struct Replay {
+    index: Index<Place>,
+    next_id: u64,
+    misread: Vec<(Place, DecodeError)>,
+}
+
+impl Replay {
+    fn entry(&mut self, place: Place, bytes: &[u8]) {
+        if let Err(error) = self.try_entry(place, bytes) {
+            self.misread.push((place, error));
+        }
+    }
+
+    fn try_entry(&mut self, place: Place, bytes: &[u8]) -> Result<(), DecodeError> {
+        match SpoolEntry::decode(bytes)? {
+            SpoolEntry::Begin { next_id } => self.next_id = self.next_id.max(next_id),
+            SpoolEntry::Enqueue { id, record } => {
+                self.record(id, record, place)?;
+            }
+            SpoolEntry::Failed { id, attempts, error } => self.index.replay_failed(id, attempts, error),
+            SpoolEntry::Parked { id, attempts, parked } => {
+                self.index.replay_failed(id, attempts, &parked.reason);
+                self.index.replay_parked(id, parked);
+            }
+            // Of a record that is gone nothing needs to be known.
+            SpoolEntry::Retried { id } => _ = self.index.retry(id),
+            SpoolEntry::Settled { id, settled } => _ = self.index.settle(id, settled),
+            SpoolEntry::Moved { id, attempts, error, parked, record } => {
+                if self.index.state(id).is_none() {
+                    self.record(id, record, place)?;
+                }
+                self.index.set_place(id, place);
+                self.index.replay_failed(id, attempts, error);
+                if let Some(parked) = parked {
+                    self.index.replay_parked(id, parked);
+                }
+            }
+            SpoolEntry::Remembered { id, key, fingerprint, settled } => {
+                self.index.replay_remembered(id, key, fingerprint, settled.clone(), place);
+                self.index.settle(id, settled);
+                self.index.set_place(id, place);
+                self.next_id = self.next_id.max(id.0 + 1);
+            }
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, id: RecordId, bytes: &[u8], place: Place) -> Result<(), DecodeError> {
+        let record = NewRecord::decode(bytes)?;
+        if self.index.state(id).is_none() {
+            let draft = RecordDraft::with_bytes(&record, Vec::new());
+            self.index.replay_enqueue(admission(id, draft, place));
+        }
+        self.next_id = self.next_id.max(id.0 + 1);
+        Ok(())
+    }
+
+    /// What passed its checksum and was not understood was written by another version, or by a broken one.
+    fn check<D: Disk>(&self, log: &Log<D>, policy: OnDamage, report: &mut SpoolReport) -> Result<(), OpenError> {
+        let Some((place, error)) = self.misread.first() else { return Ok(()) };
+        let path = log.path(place.segment);
+        if let DecodeError::Version { found, .. } = error {
+            return Err(OpenError::Newer { path, found: u32::from(*found), known: u32::from(FORMAT_VERSION) });
+        }
+        if policy == OnDamage::Refuse {
+            return Err(OpenError::Damaged { path, offset: place.offset.into(), what: error.to_string() });
+        }
+        let mut segments: Vec<u32> = self.misread.iter().map(|(place, _)| place.segment).collect();
+        segments.dedup();
+        for segment in segments {
+            report.log.damaged.push(log.keep_damaged(segment)?);
+        }
+        report.unreadable += self.misread.len() as u64;
+        Ok(())
+    }
+}

@@ -1,0 +1,476 @@
+//! The handle of the spool: what the rest of the node calls. The engine behind it owns the files and decides nothing
+//! that `core::spool` could.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use seawall_core::id::RecordId;
+use seawall_core::spool::index::{Depth, Known, Lease, Parked, Settled};
+use seawall_core::spool::{KeyHash, LaneKey, NewRecord, State};
+use seawall_core::time::Wall;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::error::{EnqueueError, StoreError};
+
+/// Commands that may wait for the engine: a few batches. Beyond it callers wait their turn.
+pub(crate) const COMMANDS_MAX: usize = 4096;
+
+/// A record was kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Enqueued {
+    /// Its number.
+    pub id: RecordId,
+    /// True if it had been kept before under the same key, with the same payload.
+    pub already: bool,
+}
+
+/// A record to deliver now.
+#[derive(Debug)]
+pub struct Leased {
+    /// The right to do so: give it back with [`Spool::ack`], [`Spool::nack`], [`Spool::release`] or [`Spool::park`].
+    pub lease: Lease,
+    /// What to send.
+    pub record: NewRecord,
+    /// Tries so far, this one not counted.
+    pub attempts: u32,
+    /// Why the last of them failed.
+    pub last_error: String,
+}
+
+/// What [`Spool::lease`] found.
+#[derive(Debug, Default)]
+pub struct Leases {
+    /// Records to deliver now, at most as many as asked for.
+    pub leased: Vec<Leased>,
+    /// How long until more can be leased: zero if at once, `None` if nothing waits for a time. New work is told by
+    /// [`WorkSignal`].
+    pub ready_in: Option<Duration>,
+}
+
+/// Everything known of a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// Its number.
+    pub id: RecordId,
+    /// Where it is in its life.
+    pub state: State,
+    /// Tries so far; 0 once settled.
+    pub attempts: u32,
+    /// Why the last of them failed; empty once settled.
+    pub last_error: String,
+    /// Set for dead letters.
+    pub parked: Option<Parked>,
+    /// Set for settled records.
+    pub settled: Option<Settled>,
+    /// The record itself; `None` once settled.
+    pub record: Option<NewRecord>,
+}
+
+/// How full the spool is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SpoolDepth {
+    /// Records that wait.
+    pub waiting: u64,
+    /// Records somebody tries to deliver.
+    pub leased: u64,
+    /// Dead letters.
+    pub parked: u64,
+    /// Bytes of all of these.
+    pub bytes: u64,
+    /// What [`Self::bytes`] may be.
+    pub bytes_max: u64,
+    /// Bytes of the files.
+    pub disk_bytes: u64,
+    /// When the oldest that is waiting or leased was accepted.
+    pub oldest: Option<Wall>,
+    /// True while the disk has no room for another record.
+    pub disk_full: bool,
+    /// Idempotency keys forgotten before their time because there were too many.
+    pub keys_forgotten_early_total: u64,
+}
+
+/// Keeps writes until they are delivered. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Spool {
+    commands: mpsc::Sender<Command>,
+    shared: Arc<SpoolShared>,
+}
+
+impl Spool {
+    pub(crate) fn new(shared: Arc<SpoolShared>) -> (Self, mpsc::Receiver<Command>) {
+        let (commands, queue) = mpsc::channel(COMMANDS_MAX);
+        (Self { commands, shared }, queue)
+    }
+
+    /// Keeps a record; it is on the disk, synced, when this returns. A record whose idempotency key is known is not
+    /// kept twice: the same fingerprint gives the first record's number, another one is a conflict.
+    ///
+    /// # Errors
+    /// [`EnqueueError`]; nothing was kept, except that [`EnqueueError::Stopped`] leaves it open.
+    ///
+    /// # Cancel safety
+    /// Dropped while waiting, the record may or may not have been kept; the same key asks again.
+    pub async fn enqueue(&self, record: &NewRecord) -> Result<Enqueued, EnqueueError> {
+        let bytes = record.encoded_len() as u64;
+        let limit_bytes = self.shared.record_bytes_max;
+        if bytes > limit_bytes {
+            return Err(EnqueueError::TooLarge { bytes, limit_bytes });
+        }
+        let draft = Box::new(RecordDraft::of(record));
+        let (answer, answered) = oneshot::channel();
+        let stopped = || EnqueueError::Stopped { reason: self.shared.stop_reason() };
+        self.commands.send(Command::Enqueue { draft, answer }).await.map_err(|_| stopped())?;
+        answered.await.map_err(|_| stopped())?
+    }
+
+    /// Hands out up to `max` records of an upstream for `lease_for`: the first of every order key, those that became
+    /// ready first. Whoever holds the returned leases is alone with these records until then.
+    ///
+    /// # Errors
+    /// [`StoreError::Stopped`].
+    ///
+    /// # Cancel safety
+    /// Dropped while waiting, leases may be lost until they expire.
+    pub async fn lease(&self, upstream: &str, max: usize, lease_for: Duration) -> Result<Leases, StoreError> {
+        let upstream = upstream.to_owned();
+        self.ask(|answer| Command::Lease { upstream, max, lease_for, answer }).await
+    }
+
+    /// The upstream took it, with this status; synced when this returns. False if the lease had expired and the record
+    /// is no longer the caller's. On a full disk the fact is kept in memory and written when there is room.
+    ///
+    /// # Errors
+    /// [`StoreError::Stopped`].
+    pub async fn ack(&self, lease: Lease, status: u16) -> Result<bool, StoreError> {
+        self.ask(|answer| Command::Ack { lease, status, answer }).await
+    }
+
+    /// The try failed: the record waits again, for at least `not_before` from now, and keeps its place in its row.
+    /// False if the lease had expired.
+    ///
+    /// # Errors
+    /// [`StoreError::Stopped`].
+    pub async fn nack(&self, lease: Lease, not_before: Duration, error: impl Into<String>) -> Result<bool, StoreError> {
+        let error = error.into();
+        self.ask(|answer| Command::Nack { lease, not_before, error, answer }).await
+    }
+
+    /// Gives a lease back without a try; no attempt is counted. False if the lease had expired.
+    ///
+    /// # Errors
+    /// [`StoreError::Stopped`].
+    pub async fn release(&self, lease: Lease) -> Result<bool, StoreError> {
+        self.ask(|answer| Command::Release { lease, answer }).await
+    }
+
+    /// Makes it a dead letter after a last failed try; synced when this returns. The records behind it in its row go
+    /// on without it. False if the lease had expired.
+    ///
+    /// # Errors
+    /// [`StoreError::Stopped`].
+    pub async fn park(
+        &self,
+        lease: Lease,
+        reason: impl Into<String>,
+        last_words: impl Into<String>,
+    ) -> Result<bool, StoreError> {
+        let (reason, last_words) = (reason.into(), last_words.into());
+        self.ask(|answer| Command::Park { lease, reason, last_words, answer }).await
+    }
+
+    /// A dead letter is to be delivered after all, before everything of its row accepted later; synced.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`], [`StoreError::NotParked`], [`StoreError::Stopped`].
+    pub async fn retry(&self, id: RecordId) -> Result<(), StoreError> {
+        self.ask(|answer| Command::Retry { id, answer }).await?
+    }
+
+    /// A dead letter is given up; synced.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`], [`StoreError::NotParked`], [`StoreError::Stopped`].
+    pub async fn discard(&self, id: RecordId, reason: impl Into<String>) -> Result<(), StoreError> {
+        let reason = reason.into();
+        self.ask(|answer| Command::Discard { id, reason, answer }).await?
+    }
+
+    /// Everything known of a record; `None` if it never was or is forgotten.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`], [`StoreError::Stopped`].
+    pub async fn get(&self, id: RecordId) -> Result<Option<Account>, StoreError> {
+        self.ask(|answer| Command::Get { id, answer }).await?
+    }
+
+    /// The first `limit` records in a state, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`], [`StoreError::Stopped`].
+    pub async fn list(&self, state: State, limit: usize) -> Result<Vec<Account>, StoreError> {
+        self.ask(|answer| Command::List { state, limit, answer }).await?
+    }
+
+    /// What is known of an idempotency key.
+    ///
+    /// # Errors
+    /// [`StoreError::Stopped`].
+    pub async fn lookup(&self, idempotency_key: &str) -> Result<Option<Known>, StoreError> {
+        let key = KeyHash::new(idempotency_key);
+        self.ask(|answer| Command::Lookup { key, answer }).await
+    }
+
+    /// Finishes what was asked before, syncs and stops; later calls return `Stopped`.
+    pub async fn close(&self) {
+        let (answer, answered) = oneshot::channel();
+        if self.commands.send(Command::Close { answer }).await.is_ok() {
+            let _ = answered.await;
+        }
+    }
+
+    /// How full it is, in all. A few atomic loads.
+    #[must_use]
+    pub fn depth(&self) -> SpoolDepth {
+        self.shared.depth()
+    }
+
+    /// How much there is for one upstream.
+    #[must_use]
+    pub fn depth_of(&self, upstream: &str) -> Depth {
+        lock(&self.shared.depths).get(upstream).copied().unwrap_or_default()
+    }
+
+    /// How much there is for every upstream that ever had a record here.
+    #[must_use]
+    pub fn depths(&self) -> Vec<(String, Depth)> {
+        lock(&self.shared.depths).iter().map(|(name, depth)| (name.clone(), *depth)).collect()
+    }
+
+    /// True while a record of this upstream and order key is waiting or leased: a newer request must queue behind it.
+    /// One atomic load while the spool is empty.
+    #[must_use]
+    pub fn holds_key(&self, upstream: &str, order_key: &[u8]) -> bool {
+        self.shared.held.any() && self.shared.held.holds(LaneKey::new(upstream, order_key))
+    }
+
+    /// Tells a forwarder when there is something new to look at.
+    #[must_use]
+    pub fn work_signal(&self) -> WorkSignal {
+        WorkSignal(self.shared.work.subscribe())
+    }
+
+    /// Why the engine has stopped for good, if it has: a failed sync or write. The node should end.
+    #[must_use]
+    pub fn failure(&self) -> Option<Arc<str>> {
+        self.shared.failure.get().cloned()
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let stopped = || StoreError::Stopped { reason: self.shared.stop_reason() };
+        self.commands.send(command(answer)).await.map_err(|_| stopped())?;
+        answered.await.map_err(|_| stopped())
+    }
+}
+
+/// Wakes a forwarder. Never misses: what arrives between two calls ends the next one at once.
+#[derive(Debug)]
+pub struct WorkSignal(watch::Receiver<u64>);
+
+impl WorkSignal {
+    /// Returns when records were enqueued, retried or freed by their predecessor since the last call; or never, once
+    /// the store is gone.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn arrived(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
+/// A record ready for the engine: encoded and hashed by the caller's thread, not by the one writer.
+#[derive(Debug)]
+pub(crate) struct RecordDraft {
+    pub(crate) upstream: String,
+    pub(crate) lane: Option<LaneKey>,
+    pub(crate) key: KeyHash,
+    pub(crate) fingerprint: [u8; 32],
+    pub(crate) accepted: Wall,
+    pub(crate) attempts: u32,
+    pub(crate) first_failure: String,
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl RecordDraft {
+    pub(crate) fn of(record: &NewRecord) -> Self {
+        let mut bytes = Vec::with_capacity(record.encoded_len());
+        record.encode(&mut bytes);
+        Self::with_bytes(record, bytes)
+    }
+
+    pub(crate) fn with_bytes(record: &NewRecord, bytes: Vec<u8>) -> Self {
+        Self {
+            upstream: record.upstream.clone(),
+            lane: record.lane(),
+            key: record.key(),
+            fingerprint: record.fingerprint,
+            accepted: record.accepted,
+            attempts: record.attempts,
+            first_failure: record.first_failure.clone(),
+            bytes,
+        }
+    }
+}
+
+/// What the engine is asked.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Enqueue { draft: Box<RecordDraft>, answer: oneshot::Sender<Result<Enqueued, EnqueueError>> },
+    Lease { upstream: String, max: usize, lease_for: Duration, answer: oneshot::Sender<Leases> },
+    Ack { lease: Lease, status: u16, answer: oneshot::Sender<bool> },
+    Nack { lease: Lease, not_before: Duration, error: String, answer: oneshot::Sender<bool> },
+    Release { lease: Lease, answer: oneshot::Sender<bool> },
+    Park { lease: Lease, reason: String, last_words: String, answer: oneshot::Sender<bool> },
+    Retry { id: RecordId, answer: oneshot::Sender<Result<(), StoreError>> },
+    Discard { id: RecordId, reason: String, answer: oneshot::Sender<Result<(), StoreError>> },
+    Get { id: RecordId, answer: oneshot::Sender<Result<Option<Account>, StoreError>> },
+    List { state: State, limit: usize, answer: oneshot::Sender<Result<Vec<Account>, StoreError>> },
+    Lookup { key: KeyHash, answer: oneshot::Sender<Option<Known>> },
+    Close { answer: oneshot::Sender<()> },
+}
+
+/// What handles see without asking the engine.
+#[derive(Debug)]
+pub(crate) struct SpoolShared {
+    pub(crate) record_bytes_max: u64,
+    pub(crate) bytes_max: u64,
+    waiting: AtomicU64,
+    leased: AtomicU64,
+    parked: AtomicU64,
+    bytes: AtomicU64,
+    disk_bytes: AtomicU64,
+    /// Milliseconds; `u64::MAX` for none.
+    oldest: AtomicU64,
+    forgotten_early: AtomicU64,
+    disk_full: AtomicBool,
+    depths: Mutex<BTreeMap<String, Depth>>,
+    pub(crate) held: HeldLanes,
+    work: watch::Sender<u64>,
+    failure: OnceLock<Arc<str>>,
+}
+
+impl SpoolShared {
+    pub(crate) fn new(bytes_max: u64, record_bytes_max: u64) -> Self {
+        Self {
+            record_bytes_max,
+            bytes_max,
+            waiting: AtomicU64::new(0),
+            leased: AtomicU64::new(0),
+            parked: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            disk_bytes: AtomicU64::new(0),
+            oldest: AtomicU64::new(u64::MAX),
+            forgotten_early: AtomicU64::new(0),
+            disk_full: AtomicBool::new(false),
+            depths: Mutex::default(),
+            held: HeldLanes::default(),
+            work: watch::Sender::new(0),
+            failure: OnceLock::new(),
+        }
+    }
+
+    fn depth(&self) -> SpoolDepth {
+        let oldest = self.oldest.load(Ordering::Relaxed);
+        SpoolDepth {
+            waiting: self.waiting.load(Ordering::Relaxed),
+            leased: self.leased.load(Ordering::Relaxed),
+            parked: self.parked.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+            bytes_max: self.bytes_max,
+            disk_bytes: self.disk_bytes.load(Ordering::Relaxed),
+            oldest: (oldest != u64::MAX).then(|| Wall::from_millis(oldest)),
+            disk_full: self.disk_full.load(Ordering::Relaxed),
+            keys_forgotten_early_total: self.forgotten_early.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The engine's view after a batch.
+    pub(crate) fn publish<'a>(&self, depth: &SpoolDepth, upstreams: impl Iterator<Item = (&'a str, Depth)>) {
+        self.waiting.store(depth.waiting, Ordering::Relaxed);
+        self.leased.store(depth.leased, Ordering::Relaxed);
+        self.parked.store(depth.parked, Ordering::Relaxed);
+        self.bytes.store(depth.bytes, Ordering::Relaxed);
+        self.disk_bytes.store(depth.disk_bytes, Ordering::Relaxed);
+        self.oldest.store(depth.oldest.map_or(u64::MAX, Wall::as_millis), Ordering::Relaxed);
+        self.forgotten_early.store(depth.keys_forgotten_early_total, Ordering::Relaxed);
+        self.disk_full.store(depth.disk_full, Ordering::Relaxed);
+        let mut depths = lock(&self.depths);
+        for (name, depth) in upstreams {
+            match depths.get_mut(name) {
+                Some(known) => *known = depth,
+                None => _ = depths.insert(name.into(), depth),
+            }
+        }
+    }
+
+    pub(crate) fn announce_work(&self) {
+        self.work.send_modify(|count| *count += 1);
+    }
+
+    pub(crate) fn fail(&self, reason: &str) {
+        let _ = self.failure.set(reason.into());
+    }
+
+    pub(crate) fn is_failed(&self) -> bool {
+        self.failure.get().is_some()
+    }
+
+    pub(crate) fn stop_reason(&self) -> String {
+        self.failure.get().map_or_else(|| "the node is stopping".into(), |reason| reason.to_string())
+    }
+}
+
+/// How many live records each lane has, where every thread can ask.
+#[derive(Debug, Default)]
+pub(crate) struct HeldLanes {
+    total: AtomicU64,
+    shards: [Mutex<BTreeMap<LaneKey, u64>>; 16],
+}
+
+impl HeldLanes {
+    fn any(&self) -> bool {
+        self.total.load(Ordering::Acquire) > 0
+    }
+
+    fn shard(&self, lane: LaneKey) -> &Mutex<BTreeMap<LaneKey, u64>> {
+        &self.shards[usize::from(lane.0[0] & 15)]
+    }
+
+    fn holds(&self, lane: LaneKey) -> bool {
+        lock(self.shard(lane)).contains_key(&lane)
+    }
+
+    pub(crate) fn add(&self, lane: LaneKey) {
+        *lock(self.shard(lane)).entry(lane).or_default() += 1;
+        self.total.fetch_add(1, Ordering::Release);
+    }
+
+    pub(crate) fn remove(&self, lane: LaneKey) {
+        let mut shard = lock(self.shard(lane));
+        let count = shard.get_mut(&lane).expect("a lane is removed as often as it was added");
+        *count -= 1;
+        if *count == 0 {
+            shard.remove(&lane);
+        }
+        self.total.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// A panic while holding one of these locks leaves plain numbers behind, which are as good as before.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
