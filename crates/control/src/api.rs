@@ -71,9 +71,8 @@ pub(crate) fn only(methods: &'static [&'static str], handler: MethodRouter<Admin
 }
 
 pub(crate) async fn no_such_path(uri: Uri) -> Refusal {
-    let paths = [
-        "/", "/events", "/healthz", "/readyz", "/metrics", "/api/status", "/api/journal", "/api/spool", "/api/ledger",
-    ];
+    let paths =
+        ["/", "/events", "/healthz", "/readyz", "/metrics", "/api/status", "/api/journal", "/api/spool", "/api/ledger"];
     Refusal::new(StatusCode::NOT_FOUND, format!("there is nothing at `{}`", uri.path())).allowed(paths)
 }
 
@@ -266,7 +265,8 @@ impl FromStr for ListedState {
 
 async fn spool(State(admin): State<Admin>, query: RawQuery) -> Result<Response, Refusal> {
     let parameters = Parameters::read(query, &["state", "limit"])?;
-    let state = parameters.one_of("state", &["waiting", "leased", "parked"])?.unwrap_or(ListedState(RecordState::Waiting));
+    let state =
+        parameters.one_of("state", &["waiting", "leased", "parked"])?.unwrap_or(ListedState(RecordState::Waiting));
     let (parts, limit) = (admin.parts(), parameters.limit(100)?);
     let accounts = parts.spool.list(state.0, limit).await?;
     let now = (parts.wall)();
@@ -281,8 +281,7 @@ fn account_json(account: &Account, now: Wall) -> Value {
         "parked": null, "settled": null,
     });
     if let Some(parked) = &account.parked {
-        body["parked"] =
-            json!({ "reason": parked.reason, "last_words": parked.last_words, "at": rfc3339(parked.at) });
+        body["parked"] = json!({ "reason": parked.reason, "last_words": parked.last_words, "at": rfc3339(parked.at) });
     }
     if let Some(settled) = &account.settled {
         body["settled"] = match &settled.outcome {

@@ -118,8 +118,16 @@ mod tests {
         assert!(knows("Bearer s3cret") && knows("bearer  s3cret"));
         assert!(knows("Basic YW55OnMzY3JldA=="), "any:s3cret");
         for wrong in [
-            "Bearer s3creT", "Bearer s3cre", "Bearer s3crets", "Bearer ", "s3cret", "Digest s3cret", "Basic !!", "Basic YW55",
-            "Basic YW55OnMzY3JlVA==", "",
+            "Bearer s3creT",
+            "Bearer s3cre",
+            "Bearer s3crets",
+            "Bearer ",
+            "s3cret",
+            "Digest s3cret",
+            "Basic !!",
+            "Basic YW55",
+            "Basic YW55OnMzY3JlVA==",
+            "",
         ] {
             assert!(!knows(wrong), "{wrong}");
         }

@@ -46,10 +46,10 @@ pub struct Carrier {
 }
 
 impl Carrier {
-    /// A full bucket, worth half a second.
+    /// A full bucket, worth a quarter of a second.
     #[must_use]
     pub fn new(per_second: f64, now: Instant) -> Self {
-        Self { per_second, bucket: Mutex::new(Bucket { tokens: per_second / 2.0, filled: now }) }
+        Self { per_second, bucket: Mutex::new(Bucket { tokens: per_second / 4.0, filled: now }) }
     }
 
     /// Answers a quote, or 429.
@@ -66,7 +66,7 @@ impl Carrier {
     fn admits(&self, now: Instant) -> bool {
         let mut bucket = self.bucket.lock().expect("no panic under this lock");
         let earned = now.saturating_duration_since(bucket.filled).as_secs_f64() * self.per_second;
-        bucket.tokens = (bucket.tokens + earned).min((self.per_second / 2.0).max(1.0));
+        bucket.tokens = (bucket.tokens + earned).min((self.per_second / 4.0).max(1.0));
         bucket.filled = now;
         let admits = bucket.tokens >= 1.0;
         bucket.tokens -= if admits { 1.0 } else { 0.0 };

@@ -156,11 +156,10 @@ async fn close(mut process: Process) {
 }
 
 /// Command line arguments of mixed kinds.
-#[macro_export]
-#[doc(hidden)]
 macro_rules! arguments {
     ($($argument:expr),* $(,)?) => { vec![$(::std::ffi::OsString::from($argument)),*] };
 }
+pub(crate) use arguments;
 
 /// Free ports on loopback, all different.
 ///

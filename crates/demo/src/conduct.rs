@@ -15,10 +15,9 @@ use anyhow::Context;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use crate::arguments;
 use crate::caller::Called;
 use crate::clock;
-use crate::company::{Company, free_ports, read_lines};
+use crate::company::{Company, arguments, free_ports, read_lines};
 use crate::figures::{Record, Run, Sample};
 use crate::model;
 use crate::nodes::{self, Admin, Node, Servers};

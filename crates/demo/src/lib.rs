@@ -49,10 +49,11 @@ pub mod tracking;
 pub mod warehouse;
 pub mod web;
 
+use std::cell::Cell;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -61,7 +62,7 @@ use crate::figures::{Outcome, Record, Run};
 use crate::plan::Plan;
 
 /// `seawall demo`.
-#[derive(clap::Args, Clone, Debug, Default)]
+#[derive(clap::Args, Clone, Debug)]
 pub struct DemoArgs {
     /// Seed of events, trouble and moods; the same seed plays the same score
     #[arg(long, default_value_t = 7)]
@@ -91,6 +92,22 @@ pub struct DemoArgs {
     /// Play one run only; then no promise is judged and the exit status is 1
     #[arg(long, hide = true)]
     pub only: Option<Run>,
+}
+
+impl Default for DemoArgs {
+    fn default() -> Self {
+        Self {
+            seed: 7,
+            speed: 1.0,
+            records: None,
+            rate: None,
+            input: None,
+            report: "report.html".into(),
+            json: false,
+            keep_running: false,
+            only: None,
+        }
+    }
 }
 
 /// `seawall demo-role`: one process of the company.
@@ -186,22 +203,41 @@ pub async fn run(args: DemoArgs, seawall: PathBuf) -> anyhow::Result<bool> {
 pub async fn run_with(args: DemoArgs, programs: Programs) -> anyhow::Result<bool> {
     let plan = Plan::new(&args)?;
     let dir = tempfile::Builder::new().prefix("seawall-demo-").tempdir().context("cannot make a temporary folder")?;
+    let before = Stage::new(Run::Before, &plan, &programs, dir.path().join("before"))?;
+    let after = Stage::new(Run::After, &plan, &programs, dir.path().join("after"))?;
     introduce(&plan);
-    let before = match args.only {
-        Some(Run::After) => None,
-        _ => Some(play_once(Run::Before, &plan, &programs, dir.path()).await?),
+    let concluded = Cell::new(None);
+    let story = async {
+        let held = both(&args, &plan, &before, &after).await?;
+        concluded.set(Some(held));
+        if args.keep_running && args.only != Some(Run::Before) {
+            linger(&after).await?;
+        }
+        anyhow::Ok(held)
     };
-    let stage = Stage::new(Run::After, &plan, &programs, dir.path().join("after"))?;
-    let after = match args.only {
-        Some(Run::Before) => None,
-        _ => Some(on_stage(&stage, stage.play()).await?),
+    // One place hears the signals for all of it, so that none is missed in between.
+    let result = tokio::select! {
+        result = story => result,
+        signal = stop_asked() => concluded.get().ok_or_else(|| anyhow!("stopped by {signal}")),
     };
-    let held = on_stage(&stage, async { conclude(&args, &plan, before.as_ref(), after.as_ref()) }).await;
-    if args.keep_running && after.is_some() && held.is_ok() {
-        linger(&stage).await;
+    before.stop().await;
+    after.stop().await;
+    result
+}
+
+/// Both runs and the counting. The company behind Seawall is still up afterwards.
+async fn both(args: &DemoArgs, plan: &Plan, before: &Stage<'_>, after: &Stage<'_>) -> anyhow::Result<bool> {
+    let mut records = Vec::with_capacity(2);
+    if args.only != Some(Run::After) {
+        eprintln!("{}", Run::Before.name());
+        records.push(before.play().await?);
+        before.stop().await;
     }
-    stage.stop().await;
-    held
+    if args.only != Some(Run::Before) {
+        eprintln!("{}", Run::After.name());
+        records.push(after.play().await?);
+    }
+    conclude(args, plan, &records)
 }
 
 fn introduce(plan: &Plan) {
@@ -217,35 +253,12 @@ fn introduce(plan: &Plan) {
     }
 }
 
-async fn play_once(run: Run, plan: &Plan, programs: &Programs, dir: &Path) -> anyhow::Result<Record> {
-    let stage = Stage::new(run, plan, programs, dir.join("before"))?;
-    let record = on_stage(&stage, stage.play()).await;
-    stage.stop().await;
-    record
-}
-
-/// Ends everything when the work fails or a signal comes.
-async fn on_stage<T>(stage: &Stage<'_>, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let result = tokio::select! {
-        result = work => result,
-        signal = stop_asked() => Err(anyhow::anyhow!("stopped by {signal}")),
-    };
-    if result.is_err() {
-        stage.stop().await;
-    }
-    result
-}
-
 /// Counts, writes the report, prints. True if the promise held.
-fn conclude(args: &DemoArgs, plan: &Plan, before: Option<&Record>, after: Option<&Record>) -> anyhow::Result<bool> {
-    let outcome = Outcome {
-        seed: plan.seed,
-        before: before.map(|record| figures::figures(record).0),
-        after: after.map(|record| figures::figures(record).0),
-        model: plan.model_error()?,
-    };
-    let records: Vec<&Record> = before.into_iter().chain(after).collect();
-    let page = report::page(&outcome, &records);
+fn conclude(args: &DemoArgs, plan: &Plan, records: &[Record]) -> anyhow::Result<bool> {
+    let of = |run| records.iter().find(|record| record.run == run).map(|record| figures::figures(record).0);
+    let outcome =
+        Outcome { seed: plan.seed, before: of(Run::Before), after: of(Run::After), model: plan.model_error()? };
+    let page = report::page(&outcome, &records.iter().collect::<Vec<_>>());
     std::fs::write(&args.report, page).with_context(|| format!("cannot write `{}`", args.report.display()))?;
     if args.json {
         println!("{}", serde_json::to_string(&outcome)?);
@@ -264,14 +277,13 @@ fn conclude(args: &DemoArgs, plan: &Plan, before: Option<&Record>, after: Option
     Ok(outcome.after.is_some_and(|after| after.promise_held()) && outcome.before.is_some())
 }
 
-async fn linger(stage: &Stage<'_>) {
-    if let Err(error) = stage.encore() {
-        eprintln!("no fresh events: {error:#}");
-    }
-    eprintln!("\nThe company is up. Dashboards:");
+/// Fresh events until somebody ends it.
+async fn linger(stage: &Stage<'_>) -> anyhow::Result<()> {
+    stage.encore()?;
+    eprintln!("\nThe company is up, trouble is over, events keep coming for an hour. Dashboards:");
     for dashboard in stage.dashboards() {
         eprintln!("  {dashboard}");
     }
     eprintln!("Ctrl-C ends it.");
-    stop_asked().await;
+    std::future::pending().await
 }

@@ -88,7 +88,7 @@ policies:
     timeout: 700ms
     try_timeout: 300ms
     retry: {{ attempts: 2, backoff: 20ms..100ms, budget: 20%, budget_floor: 3/s }}
-    breaker: {{ failure_rate: 50%, slow: 60% over 250ms, window: 40 calls, calls_min: 10, open_for: 1s, half_open_calls: 3, half_open_for: 2s }}
+    breaker: {{ failure_rate: 50%, slow: 60% over 250ms, window: 40 calls, calls_min: 10, open_for: 1s, open_for_max: 2s, half_open_calls: 3, half_open_for: 2s }}
     fallback: spool
     order_by: header:Shipment-Id
     delivery: {{ attempts: 1000, parallel: 8 }}
@@ -96,19 +96,19 @@ policies:
     timeout: 700ms
     try_timeout: 300ms
     retry: {{ attempts: 2, backoff: 20ms..100ms, budget: 20%, budget_floor: 3/s }}
-    breaker: {{ failure_rate: 50%, slow: 60% over 250ms, window: 20 calls, calls_min: 8, open_for: 1s, half_open_calls: 2, half_open_for: 2s }}
+    breaker: {{ failure_rate: 50%, slow: 60% over 250ms, window: 20 calls, calls_min: 8, open_for: 1s, open_for_max: 2s, half_open_calls: 2, half_open_for: 2s }}
     fallback: {{ static: {{ status: 200, content_type: text/plain, body: "" }} }}
   acks:
     timeout: 700ms
     try_timeout: 300ms
     retry: {{ attempts: 2, backoff: 20ms..100ms, budget: 20%, budget_floor: 3/s }}
-    breaker: {{ failure_rate: 50%, slow: 60% over 250ms, window: 20 calls, calls_min: 8, open_for: 1s, half_open_calls: 2, half_open_for: 2s }}
+    breaker: {{ failure_rate: 50%, slow: 60% over 250ms, window: 20 calls, calls_min: 8, open_for: 1s, open_for_max: 2s, half_open_calls: 2, half_open_for: 2s }}
     fallback: {{ static: {{ status: 202, content_type: text/plain, body: "not told to the queue" }} }}
   prices:
     timeout: 600ms
     try_timeout: 300ms
     retry: {{ attempts: 2, backoff: 50ms..200ms, budget: 20%, budget_floor: 3/s }}
-    breaker: {{ failure_rate: 50%, slow: 60% over 250ms, window: 40 calls, calls_min: 10, open_for: 1s, half_open_calls: 3, half_open_for: 2s }}
+    breaker: {{ failure_rate: 50%, slow: 60% over 250ms, window: 40 calls, calls_min: 10, open_for: 1s, open_for_max: 2s, half_open_calls: 3, half_open_for: 2s }}
     fallback: [ {{ stale: 10m }}, {{ static: {{ status: 200, content_type: application/json, body: '{{"price_cents":null}}' }} }} ]
 
 admin: {{ address: {admin} }}

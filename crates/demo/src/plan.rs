@@ -112,7 +112,7 @@ impl Plan {
     /// The carrier's silent limit, in quotes per second: well above the usual traffic, below the surge.
     #[must_use]
     pub fn carrier_limit(&self) -> f64 {
-        (self.rate * 1.8).max(2.0)
+        (self.rate * 1.75).max(2.0)
     }
 
     /// When the last event is due, or the score ends, whichever is later. In milliseconds.
@@ -139,7 +139,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn args() -> DemoArgs {
-        DemoArgs { seed: 7, speed: 1.0, records: None, rate: None, input: None, ..DemoArgs::default() }
+        DemoArgs::default()
     }
 
     #[test]

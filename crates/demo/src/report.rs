@@ -223,7 +223,7 @@ fn answers_lane(page: &mut String, run: &Counted<'_>, axis: &Axis, top: f64) -> 
 fn latency_lane(page: &mut String, run: &Counted<'_>, axis: &Axis, top: f64) -> f64 {
     const HEIGHT: f64 = 80.0;
     let y = |ms: f64| top + HEIGHT * (1.0 - ((ms.clamp(0.1, 10_000.0)).log10() + 1.0) / 5.0);
-    label(page, top + 12.0, "a write takes");
+    label(page, top + 24.0, "a write takes");
     for (ms, words) in [(1.0, "1 ms"), (100.0, "100 ms"), (10_000.0, "10 s")] {
         let y = y(ms);
         put!(page, "<line class=\"mark\" x1=\"{LEFT}\" x2=\"{WIDTH}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>");

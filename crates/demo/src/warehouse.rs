@@ -1,6 +1,6 @@
 //! The warehouse: writes every prediction durably and counts. What its file holds at the end decides what arrived.
 //!
-//! `POST /predictions` is answered when the row is on the disk. One writer takes what waits (up to [`BATCH_MAX`]),
+//! `POST /predictions` is answered when the row is on the disk. One writer takes what waits (up to a bound),
 //! appends it with one write and one `fdatasync`, then answers all. A write that comes with an `Idempotency-Key` is a
 //! write of that business id and makes one row however often it comes; without a key every write is a row.
 //!

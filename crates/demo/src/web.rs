@@ -337,10 +337,13 @@ impl std::fmt::Display for Lost {
 
 impl std::error::Error for Lost {}
 
+/// Idle connections, by `host:port`.
+type Idle = BTreeMap<String, Vec<SendRequest<Full<Bytes>>>>;
+
 /// A client that keeps connections alive, as sessions of common libraries do.
 #[derive(Clone, Debug, Default)]
 pub struct Client {
-    idle: Arc<Mutex<BTreeMap<String, Vec<SendRequest<Full<Bytes>>>>>>,
+    idle: Arc<Mutex<Idle>>,
     connections: TaskTracker,
 }
 

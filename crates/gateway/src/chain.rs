@@ -809,6 +809,10 @@ impl Relay {
                         tracing::debug!("trailers that the answer did not announce end here");
                         continue;
                     }
+                    if self.incoming.is_end_stream() {
+                        // Nobody asks again after the last byte of a known length.
+                        self.end();
+                    }
                     return Poll::Ready(Some(Ok(frame)));
                 }
                 Poll::Ready(None) => {
@@ -823,6 +827,10 @@ impl Relay {
 
     pub(crate) fn size_hint(&self) -> SizeHint {
         self.incoming.size_hint()
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.link.is_none()
     }
 
     fn poll_idle(

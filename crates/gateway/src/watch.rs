@@ -71,7 +71,7 @@ async fn check(worker: &Worker, upstream: UpstreamId, endpoint: usize, config: &
 /// Tells the journal when the spool begins to fill, is empty again, is nearly full, or refuses.
 pub(crate) async fn watch_spool(worker: Arc<Worker>, stop: CancellationToken) {
     let node = Arc::clone(&worker.node);
-    let mut level = Level::default();
+    let (mut level, mut work) = (Level::default(), node.spool.work_signal());
     loop {
         let depth = node.spool.depth();
         let held = depth.waiting + depth.leased;
@@ -88,6 +88,7 @@ pub(crate) async fn watch_spool(worker: Arc<Worker>, stop: CancellationToken) {
         }
         tokio::select! {
             () = stop.cancelled() => return,
+            () = work.arrived() => {}
             () = tokio::time::sleep(LEVEL_EVERY) => {}
         }
     }

@@ -148,7 +148,7 @@ impl ResBody {
         match self {
             Self::Empty => true,
             Self::Whole(bytes) => bytes.is_none(),
-            Self::Relay(_) => false,
+            Self::Relay(relay) => relay.is_over(),
         }
     }
 }

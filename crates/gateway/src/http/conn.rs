@@ -129,6 +129,8 @@ pub(crate) struct ClientIo {
     /// Bytes that may pass and have not been asked for yet.
     passed: Vec<u8>,
     passed_at: usize,
+    /// A verdict on a body, told once what passed before it has been handed over.
+    broken: Option<Verdict>,
     clock: Clock,
     state: Arc<ConnState>,
     linger: Option<Pin<Box<tokio::time::Sleep>>>,
@@ -138,7 +140,7 @@ impl ClientIo {
     pub(crate) fn new(stream: Stream, limits: GateLimits, clock: Clock, state: Arc<ConnState>) -> Self {
         state.enter(Phase::Idle, clock.now());
         state.clean.store(true, Relaxed);
-        Self { stream, gate: Gate::new(limits), passed: Vec::new(), passed_at: 0, clock, state, linger: None }
+        Self { stream, gate: Gate::new(limits), passed: Vec::new(), passed_at: 0, broken: None, clock, state, linger: None }
     }
 
     /// Hands over what has passed the gate. False if there is nothing.
@@ -212,6 +214,9 @@ impl Read for ClientIo {
             if this.hand_over(&mut cursor) {
                 return Poll::Ready(Ok(()));
             }
+            if let Some(verdict) = this.broken {
+                return Poll::Ready(Err(this.break_body(verdict)));
+            }
             if this.state.overdue.load(Relaxed) && !this.end_overdue()? {
                 return Poll::Ready(Ok(()));
             }
@@ -245,10 +250,8 @@ impl ClientIo {
                 self.gate.feed(bytes, &mut self.passed)
             };
             self.state.enter(self.gate.phase(), self.clock.now());
-            match fed {
-                Ok(()) => Poll::Ready(Ok(whole_run)),
-                Err(verdict) => Poll::Ready(Err(self.break_body(verdict))),
-            }
+            self.broken = fed.err();
+            Poll::Ready(Ok(whole_run))
         })
     }
 }

@@ -46,8 +46,9 @@ impl<D: Disk> LedgerEngine<D> {
         let log_options = LogOptions {
             kind: LogKind::Ledger,
             dir: options.dir.join("ledger"),
-            segment_bytes: options.journal_segment_bytes.max(segment_bytes_for(0)),
-            segment_bytes_min: segment_bytes_for(64 << 10),
+            segment_bytes: options.journal_segment_bytes,
+            // Where there is little room; a longer record gets a segment that fits.
+            segment_bytes_min: segment_bytes_for(2 << 10),
             on_damage: options.on_damage,
             salt_key,
         };
@@ -109,7 +110,11 @@ impl<D: Disk> LedgerEngine<D> {
             self.is_closing = true;
             _ = self.sync();
         }
+        self.publish();
         closed.into_iter().for_each(|answer| _ = answer.send(()));
+    }
+
+    fn publish(&self) {
         self.shared.disk_bytes.store(self.log.disk_bytes(), Ordering::Relaxed);
     }
 
@@ -157,6 +162,7 @@ impl<D: Disk> LedgerEngine<D> {
         while self.log.front() != self.log.active() {
             self.log.free_front()?;
         }
+        self.publish();
         Ok(())
     }
 

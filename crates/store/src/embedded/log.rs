@@ -126,7 +126,7 @@ impl<D: Disk> Log<D> {
 
     /// Writes what was staged as one batch; not yet safe.
     pub(crate) fn write(&mut self) -> Result<(), LogError> {
-        self.check()?;
+        self.check().inspect_err(|_| self.staged.clear())?;
         if self.staged.is_empty() {
             return Ok(());
         }
@@ -166,6 +166,7 @@ impl<D: Disk> Log<D> {
     /// Syncs the active segment and begins the next one, with room for a record of so many bytes. Without room
     /// nothing has changed.
     pub(crate) fn roll(&mut self, record_bytes: u64) -> Result<(), LogError> {
+        self.check()?;
         assert!(self.staged.is_empty(), "staged records belong to the segment they were staged for");
         self.sync()?;
         self.ensure_spare(record_bytes)?;

@@ -342,12 +342,16 @@ impl<D: Disk> SpoolEngine<D> {
 
     /// Writes down a fact that holds already: with this batch, or when there is room.
     fn note(&mut self, entry: &SpoolEntry<'_>) {
-        self.batch.needs_sync = true;
-        let bytes = entry.to_bytes();
+        self.write_down(entry.to_bytes());
+    }
+
+    fn write_down(&mut self, bytes: Vec<u8>) {
         match self.stage_fact(&bytes) {
             Ok(()) => self.batch.entries.push(bytes),
             Err(_) => self.owed.push_back(bytes),
         }
+        // Only now: staging may have committed what was staged before, and with it the wish for a sync.
+        self.batch.needs_sync = true;
     }
 
     fn stage_fact(&mut self, bytes: &[u8]) -> Result<(), LogError> {
@@ -362,11 +366,7 @@ impl<D: Disk> SpoolEngine<D> {
     /// First thing in a batch: what is owed.
     fn pay_debts(&mut self) {
         for bytes in std::mem::take(&mut self.owed) {
-            self.batch.needs_sync = true;
-            match self.stage_fact(&bytes) {
-                Ok(()) => self.batch.entries.push(bytes),
-                Err(_) => self.owed.push_back(bytes),
-            }
+            self.write_down(bytes);
         }
     }
 

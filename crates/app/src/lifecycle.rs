@@ -1,0 +1,277 @@
+//! A node's life: open what is remembered, begin to serve, wait, drain, stop.
+//!
+//! The first SIGTERM (or Ctrl-C) drains: no new connections, requests in work may end within `limits.grace`, then
+//! everything is synced and closed. The second one stops at once; what was acknowledged is on the disk either way.
+
+use std::fmt::Write as _;
+use std::io::Read as _;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rustix::process::{Resource, getrlimit, setrlimit};
+use seawall_control::{Admin, AdminParts, NodeInfo};
+use seawall_core::journal::{Draft, Kind, Seq};
+use seawall_core::time::Wall;
+use seawall_gateway::net::Net;
+use seawall_gateway::{Gateway, Parts};
+use seawall_store::{Clock as _, Opened, RealDisk, RecoveryReport, Spool, Store, StoreOptions};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::book::Book;
+use crate::clock::RealClock;
+use crate::config::{AdminConfig, AppConfig, StoreConfig};
+
+/// Calls to the admin API may end for this long after the data path has stopped.
+const ADMIN_GRACE: Duration = Duration::from_secs(2);
+const WATCH_STORE_EVERY: Duration = Duration::from_millis(200);
+
+/// Runs a node until it is told to stop.
+///
+/// # Errors
+/// When something a node needs is not to be had: its data directory, an address, a token file. Each says what, and
+/// what to do.
+pub fn run(config: AppConfig) -> anyhow::Result<ExitCode> {
+    raise_open_files();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(live(config))
+}
+
+async fn live(config: AppConfig) -> anyhow::Result<ExitCode> {
+    // Asked for before anything is open: a signal that comes early must not find us without ears.
+    let mut signals = Signals::new()?;
+    let clock = RealClock::new();
+    let token = read_token(&config.admin)?;
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let Opened { store, engine, report, ledger_records } = open_store(&config, &clock)?;
+    let threads = engine.spawn_threads().context("cannot start the store's threads")?;
+    let cause = begin_journal(&store, &config, &report);
+    let policy = Arc::new(config.policy);
+    let streams = policy.routes.iter().filter(|route| route.spools()).map(|route| route.name.clone());
+    let (book, keeper) = Book::open(&store, &ledger_records, &policy.node, streams).await?;
+    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    tasks.spawn(keeper.run(stop.clone()));
+    let admin_listener = listen_admin(&config.admin).await?;
+    let admin_address = admin_listener.local_addr().unwrap_or(config.admin.address);
+    let gateway = Gateway::start(
+        Parts {
+            policy: Arc::clone(&policy),
+            spool: store.spool.clone(),
+            journal: store.journal.clone(),
+            records: Arc::new(book.clone()),
+            clock: clock.gateway(),
+            seed: u64::from_le_bytes(entropy()?),
+            net: Net::Real,
+            cause: Some(cause),
+        },
+        workers,
+    )
+    .await
+    .map_err(hinted(|error: &seawall_gateway::StartError| error.hint()))?;
+    let admin = admin(&policy, &gateway, &store, &book, &clock, token);
+    tasks.spawn({
+        let (admin, stop) = (admin.clone(), stop.clone());
+        async move { admin.serve(admin_listener, stop, ADMIN_GRACE).await }
+    });
+    for (listener, address) in policy.listeners.iter().zip(gateway.addresses()) {
+        tracing::info!(%address, routes = listener.routes.len(), "listening");
+    }
+    tracing::info!(address = %format_args!("http://{admin_address}/"), "overview and admin API");
+
+    let failure = tokio::select! {
+        () = signals.next() => None,
+        failure = store_failed(&store.spool) => Some(failure),
+    };
+    let draining = Draft::new(Kind::NodeDraining, "node").because(Some(cause));
+    let draining = store.journal.record(match &failure {
+        Some(failure) => draft_failure(draining, failure),
+        None => draining,
+    });
+    tracing::info!(grace = ?policy.limits.grace, "draining; a second signal stops at once");
+    let cut_off = gateway.stop(async { signals.next().await }).await;
+    if cut_off > 0 {
+        tracing::warn!(connections = cut_off, "cut off");
+    }
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
+    book.close().await;
+    let stopped = Draft::new(Kind::NodeStopped, "node").because(Some(draining)).with("cut_off", cut_off);
+    store.journal.record(stopped);
+    store.close().await;
+    drop((admin, book, store));
+    let _ = tokio::task::spawn_blocking(|| threads.join()).await;
+    match failure {
+        None => Ok(ExitCode::SUCCESS),
+        Some(failure) => anyhow::bail!("the store stopped: {failure}"),
+    }
+}
+
+/// Both ways of asking a node to stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Opens a data directory with the limits of its configuration.
+pub(crate) fn open_store(config: &AppConfig, clock: &RealClock) -> anyhow::Result<Opened<RealDisk>> {
+    let StoreConfig { path, spool_bytes_max, journal_bytes_max, record_bytes_max } = config.store.clone();
+    let options = StoreOptions {
+        spool_bytes_max,
+        journal_bytes_max,
+        record_bytes_max,
+        ..StoreOptions::new(path, config.policy.node.clone())
+    };
+    let secret: [u8; 32] = entropy()?;
+    Store::open(RealDisk, options, clock.clone(), || secret)
+        .map_err(hinted(|error: &seawall_store::OpenError| error.hint()))
+}
+
+fn begin_journal(store: &Store, config: &AppConfig, report: &RecoveryReport) -> Seq {
+    let journal = &store.journal;
+    let started = journal.record(
+        Draft::new(Kind::NodeStarted, "node")
+            .with("node", &config.policy.node)
+            .with("zone", &config.policy.zone)
+            .with("version", env!("CARGO_PKG_VERSION"))
+            .with("epoch", store.epoch),
+    );
+    let torn: u64 = [&report.spool, &report.journal, &report.ledger].iter().map(|log| log.torn_bytes).sum();
+    journal.record(
+        Draft::new(Kind::StoreRecovered, "store")
+            .because(Some(started))
+            .with("waiting", report.waiting)
+            .with("parked", report.parked)
+            .with("torn_bytes", torn)
+            .with("unreadable", report.unreadable),
+    );
+    if report.is_damaged() {
+        tracing::error!(?report, "the store was damaged; what could be saved goes on");
+    }
+    let loaded = Draft::new(Kind::ConfigLoaded, "config").because(Some(started));
+    journal.record(loaded.with("digest", &config.policy.digest))
+}
+
+fn admin(
+    policy: &Arc<seawall_core::policy::Policy>,
+    gateway: &Gateway,
+    store: &Store,
+    book: &Book,
+    clock: &RealClock,
+    token: Option<String>,
+) -> Admin {
+    let spool = store.spool.clone();
+    let ready = move || match spool.failure() {
+        Some(failure) => Err(format!("the store stopped: {failure}")),
+        None => Ok(()),
+    };
+    let wall_clock = clock.clone();
+    Admin::new(AdminParts {
+        info: NodeInfo {
+            node: policy.node.clone(),
+            zone: policy.zone.clone(),
+            zones: policy.zones.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            git: option_env!("SEAWALL_GIT").map(Into::into),
+            config_digest: policy.digest.clone(),
+            started_at: clock.wall(),
+        },
+        view: gateway.view(),
+        spool: store.spool.clone(),
+        journal: store.journal.clone(),
+        ledger: Arc::new(book.clone()),
+        ready: Arc::new(ready),
+        wall: Arc::new(move || -> Wall { wall_clock.wall() }),
+        token,
+    })
+}
+
+async fn listen_admin(config: &AdminConfig) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(config.address).await.with_context(|| {
+        format!("cannot listen on `{}` for the admin API; choose another `admin.address`", config.address)
+    })
+}
+
+/// The first line of the token file.
+fn read_token(config: &AdminConfig) -> anyhow::Result<Option<String>> {
+    let Some(path) = &config.token_file else { return Ok(None) };
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the admin token from `{}`", path.display()))?;
+    let token = text.lines().next().unwrap_or_default().trim();
+    anyhow::ensure!(!token.is_empty(), "the first line of the token file `{}` is empty", path.display());
+    Ok(Some(token.to_owned()))
+}
+
+/// Waits until the store has stopped for good: a spool that cannot sync must not go on promising.
+async fn store_failed(spool: &Spool) -> String {
+    loop {
+        if let Some(failure) = spool.failure() {
+            return failure.to_string();
+        }
+        tokio::time::sleep(WATCH_STORE_EVERY).await;
+    }
+}
+
+fn draft_failure(draft: Draft, failure: &str) -> Draft {
+    tracing::error!(failure, "the store stopped: this node ends");
+    draft.with("failure", failure)
+}
+
+/// As many open files as the system lets us have: every connection is one.
+fn raise_open_files() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "the limit of open files stays as it was");
+    }
+}
+
+/// Bytes nobody can guess, from the system.
+fn entropy<const N: usize>() -> anyhow::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let mut source = std::fs::File::open("/dev/urandom").context("cannot open `/dev/urandom`")?;
+    source.read_exact(&mut bytes).context("cannot read `/dev/urandom`")?;
+    Ok(bytes)
+}
+
+/// An error with its hint, where it has one.
+fn hinted<E>(hint: fn(&E) -> Option<&'static str>) -> impl FnOnce(E) -> anyhow::Error
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    move |error| match hint(&error) {
+        Some(hint) => {
+            let mut text = error.to_string();
+            let mut source = std::error::Error::source(&error);
+            while let Some(cause) = source {
+                let _ = write!(text, ": {cause}");
+                source = cause.source();
+            }
+            anyhow::anyhow!("{text}; {hint}")
+        }
+        None => error.into(),
+    }
+}

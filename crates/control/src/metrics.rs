@@ -1,0 +1,372 @@
+//! The node's numbers as Prometheus text (format 0.0.4), drawn from the same snapshot as status and page.
+//!
+//! Labels are bounded: names from the configuration and words of ours, never anything a request brought along. What
+//! has not happened yet is shown as zero, so that a rate can be computed from the first event on.
+
+use std::collections::BTreeMap;
+use std::fmt::{Display, Write as _};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use seawall_core::guard::Refusal;
+use seawall_core::ledger::{Counts, Summary, Verdict};
+use seawall_core::observation::{LATENCY_BUCKETS_S, NodeSnapshot, RouteSnapshot};
+use seawall_core::outcome::Failure;
+use seawall_core::spool::Depth;
+
+use crate::Admin;
+use crate::api::only;
+use crate::parts::AdminParts;
+
+const BREAKER_STATES: [&str; 4] = ["closed", "open", "half_open", "off"];
+const FALLBACKS: [&str; 4] = ["spool", "stale", "static", "upstream"];
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+pub(crate) fn router() -> Router<Admin> {
+    Router::new().route("/metrics", only(&["GET", "HEAD"], get(serve)))
+}
+
+async fn serve(State(admin): State<Admin>) -> Response {
+    let headers = [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8"), (CACHE_CONTROL, "no-store")];
+    (headers, render(admin.parts())).into_response()
+}
+
+/// Every metric of the node.
+#[must_use]
+pub fn render(parts: &AdminParts) -> String {
+    let mut text = Text(String::with_capacity(16 << 10));
+    let snapshot = (parts.view)();
+    node(&mut text, parts, &snapshot);
+    routes(&mut text, &snapshot.routes);
+    upstreams(&mut text, &snapshot);
+    limits(&mut text, &snapshot);
+    spool(&mut text, parts);
+    journal(&mut text, parts);
+    ledger(&mut text, &parts.ledger.summary());
+    text.0
+}
+
+/// Labels and their values.
+type Labels<'l> = &'l [(&'l str, &'l str)];
+
+struct Text(String);
+
+impl Text {
+    /// Begins a family; its samples follow.
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, labels: Labels<'_>, value: impl Display) {
+        self.0.push_str(name);
+        for (index, (label, value)) in labels.iter().enumerate() {
+            self.0.push(if index == 0 { '{' } else { ',' });
+            let _ = write!(self.0, "{label}=\"{}\"", escaped(value));
+        }
+        if !labels.is_empty() {
+            self.0.push('}');
+        }
+        let _ = writeln!(self.0, " {value}");
+    }
+
+    fn single(&mut self, name: &str, kind: &str, help: &str, value: impl Display) {
+        self.family(name, kind, help);
+        self.sample(name, &[], value);
+    }
+
+    /// One sample a route.
+    fn per_route<V: Display>(
+        &mut self,
+        routes: &[RouteSnapshot],
+        name: &str,
+        kind: &str,
+        help: &str,
+        value: impl Fn(&RouteSnapshot) -> V,
+    ) {
+        self.family(name, kind, help);
+        for route in routes {
+            self.sample(name, &[("route", &route.name)], value(route));
+        }
+    }
+
+    /// Samples of a route by a second label, with a zero for each known word that has not come up.
+    fn by_word(
+        &mut self,
+        name: &str,
+        route: &str,
+        label: &str,
+        known: &[&'static str],
+        counts: &[(&'static str, u64)],
+    ) {
+        let mut all: BTreeMap<&str, u64> = known.iter().map(|word| (*word, 0)).collect();
+        for (word, count) in counts {
+            *all.entry(word).or_default() += count;
+        }
+        for (word, count) in all {
+            self.sample(name, &[("route", route), (label, word)], count);
+        }
+    }
+}
+
+/// As the format wants label values: backslash, quote and line feed escaped.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+fn node(text: &mut Text, parts: &AdminParts, snapshot: &NodeSnapshot) {
+    let info = &parts.info;
+    text.family("seawall_build_info", "gauge", "What runs here; always 1.");
+    let git = info.git.as_deref().unwrap_or("unknown");
+    let labels = [("version", info.version.as_str()), ("git", git), ("node", &info.node), ("zone", &info.zone)];
+    text.sample("seawall_build_info", &labels, 1);
+    text.family("seawall_config_info", "gauge", "Digest of the configuration in force; always 1.");
+    text.sample("seawall_config_info", &[("digest", &info.config_digest)], 1);
+    let started = info.started_at.as_millis() as f64 / 1_000.0;
+    text.single("seawall_start_time_seconds", "gauge", "When the node started, in seconds since 1970.", started);
+    let ready = u8::from((parts.ready)().is_ok());
+    text.single("seawall_ready", "gauge", "1 while traffic should come here.", ready);
+    let help = "Client connections open now.";
+    text.single("seawall_client_connections", "gauge", help, snapshot.connections);
+    let help = "Client connections accepted.";
+    text.single("seawall_client_connections_total", "counter", help, snapshot.connections_total);
+    text.family("seawall_rejected_total", "counter", "Requests that matched no route or never became one, by reason.");
+    for (reason, count) in &snapshot.rejected {
+        text.sample("seawall_rejected_total", &[("reason", reason)], count);
+    }
+}
+
+fn routes(text: &mut Text, routes: &[RouteSnapshot]) {
+    let name = "seawall_requests_total";
+    text.family(name, "counter", "Requests answered, by class of status.");
+    for route in routes {
+        for (class, count) in CLASSES.iter().zip(route.answers) {
+            text.sample(name, &[("route", &route.name), ("class", class)], count);
+        }
+    }
+    latency(text, routes);
+    breakers(text, routes);
+    failures(text, routes);
+    let help = "Retries sent.";
+    text.per_route(routes, "seawall_retries_total", "counter", help, |route| route.retries_total);
+    let help = "Retries that the budget refused.";
+    text.per_route(routes, "seawall_retries_refused_total", "counter", help, |route| route.retries_refused_total);
+    let help = "Free resends after a pooled connection turned out to be closed.";
+    text.per_route(routes, "seawall_resends_total", "counter", help, |route| route.resends_total);
+    let help = "Requests whose client went away first.";
+    text.per_route(routes, "seawall_cancelled_total", "counter", help, |route| route.cancelled_total);
+    let help = "Answers whose body broke after its head had gone to the client.";
+    text.per_route(routes, "seawall_cut_total", "counter", help, |route| route.cut_total);
+    let help = "Calls on their way now.";
+    text.per_route(routes, "seawall_in_flight", "gauge", help, |route| route.in_flight);
+    let help = "Calls that wait for a place now.";
+    text.per_route(routes, "seawall_waiting", "gauge", help, |route| route.waiting);
+}
+
+fn latency(text: &mut Text, routes: &[RouteSnapshot]) {
+    let name = "seawall_request_duration_seconds";
+    text.family(name, "histogram", "Time from a request's head to its answer's end.");
+    for route in routes {
+        let mut counts = route.latency_counts.iter().copied().chain(std::iter::repeat(0));
+        let mut cumulative = 0;
+        for bound in LATENCY_BUCKETS_S {
+            cumulative += counts.next().unwrap_or(0);
+            let bound = bound.to_string();
+            text.sample(&format!("{name}_bucket"), &[("route", &route.name), ("le", &bound)], cumulative);
+        }
+        cumulative += counts.next().unwrap_or(0);
+        text.sample(&format!("{name}_bucket"), &[("route", &route.name), ("le", "+Inf")], cumulative);
+        text.sample(&format!("{name}_sum"), &[("route", &route.name)], route.latency_sum_s);
+        text.sample(&format!("{name}_count"), &[("route", &route.name)], cumulative);
+    }
+}
+
+fn breakers(text: &mut Text, routes: &[RouteSnapshot]) {
+    let name = "seawall_breaker_state";
+    text.family(name, "gauge", "1 for the state the breaker is in, 0 for the others.");
+    for route in routes {
+        for state in BREAKER_STATES {
+            let is = u8::from(route.breaker.state == state);
+            text.sample(name, &[("route", &route.name), ("state", state)], is);
+        }
+    }
+    let help = "How often the breaker opened.";
+    text.per_route(routes, "seawall_breaker_opened_total", "counter", help, |route| route.breaker.opened_total);
+    let help = "1 while answers are reduced.";
+    text.per_route(routes, "seawall_degraded", "gauge", help, |route| u8::from(route.degraded_since_ms.is_some()));
+}
+
+fn failures(text: &mut Text, routes: &[RouteSnapshot]) {
+    text.family("seawall_failures_total", "counter", "Tries that failed, by kind.");
+    for route in routes {
+        text.by_word("seawall_failures_total", &route.name, "kind", &Failure::NAMES, &route.failures);
+    }
+    text.family("seawall_refused_total", "counter", "Requests refused by a guard, by rule.");
+    for route in routes {
+        text.by_word("seawall_refused_total", &route.name, "rule", &Refusal::RULES, &route.refused);
+    }
+    text.family("seawall_degraded_total", "counter", "Reduced answers, by what stood in.");
+    for route in routes {
+        text.by_word("seawall_degraded_total", &route.name, "how", &FALLBACKS, &route.degraded);
+    }
+}
+
+fn upstreams(text: &mut Text, snapshot: &NodeSnapshot) {
+    let endpoints = || {
+        let all = snapshot.upstreams.iter();
+        all.flat_map(|upstream| upstream.endpoints.iter().map(|endpoint| (upstream.name.as_str(), endpoint)))
+    };
+    text.family("seawall_endpoint_healthy", "gauge", "1 while an endpoint passes its health check.");
+    for (upstream, endpoint) in endpoints() {
+        let labels = [("upstream", upstream), ("endpoint", endpoint.address.as_str())];
+        text.sample("seawall_endpoint_healthy", &labels, u8::from(endpoint.healthy));
+    }
+    text.family("seawall_endpoint_in_flight", "gauge", "Calls on their way to an endpoint now.");
+    for (upstream, endpoint) in endpoints() {
+        let labels = [("upstream", upstream), ("endpoint", endpoint.address.as_str())];
+        text.sample("seawall_endpoint_in_flight", &labels, endpoint.in_flight);
+    }
+    text.family("seawall_endpoint_connections", "gauge", "Connections open to an endpoint now.");
+    for (upstream, endpoint) in endpoints() {
+        let labels = [("upstream", upstream), ("endpoint", endpoint.address.as_str())];
+        text.sample("seawall_endpoint_connections", &labels, endpoint.connections);
+    }
+}
+
+fn limits(text: &mut Text, snapshot: &NodeSnapshot) {
+    text.family("seawall_limit", "gauge", "Value of a limit of the node.");
+    for limit in &snapshot.limits {
+        text.sample("seawall_limit", &[("limit", limit.name)], limit.value);
+    }
+    text.family("seawall_limit_used", "gauge", "What is used of a limit now, where that can be told.");
+    for limit in &snapshot.limits {
+        if let Some(used) = limit.used {
+            text.sample("seawall_limit_used", &[("limit", limit.name)], used);
+        }
+    }
+    text.family("seawall_limit_reached_total", "counter", "How often a limit was reached.");
+    for limit in &snapshot.limits {
+        text.sample("seawall_limit_reached_total", &[("limit", limit.name)], limit.reached_total);
+    }
+}
+
+fn spool(text: &mut Text, parts: &AdminParts) {
+    let (depth, now) = (parts.spool.depth(), (parts.wall)());
+    let known = (parts.view)().upstreams.into_iter().map(|upstream| (upstream.name, Depth::default()));
+    let mut upstreams: BTreeMap<String, Depth> = known.collect();
+    upstreams.extend(parts.spool.depths());
+    text.family("seawall_spool_records", "gauge", "Records in the spool, by upstream and state.");
+    for (upstream, depth) in &upstreams {
+        for (state, count) in [("waiting", depth.waiting), ("leased", depth.leased), ("parked", depth.parked)] {
+            text.sample("seawall_spool_records", &[("upstream", upstream), ("state", state)], count);
+        }
+    }
+    text.single("seawall_spool_bytes", "gauge", "Bytes of the records in the spool.", depth.bytes);
+    text.single("seawall_spool_max_bytes", "gauge", "Bytes the records in the spool may take.", depth.bytes_max);
+    text.single("seawall_spool_disk_bytes", "gauge", "Bytes of the spool's files.", depth.disk_bytes);
+    let oldest = depth.oldest.map_or(0.0, |at| now.since(at).as_secs_f64());
+    text.single(
+        "seawall_spool_oldest_age_seconds",
+        "gauge",
+        "Age of the oldest record to be delivered; 0 if none.",
+        oldest,
+    );
+    let full = u8::from(depth.disk_full);
+    text.single("seawall_spool_disk_full", "gauge", "1 while the disk has no room for another record.", full);
+    let failed = u8::from(parts.spool.failure().is_some());
+    text.single("seawall_spool_failed", "gauge", "1 once the spool has stopped for good.", failed);
+    let forgotten = depth.keys_forgotten_early_total;
+    let help = "Idempotency keys forgotten before their time.";
+    text.single("seawall_spool_keys_forgotten_early_total", "counter", help, forgotten);
+}
+
+fn journal(text: &mut Text, parts: &AdminParts) {
+    let journal = &parts.journal;
+    let last = journal.last().map_or(0, |seq| seq.0);
+    text.single("seawall_journal_entries_total", "counter", "Entries recorded since the journal began.", last);
+    let help = "Entries that could not be written.";
+    text.single("seawall_journal_dropped_total", "counter", help, journal.dropped_total());
+    text.single("seawall_journal_disk_bytes", "gauge", "Bytes of the journal's files.", journal.disk_bytes());
+}
+
+/// Classes that only grow.
+fn grown(counts: &Counts) -> [(&'static str, u64); 9] {
+    [
+        ("accepted", counts.accepted),
+        ("refused", counts.refused),
+        ("indeterminate", counts.indeterminate),
+        ("delivered", counts.delivered),
+        ("duplicated", counts.duplicated),
+        ("corrupted", counts.corrupted),
+        ("recovered", counts.recovered),
+        ("resurrected", counts.resurrected),
+        ("late", counts.late),
+    ]
+}
+
+/// Where accepted records are that have not arrived.
+fn held(counts: &Counts) -> [(&'static str, u64); 5] {
+    [
+        ("waiting", counts.waiting),
+        ("parked", counts.parked),
+        ("expired", counts.expired),
+        ("missing_so_far", counts.missing_so_far),
+        ("lost", counts.lost),
+    ]
+}
+
+/// Counts by stream and word.
+type ByStream<'s> = BTreeMap<(&'s str, &'static str), u64>;
+
+fn add<'s>(sums: &mut ByStream<'s>, stream: &'s str, counts: impl IntoIterator<Item = (&'static str, u64)>) {
+    for (word, count) in counts {
+        *sums.entry((stream, word)).or_default() += count;
+    }
+}
+
+fn ledger(text: &mut Text, summary: &Summary) {
+    text.family("seawall_ledger_verdict", "gauge", "1 for the ledger's verdict, 0 for the others.");
+    for (name, verdict) in
+        [("balanced", Verdict::Balanced), ("unknown", Verdict::Unknown), ("imbalanced", Verdict::Imbalanced)]
+    {
+        text.sample("seawall_ledger_verdict", &[("verdict", name)], u8::from(summary.verdict == verdict));
+    }
+    // Epochs are summed up: each start of the node makes one, and a label must not grow with them.
+    let (mut classes, mut states): (ByStream<'_>, ByStream<'_>) = Default::default();
+    for stream in &summary.streams {
+        add(&mut classes, &stream.stream, grown(&stream.counts));
+        add(&mut states, &stream.stream, held(&stream.counts));
+    }
+    text.family("seawall_ledger_records_total", "counter", "Records on the ledger, by stream and class.");
+    for ((stream, class), count) in &classes {
+        text.sample("seawall_ledger_records_total", &[("stream", stream), ("class", class)], count);
+    }
+    text.family("seawall_ledger_outstanding", "gauge", "Accepted records that have not arrived, by where they are.");
+    for ((stream, state), count) in &states {
+        text.sample("seawall_ledger_outstanding", &[("stream", stream), ("state", state)], count);
+    }
+    let phantom = summary.totals.phantom;
+    text.single("seawall_ledger_phantoms_total", "counter", "Arrivals that nobody here sent.", phantom);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn label_values_are_escaped() {
+        let mut text = Text(String::new());
+        text.sample("m", &[("a", "x\"y\\z\n"), ("b", "")], 1.5);
+        text.sample("m", &[], 0);
+        assert_eq!(text.0, "m{a=\"x\\\"y\\\\z\\n\",b=\"\"} 1.5\nm 0\n");
+    }
+
+    #[test]
+    fn a_word_nobody_knew_is_shown_all_the_same() {
+        let mut text = Text(String::new());
+        text.by_word("m", "r", "kind", &["dns"], &[("new", 2)]);
+        assert_eq!(text.0, "m{route=\"r\",kind=\"dns\"} 0\nm{route=\"r\",kind=\"new\"} 2\n");
+    }
+}

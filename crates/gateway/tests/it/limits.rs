@@ -1,0 +1,156 @@
+//! Limits have a name, a value and a counter, and a stop lets work in hand end.
+
+use std::time::{Duration, Instant};
+
+use seawall_core::observation::LimitSnapshot;
+use seawall_core::policy::Policy;
+
+use crate::world::{Client, Do, Server, World, ok, policy, route, upstream, wait_until};
+
+fn limited(server: &Server, tune: impl FnOnce(&mut Policy)) -> World {
+    let mut policy = policy(vec![route("r", 0)], vec![upstream("u", &[server.address])]);
+    tune(&mut policy);
+    World::new(policy)
+}
+
+fn limit(world: &World, name: &str) -> LimitSnapshot {
+    (world.view)().limits.into_iter().find(|limit| limit.name == name).unwrap()
+}
+
+#[test]
+fn one_connection_too_many_is_told_so() {
+    let server = Server::start(|_, _| ok("x"));
+    let world = limited(&server, |policy| policy.limits.connections_max = 2);
+    let mut kept: Vec<Client> = (0..2).map(|_| world.client()).collect();
+    for client in &mut kept {
+        assert_eq!(client.ask("GET / HTTP/1.1\r\nHost: h\r\n\r\n").status, 200);
+    }
+    let refused = world.client().next().unwrap();
+    assert_eq!(refused.status, 503);
+    assert!(refused.must("proxy-status").contains("connection_limit_reached") && refused.header("retry-after").is_some());
+    let told = limit(&world, "connections");
+    assert_eq!((told.value, told.used, told.reached_total), (2, Some(2), 1));
+    drop(kept.pop());
+    wait_until("a place is free again", || limit(&world, "connections").used == Some(1));
+    assert_eq!(world.get("/").status, 200);
+}
+
+#[test]
+fn pending_requests_are_bounded() {
+    let server = Server::start(|_, _| Do::Hang);
+    let world = limited(&server, |policy| policy.limits.pending_max = 1);
+    let mut first = world.client();
+    first.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+    wait_until("the first is on its way", || server.count() == 1);
+    let refused = world.get("/");
+    assert_eq!(refused.status, 503);
+    assert!(refused.body.contains("the limit `pending` of 1 is reached"));
+    assert_eq!(limit(&world, "pending").reached_total, 1);
+}
+
+#[test]
+fn a_head_that_trickles_is_ended_with_408() {
+    let server = Server::start(|_, _| ok("x"));
+    let world = limited(&server, |policy| policy.limits.header_timeout = Duration::from_millis(200));
+    let mut client = world.client();
+    client.send("GET / HTTP/1.1\r\n");
+    let answer = client.next().unwrap();
+    assert_eq!((answer.status, answer.must("connection").as_str()), (408, "close"));
+    assert_eq!(limit(&world, "header_timeout").reached_total, 1);
+}
+
+#[test]
+fn an_idle_connection_is_closed_without_a_word() {
+    let server = Server::start(|_, _| ok("x"));
+    let world = limited(&server, |policy| policy.limits.idle_timeout = Duration::from_millis(200));
+    let mut client = world.client();
+    assert_eq!(client.ask("GET / HTTP/1.1\r\nHost: h\r\n\r\n").status, 200);
+    assert!(client.is_closed());
+}
+
+#[test]
+fn a_body_that_stops_ends_the_request() {
+    let server = Server::start(|_, _| ok("x"));
+    let world = limited(&server, |policy| policy.limits.body_idle_timeout = Duration::from_millis(200));
+    let mut client = world.client();
+    client.send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\nhalf");
+    assert_eq!(client.next().map(|answer| answer.status), Some(408));
+    assert_eq!(server.count(), 0);
+    assert_eq!(limit(&world, "body_idle_timeout").reached_total, 1);
+}
+
+#[test]
+fn an_answer_that_stops_is_cut_off() {
+    let server = Server::start(|_, _| {
+        Do::Send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n".to_vec())
+    });
+    let world = limited(&server, |policy| policy.limits.body_idle_timeout = Duration::from_millis(200));
+    let mut client = world.client();
+    client.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert!(client.next().is_none());
+    assert_eq!(world.route(0).cut_total, 1);
+}
+
+#[test]
+fn a_client_that_does_not_read_is_cut_off() {
+    let body = "w".repeat(64 << 20);
+    let reply = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes();
+    let server = Server::start(move |_, _| Do::Send(reply.clone()));
+    let world = limited(&server, |policy| policy.limits.body_idle_timeout = Duration::from_millis(200));
+    let mut client = world.client();
+    client.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+    wait_until("it is let go", || limit(&world, "connections").used == Some(0));
+}
+
+#[test]
+fn a_stop_lets_work_in_hand_end_and_takes_no_more() {
+    let server = Server::start(|_, _| Do::Wait(Duration::from_millis(300), Box::new(ok("late, but whole"))));
+    let mut world = World::simple(&server);
+    let mut client = world.client();
+    client.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+    wait_until("it is on its way", || server.count() == 1);
+    assert_eq!(world.stop(false), 0);
+    let answer = client.next().unwrap();
+    assert_eq!((answer.body.as_str(), answer.must("connection").as_str()), ("late, but whole", "close"));
+    assert!(std::net::TcpStream::connect(world.address).is_err(), "nobody listens any more");
+}
+
+#[test]
+fn a_hurried_stop_waits_for_nobody() {
+    let server = Server::start(|_, _| Do::Hang);
+    let mut world = World::simple(&server);
+    let mut client = world.client();
+    client.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+    wait_until("it is on its way", || server.count() == 1);
+    let begin = Instant::now();
+    assert_eq!(world.stop(true), 1);
+    assert!(begin.elapsed() < Duration::from_secs(4), "the grace period is five seconds");
+}
+
+#[test]
+fn a_port_that_is_taken_is_told_with_a_hint() {
+    use seawall_gateway::net::Net;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = Server::start(|_, _| ok("x"));
+    let world = World::simple(&server);
+    let mut policy = policy(vec![route("r", 0)], vec![upstream("u", &[server.address])]);
+    policy.listeners[0].address = taken.local_addr().unwrap();
+    let clock = seawall_gateway::Clock::new(
+        tokio::time::Instant::now(),
+        std::sync::Arc::new(|| seawall_core::time::Wall::from_millis(0)),
+    );
+    assert!(format!("{clock:?}").starts_with("Clock("));
+    let parts = seawall_gateway::Parts {
+        policy: std::sync::Arc::new(policy),
+        spool: world.store.spool.clone(),
+        journal: world.store.journal.clone(),
+        records: std::sync::Arc::new(seawall_gateway::NoRecords),
+        clock,
+        seed: 1,
+        net: Net::Real,
+        cause: None,
+    };
+    let error = world.block_on(seawall_gateway::Gateway::start(parts, 1)).err().unwrap();
+    assert!(error.to_string().starts_with("cannot listen on `127.0.0.1:"));
+    assert_eq!(error.hint(), Some("another process listens there: stop it, or choose another port"));
+}

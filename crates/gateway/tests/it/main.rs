@@ -1,0 +1,10 @@
+//! A gateway on real sockets and real files: what goes in, what comes out, byte for byte.
+#![allow(missing_docs, unreachable_pub, reason = "a test program has no readers outside")]
+#![expect(clippy::disallowed_methods, reason = "tests hold real clocks and own their threads")]
+
+mod answers;
+mod framing;
+mod guards;
+mod limits;
+mod world;
+mod writes;

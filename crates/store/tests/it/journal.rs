@@ -1,0 +1,169 @@
+//! The journal: numbered at once, written soon, read back, and never in the way.
+
+use std::time::Duration;
+
+use seawall_core::journal::{Draft, Kind, Seq};
+use seawall_store::disk::{Disk, Fault};
+use seawall_store::{Journal, QUEUE_ENTRIES_MAX, Query, SimDisk, TAIL_ENTRIES_MAX};
+
+use crate::{open, open_with, options, with};
+
+fn query(after: u64, limit: usize) -> Query {
+    Query { after, limit, ..Query::default() }
+}
+
+async fn seqs(journal: &Journal, query: Query) -> Vec<u64> {
+    journal.query(query).await.unwrap().iter().map(|entry| entry.seq.0).collect()
+}
+
+#[test]
+fn entries_have_numbers_causes_and_subscribers() {
+    let disk = SimDisk::new(1);
+    with(open(&disk), async |store| {
+        let journal = &store.journal;
+        let mut live = journal.subscribe();
+        assert_eq!(journal.last(), None);
+        let started = journal.record(Draft::new(Kind::NodeStarted, "node"));
+        let opened = journal.record(Draft::new(Kind::BreakerOpened, "route:events").because(Some(started)));
+        journal.record(Draft::new(Kind::BreakerOpened, "route:quotes"));
+        assert_eq!((started, opened, journal.last()), (Seq(1), Seq(2), Some(Seq(3))));
+        assert_eq!(live.recv().await.unwrap().seq, Seq(1));
+        assert_eq!(live.recv().await.unwrap().cause, Some(Seq(1)));
+        assert_eq!(journal.recent(2).iter().map(|entry| entry.seq.0).collect::<Vec<_>>(), [2, 3]);
+        assert_eq!(seqs(journal, query(1, 9)).await, [2, 3]);
+        assert_eq!(seqs(journal, query(0, 2)).await, [1, 2]);
+        let by_kind = Query { kind: Some(Kind::BreakerOpened), ..query(0, 9) };
+        assert_eq!(seqs(journal, by_kind.clone()).await, [2, 3]);
+        let by_subject = Query { subject: Some("route:quotes".into()), ..by_kind };
+        assert_eq!(seqs(journal, by_subject).await, [3]);
+        journal.flush().await.unwrap();
+        assert!(journal.disk_bytes() > 0);
+    });
+    with(open(&disk.crash()), async |store| {
+        assert_eq!(seqs(&store.journal, query(0, 9)).await, [1, 2, 3]);
+        assert_eq!(store.journal.record(Draft::new(Kind::NodeStarted, "node")), Seq(4), "numbers go on");
+        assert_eq!(store.journal.dropped_total(), 0);
+    });
+}
+
+#[test]
+fn entries_are_safe_a_moment_later_without_anybody_asking() {
+    let disk = SimDisk::new(2);
+    with(open(&disk), async |store| {
+        let calls = disk.calls();
+        store.journal.record(Draft::new(Kind::NodeStarted, "node"));
+        let synced = async {
+            while disk.calls() < calls + 2 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), synced).await.expect("written and synced by itself");
+    });
+    with(open(&disk.crash()), async |store| assert_eq!(store.journal.last(), Some(Seq(1))));
+}
+
+#[test]
+fn old_entries_are_read_from_segments_and_the_oldest_go() {
+    let disk = SimDisk::new(3);
+    let mut options = options();
+    options.journal_segment_bytes = 70 << 10;
+    options.journal_bytes_max = 1000 << 10;
+    let total = 9000;
+    with(open_with(&disk, options.clone()).unwrap(), async |store| {
+        for n in 1..=total {
+            store.journal.record(Draft::new(Kind::RecordParked, "spool").with("record", n).with("reason", "x".repeat(90)));
+            if n % 1000 == 0 {
+                store.journal.flush().await.unwrap();
+            }
+        }
+        assert_eq!(store.journal.dropped_total(), 0);
+        assert!(store.journal.disk_bytes() <= 1000 << 10, "{}", store.journal.disk_bytes());
+        assert_eq!(store.journal.recent(usize::MAX).len(), TAIL_ENTRIES_MAX);
+        let first = seqs(&store.journal, query(0, 1)).await[0];
+        assert!(first > 1 && first < total - TAIL_ENTRIES_MAX as u64, "{first}");
+        let after = first + 100;
+        assert_eq!(seqs(&store.journal, query(after, 3)).await, [after + 1, after + 2, after + 3]);
+        let all = seqs(&store.journal, query(0, usize::MAX)).await;
+        assert_eq!(all, (first..=total).collect::<Vec<_>>());
+    });
+    with(open_with(&disk.crash(), options).unwrap(), async |store| {
+        assert_eq!(store.journal.last(), Some(Seq(total)));
+        assert_eq!(seqs(&store.journal, query(total - 2, 9)).await, [total - 1, total]);
+        assert!(seqs(&store.journal, query(0, 1)).await[0] > 1);
+    });
+}
+
+#[test]
+fn what_does_not_fit_the_queue_is_counted_and_told() {
+    let disk = SimDisk::new(4);
+    with(open(&disk), async |store| {
+        let journal = &store.journal;
+        for _ in 0..QUEUE_ENTRIES_MAX + 7 {
+            journal.record(Draft::new(Kind::LimitReached, "node"));
+        }
+        assert_eq!(journal.dropped_total(), 7);
+        journal.record(Draft::new(Kind::LimitReached, "node").with("long", "x".repeat(100_000)));
+        journal.flush().await.unwrap();
+        journal.flush().await.unwrap();
+        let told = journal.recent(1).pop().unwrap();
+        assert_eq!((told.kind, told.subject.as_str()), (Kind::LimitReached, "journal"));
+        assert_eq!(told.fields["entries_dropped"], "8");
+        journal.record(Draft::new(Kind::LimitReached, "node").with("long", "x".repeat(100_000)));
+        journal.flush().await.unwrap();
+        assert_eq!(journal.dropped_total(), 9, "a single entry beyond the limit is dropped, too");
+    });
+}
+
+#[test]
+fn a_journal_that_cannot_be_written_stops_nobody() {
+    let disk = SimDisk::new(5);
+    with(open(&disk), async |store| {
+        store.journal.record(Draft::new(Kind::NodeStarted, "node"));
+        store.journal.flush().await.unwrap();
+        disk.fail_call(1, Fault::NoSpace);
+        store.journal.record(Draft::new(Kind::NodeStarted, "node"));
+        store.journal.flush().await.unwrap();
+        assert_eq!(store.journal.dropped_total(), 1);
+        store.journal.record(Draft::new(Kind::NodeStarted, "node"));
+        store.journal.flush().await.unwrap();
+        assert_eq!(store.journal.recent(1)[0].fields["entries_dropped"], "1", "it passes, and is told");
+        store.journal.flush().await.unwrap();
+        disk.fail_call(2, Fault::Io);
+        store.journal.record(Draft::new(Kind::NodeStarted, "node"));
+        store.journal.flush().await.unwrap();
+        let dropped = store.journal.dropped_total();
+        assert_eq!(dropped, 2, "a failed sync is never repeated");
+        let last = store.journal.record(Draft::new(Kind::NodeDraining, "node"));
+        store.journal.flush().await.unwrap();
+        assert_eq!(store.journal.dropped_total(), dropped + 1);
+        assert_eq!(store.journal.recent(1)[0].seq, last, "in memory it goes on");
+        store.spool.enqueue(&crate::record("a", None, b"a")).await.expect("the spool does not mind");
+    });
+}
+
+#[test]
+fn a_damaged_journal_does_not_keep_the_node_from_starting() {
+    let disk = SimDisk::new(6);
+    with(open(&disk), async |store| {
+        for _ in 0..20 {
+            store.journal.record(Draft::new(Kind::NodeStarted, "node"));
+            store.journal.flush().await.unwrap();
+        }
+    });
+    let disk = disk.crash();
+    let path = std::path::Path::new("data/journal/0000000001.log");
+    disk.corrupt(path, 4096 + 60, 0xff);
+    let opened = open(&disk);
+    assert_eq!(opened.report.journal.damaged, [path.with_extension("log.damaged")]);
+    assert_eq!(opened.report.journal.lost, 1);
+    with(opened, async |store| {
+        assert_eq!(seqs(&store.journal, query(0, 99)).await, (2..=20).collect::<Vec<_>>());
+        for _ in 0..TAIL_ENTRIES_MAX {
+            store.journal.record(Draft::new(Kind::NodeStarted, "node"));
+        }
+        store.journal.flush().await.unwrap();
+        disk.remove(path).unwrap();
+        let error = store.journal.query(query(0, 9)).await.unwrap_err();
+        assert!(error.to_string().starts_with("cannot read journal segment 1:"), "{error}");
+    });
+}

@@ -1,0 +1,133 @@
+//! The ledger's log: what was appended is read back, in order, since the last snapshot.
+
+use std::time::Duration;
+
+use seawall_core::prng::Prng;
+use seawall_store::disk::Fault;
+use seawall_store::{SimDisk, StoreError};
+
+use crate::{open, open_with, options, with};
+
+#[test]
+fn appends_come_back_in_order() {
+    let disk = SimDisk::new(1);
+    with(open(&disk), async |store| {
+        assert!(store.ledger.append(vec![1]));
+        assert!(store.ledger.append(vec![]));
+        store.ledger.append_synced(vec![3; 5000]).await.unwrap();
+        for n in 0..10 {
+            store.ledger.append_synced(vec![n; 3000]).await.unwrap();
+        }
+    });
+    let records = open(&disk.crash()).ledger_records;
+    assert_eq!(records.len(), 13);
+    assert_eq!((&records[0], &records[1], &records[2]), (&vec![1], &vec![], &vec![3; 5000]));
+    assert_eq!(records[12], vec![9; 3000]);
+}
+
+#[test]
+fn a_lazy_append_is_safe_a_moment_later() {
+    let disk = SimDisk::new(2);
+    with(open(&disk), async |store| {
+        let calls = disk.calls();
+        assert!(store.ledger.append(vec![1, 2, 3]));
+        let synced = async {
+            while disk.calls() < calls + 2 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), synced).await.expect("written and synced by itself");
+    });
+    assert_eq!(open(&disk.crash()).ledger_records, [[1, 2, 3]]);
+}
+
+#[test]
+fn a_snapshot_replaces_what_was_before() {
+    let disk = SimDisk::new(3);
+    with(open(&disk), async |store| {
+        for n in 0..20 {
+            store.ledger.append_synced(vec![n; 1000]).await.unwrap();
+        }
+        let before = store.ledger.disk_bytes();
+        store.ledger.compact(vec![7; 100]).await.unwrap();
+        assert!(store.ledger.disk_bytes() < before);
+        store.ledger.append_synced(vec![8]).await.unwrap();
+        // Larger than a segment: it gets one of its own.
+        store.ledger.compact(vec![9; 50_000]).await.unwrap();
+        assert!(store.ledger.append(vec![10]));
+        store.ledger.close().await;
+    });
+    let records = open(&disk.crash()).ledger_records;
+    assert_eq!(records, [vec![9; 50_000], vec![10]]);
+}
+
+#[test]
+fn a_full_disk_and_a_failed_sync_are_told() {
+    let disk = SimDisk::new(4);
+    with(open(&disk), async |store| {
+        store.ledger.append_synced(vec![1]).await.unwrap();
+        disk.fail_call(1, Fault::NoSpace);
+        assert_eq!(store.ledger.append_synced(vec![2]).await, Err(StoreError::DiskFull));
+        disk.set_capacity(disk.used_bytes());
+        assert_eq!(store.ledger.compact(vec![2]).await, Err(StoreError::DiskFull));
+        disk.fail_call(1, Fault::NoSpace);
+        assert!(store.ledger.append(vec![2]));
+        while store.ledger.lost_total() == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(store.ledger.append_synced(vec![3; 9000]).await, Err(StoreError::DiskFull));
+        assert!(store.ledger.append(vec![3; 9000]));
+        while store.ledger.lost_total() == 1 {
+            tokio::task::yield_now().await;
+        }
+        store.ledger.append_synced(vec![4]).await.unwrap();
+        disk.fail_call(2, Fault::Io);
+        let error = store.ledger.append_synced(vec![5]).await.unwrap_err();
+        assert!(matches!(&error, StoreError::Stopped { reason } if reason.contains("cannot sync")), "{error}");
+        assert!(store.ledger.append_synced(vec![6]).await.is_err());
+    });
+    let records = open(&disk.crash()).ledger_records;
+    assert_eq!(records[..2], [vec![1], vec![4]]);
+}
+
+#[test]
+fn power_cuts_leave_the_old_account_or_the_new_one() {
+    for seed in 0..300 {
+        let (mut disk, mut prng) = (SimDisk::new(seed), Prng::new(seed));
+        let (mut promised, mut asked) = (Vec::<u8>::new(), Vec::<u8>::new());
+        for _ in 0..3 {
+            disk.fail_call(prng.below(60) + 12, Fault::PowerCut);
+            let mut life = prng.fork();
+            if let Ok(opened) = open_with(&disk, options()) {
+                with(opened, async |store| {
+                    for _ in 0..12 {
+                        // The account is a sum; a snapshot is the sum so far.
+                        let is_snapshot = life.chance(0.3);
+                        let bytes = vec![asked.len() as u8; 1 + life.below(4000) as usize];
+                        asked.push(bytes[0]);
+                        let done = if is_snapshot {
+                            store.ledger.compact([asked.as_slice(), &[255]].concat()).await
+                        } else {
+                            store.ledger.append_synced(bytes).await
+                        };
+                        if done.is_err() {
+                            return;
+                        }
+                        promised.clone_from(&asked);
+                    }
+                });
+            }
+            disk = disk.crash();
+            let mut account = Vec::new();
+            for found in open_with(&disk, options()).unwrap().ledger_records {
+                match found.split_last() {
+                    Some((255, sum)) => account = sum.to_vec(),
+                    _ => account.push(found[0]),
+                }
+            }
+            assert!(account == promised || account == asked, "seed {seed}: {account:?} of {promised:?}, {asked:?}");
+            (promised, asked) = (account.clone(), account);
+            disk = disk.crash();
+        }
+    }
+}

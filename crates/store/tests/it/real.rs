@@ -1,0 +1,113 @@
+//! The machine's own files: the same promises on a real file system.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use seawall_core::journal::{Draft, Kind};
+use seawall_store::disk::{Disk, DiskFile, LockError, RealDisk};
+use seawall_store::{OpenError, Opened, StoreOptions};
+
+use crate::{open_with, options, record};
+
+fn options_at(dir: &Path) -> StoreOptions {
+    StoreOptions { dir: dir.join("data"), ..options() }
+}
+
+fn open(dir: &Path) -> Opened<RealDisk> {
+    open_with(&RealDisk, options_at(dir)).expect("opens")
+}
+
+#[test]
+fn a_store_on_real_files_is_found_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let opened = open(dir.path());
+    let (store, threads) = (opened.store, opened.engine.spawn_threads().unwrap());
+    crate::runtime().block_on(async {
+        for n in 0..200_u8 {
+            store.spool.enqueue(&record(&format!("k{n}"), Some("row"), &[n; 500])).await.unwrap();
+        }
+        for _ in 0..150 {
+            let found = store.spool.lease("queue", 1, Duration::from_secs(60)).await.unwrap();
+            for leased in found.leased {
+                assert!(store.spool.ack(leased.lease, 200).await.unwrap());
+            }
+        }
+        store.journal.record(Draft::new(Kind::NodeStopped, "node"));
+        store.ledger.append(vec![1]);
+        store.close().await;
+    });
+    threads.join();
+    let opened = open(dir.path());
+    assert_eq!((opened.report.waiting, opened.report.epoch, opened.ledger_records.len()), (50, 2, 1));
+    assert_eq!(opened.report.spool.torn_bytes, 0);
+    assert_eq!(opened.store.journal.recent(1)[0].kind, Kind::NodeStopped);
+    assert_eq!(format!("{:?}", opened.store.secret), "Secret(..)");
+    let segment = std::fs::read_dir(dir.path().join("data/spool")).unwrap().next().unwrap().unwrap();
+    assert_eq!(segment.metadata().unwrap().permissions().mode() & 0o777, 0o600, "payloads are nobody else's");
+}
+
+#[test]
+fn dropping_every_handle_stops_the_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    let Opened { store, engine, .. } = open(dir.path());
+    let threads = engine.spawn_threads().unwrap();
+    crate::runtime().block_on(async { store.spool.enqueue(&record("a", None, b"a")).await.unwrap() });
+    drop(store);
+    threads.join();
+    assert_eq!(open(dir.path()).report.waiting, 1);
+}
+
+#[test]
+fn one_directory_one_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = open(dir.path());
+    let error = open_with(&RealDisk, options_at(dir.path())).map(|_| ()).unwrap_err();
+    let expected = format!(
+        "data directory `{}` is in use by another running node (pid {})",
+        dir.path().join("data").display(),
+        std::process::id()
+    );
+    assert_eq!(error.to_string(), expected);
+    assert!(error.hint().unwrap().contains("its own `store.path`"));
+    drop(first);
+    drop(open(dir.path()));
+}
+
+#[test]
+fn a_directory_of_somebody_else_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("data")).unwrap();
+    std::fs::write(dir.path().join("data/thesis.tex"), "x").unwrap();
+    let error = open_with(&RealDisk, options_at(dir.path())).map(|_| ()).unwrap_err();
+    assert!(matches!(&error, OpenError::NotOurs { file, .. } if file == "thesis.tex"), "{error}");
+    let options = StoreOptions { dir: dir.path().join("data/thesis.tex"), ..options() };
+    let error = open_with(&RealDisk, options).map(|_| ()).unwrap_err();
+    assert!(matches!(&error, OpenError::Io { what: "make folder", .. }), "{error}");
+    assert_eq!(error.hint(), None);
+}
+
+#[test]
+fn files_do_what_the_contract_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    let file = RealDisk.create(&path, 10_000).unwrap();
+    assert_eq!(file.size().unwrap(), 10_000);
+    assert_eq!(RealDisk.create(&path, 1).unwrap_err().kind(), std::io::ErrorKind::AlreadyExists);
+    file.write_at(b"hello", 5000).unwrap();
+    file.set_len(5003).unwrap();
+    file.set_len(6000).unwrap();
+    file.sync_data().unwrap();
+    let mut bytes = [1; 6];
+    RealDisk.open(&path).unwrap().read_at(&mut bytes, 5000).unwrap();
+    assert_eq!(&bytes, b"hel\0\0\0");
+    assert!(file.read_at(&mut bytes, 5999).is_err());
+    assert!(RealDisk.free_bytes(dir.path()).unwrap() > 0);
+    assert!(RealDisk.create(&dir.path().join("huge"), 1 << 60).is_err());
+    assert_eq!(RealDisk.list(dir.path()).unwrap(), ["file"], "a failed attempt leaves nothing behind");
+    std::fs::write(dir.path().join("LOCK"), "not a number").unwrap();
+    let held = RealDisk.lock(&dir.path().join("LOCK")).unwrap();
+    assert!(matches!(RealDisk.lock(&dir.path().join("LOCK")), Err(LockError::Held { .. })));
+    drop(held);
+    assert!(matches!(RealDisk.lock(&dir.path().join("no/LOCK")), Err(LockError::Io(_))));
+}

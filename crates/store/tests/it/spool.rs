@@ -1,0 +1,288 @@
+//! The life of records, from enqueue to the last of them.
+
+use std::time::Duration;
+
+use seawall_core::id::RecordId;
+use seawall_core::spool::State;
+use seawall_core::spool::index::Outcome;
+use seawall_core::time::Wall;
+use seawall_store::{EnqueueError, Leased, SimDisk, Spool, Store, StoreError};
+
+use crate::{TestClock, open, open_with, options, record, segments, with};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+async fn lease_one(spool: &Spool) -> Option<Leased> {
+    spool.lease("queue", 1, MINUTE).await.unwrap().leased.pop()
+}
+
+async fn deliver_all(spool: &Spool) -> Vec<u64> {
+    let mut delivered = Vec::new();
+    while let Some(leased) = lease_one(spool).await {
+        delivered.push(leased.lease.id().0);
+        assert!(spool.ack(leased.lease, 200).await.unwrap());
+    }
+    delivered
+}
+
+#[test]
+fn a_record_goes_in_and_comes_out_whole() {
+    with(open(&SimDisk::new(1)), async |store| {
+        let spool = &store.spool;
+        let mut work = spool.work_signal();
+        let kept = record("k1", Some("shipment 7"), b"hello");
+        let enqueued = spool.enqueue(&kept).await.unwrap();
+        assert_eq!((enqueued.id, enqueued.already), (RecordId(1), false));
+        work.arrived().await;
+        assert!(spool.holds_key("queue", b"shipment 7"));
+        assert!(!spool.holds_key("queue", b"shipment 8"));
+        assert_eq!(spool.depth().waiting, 1);
+        assert_eq!(spool.depth().oldest, Some(Wall::from_millis(5)));
+        let again = spool.enqueue(&kept).await.unwrap();
+        assert_eq!((again.id, again.already), (RecordId(1), true));
+        let conflict = spool.enqueue(&record("k1", None, b"other")).await.unwrap_err();
+        assert_eq!(conflict, EnqueueError::KeyConflict { id: RecordId(1) });
+
+        let leased = lease_one(spool).await.unwrap();
+        assert_eq!((&leased.record, leased.attempts, leased.last_error.as_str()), (&kept, 1, "connect_refused"));
+        assert_eq!(spool.depth_of("queue").leased, 1);
+        assert!(spool.ack(leased.lease, 202).await.unwrap());
+        assert!(!spool.holds_key("queue", b"shipment 7"));
+        let account = spool.get(RecordId(1)).await.unwrap().unwrap();
+        assert_eq!((account.state, account.record), (State::Delivered, None));
+        assert_eq!(account.settled.unwrap().outcome, Outcome::Delivered { status: 202 });
+        assert!(spool.enqueue(&kept).await.unwrap().already, "delivered, and still known");
+        assert_eq!(spool.get(RecordId(2)).await, Ok(None));
+        assert_eq!(spool.lookup("k1").await.unwrap().unwrap().state, State::Delivered);
+        assert_eq!(spool.lookup("k2").await, Ok(None));
+        assert_eq!(spool.depths().len(), 1);
+        assert_eq!(spool.failure(), None);
+    });
+}
+
+#[test]
+fn failed_tries_and_dead_letters_survive_a_restart() {
+    let disk = SimDisk::new(2);
+    let clock = TestClock::default();
+    let opened = Store::open(disk.clone(), options(), clock.clone(), || [7; 32]).unwrap();
+    with(opened, async |store| {
+        let spool = &store.spool;
+        for key in ["a", "b", "c"] {
+            spool.enqueue(&record(key, Some("row"), key.as_bytes())).await.unwrap();
+        }
+        let leased = lease_one(spool).await.unwrap();
+        assert!(spool.nack(leased.lease, Duration::from_secs(5), "503").await.unwrap());
+        let nothing = spool.lease("queue", 9, MINUTE).await.unwrap();
+        assert!(nothing.leased.is_empty());
+        assert_eq!(nothing.ready_in, Some(Duration::from_secs(5)));
+        clock.advance_ms(5000);
+        let again = lease_one(spool).await.unwrap();
+        assert_eq!((again.attempts, again.last_error.as_str()), (2, "503"));
+        assert!(spool.park(again.lease, "refused for good", "422 no such shipment").await.unwrap());
+        let next = lease_one(spool).await.unwrap();
+        assert_eq!(next.lease.id(), RecordId(2), "the row goes on");
+        assert!(spool.release(next.lease).await.unwrap());
+        assert_eq!(spool.depth().parked, 1);
+        store.close().await;
+    });
+    let opened = open(&disk.crash());
+    assert_eq!((opened.report.waiting, opened.report.parked, opened.report.epoch), (2, 1, 2));
+    with(opened, async |store| {
+        let spool = &store.spool;
+        let parked = spool.list(State::Parked, 10).await.unwrap();
+        assert_eq!(parked.len(), 1);
+        let dead = parked[0].parked.as_ref().unwrap();
+        assert_eq!((dead.reason.as_str(), dead.last_words.as_str()), ("refused for good", "422 no such shipment"));
+        assert_eq!((parked[0].attempts, parked[0].record.as_ref().unwrap().body.as_slice()), (3, &b"a"[..]));
+        assert!(spool.holds_key("queue", b"row"));
+        assert_eq!(spool.retry(RecordId(2)).await, Err(StoreError::NotParked { id: RecordId(2), state: State::Waiting }));
+        assert_eq!(spool.retry(RecordId(9)).await, Err(StoreError::NotFound { id: RecordId(9) }));
+        assert_eq!(spool.discard(RecordId(9), "").await, Err(StoreError::NotFound { id: RecordId(9) }));
+        spool.retry(RecordId(1)).await.unwrap();
+        assert_eq!(deliver_all(spool).await, [1, 2, 3], "retried, it goes before its row");
+        assert_eq!(spool.depth().bytes, 0);
+    });
+}
+
+#[test]
+fn a_discarded_record_is_gone_and_its_reason_is_not() {
+    let disk = SimDisk::new(3);
+    with(open(&disk), async |store| {
+        let spool = &store.spool;
+        spool.enqueue(&record("a", None, b"a")).await.unwrap();
+        let leased = lease_one(spool).await.unwrap();
+        assert!(spool.park(leased.lease, "poison", "").await.unwrap());
+        spool.discard(RecordId(1), "sent by hand").await.unwrap();
+        assert_eq!(spool.depth().bytes, 0);
+    });
+    with(open(&disk.crash()), async |store| {
+        let account = store.spool.get(RecordId(1)).await.unwrap().unwrap();
+        assert_eq!(account.state, State::Discarded);
+        assert_eq!(account.settled.unwrap().outcome, Outcome::Discarded { reason: "sent by hand".into() });
+        assert_eq!(store.spool.list(State::Discarded, 9).await.unwrap().len(), 1);
+    });
+}
+
+#[test]
+fn a_late_answer_decides_nothing() {
+    let clock = TestClock::default();
+    let opened = Store::open(SimDisk::new(4), options(), clock.clone(), || [7; 32]).unwrap();
+    with(opened, async |store| {
+        let spool = &store.spool;
+        spool.enqueue(&record("a", None, b"a")).await.unwrap();
+        let take = async || lease_one(spool).await.unwrap().lease;
+        let late = take().await;
+        clock.advance_ms(60_000);
+        let lease = take().await;
+        assert!(!spool.ack(late, 200).await.unwrap());
+        clock.advance_ms(60_000);
+        let next = take().await;
+        assert!(!spool.nack(lease, Duration::ZERO, "").await.unwrap());
+        clock.advance_ms(60_000);
+        let last = take().await;
+        assert!(!spool.park(next, "", "").await.unwrap());
+        clock.advance_ms(60_000);
+        let _held = take().await;
+        assert!(!spool.release(last).await.unwrap());
+        assert_eq!(spool.get(RecordId(1)).await.unwrap().unwrap().attempts, 5);
+    });
+}
+
+#[test]
+fn limits_are_told_with_numbers() {
+    let mut options = options();
+    options.spool_bytes_max = 1000;
+    with(open_with(&SimDisk::new(5), options).unwrap(), async |store| {
+        let spool = &store.spool;
+        let large = spool.enqueue(&record("large", None, &[1; 3000])).await.unwrap_err();
+        assert!(matches!(large, EnqueueError::TooLarge { bytes: 3001.., limit_bytes: 2048 }), "{large}");
+        assert_eq!((large.retry_after(), large.hint()), (None, Some("raise `store.record_max`")));
+        spool.enqueue(&record("a", None, &[1; 500])).await.unwrap();
+        let full = spool.enqueue(&record("b", None, &[2; 500])).await.unwrap_err();
+        assert!(full.to_string().starts_with("the spool is full ("), "{full}");
+        assert!(full.to_string().ends_with(" of 1000 bytes)"), "{full}");
+        assert_eq!(full.retry_after(), Some(Duration::from_secs(1)));
+        assert_eq!(deliver_all(spool).await, [1]);
+        spool.enqueue(&record("b", None, &[2; 500])).await.unwrap();
+    });
+}
+
+#[test]
+fn a_closed_store_says_so() {
+    with(open(&SimDisk::new(6)), async |store| {
+        store.close().await;
+        let stopped = store.spool.enqueue(&record("a", None, b"a")).await.unwrap_err();
+        assert_eq!(stopped.to_string(), "the store has stopped: the node is stopping");
+        assert_eq!(store.spool.get(RecordId(1)).await.unwrap_err().to_string(), stopped.to_string());
+        assert!(store.ledger.append_synced(vec![1]).await.is_err());
+        assert!(!store.ledger.append(vec![1]));
+        assert_eq!(store.ledger.lost_total(), 1);
+        assert!(store.journal.flush().await.is_err());
+        store.close().await;
+    });
+}
+
+#[test]
+fn files_stay_small_though_one_record_stays_for_ever() {
+    let disk = SimDisk::new(7);
+    let mut options = options();
+    options.remember_max = 20;
+    with(open_with(&disk, options).unwrap(), async |store| {
+        let spool = &store.spool;
+        spool.enqueue(&record("straggler", None, &[9; 400])).await.unwrap();
+        let straggler = lease_one(spool).await.unwrap();
+        assert!(spool.park(straggler.lease, "poison", "").await.unwrap());
+        for n in 0..600 {
+            spool.enqueue(&record(&format!("k{n}"), Some("row"), &[n as u8; 700])).await.unwrap();
+            let leased = lease_one(spool).await.unwrap();
+            assert!(spool.ack(leased.lease, 200).await.unwrap());
+            assert!(spool.depth().disk_bytes <= 5 * (10 << 10), "{:?}", spool.depth());
+        }
+        assert!(spool.depth().keys_forgotten_early_total > 500);
+    });
+    let disk = disk.crash();
+    assert!(!segments(&disk).contains(&"0000000001.log".into()));
+    let opened = open(&disk);
+    assert_eq!((opened.report.parked, opened.report.waiting), (1, 0));
+    with(opened, async |store| {
+        let account = store.spool.get(RecordId(1)).await.unwrap().unwrap();
+        assert_eq!((account.state, account.record.unwrap()), (State::Parked, record("straggler", None, &[9; 400])));
+        assert_eq!(account.parked.unwrap().reason, "poison");
+        assert!(store.spool.enqueue(&record("k599", Some("row"), &[599_u64 as u8; 700])).await.unwrap().already);
+        let next = store.spool.enqueue(&record("new", None, b"x")).await.unwrap();
+        assert_eq!(next.id, RecordId(602), "numbers go on");
+    });
+}
+
+#[test]
+fn numbers_are_not_used_twice_when_every_record_is_gone() {
+    let disk = SimDisk::new(8);
+    let mut options = options();
+    options.remember_for = Duration::ZERO;
+    let clock = TestClock::default();
+    let opened = Store::open(disk.clone(), options, clock.clone(), || [7; 32]).unwrap();
+    with(opened, async |store| {
+        for n in 0..60 {
+            store.spool.enqueue(&record(&format!("k{n}"), None, &[1; 700])).await.unwrap();
+            deliver_all(&store.spool).await;
+            clock.advance_ms(1);
+        }
+    });
+    let disk = disk.crash();
+    assert!(segments(&disk).len() <= 2, "{:?}", segments(&disk));
+    with(open(&disk), async |store| {
+        assert_eq!(store.spool.enqueue(&record("k0", None, b"x")).await.unwrap().id, RecordId(61));
+    });
+}
+
+#[test]
+fn a_thousand_records_of_many_producers_are_delivered_once_each() {
+    let opened = open(&SimDisk::new(9));
+    let threads = opened.engine.spawn_threads().unwrap();
+    let store = opened.store;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+    runtime.block_on(async {
+        let mut tasks = tokio::task::JoinSet::new();
+        for producer in 0..20 {
+            let spool = store.spool.clone();
+            tasks.spawn(async move {
+                for n in 0..50 {
+                    let row = format!("row {producer}");
+                    spool.enqueue(&record(&format!("{producer}/{n}"), Some(&row), &[n])).await.unwrap();
+                }
+            });
+        }
+        while let Some(done) = tasks.join_next().await {
+            done.unwrap();
+        }
+        let mut bodies = vec![Vec::new(); 20];
+        loop {
+            let found = store.spool.lease("queue", 64, MINUTE).await.unwrap();
+            if found.leased.is_empty() {
+                break;
+            }
+            for leased in found.leased {
+                let producer: usize = leased.record.idempotency_key.split('/').next().unwrap().parse().unwrap();
+                bodies[producer].push(leased.record.body[0]);
+                assert!(store.spool.ack(leased.lease, 200).await.unwrap());
+            }
+        }
+        assert!(bodies.iter().all(|row| *row == (0..50).collect::<Vec<u8>>()), "each row whole and in order");
+        store.close().await;
+    });
+    threads.join();
+}
+
+#[test]
+fn an_asker_who_left_holds_nothing() {
+    with(open(&SimDisk::new(10)), async |store| {
+        store.spool.enqueue(&record("a", None, b"a")).await.unwrap();
+        {
+            let spool = store.spool.clone();
+            let mut asking = Box::pin(async move { spool.lease("queue", 1, MINUTE).await });
+            let poll = std::future::poll_fn(|context| std::task::Poll::Ready(asking.as_mut().poll(context).is_pending()));
+            assert!(poll.await);
+        }
+        assert!(lease_one(&store.spool).await.is_some());
+    });
+}
