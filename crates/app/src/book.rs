@@ -96,7 +96,9 @@ impl Book {
             reserve,
         }));
         let epoch = book.lock().ledger.next_epoch();
-        book.keep(&Event::Began { epoch }).await?;
+        if let Err(error) = book.keep(&Event::Began { epoch }).await? {
+            tracing::error!(%error, "the ledger refused to begin an epoch: nothing will be numbered");
+        }
         for stream in streams {
             let issuer = Issuer::new(&*stream, producer, epoch).map_err(named(&stream))?.with_block(BLOCK);
             book.lock().issuers.insert(stream, issuer);
@@ -285,8 +287,7 @@ impl LedgerPort for Book {
             let events = {
                 let mut books = self.lock();
                 let epoch = books.ledger.next_epoch();
-                let closed: Vec<Event> =
-                    books.issuers.values_mut().filter_map(|issuer| issuer.roll(epoch)).collect();
+                let closed: Vec<Event> = books.issuers.values_mut().filter_map(|issuer| issuer.roll(epoch)).collect();
                 books.ledger.seal_all(closed)
             };
             for event in &events {

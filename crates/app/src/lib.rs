@@ -1,3 +1,11 @@
 //! What the binary `seawall` is made of: it wires and decides nothing.
+//!
+//! [`cli`] reads the command line, [`config`] the configuration; [`lifecycle`] runs a node, with the real clock
+//! ([`clock`]), the ledger at work ([`book`]) and logs to stderr ([`logs`]).
 
+pub mod book;
+pub mod cli;
+pub mod clock;
 pub mod config;
+pub mod lifecycle;
+pub mod logs;

@@ -1,2 +1,5 @@
 //! The binary `seawall`.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    seawall_app::cli::main()
+}

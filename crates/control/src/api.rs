@@ -221,8 +221,9 @@ async fn status(State(admin): State<Admin>) -> Response {
     fresh(Status::of(admin.parts()))
 }
 
-/// An entry as people read it.
-pub(crate) fn entry_json(entry: &Entry) -> Value {
+/// An entry as people read it: what `/api/journal` lists.
+#[must_use]
+pub fn entry_json(entry: &Entry) -> Value {
     json!({
         "seq": entry.seq, "at": rfc3339(entry.at), "kind": entry.kind, "subject": entry.subject, "cause": entry.cause,
         "fields": entry.fields,
@@ -274,8 +275,10 @@ async fn spool(State(admin): State<Admin>, query: RawQuery) -> Result<Response, 
     Ok(fresh(json!({ "records": records })))
 }
 
-/// Everything about a record but its payload and the values of its headers: those may be secrets.
-fn account_json(account: &Account, now: Wall) -> Value {
+/// Everything about a record but its payload and the values of its headers, which may be secrets: what `/api/spool`
+/// lists.
+#[must_use]
+pub fn account_json(account: &Account, now: Wall) -> Value {
     let mut body = json!({
         "id": account.id, "state": account.state, "attempts": account.attempts, "last_error": account.last_error,
         "parked": null, "settled": null,

@@ -33,6 +33,8 @@ const SAMPLE_EVERY: Duration = Duration::from_millis(250);
 /// Nothing may be on its way for this long before a run counts as drained: more than the queue's visibility timeout,
 /// or a lease whose answer was lost would come back unseen.
 const QUIET: Duration = Duration::from_millis(1_500);
+/// Training takes a tenth of a second with optimisation, and ten times that without.
+const TRAINING_PATIENCE: Duration = Duration::from_secs(30);
 const DRAIN_PATIENCE: Duration = Duration::from_secs(30);
 /// What `--keep-running` sends afterwards lasts this long.
 const ENCORE: Duration = Duration::from_secs(3_600);
@@ -150,7 +152,21 @@ impl<'a> Stage<'a> {
             let log = self.dir.join("monitor.calls");
             self.company.start("monitor", arguments!["monitor", "--target", &self.servers.queue, "--log", log])?;
         }
-        ZONES.iter().try_for_each(|zone| self.start_predictor(zone))
+        ZONES.iter().try_for_each(|zone| self.start_predictor(zone))?;
+        self.predictors_at_work().await
+    }
+
+    /// A predictor has trained when it has asked for its first events.
+    async fn predictors_at_work(&self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + TRAINING_PATIENCE;
+        for name in ZONES.map(predictor_name) {
+            while !std::fs::metadata(self.calls_path(&name)).is_ok_and(|log| log.len() > 0) {
+                let words = || self.company.last_words(&name);
+                anyhow::ensure!(Instant::now() < deadline, "{name} is not at work\n{}", words());
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
+        Ok(())
     }
 
     fn start_servers(&self) -> anyhow::Result<()> {

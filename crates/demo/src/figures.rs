@@ -1,5 +1,7 @@
 //! From what a run left behind to the figures people compare. Pure: the same record gives the same figures.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use crate::caller::{Called, Kind};
@@ -82,6 +84,9 @@ pub struct Figures {
     pub calls_failed: u64,
     /// Of those answered as promised, reduced answers (`Seawall-Degraded`).
     pub calls_degraded: u64,
+    /// The same by what the call was for: a write spooled, an empty lease, an old or missing price, an
+    /// acknowledgement not passed on.
+    pub degraded_by_kind: BTreeMap<&'static str, u64>,
     /// Events the scanners had.
     pub generated: u64,
     /// Events a 2xx was given for.
@@ -153,6 +158,7 @@ pub fn figures(record: &Record) -> (Figures, Verdict) {
         calls: calls.len() as u64,
         calls_failed: (calls.len() - kept) as u64,
         calls_degraded: calls.iter().filter(|called| called.kept && called.degraded).count() as u64,
+        degraded_by_kind: degraded_by_kind(&calls),
         generated: counts.generated,
         accepted: counts.accepted,
         delivered: counts.delivered,
@@ -170,6 +176,14 @@ pub fn figures(record: &Record) -> (Figures, Verdict) {
         drained_after_s: record.drained_after_s,
     };
     (figures, verdict_of_rows)
+}
+
+fn degraded_by_kind(calls: &[&Called]) -> BTreeMap<&'static str, u64> {
+    let mut by_kind = BTreeMap::new();
+    for called in calls.iter().filter(|called| called.kept && called.degraded) {
+        *by_kind.entry(called.kind.name()).or_default() += 1;
+    }
+    by_kind
 }
 
 fn round(ms: f64) -> f64 {
@@ -304,6 +318,7 @@ pub(crate) mod tests {
         let (figures, _) = figures(&record(Run::After));
         assert_eq!((figures.lost, figures.duplicated, figures.corrupted, figures.given_up), (1, 1, 1, 1));
         assert_eq!((figures.calls, figures.calls_failed, figures.calls_degraded), (11, 1, 1));
+        assert_eq!(figures.degraded_by_kind, BTreeMap::from([("predict", 1)]));
         assert_eq!((figures.latency_p50_ms, figures.latency_p99_ms), (5.0, 10.0));
         assert_eq!((figures.degraded_seen_after_s, figures.ledger), (Some(0.5), "balanced"));
         assert!(!figures.promise_held());

@@ -427,7 +427,7 @@ fn ledger_table(page: &mut String, records: &[&Record]) {
     page.push_str("</tr></thead><tbody>\n");
     for account in accounts {
         put!(page, "<tr><th>{}</th><td colspan=\"14\">{}</td></tr>\n", escape(&account.node), escape(&account.verdict));
-        for stream in &account.streams {
+        for stream in account.streams.iter().filter(|stream| !is_unused(stream)) {
             page.push_str("<tr><td></td>");
             for column in ACCOUNT {
                 put!(page, "<td>{}</td>", escape(&plain(&stream[column])));
@@ -436,6 +436,11 @@ fn ledger_table(page: &mut String, records: &[&Record]) {
         }
     }
     page.push_str("</tbody></table></div>\n");
+}
+
+/// An account opened after the seal, in which nothing was booked.
+fn is_unused(stream: &Value) -> bool {
+    stream["state"] == "open" && ACCOUNT[3..].iter().all(|column| stream[*column].as_u64().unwrap_or(0) == 0)
 }
 
 fn plain(value: &Value) -> String {
@@ -467,11 +472,12 @@ fn model_section(page: &mut String, outcome: &Outcome) {
         if let Some(figures) = figures {
             put!(
                 page,
-                "<p>{}: {} of {} calls as promised ({}); {}.</p>\n",
+                "<p>{}: {} of {} calls as promised ({}){}; {}.</p>\n",
                 run.name(),
                 figures.calls - figures.calls_failed,
                 figures.calls,
                 percent(figures.availability_ratio),
+                reduced_words(figures),
                 match figures.drained_after_s {
                     Some(seconds) => format!("at rest {seconds:.1} s after the last event"),
                     None => "did not come to rest in time".into(),
@@ -479,6 +485,23 @@ fn model_section(page: &mut String, outcome: &Outcome) {
             );
         }
     }
+}
+
+/// Which answers were reduced, so that nobody has to guess what stands behind the availability.
+fn reduced_words(figures: &Figures) -> String {
+    if figures.calls_degraded == 0 {
+        return String::new();
+    }
+    let words = [
+        ("write", "writes taken into the spool"),
+        ("predict", "predictions taken into the spool"),
+        ("lease", "leases answered empty"),
+        ("quote", "prices old or missing"),
+        ("ack", "acknowledgements not passed on"),
+    ];
+    let of = |(kind, words): (&str, &str)| Some(format!("{} {words}", figures.degraded_by_kind.get(kind)?));
+    let parts: Vec<String> = words.into_iter().filter_map(of).collect();
+    format!(", {} of them reduced: {}", figures.calls_degraded, parts.join(", "))
 }
 
 const HOW_COUNTED: &str = "<h2>How it was counted</h2>\n<p>Accepted: a scanner got a 2xx. Lost: accepted, and no row \
@@ -536,7 +559,16 @@ mod tests {
         let (outcome, before, after) = both();
         let page = page(&outcome, &[&before, &after]);
         assert!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n"));
-        for part in ["behind seawall", "brown-out", "breaker open", "events: open", "the model", "at rest 1.5 s"] {
+        for part in [
+            "behind seawall",
+            "brown-out",
+            "breaker open",
+            "events: open",
+            "the model",
+            "at rest 1.5 s",
+            "1 of them reduced: 1 predictions taken",
+            "1 of them reduced: 1 predictions taken",
+        ] {
             assert!(page.contains(part), "{part}");
         }
         for foreign in ["http://", "https://", "<script", "url(", "NaN", "inf"] {
@@ -577,7 +609,12 @@ mod tests {
     fn text_from_elsewhere_cannot_become_markup() {
         let (outcome, before, mut after) = both();
         after.accounts[0].node = "<b>\"x\"&".into();
+        after.accounts[0].streams.push(serde_json::json!({"stream": "unused", "state": "open", "accepted": 0}));
         let page = page(&outcome, &[&before, &after]);
         assert!(page.contains("&lt;b&gt;&quot;x&quot;&amp;") && !page.contains("<b>"));
+        assert!(
+            page.contains("<td>events</td>") && !page.contains("unused"),
+            "accounts without a booking are left out"
+        );
     }
 }

@@ -71,17 +71,13 @@ pub(crate) async fn serve(
     let started = node.clock.now();
     conn.set_in_request(started, true);
     let mut ending = Ending { conn: Arc::clone(&conn), node: Arc::clone(node), _pending: None };
-    let request_id = request.headers().get(X_REQUEST_ID).cloned();
-    let mut response = match Limiter::take(node, |node| &node.pending) {
+    let response = match Limiter::take(node, |node| &node.pending) {
         Ok(pending) => {
             ending._pending = Some(pending);
             respond(&worker, &conn, &peer, request, started).await
         }
         Err(refusal) => Answer::refusal(&refusal).build(),
     };
-    if let Some(id) = request_id {
-        response.headers_mut().entry(X_REQUEST_ID).or_insert(id);
-    }
     Ok(response.map(|body| Tracked::new(body, ending)))
 }
 
@@ -232,22 +228,28 @@ async fn route_call(
     request: Request<Incoming>,
     started: Mono,
 ) -> Response<ResBody> {
-    let mut call = match prepare(worker, conn, peer, id, request, started).await {
+    let call = match prepare(worker, conn, peer, id, request, started).await {
         Ok(call) => call,
         Err(answer) => return *answer,
     };
-    if let Some(write) = &call.write
-        && let Some(key) = order_key(&call.route, &call.headers)
-        && worker.node.spool.holds_key(&call.route.upstream_name, key.as_bytes())
-    {
-        drop(key);
-        let _ = write;
+    let request_id = call.headers.get(X_REQUEST_ID).cloned();
+    let mut response = guarded(worker, call, started).await;
+    *response.version_mut() = http::Version::HTTP_11;
+    if let Some(request_id) = request_id {
+        response.headers_mut().entry(X_REQUEST_ID).or_insert(request_id);
+    }
+    response
+}
+
+/// The call through its guards, and its fallback if they give up.
+async fn guarded(worker: &Arc<Worker>, mut call: Call, started: Mono) -> Response<ResBody> {
+    if must_queue(worker, &call) {
         return fallback::apply(worker, call, Reason::Behind).await;
     }
     let place = match call.route.enter(started, call.deadline).await {
         Ok(place) => place,
         Err(refusal) => {
-            worker.counts[id.index()].refused(&refusal);
+            worker.counts[call.id.index()].refused(&refusal);
             return fallback::apply(worker, call, Reason::Refused(refusal)).await;
         }
     };
@@ -255,6 +257,13 @@ async fn route_call(
         Ok(answer) => whole_answer(worker, call, answer),
         Err(reason) => fallback::apply(worker, call, reason).await,
     }
+}
+
+/// True if older writes of the same key wait in the spool: this one must not overtake them.
+fn must_queue(worker: &Worker, call: &Call) -> bool {
+    call.write.is_some()
+        && order_key(&call.route, &call.headers)
+            .is_some_and(|key| worker.node.spool.holds_key(&call.route.upstream_name, key.as_bytes()))
 }
 
 /// Turns a request into a call: deadline, body, headers, and for writes its identity.

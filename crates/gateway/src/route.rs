@@ -138,11 +138,6 @@ impl RouteState {
         self.lock().breaker.as_ref().and_then(Breaker::admits_at)
     }
 
-    /// True while the breaker is closed or there is none.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.lock().breaker.as_ref().is_none_or(|breaker| breaker.state() == StateName::Closed)
-    }
-
     /// Takes one retry from the budget.
     pub(crate) fn withdraw(&self, now: Mono) -> Result<(), Refusal> {
         self.lock().budget.withdraw(now)

@@ -33,7 +33,6 @@ pub struct Query {
     pub limit: usize,
 }
 
-
 impl Query {
     /// True for an entry that was asked for.
     #[must_use]

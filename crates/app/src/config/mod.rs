@@ -29,7 +29,7 @@ use seawall_core::policy::Policy;
 use sha2::{Digest as _, Sha256};
 
 pub use finding::{Finding, Report, Severity, Spot};
-pub use quick::{Quick, quick};
+pub use quick::{Quick, admin_address, quick};
 pub use tree::Environment;
 
 use finding::Source;

@@ -1,5 +1,6 @@
 //! `seawall run --listen A --upstream U`: a policy without a file, with the guards' defaults.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use seawall_core::id::{RouteId, UpstreamId};
@@ -50,6 +51,21 @@ pub fn quick(options: &Quick) -> Result<AppConfig, Report> {
         }
         _ => Err(Report { findings }),
     }
+}
+
+/// `--admin` in place of what a file says.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn admin_address(text: &str, config: &AppConfig) -> Result<SocketAddr, Report> {
+    let mut findings = Vec::new();
+    let address = parse("--admin", text, parse_listen, &mut findings);
+    let taken = |address: &SocketAddr| config.policy.listeners.iter().find(|other| clash(other.address, *address));
+    if let Some(listener) = address.as_ref().and_then(taken) {
+        let message = format!("`{text}` is taken by the listener on `{}`", listener.address);
+        findings.push(finding("--admin", text, message, Some("use another port")));
+    }
+    address.filter(|_| findings.is_empty()).ok_or(Report { findings })
 }
 
 fn policy(listener: Listener, address: String, options: &Quick) -> Policy {

@@ -135,7 +135,8 @@ fn summary(parts: &AdminParts, snapshot: &NodeSnapshot) -> String {
         }
     }
     if sick > 0 {
-        words.push(format!("{sick} endpoints fail their health check"));
+        let endpoints = if sick == 1 { "endpoint fails its" } else { "endpoints fail their" };
+        words.push(format!("{sick} {endpoints} health check"));
     }
     if class == "good" && !words.is_empty() {
         class = "warn";

@@ -26,7 +26,7 @@ async fn probes_say_what_they_are_asked() {
 #[tokio::test]
 async fn status_has_the_shape_of_the_contract() {
     let world = world().await;
-    world.store.spool.enqueue(&record("k")).await.unwrap();
+    world.keep("k").await;
     world.snapshot.lock().unwrap().routes[0].degraded_since_ms = Some(START.as_millis() + 500);
     world.now.store(START.as_millis() + 2_500, std::sync::atomic::Ordering::SeqCst);
     let status = world.get("/api/status").await.json();

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use seawall_core::observation::NodeSnapshot;
 
-use crate::world::{record, world};
+use crate::world::world;
 
 fn promtool(text: &str) -> String {
     let mut tool = Command::new("promtool")
@@ -37,7 +37,7 @@ async fn prometheus_takes_them_without_a_remark() {
 #[tokio::test]
 async fn they_say_what_the_snapshot_says_zeros_included() {
     let world = world().await;
-    world.store.spool.enqueue(&record("k")).await.unwrap();
+    world.keep("k").await;
     world.park("l").await;
     let body = world.get("/metrics").await.body;
     for line in [

@@ -58,7 +58,7 @@ async fn trouble_is_said_in_words() {
         r#"<span class="state bad" title="for 3.0 s, opened 2 times">open</span>"#,
         r#"<span class="state warn" title="for 3.0 s, opened 2 times">half-open</span>"#,
         r#"<span class="state warn">reduced for 61 s</span>"#,
-        "1 of 2 routes with reduced answers; 2 of 2 routes with a breaker that is not closed; 1 endpoints fail",
+        "1 of 2 routes with reduced answers; 2 of 2 routes with a breaker that is not closed; 1 endpoint fails its",
         r#"data-summary="warn""#,
         "0 + 3 waiting",
         "too few calls to judge",

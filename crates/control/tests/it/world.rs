@@ -17,6 +17,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 pub(crate) const START: Wall = Wall::from_millis(1_700_000_000_000);
 
@@ -130,7 +131,7 @@ pub(crate) async fn world_with(token: Option<&str>) -> World {
     let stop = CancellationToken::new();
     let served = {
         let (admin, stop) = (admin.clone(), stop.clone());
-        tokio::task::spawn(async move { admin.serve(listener, stop, Duration::from_secs(5)).await })
+        TaskTracker::new().spawn(async move { admin.serve(listener, stop, Duration::from_secs(5)).await })
     };
     World { address, store, ledger, snapshot, ready, admin, now, stop, served, threads: Some(threads) }
 }
@@ -170,12 +171,25 @@ impl World {
         Answer::parse(&String::from_utf8(answer).expect("text"))
     }
 
+    /// Keeps a record.
+    pub(crate) async fn keep(&self, key: &str) -> u64 {
+        let id = self.store.spool.enqueue(&record(key)).await.expect("kept").id;
+        self.settle().await;
+        id.0
+    }
+
+    /// The spool's depth is told at the end of a batch, after its answers: another question is another batch.
+    async fn settle(&self) {
+        self.store.spool.lookup("any").await.expect("answered");
+    }
+
     /// Keeps a record and makes it a dead letter.
     pub(crate) async fn park(&self, key: &str) -> u64 {
         let id = self.store.spool.enqueue(&record(key)).await.expect("kept").id;
         let mut leases = self.store.spool.lease("queue", 1, Duration::from_secs(60)).await.expect("leased");
         let lease = leases.leased.remove(0).lease;
         assert!(self.store.spool.park(lease, "refused with 422", "no <such> shipment").await.expect("parked"));
+        self.settle().await;
         id.0
     }
 }

@@ -690,9 +690,9 @@ impl<P: Copy> Index<P> {
     }
 
     fn holds(&self, lease: &Lease) -> bool {
-        self.records
-            .get(&lease.id)
-            .is_some_and(|slot| matches!(slot.phase, Phase::Leased { generation, .. } if generation == lease.generation))
+        self.records.get(&lease.id).is_some_and(
+            |slot| matches!(slot.phase, Phase::Leased { generation, .. } if generation == lease.generation),
+        )
     }
 
     fn check_parked(&self, id: RecordId) -> Result<(), NotParked> {
@@ -825,7 +825,9 @@ impl<P: Copy> Index<P> {
         let ticket = self.next_ticket;
         let slot = self.records.get_mut(&id).expect("a record that is listed exists");
         let upstream = &mut self.upstreams[slot.upstream as usize];
-        let Phase::Waiting { not_before, listed } = &mut slot.phase else { unreachable!("only waiting records are listed") };
+        let Phase::Waiting { not_before, listed } = &mut slot.phase else {
+            unreachable!("only waiting records are listed")
+        };
         if *not_before > Mono::ZERO {
             *listed = Listed::Delayed;
             upstream.delayed.insert((*not_before, id));

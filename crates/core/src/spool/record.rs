@@ -64,7 +64,8 @@ impl NewRecord {
     pub fn encoded_len(&self) -> usize {
         let optional = |bytes: Option<usize>| 1 + bytes.map_or(0, |length| 4 + length);
         let headers: usize = self.headers.iter().map(|(name, value)| 8 + name.len() + value.len()).sum();
-        let texts = [&self.upstream, &self.route, &self.idempotency_key, &self.first_failure, &self.method, &self.target];
+        let texts =
+            [&self.upstream, &self.route, &self.idempotency_key, &self.first_failure, &self.method, &self.target];
         45 + texts.iter().map(|text| 4 + text.len()).sum::<usize>()
             + optional(self.order_key.as_ref().map(Vec::len))
             + optional(self.ledger.as_ref().map(String::len))

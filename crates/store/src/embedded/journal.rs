@@ -175,7 +175,8 @@ impl<D: Disk> JournalEngine<D> {
     fn query(&self, query: &Query) -> Result<Vec<Entry>, StoreError> {
         let mut found = Vec::new();
         let mut last = query.after;
-        let from = self.firsts.iter().rev().find(|(_, first)| **first <= query.after + 1).map_or(0, |(number, _)| *number);
+        let from =
+            self.firsts.iter().rev().find(|(_, first)| **first <= query.after + 1).map_or(0, |(number, _)| *number);
         for number in self.log.segments().filter(|number| *number >= from) {
             let seen = self.log.visit(number, &mut |_, bytes| {
                 if let Ok(entry) = Entry::decode(bytes) {

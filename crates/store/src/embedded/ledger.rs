@@ -78,11 +78,8 @@ impl<D: Disk> LedgerEngine<D> {
         let mut batch = Vec::new();
         while !self.is_closing {
             let received = commands.recv_many(&mut batch, COMMANDS_MAX);
-            let received = if self.has_unsynced {
-                tokio::time::timeout(SYNC_EVERY, received).await
-            } else {
-                Ok(received.await)
-            };
+            let received =
+                if self.has_unsynced { tokio::time::timeout(SYNC_EVERY, received).await } else { Ok(received.await) };
             match received {
                 Ok(0) => self.is_closing = true,
                 Ok(_) => self.run_batch(batch.drain(..)),

@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 
 use super::LogReport;
 use super::segment::{
-    ALIGN_BYTES, BATCH_HEADER_BYTES, BatchBuilder, FORMAT_VERSION, FRAME_BYTES, FoundBatch, HEADER_BYTES, Header, HeaderError,
-    LogKind, Scan, check_frame, place_of,
+    ALIGN_BYTES, BATCH_HEADER_BYTES, BatchBuilder, FORMAT_VERSION, FRAME_BYTES, FoundBatch, HEADER_BYTES, Header,
+    HeaderError, LogKind, Scan, check_frame, place_of,
 };
 use crate::disk::{Disk, DiskFile, is_no_space};
 use crate::error::OpenError;
@@ -402,9 +402,14 @@ struct Image {
 enum Verdict {
     Whole,
     /// Everything from this batch on had not been promised to anybody.
-    Torn { from: usize },
+    Torn {
+        from: usize,
+    },
     /// From this batch on something is missing that had been promised.
-    Damaged { from: usize, what: String },
+    Damaged {
+        from: usize,
+        what: String,
+    },
 }
 
 impl<D: Disk> Recovery<D> {

@@ -1,18 +1,22 @@
-//! The file `META`: whose directory this is, how often it was opened, and the ledger's key. Replaced as a whole, by
-//! rename, so that it is always one version or the other.
+//! The file `META`: whose directory this is, how often it was opened, and the ledger's key.
+//!
+//! Two slots, written in turn and in place: a torn write leaves the other one, and a full disk cannot keep a node from
+//! opening its own directory.
 
 use std::fmt::Write as _;
 use std::io;
 use std::path::Path;
 
 use super::log::{io_error, write_whole};
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskFile};
 use crate::error::OpenError;
 
 const NAME: &str = "META";
 const TEMPORARY: &str = "META.tmp";
 const FIRST_WORD: &str = "seawall-store";
 const VERSION: u32 = 1;
+/// Slots lie in different blocks of the disk.
+const SLOT_BYTES: usize = 4096;
 
 /// What the file says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,14 +34,19 @@ pub(crate) fn open<D: Disk>(
     secret: impl FnOnce() -> [u8; 32],
 ) -> Result<Meta, OpenError> {
     let node: String = node.escape_default().collect();
-    let mut meta = match read(disk, dir)? {
-        Some(meta) if meta.node == node => meta,
-        Some(meta) => return Err(OpenError::OtherNode { dir: dir.into(), found: meta.node, node }),
-        None => Meta { node, epoch: 0, secret: secret() },
-    };
-    meta.epoch += 1;
-    write(disk, dir, &meta)?;
-    Ok(meta)
+    match read(disk, dir)? {
+        None => {
+            let meta = Meta { node, epoch: 1, secret: secret() };
+            begin(disk, dir, &meta)?;
+            Ok(meta)
+        }
+        Some(mut meta) if meta.node == node => {
+            meta.epoch += 1;
+            rewrite(disk, dir, &meta)?;
+            Ok(meta)
+        }
+        Some(meta) => Err(OpenError::OtherNode { dir: dir.into(), found: meta.node, node }),
+    }
 }
 
 fn read<D: Disk>(disk: &D, dir: &Path) -> Result<Option<Meta>, OpenError> {
@@ -60,11 +69,25 @@ fn may_be_there_before(name: &str) -> bool {
     name == super::LOCK_NAME || name == TEMPORARY || name == "lost+found" || name.starts_with('.')
 }
 
-fn write<D: Disk>(disk: &D, dir: &Path, meta: &Meta) -> Result<(), OpenError> {
+/// The first time: the whole file, under its name only when it is safe.
+fn begin<D: Disk>(disk: &D, dir: &Path, meta: &Meta) -> Result<(), OpenError> {
     let (path, temporary) = (dir.join(NAME), dir.join(TEMPORARY));
-    write_whole(disk, &temporary, render(meta).as_bytes())?;
+    let mut bytes = vec![0; 2 * SLOT_BYTES];
+    let text = render(meta);
+    bytes[..text.len()].copy_from_slice(text.as_bytes());
+    write_whole(disk, &temporary, &bytes)?;
     disk.rename(&temporary, &path).map_err(io_error("replace", &path))?;
     disk.sync_dir(dir).map_err(io_error("sync folder", dir))
+}
+
+fn rewrite<D: Disk>(disk: &D, dir: &Path, meta: &Meta) -> Result<(), OpenError> {
+    let path = dir.join(NAME);
+    let mut slot = render(meta).into_bytes();
+    slot.resize(SLOT_BYTES, 0);
+    // Epoch 1 is in the first slot: the one before this stays whole.
+    let offset = if meta.epoch % 2 == 1 { 0 } else { SLOT_BYTES as u64 };
+    let file = disk.open(&path).map_err(io_error("open", &path))?;
+    file.write_at(&slot, offset).and_then(|()| file.sync_data()).map_err(io_error("write", &path))
 }
 
 fn render(meta: &Meta) -> String {
@@ -78,19 +101,36 @@ fn render(meta: &Meta) -> String {
     text
 }
 
+/// The slot with the higher epoch, of those that are whole.
 fn parse(bytes: &[u8], path: &Path) -> Result<Meta, OpenError> {
-    let foreign = || OpenError::Foreign { path: path.into(), expected: "Seawall's description of a data directory" };
-    let text = str::from_utf8(bytes).map_err(|_| foreign())?;
-    let first = text.lines().next().and_then(|line| line.strip_prefix(FIRST_WORD)).ok_or_else(foreign)?;
-    let found: u32 = first.trim().parse().map_err(|_| foreign())?;
-    if found > VERSION {
-        return Err(OpenError::Newer { path: path.into(), found, known: VERSION });
+    let mut slots: Vec<Result<Meta, OpenError>> =
+        bytes.chunks(SLOT_BYTES).take(2).map(|slot| parse_slot(slot, path)).collect();
+    let is_other_version =
+        |slot: &Result<Meta, OpenError>| matches!(slot, Err(OpenError::Newer { .. } | OpenError::Older { .. }));
+    if let Some(other) = slots.iter().position(is_other_version) {
+        return slots.swap_remove(other);
     }
-    if found < VERSION {
-        return Err(OpenError::Older { path: path.into(), found, known: VERSION });
-    }
+    let best = slots.iter().flatten().max_by_key(|meta| meta.epoch).cloned();
+    let worst = slots.into_iter().find_map(Result::err).unwrap_or_else(|| foreign(path));
+    best.ok_or(worst)
+}
+
+fn parse_slot(slot: &[u8], path: &Path) -> Result<Meta, OpenError> {
+    let text = slot.split(|&byte| byte == 0).next().and_then(|text| str::from_utf8(text).ok());
+    let text = text.ok_or_else(|| foreign(path))?;
+    let first = text.lines().next().and_then(|line| line.strip_prefix(FIRST_WORD)).ok_or_else(|| foreign(path))?;
+    let found: u32 = first.trim().parse().map_err(|_| foreign(path))?;
     let what = "its lines do not match their checksum".into();
-    fields(text).ok_or_else(|| OpenError::Damaged { path: path.into(), offset: 0, what })
+    let meta = fields(text).ok_or_else(|| OpenError::Damaged { path: path.into(), offset: 0, what })?;
+    match found {
+        VERSION => Ok(meta),
+        0..VERSION => Err(OpenError::Older { path: path.into(), found, known: VERSION }),
+        _ => Err(OpenError::Newer { path: path.into(), found, known: VERSION }),
+    }
+}
+
+fn foreign(path: &Path) -> OpenError {
+    OpenError::Foreign { path: path.into(), expected: "Seawall's description of a data directory" }
 }
 
 fn fields(text: &str) -> Option<Meta> {
@@ -122,6 +162,10 @@ mod tests {
         disk
     }
 
+    fn open_as(disk: &SimDisk, node: &str) -> Result<Meta, OpenError> {
+        open(disk, dir(), node, || [1; 32])
+    }
+
     #[test]
     fn every_opening_is_counted_and_the_secret_is_kept() {
         let disk = disk();
@@ -129,10 +173,32 @@ mod tests {
             let meta = open(&disk, dir(), "us-east-1", || [epoch as u8; 32]).unwrap();
             assert_eq!(meta, Meta { node: "us-east-1".into(), epoch, secret: [1; 32] });
         }
-        let error = open(&disk, dir(), "other", || unreachable!()).unwrap_err();
+        let error = open_as(&disk, "other").unwrap_err();
         assert_eq!(error.to_string(), "data directory `data` belongs to node `us-east-1`, this node is `other`");
         assert!(error.hint().unwrap().contains("old name"));
-        assert_eq!(open(&disk.crash(), dir(), "us-east-1", || unreachable!()).unwrap().epoch, 4);
+        assert_eq!(open_as(&disk.crash(), "us-east-1").unwrap().epoch, 4);
+    }
+
+    #[test]
+    fn a_torn_slot_leaves_the_other() {
+        let disk = disk();
+        for _ in 0..4 {
+            open_as(&disk, "n").unwrap();
+        }
+        disk.corrupt(&dir().join(NAME), SLOT_BYTES + 20, 1);
+        assert_eq!(open_as(&disk, "n").unwrap().epoch, 4, "the fourth is torn: it was told to nobody");
+        disk.corrupt(&dir().join(NAME), 20, 1);
+        disk.corrupt(&dir().join(NAME), SLOT_BYTES + 20, 1);
+        let error = open_as(&disk, "n").unwrap_err().to_string();
+        assert!(error.contains("do not match their checksum"), "{error}");
+    }
+
+    #[test]
+    fn a_full_disk_is_no_obstacle() {
+        let disk = disk();
+        open_as(&disk, "n").unwrap();
+        disk.set_capacity(disk.used_bytes());
+        assert_eq!(open_as(&disk, "n").unwrap().epoch, 2);
     }
 
     #[test]
@@ -140,18 +206,23 @@ mod tests {
         let told = |bytes: &str| {
             let disk = disk();
             write_whole(&disk, &dir().join(NAME), bytes.as_bytes()).unwrap();
-            open(&disk, dir(), "n", || [0; 32]).unwrap_err().to_string()
+            open_as(&disk, "n").unwrap_err().to_string()
         };
         let good = render(&Meta { node: "n".into(), epoch: 7, secret: [0xa5; 32] });
+        let of_version = |version: u32| {
+            let text = good.replace("store 1", &format!("store {version}"));
+            let (body, _) = text.rsplit_once("\ncheck ").unwrap();
+            format!("{body}\ncheck {:08x}\n", crc32fast::hash(body.as_bytes()))
+        };
         assert_eq!(told("hello\n"), "`data/META` is not Seawall's description of a data directory");
         assert_eq!(told("seawall-store x"), "`data/META` is not Seawall's description of a data directory");
-        assert!(told(&good.replace("store 1", "store 2")).contains("has format version 2, this program knows up to 1"));
-        assert!(told(&good.replace("store 1", "store 0")).contains("has format version 0, this program knows 1"));
+        assert!(told(&of_version(2)).contains("has format version 2, this program knows up to 1"));
+        assert!(told(&of_version(0)).contains("has format version 0, this program knows 1"));
         assert!(told(&good.replace("epoch 7", "epoch 8")).contains("do not match their checksum"));
         assert!(told("seawall-store 1\n").contains("do not match their checksum"));
         let other = disk();
         write_whole(&other, &dir().join("holiday.jpg"), b"x").unwrap();
-        let error = open(&other, dir(), "n", || [0; 32]).unwrap_err();
+        let error = open_as(&other, "n").unwrap_err();
         assert_eq!(error.to_string(), "`data` holds files but no Seawall store (`holiday.jpg`, for one)");
         let missing = open(&other, Path::new("nowhere"), "n", || [0; 32]).unwrap_err();
         assert_eq!(missing.to_string(), "cannot list `nowhere`");

@@ -155,8 +155,15 @@ impl<D: Disk> SpoolEngine<D> {
             } else if received.await == 0 {
                 break;
             }
+            let taken = batch.len();
             if !self.run_batch(batch.drain(..)) {
                 break;
+            }
+            if std::env::var_os("YIELD").is_some() {
+            for _ in 0..8 {
+                if commands.len() >= taken || taken < 2 { break; }
+                std::thread::yield_now();
+            }
             }
         }
         self.finish();
@@ -695,13 +702,7 @@ fn moved(index: &Index<Place>, place: Place, bytes: &[u8]) -> Option<(RecordId, 
     let view = index.view(id).filter(|view| view.place == place)?;
     let entry = match view.settled {
         Some(settled) => SpoolEntry::Remembered { id, key: view.key, fingerprint: view.fingerprint, settled },
-        None => SpoolEntry::Moved {
-            id,
-            attempts: view.attempts,
-            error: &view.last_error,
-            parked: view.parked,
-            record,
-        },
+        None => SpoolEntry::Moved { id, attempts: view.attempts, error: &view.last_error, parked: view.parked, record },
     };
     Some((id, entry.to_bytes()))
 }

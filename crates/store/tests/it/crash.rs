@@ -176,21 +176,21 @@ fn story(seed: u64, fault: Option<Fault>) {
 
 #[test]
 fn power_cuts_lose_nothing_that_was_acknowledged() {
-    for seed in 0..400 {
+    for seed in 0..330 {
         story(seed, None);
     }
 }
 
 #[test]
 fn power_cuts_and_a_full_disk_lose_nothing_that_was_acknowledged() {
-    for seed in 1000..1150 {
+    for seed in 1000..1100 {
         story(seed, Some(Fault::NoSpace));
     }
 }
 
 #[test]
 fn a_call_that_fails_stops_the_store_and_loses_nothing() {
-    for seed in 2000..2150 {
+    for seed in 2000..2100 {
         story(seed, Some(Fault::Io));
     }
 }

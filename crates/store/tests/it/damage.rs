@@ -40,7 +40,9 @@ fn replace(disk: &SimDisk, path: &Path, bytes: &[u8]) {
     if disk.read(path).is_ok() {
         disk.remove(path).unwrap();
     }
-    disk.create(path, bytes.len() as u64).unwrap().write_at(bytes, 0).unwrap();
+    let file = disk.create(path, bytes.len() as u64).unwrap();
+    file.write_at(bytes, 0).and_then(|()| file.sync_data()).unwrap();
+    disk.sync_dir(path.parent().unwrap()).unwrap();
 }
 
 /// Opens with quarantine, and again without: the damage is gone, and so are `lost` records, and no others.
@@ -183,16 +185,10 @@ fn other_versions_are_told() {
         refused(&disk)
     };
     let newer = version(2);
-    assert_eq!(
-        newer.to_string(),
-        "`data/spool/0000000001.log` has format version 2, this program knows up to 1"
-    );
+    assert_eq!(newer.to_string(), "`data/spool/0000000001.log` has format version 2, this program knows up to 1");
     assert_eq!(newer.hint(), Some("start the version that wrote it, or a later one"));
     let older = version(0);
-    assert_eq!(
-        older.to_string(),
-        "`data/spool/0000000001.log` has format version 0, this program knows 1 and later"
-    );
+    assert_eq!(older.to_string(), "`data/spool/0000000001.log` has format version 0, this program knows 1 and later");
     assert_eq!(older.hint(), Some("drain it with the version that wrote it"));
 }
 

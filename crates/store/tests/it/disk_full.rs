@@ -125,3 +125,26 @@ fn opening_needs_room_and_says_so() {
     assert!(matches!(&error, OpenError::Io { what: "make", .. }), "{error}");
     assert!(error.hint().unwrap().contains("free some space"));
 }
+
+#[test]
+fn a_full_disk_does_not_keep_a_node_from_emptying_its_spool() {
+    let disk = SimDisk::new(5);
+    with(tight(&disk), async |store| {
+        let mut n = 0;
+        while store.spool.enqueue(&record(&format!("k{n}"), None, &[1; 700])).await.is_ok() {
+            n += 1;
+        }
+    });
+    let disk = disk.crash();
+    disk.set_capacity(disk.used_bytes());
+    let opened = open(&disk);
+    assert_eq!(opened.report.epoch, 2);
+    with(opened, async |store| {
+        assert!(store.spool.depth().disk_full);
+        while let Some(leased) = store.spool.lease("queue", 1, MINUTE).await.unwrap().leased.pop() {
+            assert!(store.spool.ack(leased.lease, 200).await.unwrap());
+        }
+        store.spool.enqueue(&record("again", None, b"x")).await.expect("what was delivered made room");
+    });
+    assert_eq!(open(&disk.crash()).report.waiting, 1);
+}

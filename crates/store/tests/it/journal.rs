@@ -71,7 +71,9 @@ fn old_entries_are_read_from_segments_and_the_oldest_go() {
     let total = 9000;
     with(open_with(&disk, options.clone()).unwrap(), async |store| {
         for n in 1..=total {
-            store.journal.record(Draft::new(Kind::RecordParked, "spool").with("record", n).with("reason", "x".repeat(90)));
+            store
+                .journal
+                .record(Draft::new(Kind::RecordParked, "spool").with("record", n).with("reason", "x".repeat(90)));
             if n % 1000 == 0 {
                 store.journal.flush().await.unwrap();
             }

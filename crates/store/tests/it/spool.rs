@@ -95,7 +95,10 @@ fn failed_tries_and_dead_letters_survive_a_restart() {
         assert_eq!((dead.reason.as_str(), dead.last_words.as_str()), ("refused for good", "422 no such shipment"));
         assert_eq!((parked[0].attempts, parked[0].record.as_ref().unwrap().body.as_slice()), (3, &b"a"[..]));
         assert!(spool.holds_key("queue", b"row"));
-        assert_eq!(spool.retry(RecordId(2)).await, Err(StoreError::NotParked { id: RecordId(2), state: State::Waiting }));
+        assert_eq!(
+            spool.retry(RecordId(2)).await,
+            Err(StoreError::NotParked { id: RecordId(2), state: State::Waiting })
+        );
         assert_eq!(spool.retry(RecordId(9)).await, Err(StoreError::NotFound { id: RecordId(9) }));
         assert_eq!(spool.discard(RecordId(9), "").await, Err(StoreError::NotFound { id: RecordId(9) }));
         spool.retry(RecordId(1)).await.unwrap();
@@ -280,7 +283,8 @@ fn an_asker_who_left_holds_nothing() {
         {
             let spool = store.spool.clone();
             let mut asking = Box::pin(async move { spool.lease("queue", 1, MINUTE).await });
-            let poll = std::future::poll_fn(|context| std::task::Poll::Ready(asking.as_mut().poll(context).is_pending()));
+            let poll =
+                std::future::poll_fn(|context| std::task::Poll::Ready(asking.as_mut().poll(context).is_pending()));
             assert!(poll.await);
         }
         assert!(lease_one(&store.spool).await.is_some());

@@ -247,7 +247,10 @@ fn a_history_is_replayed() {
     assert_eq!(index.set_place(RecordId(8), 81), Some(80));
     assert_eq!(index.set_place(RecordId(2), 22), Some(2));
     assert_eq!(index.set_place(RecordId(7), 70), None);
-    assert_eq!((index.place(RecordId(8)), index.place(RecordId(2)), index.place(RecordId(7))), (Some(81), Some(22), None));
+    assert_eq!(
+        (index.place(RecordId(8)), index.place(RecordId(2)), index.place(RecordId(7))),
+        (Some(81), Some(22), None)
+    );
     assert_eq!(index.state(RecordId(1)), Some(State::Discarded));
     assert_eq!(index.list(State::Discarded, 9), [RecordId(1)]);
     assert_eq!(index.lane(RecordId(2)), Some(LaneKey::new("queue", b"a")));

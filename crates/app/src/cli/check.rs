@@ -1,0 +1,50 @@
+//! `seawall check`: everything that is wrong with a configuration, at once.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use super::{CONFIG_FILE, Ended, print, print_json};
+use crate::config;
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  seawall check
+  seawall check --config prod.yaml --json
+
+Exit status: 0 no mistakes (there may be warnings); 1 mistakes, or the file cannot be read.";
+
+#[derive(Args, Clone, Debug)]
+pub(super) struct CheckArgs {
+    /// The configuration
+    #[arg(long, value_name = "FILE", default_value = CONFIG_FILE)]
+    config: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &CheckArgs) -> anyhow::Result<Ended> {
+    let checked = config::load(&args.config, &|name| std::env::var(name).ok())?;
+    let (errors, warnings) = (checked.report.errors(), checked.report.warnings());
+    if args.json {
+        let digest = checked.config.as_ref().map(|config| config.policy.digest.as_str());
+        let findings = &checked.report.findings;
+        print_json(&json!({ "errors": errors, "warnings": warnings, "digest": digest, "findings": findings }))?;
+    } else {
+        let file = args.config.display();
+        let routes = checked.config.as_ref().map_or(0, |config| config.policy.routes.len());
+        let verdict = match errors {
+            0 => format!("{file}: ok, {}", counted(routes, "route")),
+            _ => format!("{file}: {}", counted(errors, "mistake")),
+        };
+        let warned = if warnings > 0 { format!(", {}", counted(warnings, "warning")) } else { String::new() };
+        print(&format!("{}{verdict}{warned}\n", checked.report))?;
+    }
+    Ok(if errors == 0 { Ended::Well } else { Ended::Found })
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}

@@ -1,0 +1,318 @@
+//! The readers: status, journal, spool and ledger of a node, by its admin API or from a stopped node's directory.
+
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use seawall_core::journal::Kind;
+use seawall_core::spool::State;
+use seawall_store::Query;
+use serde_json::{Value, json};
+
+use super::client::{Client, encode};
+use super::show::{self, Paint};
+use super::{CONFIG_FILE, Ended, UsageError, offline, print, print_json};
+use crate::config::{self, ADMIN_ADDRESS};
+
+pub(super) const STATUS_EXAMPLES: &str = "\
+Examples:
+  seawall status
+  seawall status --admin http://10.0.1.5:9900 --json
+
+Exit status: 0 the node is ready; 1 it is not; 3 it cannot be reached.";
+pub(super) const JOURNAL_EXAMPLES: &str = "\
+Examples:
+  seawall journal --limit 20
+  seawall journal --follow --kind breaker_opened
+  seawall journal --subject route:events --json
+  seawall journal --data ./seawall-data        a stopped node's
+
+Exit status: 0 read; 1 refused; 3 the node cannot be reached.";
+pub(super) const SPOOL_EXAMPLES: &str = "\
+Examples:
+  seawall spool ls --state parked
+  seawall spool show 17
+  seawall spool retry 17
+  seawall spool discard 17 --reason \"a test order\"
+
+Exit status: 0 done; 1 refused; 3 the node cannot be reached.";
+pub(super) const LEDGER_EXAMPLES: &str = "\
+Examples:
+  seawall ledger
+  seawall ledger --seal --json
+
+Exit status: 0 balanced or unknown so far; 1 imbalanced; 3 the node cannot be reached.";
+
+/// Time between two looks of `--follow`.
+const FOLLOW_EVERY: Duration = Duration::from_millis(300);
+
+/// Which node, and how it is shown.
+#[derive(Args, Clone, Debug)]
+pub(super) struct Reader {
+    /// The node's admin API [default: `admin.address` of ./seawall.yaml, or http://127.0.0.1:9900]
+    #[arg(long, value_name = "URL")]
+    admin: Option<String>,
+    /// A file whose first line is the admin token [default: `admin.token_file` of ./seawall.yaml]
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A reader that can do without a node.
+#[derive(Args, Clone, Debug)]
+pub(super) struct OfflineReader {
+    #[command(flatten)]
+    reader: Reader,
+    /// Read a stopped node's data directory instead of asking a node
+    #[arg(long, value_name = "DIR", conflicts_with = "admin")]
+    data: Option<PathBuf>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    reader: Reader,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(super) struct LedgerArgs {
+    #[command(flatten)]
+    reader: Reader,
+    /// Seal every stream first: what is missing then is lost
+    #[arg(long)]
+    seal: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(super) struct JournalArgs {
+    #[command(flatten)]
+    from: OfflineReader,
+    /// Go on with what happens from now on
+    #[arg(long, conflicts_with = "data")]
+    follow: bool,
+    /// Only this kind, such as `breaker_opened`
+    #[arg(long, value_parser = parse_kind)]
+    kind: Option<Kind>,
+    /// Only this subject, such as `route:events`
+    #[arg(long)]
+    subject: Option<String>,
+    /// Only what follows this number, oldest first
+    #[arg(long, value_name = "SEQ")]
+    after: Option<u64>,
+    /// At most so many
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    limit: u16,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(super) enum SpoolCommand {
+    /// List records, oldest first
+    Ls {
+        #[command(flatten)]
+        from: OfflineReader,
+        /// In which state
+        #[arg(long, value_enum, default_value_t = ListedState::Waiting)]
+        state: ListedState,
+        /// At most so many
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        limit: u16,
+    },
+    /// Show one record
+    Show {
+        /// Its number
+        id: u64,
+        #[command(flatten)]
+        from: OfflineReader,
+    },
+    /// Deliver a dead letter after all
+    Retry {
+        /// Its number
+        id: u64,
+        #[command(flatten)]
+        reader: Reader,
+    },
+    /// Give a dead letter up; the journal keeps the reason
+    Discard {
+        /// Its number
+        id: u64,
+        /// Why
+        #[arg(long)]
+        reason: String,
+        #[command(flatten)]
+        reader: Reader,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum ListedState {
+    /// Waits for its turn
+    Waiting,
+    /// Is being delivered
+    Leased,
+    /// Dead letter
+    Parked,
+}
+
+impl ListedState {
+    fn state(self) -> State {
+        match self {
+            Self::Waiting => State::Waiting,
+            Self::Leased => State::Leased,
+            Self::Parked => State::Parked,
+        }
+    }
+}
+
+fn parse_kind(text: &str) -> Result<Kind, String> {
+    text.parse().map_err(|_| {
+        let known: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
+        format!("not a kind of entry; there are {}", known.join(", "))
+    })
+}
+
+impl Reader {
+    fn client(&self) -> anyhow::Result<Client> {
+        self.client_in(Path::new(CONFIG_FILE))
+    }
+
+    /// What the command line says goes before what the configuration says.
+    fn client_in(&self, config: &Path) -> anyhow::Result<Client> {
+        let found = config.is_file().then(|| config::load(config, &|name| std::env::var(name).ok()));
+        let admin = found.and_then(Result::ok).and_then(|checked| checked.config).map(|config| config.admin);
+        let token_file = match (&self.token_file, &self.admin, &admin) {
+            (Some(file), ..) => Some(file.clone()),
+            // Another node's token is not for whoever `--admin` names.
+            (None, None, Some(admin)) => admin.token_file.clone(),
+            _ => None,
+        };
+        let token = token_file.as_deref().map(read_token).transpose()?;
+        match (&self.admin, admin) {
+            (Some(address), _) => {
+                Client::new(address, token).map_err(|problem| UsageError(format!("--admin: {problem}")).into())
+            }
+            (None, Some(admin)) => Ok(Client::of(admin.address, token)),
+            (None, None) => Client::new(ADMIN_ADDRESS, token).map_err(|problem| UsageError(problem).into()),
+        }
+    }
+
+    fn paint(&self) -> Paint {
+        let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        Paint(wanted && std::io::stdout().is_terminal())
+    }
+
+    fn print(&self, answer: &Value, text: impl FnOnce(&Value) -> String) -> anyhow::Result<Ended> {
+        if self.json { print_json(answer) } else { print(&text(answer)) }
+    }
+}
+
+fn read_token(file: &Path) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| anyhow::anyhow!("cannot read the token file `{}`: {error}", file.display()))?;
+    Ok(text.lines().next().unwrap_or_default().trim().to_string())
+}
+
+pub(super) async fn status(args: &StatusArgs) -> anyhow::Result<Ended> {
+    let answer = args.reader.client()?.get("/api/status").await?;
+    args.reader.print(&answer, |answer| show::status(answer, args.reader.paint()))?;
+    Ok(if answer["ready"] == json!(true) { Ended::Well } else { Ended::Found })
+}
+
+pub(super) async fn ledger(args: &LedgerArgs) -> anyhow::Result<Ended> {
+    let client = args.reader.client()?;
+    let answer = match args.seal {
+        true => client.post("/api/ledger/seal", &Value::Null).await?,
+        false => client.get("/api/ledger").await?,
+    };
+    args.reader.print(&answer, |answer| show::ledger(answer, args.reader.paint()))?;
+    Ok(if answer["verdict"] == "imbalanced" { Ended::Found } else { Ended::Well })
+}
+
+pub(super) async fn journal(args: &JournalArgs) -> anyhow::Result<Ended> {
+    let reader = &args.from.reader;
+    if let Some(dir) = &args.from.data {
+        let query = Query {
+            after: args.after.unwrap_or(0),
+            kind: args.kind,
+            subject: args.subject.clone(),
+            limit: usize::from(args.limit),
+        };
+        let answer = offline::journal(dir, query, args.after.is_none()).await?;
+        return reader.print(&answer, show::journal);
+    }
+    let client = reader.client()?;
+    if args.follow {
+        return follow(&client, args).await;
+    }
+    let answer = client.get(&journal_target(args, args.after, usize::from(args.limit))).await?;
+    reader.print(&answer, show::journal)
+}
+
+fn journal_target(args: &JournalArgs, after: Option<u64>, limit: usize) -> String {
+    let mut target = format!("/api/journal?limit={limit}");
+    if let Some(after) = after {
+        target += &format!("&after={after}");
+    }
+    if let Some(kind) = args.kind {
+        target += &format!("&kind={kind}");
+    }
+    if let Some(subject) = &args.subject {
+        target += &format!("&subject={}", encode(subject));
+    }
+    target
+}
+
+/// The newest entries, then every one that comes; as JSON one a line. Ends with the node, or when nobody reads.
+async fn follow(client: &Client, args: &JournalArgs) -> anyhow::Result<Ended> {
+    // The last number there is, whatever its kind: what follows is asked for from there.
+    let newest = client.get("/api/journal?limit=1").await?;
+    let mut last = args.after.unwrap_or_else(|| newest["entries"][0]["seq"].as_u64().unwrap_or(0));
+    if args.after.is_none() {
+        let answer = client.get(&journal_target(args, None, usize::from(args.limit))).await?;
+        print_entries(&answer, args, &mut last)?;
+    }
+    loop {
+        let answer = client.get(&journal_target(args, Some(last), 1_000)).await?;
+        print_entries(&answer, args, &mut last)?;
+        tokio::time::sleep(FOLLOW_EVERY).await;
+    }
+}
+
+fn print_entries(answer: &Value, args: &JournalArgs, last: &mut u64) -> anyhow::Result<()> {
+    for entry in answer["entries"].as_array().into_iter().flatten() {
+        *last = (*last).max(entry["seq"].as_u64().unwrap_or(0));
+        print(&if args.from.reader.json { format!("{entry}\n") } else { show::entry(entry) })?;
+    }
+    Ok(())
+}
+
+pub(super) async fn spool(command: &SpoolCommand) -> anyhow::Result<Ended> {
+    match command {
+        SpoolCommand::Ls { from, state, limit } => {
+            let (state, limit) = (state.state(), usize::from(*limit));
+            let answer = match &from.data {
+                Some(dir) => offline::spool(dir, state, limit).await?,
+                None => from.reader.client()?.get(&format!("/api/spool?state={}&limit={limit}", state.name())).await?,
+            };
+            from.reader.print(&answer, show::spool)
+        }
+        SpoolCommand::Show { id, from } => {
+            let answer = match &from.data {
+                Some(dir) => offline::record(dir, *id).await?,
+                None => from.reader.client()?.get(&format!("/api/spool/{id}")).await?,
+            };
+            from.reader.print(&answer, show::record)
+        }
+        SpoolCommand::Retry { id, reader } => {
+            let answer = reader.client()?.post(&format!("/api/spool/{id}/retry"), &Value::Null).await?;
+            reader.print(&answer, |_| format!("record {id} waits for delivery again\n"))
+        }
+        SpoolCommand::Discard { id, reason, reader } => {
+            let body = json!({ "reason": reason });
+            let answer = reader.client()?.post(&format!("/api/spool/{id}/discard"), &body).await?;
+            reader.print(&answer, |_| format!("record {id} is given up\n"))
+        }
+    }
+}

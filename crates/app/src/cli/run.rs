@@ -1,0 +1,75 @@
+//! `seawall run`: from the command line to a configuration; the node itself is `lifecycle`.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::bail;
+use clap::Args;
+
+use super::{CONFIG_FILE, UsageError};
+use crate::config::{self, AppConfig, Quick};
+use crate::lifecycle;
+use crate::logs::{self, Format, Level};
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  seawall run                                                 with ./seawall.yaml
+  seawall run --config prod.yaml --log json
+  seawall run --listen :8080 --upstream http://localhost:3000 without a file
+
+The first SIGTERM or Ctrl-C drains within `limits.grace`, the second stops at once.
+Exit status: 0 stopped as asked; 1 could not start or go on; 2 the command line cannot be understood.";
+
+#[derive(Args, Clone, Debug, Default)]
+pub(super) struct RunArgs {
+    /// The configuration [default: ./seawall.yaml]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["listen", "upstream"])]
+    config: Option<PathBuf>,
+    /// Listen here, without a configuration: `127.0.0.1:8080`, or `:8080` for every interface
+    #[arg(long, value_name = "ADDRESS", requires = "upstream")]
+    listen: Option<String>,
+    /// Send everything there, without a configuration: `http://127.0.0.1:3000`
+    #[arg(long, value_name = "URL", requires = "listen")]
+    upstream: Option<String>,
+    /// The admin API's address, before what the configuration says
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<String>,
+    /// The data directory, before what the configuration says
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// How log lines look
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    log: Format,
+    /// How much is logged; SEAWALL_LOG says it by module
+    #[arg(long, value_enum, default_value_t = Level::Info)]
+    log_level: Level,
+}
+
+pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let config = configure(args, Path::new(CONFIG_FILE))?;
+    logs::begin(args.log, args.log_level);
+    lifecycle::run(config)
+}
+
+/// The configuration in force: the file's or the command line's.
+pub(super) fn configure(args: &RunArgs, default_file: &Path) -> anyhow::Result<AppConfig> {
+    if let (Some(listen), Some(upstream)) = (args.listen.clone(), args.upstream.clone()) {
+        let quick = Quick { listen, upstream, admin: args.admin.clone(), data: args.data.clone() };
+        return config::quick(&quick).map_err(|report| UsageError(format!("cannot run like this\n{report}")).into());
+    }
+    let file = args.config.as_deref().unwrap_or(default_file);
+    let (mut config, warnings) = match config::load(file, &|name| std::env::var(name).ok())?.into_result() {
+        Ok(read) => read,
+        Err(report) => bail!("cannot run with `{}`\n{report}", file.display()),
+    };
+    let _ = write!(std::io::stderr(), "{warnings}");
+    if let Some(admin) = &args.admin {
+        config.admin.address =
+            config::admin_address(admin, &config).map_err(|report| UsageError(report.to_string()))?;
+    }
+    if let Some(data) = &args.data {
+        config.store.path.clone_from(data);
+    }
+    Ok(config)
+}

@@ -1,0 +1,327 @@
+//! The admin API's answers as text for people.
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+use super::table::{facts, table};
+
+/// Colours for words that say how things stand, if the reader wants any.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Paint(pub(super) bool);
+
+impl Paint {
+    fn state(self, word: &str) -> String {
+        let colour = match word {
+            "closed" | "healthy" | "balanced" | "yes" => 32,
+            "half_open" | "unknown" | "draining" => 33,
+            "open" | "unhealthy" | "imbalanced" | "no" => 31,
+            _ => return word.into(),
+        };
+        if self.0 { format!("\u{1b}[{colour}m{word}\u{1b}[0m") } else { word.into() }
+    }
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "-".into(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn list<'v>(value: &'v Value, key: &str) -> &'v [Value] {
+    value[key].as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+fn percent(value: &Value) -> String {
+    value.as_f64().map_or_else(|| "-".into(), |share| format!("{:.0}%", share * 100.0))
+}
+
+fn seconds(value: &Value) -> String {
+    let Some(seconds) = value.as_f64() else { return "-".into() };
+    match seconds as u64 {
+        0..10 => format!("{seconds:.1}s"),
+        10..120 => format!("{seconds:.0}s"),
+        120..7_200 => format!("{:.0}m", seconds / 60.0),
+        7_200..172_800 => format!("{:.0}h", seconds / 3_600.0),
+        _ => format!("{:.0}d", seconds / 86_400.0),
+    }
+}
+
+fn size(value: &Value) -> String {
+    let bytes = value.as_u64().unwrap_or(0);
+    let unit = (bytes.max(1).ilog2() / 10).min(4);
+    let scaled = bytes as f64 / (1_u64 << (10 * unit)) as f64;
+    let name = ["B", "KiB", "MiB", "GiB", "TiB"][unit as usize];
+    if unit == 0 { format!("{bytes}B") } else { format!("{scaled:.1}{name}") }
+}
+
+/// One screen: the node, its routes, its upstreams, the spool, the limits that were reached.
+pub(super) fn status(status: &Value, paint: Paint) -> String {
+    let ready = match status["not_ready_because"].as_str() {
+        Some(reason) => format!("{}, {reason}", paint.state("no")),
+        None => paint.state("yes"),
+    };
+    let node = format!("{} in {}", text(&status["node"]), text(&status["zone"]));
+    let digest: String = text(&status["config_digest"]).chars().take(12).collect();
+    let mut out = facts(&[
+        ("node", node),
+        ("ready", ready),
+        ("version", text(&status["version"])),
+        ("config", digest),
+        ("started", format!("{} ({} ago)", text(&status["started_at"]), seconds(&status["uptime_s"]))),
+    ]);
+    out.push('\n');
+    out.push_str(&routes(list(status, "routes"), paint));
+    out.push('\n');
+    out.push_str(&endpoints(list(status, "upstreams"), paint));
+    out.push('\n');
+    out.push_str(&spool_facts(&status["spool"]));
+    let reached: Vec<Vec<String>> = list(status, "limits")
+        .iter()
+        .filter(|limit| limit["reached_total"].as_u64().is_some_and(|times| times > 0))
+        .map(|limit| ["name", "value", "used", "reached_total"].map(|key| text(&limit[key])).to_vec())
+        .collect();
+    if !reached.is_empty() {
+        out.push('\n');
+        out.push_str(&table(&["LIMIT REACHED", "VALUE", "USED", "TIMES"], &reached));
+    }
+    out
+}
+
+fn routes(routes: &[Value], paint: Paint) -> String {
+    let row = |route: &Value| {
+        let breaker = &route["breaker"];
+        vec![
+            text(&route["name"]),
+            text(&route["upstream"]),
+            text(&breaker["state"]),
+            percent(&breaker["failure_rate"]),
+            percent(&breaker["slow_rate"]),
+            text(&route["degraded_since"]),
+            text(&route["requests_total"]),
+            text(&route["failures_total"]),
+            text(&route["retries_total"]),
+            text(&route["degraded_total"]),
+            format!("{}ms", text(&route["latency_p50_ms"])),
+            format!("{}ms", text(&route["latency_p99_ms"])),
+        ]
+    };
+    let headings = [
+        "ROUTE",
+        "UPSTREAM",
+        "BREAKER",
+        "FAILED",
+        "SLOW",
+        "REDUCED SINCE",
+        "REQUESTS",
+        "FAILURES",
+        "RETRIES",
+        "REDUCED",
+        "P50",
+        "P99",
+    ];
+    let rows: Vec<Vec<String>> = routes.iter().map(row).collect();
+    painted(&table(&headings, &rows), paint)
+}
+
+fn endpoints(upstreams: &[Value], paint: Paint) -> String {
+    let mut rows = Vec::new();
+    for upstream in upstreams {
+        for endpoint in list(upstream, "endpoints") {
+            let health = if endpoint["healthy"].as_bool() == Some(true) { "healthy" } else { "unhealthy" };
+            rows.push(vec![
+                text(&upstream["name"]),
+                text(&endpoint["address"]),
+                text(&endpoint["zone"]),
+                health.into(),
+                text(&endpoint["in_flight"]),
+                text(&endpoint["connections"]),
+            ]);
+        }
+    }
+    painted(&table(&["UPSTREAM", "ENDPOINT", "ZONE", "HEALTH", "IN FLIGHT", "CONNECTIONS"], &rows), paint)
+}
+
+/// Colours have no width: they are put on when the columns stand.
+fn painted(table: &str, paint: Paint) -> String {
+    if !paint.0 {
+        return table.into();
+    }
+    let words = ["closed", "half_open", "open", "healthy", "unhealthy"];
+    let paint_word = |word: &str| if words.contains(&word) { paint.state(word) } else { word.into() };
+    let lines = table.lines().map(|line| line.split(' ').map(paint_word).collect::<Vec<_>>().join(" ") + "\n");
+    lines.collect()
+}
+
+fn spool_facts(spool: &Value) -> String {
+    let full = if spool["disk_full"].as_bool() == Some(true) { ", the disk is full" } else { "" };
+    facts(&[
+        ("spool waiting", text(&spool["waiting"])),
+        ("being delivered", text(&spool["leased"])),
+        ("dead letters", text(&spool["parked"])),
+        ("oldest", seconds(&spool["oldest_s"])),
+        ("size", format!("{} of {}{full}", size(&spool["bytes"]), size(&spool["bytes_max"]))),
+    ])
+}
+
+/// One line an entry, causes by number.
+pub(super) fn journal(answer: &Value) -> String {
+    list(answer, "entries").iter().map(entry).collect()
+}
+
+/// One entry as one line.
+pub(super) fn entry(entry: &Value) -> String {
+    let mut line = format!(
+        "{:>6}  {}  {:<20}  {}",
+        text(&entry["seq"]),
+        text(&entry["at"]),
+        text(&entry["kind"]),
+        text(&entry["subject"])
+    );
+    if let Some(cause) = entry["cause"].as_u64() {
+        let _ = write!(line, "  because of {cause}");
+    }
+    for (name, value) in entry["fields"].as_object().into_iter().flatten() {
+        let _ = write!(line, "  {name}={}", quoted(&text(value)));
+    }
+    line + "\n"
+}
+
+/// In quotes where a blank or worse would end the value.
+fn quoted(value: &str) -> String {
+    let plain = !value.is_empty() && value.chars().all(|c| c.is_alphanumeric() || ".,:;/%_-+".contains(c));
+    if plain { value.into() } else { format!("{value:?}") }
+}
+
+/// What waits, oldest first.
+pub(super) fn spool(answer: &Value) -> String {
+    let row = |record: &Value| {
+        let why = match record["parked"]["reason"].as_str() {
+            Some(reason) => reason.to_string(),
+            None if text(&record["last_error"]).is_empty() => text(&record["first_failure"]),
+            None => text(&record["last_error"]),
+        };
+        vec![
+            text(&record["id"]),
+            text(&record["state"]),
+            text(&record["upstream"]),
+            text(&record["order_key"]),
+            seconds(&record["age_s"]),
+            text(&record["attempts"]),
+            printable(&why),
+        ]
+    };
+    let rows: Vec<Vec<String>> = list(answer, "records").iter().map(row).collect();
+    if rows.is_empty() {
+        return "nothing\n".into();
+    }
+    table(&["ID", "STATE", "UPSTREAM", "ORDER KEY", "AGE", "TRIES", "BECAUSE"], &rows)
+}
+
+/// What an upstream said must not steer the terminal.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// Everything about a record.
+pub(super) fn record(record: &Value) -> String {
+    let mut lines: Vec<(&str, String)> = Vec::new();
+    for key in [
+        "id",
+        "state",
+        "upstream",
+        "route",
+        "method",
+        "target",
+        "order_key",
+        "idempotency_key",
+        "record",
+        "body_bytes",
+        "accepted",
+        "attempts",
+        "first_failure",
+        "last_error",
+    ] {
+        if !record[key].is_null() && record[key] != "" {
+            lines.push((key, printable(&text(&record[key]))));
+        }
+    }
+    let headers: Vec<String> = list(record, "headers").iter().map(text).collect();
+    if !headers.is_empty() {
+        lines.push(("headers", headers.join(", ")));
+    }
+    for (key, value) in record["parked"].as_object().into_iter().flatten() {
+        lines.push(match key.as_str() {
+            "at" => ("parked at", text(value)),
+            "reason" => ("parked because", printable(&text(value))),
+            _ => ("last words", printable(&text(value))),
+        });
+    }
+    for (key, value) in record["settled"].as_object().into_iter().flatten() {
+        lines.push(match key.as_str() {
+            "at" => ("settled at", text(value)),
+            "status" => ("answered with", text(value)),
+            _ => ("given up because", text(value)),
+        });
+    }
+    facts(&lines)
+}
+
+/// The accounts and the verdict.
+pub(super) fn ledger(answer: &Value, paint: Paint) -> String {
+    let keys = [
+        "stream",
+        "producer",
+        "epoch",
+        "state",
+        "accepted",
+        "delivered",
+        "waiting",
+        "parked",
+        "expired",
+        "missing_so_far",
+        "lost",
+        "duplicated",
+        "corrupted",
+        "phantom",
+        "indeterminate",
+        "recovered",
+        "refused",
+        "resurrected",
+    ];
+    let headings = [
+        "STREAM",
+        "PRODUCER",
+        "EPOCH",
+        "STATE",
+        "ACCEPTED",
+        "DELIVERED",
+        "WAITING",
+        "PARKED",
+        "EXPIRED",
+        "MISSING",
+        "LOST",
+        "DUPLICATED",
+        "CORRUPTED",
+        "PHANTOM",
+        "IN DOUBT",
+        "RECOVERED",
+        "REFUSED",
+        "RESURRECTED",
+    ];
+    let row = |account: &Value| keys.map(|key| text(&account[key])).to_vec();
+    let mut rows: Vec<Vec<String>> = list(answer, "streams").iter().map(row).collect();
+    let totals = &answer["totals"];
+    let mut total = vec!["total".to_string(), String::new(), "-".into(), String::new()];
+    total.extend(keys[4..].iter().map(|key| text(&totals[*key])));
+    rows.push(total);
+    let verdict = text(&answer["verdict"]);
+    let words = match verdict.as_str() {
+        "balanced" => "every record is accounted for",
+        "imbalanced" => "something was lost, repeated, damaged or never sent",
+        _ => "no sink has reported yet, or records are still on their way",
+    };
+    format!("{}\n{}: {words}\n", table(&headings, &rows), paint.state(&verdict))
+}
