@@ -30,8 +30,8 @@ use crate::web::{Ask, Client};
 /// From everything being ready to the first event.
 const LEAD: Duration = Duration::from_millis(400);
 const SAMPLE_EVERY: Duration = Duration::from_millis(250);
-/// Nothing may be on its way for this long before a run counts as drained: more than the queue's visibility timeout,
-/// or a lease whose answer was lost would come back unseen.
+/// Nothing may be on its way for this long before a run counts as drained. Leases whose answer was lost count as on
+/// their way until they are worked on again, so this need not wait for the queue's visibility timeout.
 const QUIET: Duration = Duration::from_millis(1_500);
 /// Training takes a tenth of a second with optimisation, and ten times that without.
 const TRAINING_PATIENCE: Duration = Duration::from_secs(30);

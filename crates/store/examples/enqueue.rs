@@ -43,8 +43,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("raw fdatasync of 4 KiB      {:>9.0}/s", raw_syncs(&dir)?);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_time().build()?;
     for producers in [1, 16, 64, 256] {
-        let rate = runtime.block_on(enqueues(&dir.join(format!("{producers}")), producers, seconds));
-        println!("enqueue, {producers:>3} producers      {rate:>9.0}/s");
+        let before = cpu_s()?;
+        let (records, rate) = runtime.block_on(enqueues(&dir.join(format!("{producers}")), producers, seconds));
+        let cpu_us = (cpu_s()? - before) * 1e6 / records as f64;
+        println!("enqueue, {producers:>3} producers      {rate:>9.0}/s, {cpu_us:>5.1} us of CPU each");
     }
     runtime.block_on(drain(&dir.join("drain")));
     Ok(())
@@ -89,7 +91,7 @@ fn record(key: u64) -> NewRecord {
     }
 }
 
-async fn enqueues(dir: &Path, producers: u64, seconds: f64) -> f64 {
+async fn enqueues(dir: &Path, producers: u64, seconds: f64) -> (u64, f64) {
     let _ = std::fs::remove_dir_all(dir);
     let opened = open(dir);
     let threads = opened.engine.spawn_threads().expect("threads");
@@ -105,11 +107,20 @@ async fn enqueues(dir: &Path, producers: u64, seconds: f64) -> f64 {
         });
     }
     while tasks.join_next().await.is_some() {}
-    let rate = keys.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64();
+    let records = keys.load(Ordering::Relaxed);
+    let rate = records as f64 / start.elapsed().as_secs_f64();
     opened.store.close().await;
     threads.join();
     let _ = std::fs::remove_dir_all(dir);
-    rate
+    (records, rate)
+}
+
+/// Seconds of CPU this process has used: `utime` and `stime` of proc(5), in hundredths.
+fn cpu_s() -> Result<f64, Box<dyn std::error::Error>> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    let ticks: Vec<f64> = fields.skip(11).take(2).map(str::parse).collect::<Result<_, _>>()?;
+    Ok(ticks.iter().sum::<f64>() / 100.0)
 }
 
 async fn drain(dir: &Path) {

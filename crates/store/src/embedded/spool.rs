@@ -155,15 +155,8 @@ impl<D: Disk> SpoolEngine<D> {
             } else if received.await == 0 {
                 break;
             }
-            let taken = batch.len();
             if !self.run_batch(batch.drain(..)) {
                 break;
-            }
-            if std::env::var_os("YIELD").is_some() {
-            for _ in 0..8 {
-                if commands.len() >= taken || taken < 2 { break; }
-                std::thread::yield_now();
-            }
             }
         }
         self.finish();
