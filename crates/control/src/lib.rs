@@ -7,7 +7,7 @@
 //! - [`api`]: the JSON endpoints. Every bad call is a 4xx that names the field and what would be allowed.
 //! - [`metrics`]: the same numbers as Prometheus text.
 //! - [`ui`]: the overview page, rendered here, kept alive by server-sent events.
-//! - [`guard`](mod@guard): who may call: the token, and no writes from other sites' pages.
+//! - `guard`: who may call: the token, and no writes from other sites' pages.
 //!
 //! Bounds: [`CONNECTIONS_MAX`] connections, [`STREAMS_MAX`] of them with events, bodies of [`api::BODY_BYTES_MAX`].
 //! Not here: decisions (core), the data path (gateway), the configuration (app).

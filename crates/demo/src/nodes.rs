@@ -1,9 +1,9 @@
 //! The Seawall nodes of the second run: their configuration, and what their admin API tells.
 //!
-//! One node a zone. The numbers are chosen for clients that wait a second: a node tries for at most 700 ms and then
-//! takes the write itself. The routes say what each call can bear: writes wait in the spool, a price may be old, an
-//! empty lease is a true answer for "nothing to take just now", and an acknowledgement that got lost only means that
-//! events are worked on twice, which keys make harmless.
+//! One node a zone. The numbers are chosen for clients that wait a second: a node tries for at most 450 ms and then
+//! takes the write itself, which leaves room for a busy machine. The routes say what each call can bear: writes wait in
+//! the spool, a price may be old, an empty lease is a true answer for "nothing to take just now", and an acknowledgement
+//! that got lost only means that events are worked on twice, which keys make harmless.
 
 use std::path::Path;
 use std::time::Duration;
@@ -85,30 +85,30 @@ upstreams:
 
 policies:
   writes:
-    timeout: 700ms
-    try_timeout: 300ms
+    timeout: 450ms
+    try_timeout: 200ms
     retry: {{ attempts: 2, backoff: 20ms..100ms, budget: 20%, budget_floor: 3/s }}
-    breaker: {{ failure_rate: 50%, slow: 60% over 250ms, window: 40 calls, calls_min: 10, open_for: 1s, open_for_max: 2s, half_open_calls: 3, half_open_for: 2s }}
+    breaker: {{ failure_rate: 50%, slow: 60% over 150ms, window: 40 calls, calls_min: 10, open_for: 1s, open_for_max: 2s, half_open_calls: 3, half_open_for: 2s }}
     fallback: spool
     order_by: header:Shipment-Id
     delivery: {{ attempts: 1000, parallel: 8 }}
   takes:
-    timeout: 700ms
-    try_timeout: 300ms
+    timeout: 450ms
+    try_timeout: 200ms
     retry: {{ attempts: 2, backoff: 20ms..100ms, budget: 20%, budget_floor: 3/s }}
-    breaker: {{ failure_rate: 50%, slow: 60% over 250ms, window: 20 calls, calls_min: 8, open_for: 1s, open_for_max: 2s, half_open_calls: 2, half_open_for: 2s }}
+    breaker: {{ failure_rate: 50%, slow: 60% over 150ms, window: 20 calls, calls_min: 8, open_for: 1s, open_for_max: 2s, half_open_calls: 2, half_open_for: 2s }}
     fallback: {{ static: {{ status: 200, content_type: text/plain, body: "" }} }}
   acks:
-    timeout: 700ms
-    try_timeout: 300ms
+    timeout: 450ms
+    try_timeout: 200ms
     retry: {{ attempts: 2, backoff: 20ms..100ms, budget: 20%, budget_floor: 3/s }}
-    breaker: {{ failure_rate: 50%, slow: 60% over 250ms, window: 20 calls, calls_min: 8, open_for: 1s, open_for_max: 2s, half_open_calls: 2, half_open_for: 2s }}
+    breaker: {{ failure_rate: 50%, slow: 60% over 150ms, window: 20 calls, calls_min: 8, open_for: 1s, open_for_max: 2s, half_open_calls: 2, half_open_for: 2s }}
     fallback: {{ static: {{ status: 202, content_type: text/plain, body: "not told to the queue" }} }}
   prices:
-    timeout: 600ms
-    try_timeout: 300ms
+    timeout: 450ms
+    try_timeout: 200ms
     retry: {{ attempts: 2, backoff: 50ms..200ms, budget: 20%, budget_floor: 3/s }}
-    breaker: {{ failure_rate: 50%, slow: 60% over 250ms, window: 40 calls, calls_min: 10, open_for: 1s, open_for_max: 2s, half_open_calls: 3, half_open_for: 2s }}
+    breaker: {{ failure_rate: 50%, slow: 60% over 150ms, window: 40 calls, calls_min: 10, open_for: 1s, open_for_max: 2s, half_open_calls: 3, half_open_for: 2s }}
     fallback: [ {{ stale: 10m }}, {{ static: {{ status: 200, content_type: application/json, body: '{{"price_cents":null}}' }} }} ]
 
 admin: {{ address: {admin} }}

@@ -1,6 +1,7 @@
 //! The only door to sockets. Here the simulator steps in: with the feature `sim`, a [`Net::Sim`] speaks to its world
 //! instead of the kernel's, and everything above notices nothing.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -19,13 +20,18 @@ pub enum Net {
 }
 
 /// Waits for connections.
-#[derive(Debug)]
 pub enum Listener {
     /// The kernel's.
     Real(tokio::net::TcpListener),
     /// The simulator's.
     #[cfg(feature = "sim")]
     Sim(turmoil::net::TcpListener),
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Listener").field(&self.local_addr()).finish()
+    }
 }
 
 /// A connection.

@@ -221,3 +221,36 @@ impl StoreError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_says_what_to_do() {
+        let id = RecordId(1);
+        let reason = || String::from("a failed sync");
+        let enqueue = [
+            EnqueueError::Full { used_bytes: 1, limit_bytes: 1 },
+            EnqueueError::DiskFull,
+            EnqueueError::TooLarge { bytes: 2, limit_bytes: 1 },
+            EnqueueError::KeyConflict { id },
+            EnqueueError::Stopped { reason: reason() },
+        ];
+        assert!(enqueue.iter().all(|error| error.hint().is_some()));
+        let later: Vec<bool> = enqueue.iter().map(|error| error.retry_after().is_some()).collect();
+        assert_eq!(later, [true, true, false, false, true]);
+        let store = [
+            StoreError::NotFound { id },
+            StoreError::NotParked { id, state: State::Leased },
+            StoreError::DiskFull,
+            StoreError::Read { what: "record 1".into(), reason: reason() },
+            StoreError::Stopped { reason: reason() },
+        ];
+        assert!(store.iter().all(|error| error.hint().is_some()));
+        assert_eq!(store[1].to_string(), "record 1 is leased, not parked");
+        let denied = io::ErrorKind::PermissionDenied.into();
+        let error = OpenError::Io { what: "open", path: "data".into(), source: denied };
+        assert_eq!(error.hint(), Some("the node must be able to write to `store.path`"));
+    }
+}

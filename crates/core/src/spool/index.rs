@@ -436,6 +436,12 @@ impl<P: Copy> Index<P> {
         })
     }
 
+    /// What a try needs to know of a live record: where its bytes are, tries so far, why the last one failed.
+    #[must_use]
+    pub fn live(&self, id: RecordId) -> Option<(P, u32, &str)> {
+        self.records.get(&id).map(|slot| (slot.place, slot.attempts, &*slot.last_error))
+    }
+
     /// Everything known of a record.
     #[must_use]
     pub fn view(&self, id: RecordId) -> Option<View<P>> {

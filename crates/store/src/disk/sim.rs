@@ -469,3 +469,69 @@ impl DiskFile for SimFile {
         Ok(lock(&self.world).inodes[&self.inode].seen.len() as u64)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk() -> (SimDisk, PathBuf) {
+        let disk = SimDisk::new(1);
+        disk.create_dir_all(Path::new("a/b")).unwrap();
+        (disk, PathBuf::from("a/b/file"))
+    }
+
+    #[test]
+    fn what_was_synced_survives_and_what_was_not_may_be_torn() {
+        let mut torn = 0;
+        for seed in 0..50 {
+            let disk = SimDisk::new(seed);
+            disk.create_dir_all(Path::new("d")).unwrap();
+            let path = Path::new("d/file");
+            let file = disk.create(path, 4096).unwrap();
+            file.write_at(&[1; 1000], 0).unwrap();
+            file.sync_data().unwrap();
+            disk.sync_dir(Path::new("d")).unwrap();
+            file.write_at(&[2; 2000], 1000).unwrap();
+            let after = disk.crash().read(path).unwrap();
+            assert_eq!(after[..1000], [1; 1000]);
+            let kept = after[1000..3000].iter().filter(|&&byte| byte == 2).count();
+            torn += usize::from(kept > 0 && kept < 2000);
+            assert!(disk.read(path).is_err(), "the old machine is gone");
+        }
+        assert!(torn > 5, "{torn}");
+    }
+
+    #[test]
+    fn a_name_without_a_synced_folder_may_be_forgotten() {
+        let forgotten = (0..50).filter(|&seed| {
+            let disk = SimDisk::new(seed);
+            disk.create_dir_all(Path::new("d")).unwrap();
+            disk.create(Path::new("d/file"), 10).unwrap().sync_data().unwrap();
+            disk.crash().read(Path::new("d/file")).is_err()
+        });
+        assert!((5..45).contains(&forgotten.count()));
+    }
+
+    #[test]
+    fn it_says_no_as_files_do() {
+        let (disk, path) = disk();
+        let file = disk.create(&path, 100).unwrap();
+        assert_eq!(file.size().unwrap(), 100);
+        assert_eq!(disk.create(&path, 1).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(disk.create(Path::new("x/y"), 1).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert!(disk.open(Path::new("a/b/none")).is_err());
+        assert!(disk.rename(Path::new("a/b/none"), &path).is_err());
+        assert!(disk.remove(Path::new("a/b/none")).is_err());
+        assert!(disk.list(Path::new("x")).is_err());
+        assert_eq!(disk.list(Path::new("a")).unwrap(), ["b"]);
+        disk.set_capacity(150);
+        assert_eq!(disk.free_bytes(&path).unwrap(), 50);
+        assert_eq!(file.set_len(200).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        disk.fail_call(1, Fault::Io);
+        assert!(file.set_len(120).is_err());
+        let held = disk.lock(&path).unwrap();
+        assert!(matches!(disk.lock(&path), Err(LockError::Held { .. })));
+        drop(held);
+        assert!(disk.lock(&path).is_ok());
+    }
+}

@@ -72,6 +72,17 @@ pub(crate) struct SpoolEngine<D: Disk> {
     is_closing: bool,
 }
 
+/// A writer that panics must not look like one that was asked to stop.
+struct PanicWatch(Arc<SpoolShared>);
+
+impl Drop for PanicWatch {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail("the spool's writer panicked: see the log");
+        }
+    }
+}
+
 /// What was staged and not yet committed.
 #[derive(Debug, Default)]
 struct Batch {
@@ -144,6 +155,7 @@ impl<D: Disk> SpoolEngine<D> {
 
     /// Works until it is told to stop, or every handle is gone, or a sync fails.
     pub(crate) async fn drive(mut self, mut commands: mpsc::Receiver<Command>) {
+        let _watch = PanicWatch(self.shared());
         let mut batch = Vec::new();
         loop {
             let received = commands.recv_many(&mut batch, BATCH_MAX);
@@ -289,9 +301,9 @@ impl<D: Disk> SpoolEngine<D> {
     fn nack(&mut self, lease: &Lease, not_before: Duration, error: &str, answer: oneshot::Sender<bool>) {
         let id = lease.id();
         let waits = self.index.nack(lease, self.clock.mono() + not_before, error);
-        if let (true, Some(view)) = (waits, self.index.view(id)) {
+        if let (true, Some((_, attempts, error))) = (waits, self.index.live(id)) {
             self.batch.has_work = true;
-            let entry = SpoolEntry::Failed { id, attempts: view.attempts, error: &view.last_error };
+            let entry = SpoolEntry::Failed { id, attempts, error };
             // Lost by a crash it costs a count: no sync, and no room is owed to it on a full disk.
             if !self.is_disk_full {
                 _ = self.stage_fact(&entry.to_bytes());
@@ -454,11 +466,10 @@ impl<D: Disk> SpoolEngine<D> {
         let now = self.clock.mono();
         let mut leased = Vec::new();
         for lease in self.index.lease(upstream, max, now, lease_for) {
-            let view = self.index.view(lease.id()).expect("leased just now");
-            match self.read(lease.id(), view.place) {
-                Ok(record) => {
-                    leased.push(Leased { lease, record, attempts: view.attempts, last_error: view.last_error });
-                }
+            let (place, attempts, last_error) = self.index.live(lease.id()).expect("leased just now");
+            let last_error = last_error.to_owned();
+            match self.read(lease.id(), place) {
+                Ok(record) => leased.push(Leased { lease, record, attempts, last_error }),
                 // It must not block its row, and it must not vanish: people see it among the dead letters.
                 Err(error) => _ = self.park(&lease, error.to_string(), String::new()),
             }
@@ -775,5 +786,68 @@ impl Replay {
         }
         report.unreadable += self.misread.len() as u64;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use seawall_core::spool::wire::Writer;
+    use seawall_core::time::{Mono, Wall};
+
+    use super::*;
+    use crate::clock::ClockFn;
+    use crate::disk::SimDisk;
+
+    fn options(on_damage: OnDamage) -> StoreOptions {
+        StoreOptions { record_bytes_max: 1000, spool_segment_bytes: 0, on_damage, ..StoreOptions::new("data", "n") }
+    }
+
+    fn open(disk: &SimDisk, on_damage: OnDamage) -> Result<(SpoolEngine<SimDisk>, SpoolReport), OpenError> {
+        let clock = Arc::new(ClockFn(|| Mono::ZERO, Wall::default));
+        SpoolEngine::open(disk.clone(), &options(on_damage), [7; 32], clock)
+    }
+
+    /// A spool whose log holds one more entry, as only another version would write it.
+    fn with_entry(bytes: &[u8]) -> SimDisk {
+        let disk = SimDisk::new(1);
+        let (mut engine, _) = open(&disk, OnDamage::Refuse).unwrap();
+        engine.log.append(bytes).unwrap();
+        engine.log.write().unwrap();
+        engine.log.sync().unwrap();
+        disk
+    }
+
+    #[test]
+    fn an_entry_nobody_understands_is_told_and_kept() {
+        let disk = with_entry(&[99; 20]);
+        let error = open(&disk, OnDamage::Refuse).map(|_| ()).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("0000000001.log") && text.contains("a kind of entry that is not known"), "{text}");
+        let (engine, report) = open(&disk, OnDamage::Quarantine).unwrap();
+        assert_eq!(report.unreadable, 1);
+        assert!(disk.read(&report.log.damaged[0]).is_ok());
+        assert!(engine.next_id > IDS_SKIPPED);
+        assert!(format!("{engine:?}").contains("Clock"));
+    }
+
+    #[test]
+    fn a_panic_is_told_to_those_who_ask_afterwards() {
+        let shared = Arc::new(SpoolShared::new(1, 1));
+        let watch = PanicWatch(Arc::clone(&shared));
+        let writer = std::thread::spawn(move || {
+            let _watch = watch;
+            panic!("as planned");
+        });
+        assert!(writer.join().is_err());
+        assert!(shared.stop_reason().contains("panicked"));
+        drop(PanicWatch(Arc::new(SpoolShared::new(1, 1))));
+    }
+
+    #[test]
+    fn a_record_of_a_newer_version_is_told() {
+        let mut bytes = Vec::new();
+        Writer::new(&mut bytes).u8(1).u64(1).u8(2).raw(&[0; 80]);
+        let error = open(&with_entry(&bytes), OnDamage::Quarantine).map(|_| ()).unwrap_err();
+        assert!(matches!(error, OpenError::Newer { found: 2, known: 1, .. }), "{error}");
     }
 }

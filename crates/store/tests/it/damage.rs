@@ -218,3 +218,46 @@ fn a_record_that_cannot_be_read_any_more_becomes_a_dead_letter() {
         spool.discard(seawall_core::id::RecordId(1), "unreadable").await.unwrap();
     });
 }
+
+#[test]
+fn a_flipped_bit_costs_one_record_of_a_batch_and_not_the_batch() {
+    let disk = SimDisk::new(6);
+    with(open(&disk), async |store| {
+        let mut tasks = tokio::task::JoinSet::new();
+        for n in 0..8_u8 {
+            let spool = store.spool.clone();
+            tasks.spawn(async move { spool.enqueue(&record(&format!("k{n}"), None, &[n; 300])).await.unwrap() });
+        }
+        while tasks.join_next().await.is_some() {}
+        store.spool.enqueue(&record("later", None, b"x")).await.unwrap();
+    });
+    let disk = disk.crash();
+    disk.corrupt(&first(), 5500, 0x04);
+    let text = refused(&disk).to_string();
+    assert!(text.contains("1 records of batch"), "{text}");
+    let opened = quarantined(&disk);
+    assert_eq!((opened.report.waiting, opened.report.spool.lost), (8, 1));
+    drop(opened);
+    assert_eq!(open_with(&disk.crash(), options()).unwrap().report.waiting, 8);
+}
+
+#[test]
+fn what_rots_under_way_stays_where_it_is_and_the_rest_goes_on() {
+    let disk = SimDisk::new(7);
+    with(open(&disk), async |store| {
+        let spool = &store.spool;
+        let minute = Duration::from_secs(60);
+        spool.enqueue(&record("rotten", None, &[1; 300])).await.unwrap();
+        let leased = spool.lease("queue", 1, minute).await.unwrap().leased.pop().unwrap();
+        assert!(spool.park(leased.lease, "refused", "").await.unwrap());
+        disk.corrupt(&first(), 4400, 0x01);
+        for n in 0..100 {
+            spool.enqueue(&record(&format!("k{n}"), None, &[2; 700])).await.unwrap();
+            let leased = spool.lease("queue", 1, minute).await.unwrap().leased.pop().unwrap();
+            assert!(spool.ack(leased.lease, 200).await.unwrap());
+        }
+        assert!(disk.read(&first()).is_ok(), "it is not thrown away");
+        spool.discard(seawall_core::id::RecordId(1), "unreadable").await.unwrap();
+        spool.enqueue(&record("next", None, b"x")).await.unwrap();
+    });
+}

@@ -290,3 +290,54 @@ fn an_asker_who_left_holds_nothing() {
         assert!(lease_one(&store.spool).await.is_some());
     });
 }
+
+#[test]
+fn a_retried_record_still_waits_after_a_restart() {
+    let disk = SimDisk::new(11);
+    with(open(&disk), async |store| {
+        let spool = &store.spool;
+        spool.enqueue(&record("a", Some("row"), b"a")).await.unwrap();
+        let leased = lease_one(spool).await.unwrap();
+        assert!(spool.park(leased.lease, "refused", "").await.unwrap());
+        spool.retry(RecordId(1)).await.unwrap();
+    });
+    let opened = open(&disk.crash());
+    assert_eq!((opened.report.waiting, opened.report.parked), (1, 0));
+}
+
+#[test]
+fn keys_out_of_the_window_are_forgotten_at_the_next_start() {
+    let disk = SimDisk::new(12);
+    with(open(&disk), async |store| {
+        store.spool.enqueue(&record("a", None, b"a")).await.unwrap();
+        deliver_all(&store.spool).await;
+    });
+    let disk = disk.crash();
+    assert_eq!(open(&disk).report.keys, 1);
+    let clock = TestClock::default();
+    clock.advance_ms(25 * 3600 * 1000);
+    let opened = Store::open(disk.crash(), options(), clock, || [7; 32]).unwrap();
+    assert_eq!(opened.report.keys, 0);
+    with(opened, async |store| {
+        let again = store.spool.enqueue(&record("a", None, b"another day")).await.unwrap();
+        assert_eq!((again.id, again.already), (RecordId(2), false));
+    });
+}
+
+#[test]
+fn a_long_backlog_is_read_back_from_many_segments() {
+    let disk = SimDisk::new(13);
+    with(open(&disk), async |store| {
+        for n in 0..1000_u64 {
+            store.spool.enqueue(&record(&format!("k{n}"), None, &[n as u8; 700])).await.unwrap();
+        }
+    });
+    let disk = disk.crash();
+    assert!(segments(&disk).len() > 70);
+    with(open(&disk), async |store| {
+        assert_eq!(store.spool.list(State::Waiting, 2000).await.unwrap().len(), 1000);
+        assert_eq!(deliver_all(&store.spool).await, (1..=1000).collect::<Vec<_>>());
+        assert!(store.spool.depth().disk_bytes < 300 << 10, "only keys are left: {:?}", store.spool.depth());
+    });
+    assert_eq!(open(&disk.crash()).report.keys, 1000);
+}

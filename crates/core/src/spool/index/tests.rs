@@ -97,6 +97,8 @@ fn a_failed_try_waits_and_blocks_its_row() {
     assert_eq!(index.ready_in("queue", Mono::from_millis(499)), Some(Duration::from_millis(1)));
     let view = index.view(RecordId(1)).unwrap();
     assert_eq!((view.attempts, view.last_error.as_str(), view.state), (2, "503", State::Waiting));
+    assert_eq!(index.live(RecordId(1)), Some((1, 2, "503")));
+    assert_eq!(index.live(RecordId(9)), None);
     let again = leased(&mut index, 9, Mono::from_millis(500)).pop().unwrap();
     assert_eq!(again.id(), RecordId(1));
     assert!(index.release(&again));

@@ -1,0 +1,21 @@
+//! The built binary against the world: real processes, real sockets, real disks, a real browser.
+//!
+//! Every test starts what it needs on ports and folders of its own, and takes it down again, also when it fails.
+//! Nothing here knows how Seawall works inside; what it promises is asked for from outside.
+#![allow(missing_docs, unreachable_pub, reason = "a test program has no readers outside")]
+#![expect(clippy::disallowed_methods, reason = "tests hold real clocks and own their threads")]
+
+mod browser;
+mod cli;
+mod crash;
+mod disk;
+mod examples;
+mod house;
+mod input;
+mod nginx;
+mod process;
+mod refused;
+mod seen;
+mod server;
+mod sick;
+mod stop;
