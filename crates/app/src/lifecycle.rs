@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::io::Read as _;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -77,7 +78,8 @@ async fn live(config: AppConfig) -> anyhow::Result<ExitCode> {
     )
     .await
     .map_err(hinted(|error: &seawall_gateway::StartError| error.hint()))?;
-    let admin = admin(&policy, &gateway, &store, &book, &clock, token);
+    let draining = Arc::new(AtomicBool::new(false));
+    let admin = admin(&policy, &gateway, &store, &book, &clock, token, &draining);
     tasks.spawn({
         let (admin, stop) = (admin.clone(), stop.clone());
         async move { admin.serve(admin_listener, stop, ADMIN_GRACE).await }
@@ -91,10 +93,11 @@ async fn live(config: AppConfig) -> anyhow::Result<ExitCode> {
         () = signals.next() => None,
         failure = store_failed(&store.spool) => Some(failure),
     };
-    let draining = Draft::new(Kind::NodeDraining, "node").because(Some(cause));
-    let draining = store.journal.record(match &failure {
-        Some(failure) => draft_failure(draining, failure),
-        None => draining,
+    draining.store(true, Relaxed);
+    let drain = Draft::new(Kind::NodeDraining, "node").because(Some(cause));
+    let drain = store.journal.record(match &failure {
+        Some(failure) => draft_failure(drain, failure),
+        None => drain,
     });
     tracing::info!(grace = ?policy.limits.grace, "draining; a second signal stops at once");
     let cut_off = gateway.stop(async { signals.next().await }).await;
@@ -105,7 +108,7 @@ async fn live(config: AppConfig) -> anyhow::Result<ExitCode> {
     tasks.close();
     tasks.wait().await;
     book.close().await;
-    let stopped = Draft::new(Kind::NodeStopped, "node").because(Some(draining)).with("cut_off", cut_off);
+    let stopped = Draft::new(Kind::NodeStopped, "node").because(Some(drain)).with("cut_off", cut_off);
     store.journal.record(stopped);
     store.close().await;
     drop((admin, book, store));
@@ -182,10 +185,12 @@ fn admin(
     book: &Book,
     clock: &RealClock,
     token: Option<String>,
+    draining: &Arc<AtomicBool>,
 ) -> Admin {
-    let spool = store.spool.clone();
+    let (spool, draining) = (store.spool.clone(), Arc::clone(draining));
     let ready = move || match spool.failure() {
         Some(failure) => Err(format!("the store stopped: {failure}")),
+        None if draining.load(Relaxed) => Err("this node is stopping".into()),
         None => Ok(()),
     };
     let wall_clock = clock.clone();

@@ -36,6 +36,7 @@ use crate::http::gate::{VERDICT_HEADER, Verdict};
 use crate::http::headers::{self, EXPECTED_TIMEOUT_MS, Hop, IDEMPOTENCY_KEY, SEAWALL_RECORD, X_REQUEST_ID};
 use crate::node::{Limiter, Node, Used, Worker};
 use crate::pool::{EndpointLoad, Link};
+use crate::records::Fate;
 use crate::route::{Pass, Place, RouteState};
 use crate::stale;
 use crate::writes::{BadKey, Claimed, Claiming, DoneAnswer, Identity, Stamped};
@@ -196,7 +197,7 @@ impl Kept {
         matches!(self, Self::Once(_, broken) if broken.load(Relaxed))
     }
 
-    fn to_send(&mut self) -> ReqBody {
+    fn take(&mut self) -> ReqBody {
         match self {
             Self::Empty => ReqBody::Empty,
             Self::Whole(bytes) => ReqBody::whole(bytes.clone()),
@@ -313,6 +314,9 @@ async fn prepare(
     if is_write && let Some(body) = call.whole_body() {
         call.write = Some(claim(worker, &mut call, body)?);
         if client_key && let Some(answer) = known_to_spool(worker, &call).await {
+            if let Some(Write { stamped: Some(stamped), .. }) = call.write.take() {
+                stamped.settle(Fate::Refused);
+            }
             return Err(Box::new(answer));
         }
     }
@@ -666,7 +670,7 @@ fn framing_is_doubtful(headers: &HeaderMap) -> bool {
 }
 
 fn build(worker: &Arc<Worker>, call: &mut Call, patience: Duration) -> Request<ReqBody> {
-    let mut request = Request::new(call.body.to_send());
+    let mut request = Request::new(call.body.take());
     *request.method_mut() = call.method.clone();
     *request.uri_mut() = call.target.clone();
     *request.headers_mut() = call.headers.clone();

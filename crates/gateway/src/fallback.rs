@@ -217,7 +217,7 @@ pub(crate) fn finish_write(node: &Arc<Node>, write: Write, response: &mut Respon
     let status = response.status();
     let Write { identity, claiming, stamped, .. } = write;
     if let Some(stamped) = stamped {
-        stamped.settle(if status.is_success() { Fate::Accepted } else { Fate::Refused });
+        stamped.settle(if is_taken(status) { Fate::Accepted } else { Fate::Refused });
     }
     response.headers_mut().entry(IDEMPOTENCY_KEY).or_insert(identity.key);
     // "Try later" is no final answer; neither is one we did not see whole.
@@ -226,6 +226,11 @@ pub(crate) fn finish_write(node: &Arc<Node>, write: Write, response: &mut Respon
         let done = DoneAnswer { status, headers: response.headers().clone(), body };
         claiming.finish(node.clock.now(), done);
     }
+}
+
+/// True if the upstream has done what was asked: 2xx, or 303, which says where the result is.
+pub(crate) fn is_taken(status: StatusCode) -> bool {
+    status.is_success() || status == StatusCode::SEE_OTHER
 }
 
 fn stale(worker: &Worker, call: &Call, for_at_most: Duration) -> Option<Response<ResBody>> {
@@ -286,6 +291,7 @@ pub(crate) async fn record_state(worker: &Worker, id: &str, method: &Method) -> 
             });
             let mut response = Response::new(ResBody::whole(Bytes::from(format!("{state}\n"))));
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            response.headers_mut().insert(PROXY_STATUS, HeaderValue::from_static("seawall"));
             response
         }
         Ok(None) => {

@@ -25,6 +25,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::chain::{Call, Kept, Tried, try_once};
+use crate::fallback::is_taken;
 use crate::http::body::{ResBody, Tracked};
 use crate::node::Worker;
 use crate::records::Fate;
@@ -126,7 +127,7 @@ async fn deliver(worker: Arc<Worker>, default_route: RouteId, leased: Leased) ->
     };
     let counts = &worker.counts[id.index()];
     match try_once(&worker, &mut call, route.policy.upstream, &mut Some(place)).await {
-        Tried::Answered(received) if received.parts.status.is_success() => {
+        Tried::Answered(received) if is_taken(received.parts.status) => {
             acknowledge(&worker, lease, &record, received.parts.status.as_u16()).await
         }
         Tried::Answered(received) if is_permanent(received.parts.status.as_u16()) => {

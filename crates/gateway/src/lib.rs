@@ -154,13 +154,47 @@ impl Gateway {
     }
 }
 
-/// Runs a gateway inside the current runtime, on one worker, until cancelled: how the simulator hosts it. Returns the
-/// addresses' listeners bound, or why not.
+/// A gateway inside the current runtime: how the simulator hosts one. Dropped with its runtime it ends as a killed
+/// process does.
+#[cfg(feature = "sim")]
+pub struct Hosted {
+    node: Arc<Node>,
+    stop: Stop,
+    tasks: TaskTracker,
+}
+
+#[cfg(feature = "sim")]
+impl Hosted {
+    /// A door to everything seen so far.
+    #[must_use]
+    pub fn view(&self) -> Arc<dyn Fn() -> NodeSnapshot + Send + Sync> {
+        let node = Arc::clone(&self.node);
+        Arc::new(move || node.snapshot())
+    }
+
+    /// Stops as [`Gateway::stop`] does: requests in work may end within the grace period. Tells how many connections
+    /// were cut off.
+    pub async fn stop(self) -> u64 {
+        let used = || self.node.connections.used.load(std::sync::atomic::Ordering::Relaxed);
+        self.stop.drain.cancel();
+        let until = tokio::time::Instant::now() + self.node.policy.limits.grace;
+        while used() > 0 && tokio::time::Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let cut_off = used();
+        self.stop.now.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        cut_off
+    }
+}
+
+/// Starts a gateway inside the current runtime, on one worker. Returns once every listener accepts.
 ///
 /// # Errors
-/// [`StartError::Listen`].
+/// [`StartError::Listen`]; nothing goes on then.
 #[cfg(feature = "sim")]
-pub async fn run_here(parts: Parts) -> Result<Arc<dyn Fn() -> NodeSnapshot + Send + Sync>, StartError> {
+pub async fn run_here(parts: Parts) -> Result<Hosted, StartError> {
     let (net, seed, cause) = (parts.net, parts.seed, parts.cause);
     let node = Arc::new(Node::new(parts));
     let worker = Worker::new(&node, 1, seed);
@@ -169,8 +203,9 @@ pub async fn run_here(parts: Parts) -> Result<Arc<dyn Fn() -> NodeSnapshot + Sen
         let address = wanted.address;
         listeners.push(net.listen(address).await.map_err(|source| StartError::Listen { address, source })?);
     }
-    spawn_all(Job { worker, stop: Stop::default(), first: true, cause }, listeners);
-    Ok(Arc::new(move || node.snapshot()))
+    let stop = Stop::default();
+    let tasks = spawn_all(Job { worker, stop: stop.clone(), first: true, cause }, listeners);
+    Ok(Hosted { node, stop, tasks })
 }
 
 /// What a worker's thread runs.
@@ -239,6 +274,7 @@ fn spawn_all(job: Job, listeners: Vec<Listener>) -> TaskTracker {
     tasks.spawn(watch::sweep_pools(Arc::clone(&worker), stop.now.clone()));
     if first {
         tasks.spawn(watch::watch_spool(Arc::clone(&worker), stop.now.clone()));
+        tasks.spawn(watch::watch_limits(Arc::clone(&worker), stop.now.clone()));
         for (place, upstream) in worker.node.policy.upstreams.iter().enumerate() {
             let id = UpstreamId(u32::try_from(place).unwrap_or(u32::MAX));
             tasks.spawn(forwarder::forward(Arc::clone(&worker), id, stop.drain.clone()));

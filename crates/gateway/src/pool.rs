@@ -59,7 +59,8 @@ pub(crate) struct Link {
     idle_since: Mono,
     pub(crate) reused: bool,
     _open: OpenCount,
-    _slot: OwnedSemaphorePermit,
+    /// Probes have none: a pool that is all in use must not make its endpoint look sick.
+    _slot: Option<OwnedSemaphorePermit>,
 }
 
 /// Bytes since the present request began.
@@ -109,8 +110,16 @@ impl EndpointPool {
             Ok(slot) => slot,
             Err(_) => self.wait_for_slot(fresh).await?,
         };
-        let connect = self.connect(slot);
-        match tokio::time::timeout(self.connect_timeout, connect).await {
+        self.connect_in_time(Some(slot)).await
+    }
+
+    /// A connection beside the pool, for looking at an endpoint as a new caller would see it.
+    pub(crate) async fn probe(&self) -> Result<Link, Failure> {
+        self.connect_in_time(None).await
+    }
+
+    async fn connect_in_time(&self, slot: Option<OwnedSemaphorePermit>) -> Result<Link, Failure> {
+        match tokio::time::timeout(self.connect_timeout, self.connect(slot)).await {
             Ok(connected) => connected,
             Err(_) => Err(Failure::ConnectTimeout),
         }
@@ -152,7 +161,7 @@ impl EndpointPool {
         Arc::clone(&self.slots).acquire_owned().await.map_err(|_| Failure::ConnectionLost)
     }
 
-    async fn connect(&self, slot: OwnedSemaphorePermit) -> Result<Link, Failure> {
+    async fn connect(&self, slot: Option<OwnedSemaphorePermit>) -> Result<Link, Failure> {
         let stream = self.dial().await?;
         self.load.connections.fetch_add(1, Relaxed);
         let open = OpenCount(Arc::clone(&self.load));
@@ -304,10 +313,6 @@ fn classify(error: &hyper::Error) -> Failure {
         Failure::Protocol
     } else if error.is_timeout() {
         Failure::Timeout
-    } else if error.is_incomplete_message() {
-        Failure::ConnectionLost
-    } else if error.is_body_write_aborted() || error.is_user() {
-        Failure::ConnectionLost
     } else if is_unexpected_end(error) {
         Failure::Incomplete
     } else {

@@ -1,5 +1,6 @@
 //! Looks from the side: health checks of endpoints, and the level of the spool, told to the journal when they change.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -9,12 +10,16 @@ use http::{Request, Uri};
 use seawall_core::guard::health::{Health, HealthConfig};
 use seawall_core::id::UpstreamId;
 use seawall_core::journal::{Draft, Kind, Seq};
+use seawall_core::time::Mono;
 use tokio_util::sync::CancellationToken;
 
 use crate::http::body::ReqBody;
 use crate::node::Worker;
 
 const LEVEL_EVERY: Duration = Duration::from_millis(100);
+const LIMITS_EVERY: Duration = Duration::from_millis(250);
+/// One entry about a limit says it; a thousand would drown the journal.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// Checks one endpoint until stopped.
 pub(crate) async fn check_endpoint(
@@ -54,8 +59,7 @@ pub(crate) async fn check_endpoint(
 
 async fn check(worker: &Worker, upstream: UpstreamId, endpoint: usize, config: &HealthConfig) -> Result<(), String> {
     let pool = worker.pool(upstream, endpoint);
-    // A fresh connection: a check must see what a new caller would see.
-    let mut link = pool.checkout(true).await.map_err(|failure| failure.to_string())?;
+    let mut link = pool.probe().await.map_err(|failure| failure.to_string())?;
     let mut request = Request::new(ReqBody::Empty);
     *request.uri_mut() = config.path.parse::<Uri>().map_err(|error| error.to_string())?;
     let address = &worker.node.upstreams[upstream.index()].endpoints[endpoint].endpoint.address;
@@ -118,6 +122,30 @@ impl Level {
         step(&mut self.high, high, Kind::SpoolHigh, Kind::SpoolLow);
         step(&mut self.full, full, Kind::SpoolFull, Kind::SpoolRecovered);
         moves
+    }
+}
+
+/// Tells the journal which limits are being reached: at once, then at most every [`TOLD_EVERY`] while it goes on.
+pub(crate) async fn watch_limits(worker: Arc<Worker>, stop: CancellationToken) {
+    let node = Arc::clone(&worker.node);
+    let mut told: BTreeMap<&'static str, (u64, Mono)> = BTreeMap::new();
+    loop {
+        let now = node.clock.now();
+        for limit in node.snapshot().limits.into_iter().filter(|limit| limit.reached_total > 0) {
+            let known = told.get(limit.name);
+            let is_news = known.is_none_or(|(count, at)| limit.reached_total > *count && now.since(*at) >= TOLD_EVERY);
+            if is_news {
+                told.insert(limit.name, (limit.reached_total, now));
+                let draft = Draft::new(Kind::LimitReached, format!("limit:{}", limit.name))
+                    .with("value", limit.value)
+                    .with("reached_total", limit.reached_total);
+                node.journal.record(draft);
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LIMITS_EVERY) => {}
+        }
     }
 }
 

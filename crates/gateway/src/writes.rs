@@ -21,7 +21,7 @@ use crate::records::{Fate, Records};
 
 /// Answers remembered at most; each holds at most [`ANSWER_BYTES_MAX`] of body.
 const DONE_MAX: usize = 16_384;
-const ANSWER_BYTES_MAX: usize = 16 << 10;
+const ANSWER_BYTES_MAX: usize = 4 << 10;
 /// An answer is replayed for this long.
 const DONE_FOR: Duration = Duration::from_secs(24 * 3600);
 const KEY_BYTES_MAX: usize = 255;

@@ -148,7 +148,7 @@ kinds! {
     RecordDiscarded = "record_discarded",
     /// A ledger stream was sealed; its counts are in the fields.
     LedgerSealed = "ledger_sealed",
-    /// A limit of the node was reached.
+    /// A limit was reached; its name is the subject, how often so far is in the fields.
     LimitReached = "limit_reached",
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use seawall_core::journal::Kind;
 use seawall_core::observation::LimitSnapshot;
 use seawall_core::policy::Policy;
 
@@ -30,6 +31,9 @@ fn one_connection_too_many_is_told_so() {
     assert!(refused.must("proxy-status").contains("connection_limit_reached") && refused.header("retry-after").is_some());
     let told = limit(&world, "connections");
     assert_eq!((told.value, told.used, told.reached_total), (2, Some(2), 1));
+    wait_until("the journal knows", || {
+        world.entries(Kind::LimitReached).iter().any(|entry| entry.subject == "limit:connections")
+    });
     drop(kept.pop());
     wait_until("a place is free again", || limit(&world, "connections").used == Some(1));
     assert_eq!(world.get("/").status, 200);

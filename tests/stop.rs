@@ -1,0 +1,165 @@
+//! How a node ends: the first signal drains, the second does not wait, and the journal tells which it was.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::house::{Client, Journal, Node, Place, post, wait_until};
+use crate::process::code;
+use crate::server::{Do, Server, ok};
+
+fn place(server: &Server, grace: &str) -> Place {
+    Place::new(&format!(
+        "limits: {{ grace: {grace} }}\n\
+         listeners: [{{ address: \"127.0.0.1:0\", routes: [\
+         {{ name: writes, match: {{ method: POST }}, upstream: up, policy: writes }}, {{ name: rest, upstream: up }}] }}]\n\
+         upstreams: {{ up: {{ url: \"http://{}\" }} }}\npolicies: {{ writes: {{ retry: off, fallback: spool }} }}\n",
+        server.address
+    ))
+}
+
+/// What a stopped node's journal says.
+fn journal(place: &Place) -> Journal {
+    let said = place.seawall(&["journal", "--data", "data", "--json"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    Journal::of(&said.json())
+}
+
+fn draining(node: &Node) -> bool {
+    node.process.lines().iter().any(|line| line.contains("\"draining"))
+}
+
+#[test]
+fn requests_in_work_end_and_new_ones_find_nobody() {
+    let go_on = Arc::new(AtomicBool::new(false));
+    let of_server = Arc::clone(&go_on);
+    let server = Server::start(move |_| {
+        wait_until("it may answer", || of_server.load(Relaxed));
+        ok("in the end")
+    });
+    let (mut node, place) = place(&server, "50s").node_of();
+    let (address, mut idle) = (node.address(), node.client());
+    thread::scope(|scope| {
+        let slow = scope.spawn(|| Client::new(address).ask("GET /slow HTTP/1.1\r\nHost: h\r\n\r\n"));
+        wait_until("it is on its way", || server.count() == 1);
+        node.process.signal(Signal::TERM);
+        wait_until("it drains", || draining(&node));
+        wait_until("nobody listens any more", || Client::connect(address).is_err());
+        assert_eq!(idle.rest(), "", "idle connections are closed");
+        assert!(node.process.ended().is_none(), "it waits for what it has promised");
+        go_on.store(true, Relaxed);
+        let answer = slow.join().unwrap();
+        assert_eq!((answer.status, answer.body.as_str()), (200, "in the end"));
+        assert_eq!(answer.header("connection").as_deref(), Some("close"));
+    });
+    assert_eq!(code(node.process.wait()), 0);
+    let journal = journal(&place);
+    assert_eq!(journal.0.last().unwrap()["kind"], "node_stopped");
+    assert_eq!(journal.last("node_stopped")["fields"]["cut_off"], "0");
+    assert_eq!(
+        journal.story(journal.last("node_stopped")),
+        ["node_stopped", "node_draining", "config_loaded", "node_started"]
+    );
+}
+
+#[test]
+fn grace_has_an_end() {
+    let server = Server::start(|_| Do::Hang);
+    let (mut node, place) = place(&server, "300ms").node_of();
+    let mut client = node.client();
+    client.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+    wait_until("it is on its way", || server.count() == 1);
+    let begin = Instant::now();
+    node.process.signal(Signal::TERM);
+    assert_eq!(code(node.process.wait()), 0);
+    let took = begin.elapsed();
+    assert!(took >= Duration::from_millis(290) && took < Duration::from_secs(4), "{took:?}");
+    assert_eq!(journal(&place).last("node_stopped")["fields"]["cut_off"], "1");
+    assert!(client.next().is_none(), "no half answer");
+}
+
+#[test]
+fn the_second_signal_does_not_wait() {
+    for second in [Signal::TERM, Signal::INT] {
+        let server = Server::start(|_| Do::Hang);
+        let (mut node, place) = place(&server, "1h").node_of();
+        let mut client = node.client();
+        client.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+        wait_until("it is on its way", || server.count() == 1);
+        node.process.signal(Signal::INT);
+        wait_until("it drains", || draining(&node));
+        let begin = Instant::now();
+        node.process.signal(second);
+        assert_eq!(code(node.process.wait()), 0);
+        assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+        assert_eq!(journal(&place).last("node_stopped")["fields"]["cut_off"], "1");
+    }
+}
+
+/// What was promised before the stop is kept over it, and delivered by the next start.
+#[test]
+fn the_spool_outlives_the_node() {
+    let (well, server) = Server::moody();
+    let (node, place) = place(&server, "5s").node_of();
+    let kept: Vec<String> = (0..5).map(|n| node.post("/w", "", &n.to_string()).must("location")).collect();
+    assert_eq!(code(node.stop()), 0);
+    let held = place.seawall(&["spool", "ls", "--data", "data", "--json"]).json();
+    assert_eq!(held["records"].as_array().unwrap().len(), 5);
+    well.store(true, Relaxed);
+    let node = place.node();
+    wait_until("they are delivered", || node.spooled() == 0);
+    for location in kept {
+        assert_eq!(node.get(&location).json()["state"], "delivered");
+    }
+    let journal = node.journal();
+    assert_eq!(journal.last("store_recovered")["fields"]["waiting"], "5");
+    assert_eq!((journal.count("node_started"), journal.count("node_stopped")), (2, 1));
+    assert_eq!(journal.last("node_started")["fields"]["epoch"].as_str(), Some("3"), "reading a folder counts as an epoch");
+}
+
+/// Between two words of a pipelining client, too: what was read is answered, the rest is not begun.
+#[test]
+fn a_stop_under_load_loses_no_answer() {
+    let server = Server::start(|_| ok("fine"));
+    let (mut node, _place) = place(&server, "20s").node_of();
+    let (address, stop) = (node.address(), Arc::new(AtomicBool::new(false)));
+    let answered = thread::scope(|scope| {
+        let ask = || {
+            let (mut answered, Ok(mut client)) = (0_u64, Client::connect(address)) else { return 0 };
+            while !stop.load(Relaxed) {
+                match client.try_ask(&post("/w", "", "x")) {
+                    Some(answer) => assert_eq!(answer.status, 200, "{answer:?}"),
+                    None => return answered,
+                }
+                answered += 1;
+            }
+            answered
+        };
+        let clients: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
+        wait_until("load runs", || server.count() > 100);
+        node.process.signal(Signal::TERM);
+        assert_eq!(code(node.process.wait()), 0);
+        stop.store(true, Relaxed);
+        clients.into_iter().map(|client| client.join().unwrap()).sum::<u64>()
+    });
+    assert_eq!(answered, server.count() as u64, "what the upstream did, a client knows of");
+}
+
+/// A node whose account was closed cleanly leaves no number in doubt.
+#[test]
+fn a_clean_stop_leaves_nothing_in_doubt() {
+    let server = Server::start(|_| ok("fine"));
+    let (node, place) = place(&server, "5s").node_of();
+    for _ in 0..3 {
+        assert_eq!(node.post("/w", "", "x").status, 200);
+    }
+    assert_eq!(code(node.stop()), 0);
+    let node = place.node();
+    let ledger = node.api("/api/ledger");
+    let totals = &ledger["totals"];
+    assert_eq!((&totals["accepted"], &totals["indeterminate"]), (&Value::from(3), &Value::from(0)), "{ledger:#}");
+}
