@@ -1,0 +1,179 @@
+//! The Seawall node of the world: the real store on the simulated disk, the real ledger, gateway and admin side on the
+//! simulated network, wired as `app` wires them.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use seawall_app::book::{Book, Keeper, OpenBookError};
+use seawall_control::{Admin, AdminParts, NodeInfo};
+use seawall_core::journal::{Draft, Kind};
+use seawall_gateway::net::Net;
+use seawall_gateway::{Clock, Hosted, Parts, run_here};
+use seawall_store::{ClockFn, OpenError, Opened, SimDisk, Store};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use turmoil::net::TcpListener;
+
+use crate::policy::{ADMIN_PORT, NODE, everywhere, policy, store_options};
+use crate::stage::{NodeDoor, Stage};
+
+/// How often a node looks whether it must end, as the real one does.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// One life of the node, until it is killed, ends by itself, or is asked to.
+pub(crate) async fn live(stage: Arc<Stage>) -> turmoil::Result {
+    let life = stage.next_life();
+    match begin(&stage, life).await {
+        Ok(node) => node.go_on(&stage, life).await,
+        Err(reason) => stage.tell(NODE, format_args!("life {life} did not begin: {reason}")),
+    }
+    stage.set_node(None);
+    stage.is_node_over.store(true, Relaxed);
+    // The conductor takes the process away: until then nothing of it may go on, and its tasks have nobody to serve.
+    std::future::pending().await
+}
+
+/// A running node.
+struct Node {
+    store: Store,
+    book: Book,
+    gateway: Hosted,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    engine: TaskTracker,
+}
+
+async fn begin(stage: &Arc<Stage>, life: u64) -> Result<Node, String> {
+    let clock = {
+        let stage = Arc::clone(stage);
+        Clock::new(Instant::now(), Arc::new(move || stage.wall()))
+    };
+    let Opened { store, engine, report, ledger_records } = open_store(stage, &clock)?;
+    if report.is_damaged() {
+        stage.violation(NODE, format_args!("a crash looks like damage: {report:?}"));
+    }
+    stage.tell(
+        NODE,
+        format_args!(
+            "life {life}: {} wait, {} parked, {} keys, torn {} bytes",
+            report.waiting,
+            report.parked,
+            report.keys,
+            report.spool.torn_bytes + report.journal.torn_bytes + report.ledger.torn_bytes,
+        ),
+    );
+    let (stop, tasks, writers) = (CancellationToken::new(), TaskTracker::new(), TaskTracker::new());
+    writers.spawn(engine.drive());
+    tasks.spawn(follow(Arc::clone(stage), store.journal.subscribe()));
+    let cause = store.journal.record(Draft::new(Kind::NodeStarted, "node").with("epoch", store.epoch));
+    let (book, keeper) = open_book(&store, &ledger_records).await.map_err(|error| error.to_string())?;
+    tasks.spawn(keeper.run(stop.clone()));
+    let gateway = run_here(Parts {
+        policy: Arc::new(policy()),
+        spool: store.spool.clone(),
+        journal: store.journal.clone(),
+        records: Arc::new(book.clone()),
+        clock: clock.clone(),
+        seed: stage.dice(1, life).next_u64(),
+        net: Net::Sim,
+        cause: Some(cause),
+    });
+    let gateway = gateway.await.map_err(|error| error.to_string())?;
+    let listener = TcpListener::bind(everywhere(ADMIN_PORT)).await.map_err(|error| error.to_string())?;
+    tasks.spawn(serve_admin(admin(stage, &store, &book, &gateway), listener, tasks.clone()));
+    stage.set_node(Some(NodeDoor { spool: store.spool.clone(), view: gateway.view() }));
+    Ok(Node { store, book, gateway, stop, tasks, engine: writers })
+}
+
+/// A store that does not open after a crash is a failure of its own, unless the disk failed just then.
+fn open_store(stage: &Arc<Stage>, clock: &Clock) -> Result<Opened<SimDisk>, String> {
+    let (mono, wall) = (clock.clone(), clock.clone());
+    let store_clock = ClockFn(move || mono.now(), move || wall.wall());
+    let secret = std::array::from_fn(|i| i as u8);
+    Store::open(stage.disk(), store_options(), store_clock, || secret).map_err(|error| {
+        if !matches!(error, OpenError::Io { .. }) {
+            stage.violation(NODE, format_args!("the store does not open: {error}"));
+        }
+        error.to_string()
+    })
+}
+
+async fn open_book(store: &Store, records: &[Vec<u8>]) -> Result<(Book, Keeper), OpenBookError> {
+    let policy = policy();
+    let streams = policy.routes.iter().filter(|route| route.spools()).map(|route| route.name.clone());
+    Book::open(store, records, &policy.node, streams).await
+}
+
+fn admin(stage: &Arc<Stage>, store: &Store, book: &Book, gateway: &Hosted) -> Admin {
+    let wall = Arc::clone(stage);
+    Admin::new(AdminParts {
+        info: NodeInfo {
+            node: NODE.into(),
+            zone: "here".into(),
+            zones: vec!["here".into()],
+            version: "sim".into(),
+            git: None,
+            config_digest: "0".repeat(64),
+            started_at: stage.wall(),
+        },
+        view: gateway.view(),
+        spool: store.spool.clone(),
+        journal: store.journal.clone(),
+        ledger: Arc::new(book.clone()),
+        ready: Arc::new(|| Ok(())),
+        wall: Arc::new(move || wall.wall()),
+        token: None,
+    })
+}
+
+/// The admin API on the simulated network; the real one listens on the kernel's.
+async fn serve_admin(admin: Admin, listener: TcpListener, tasks: TaskTracker) {
+    let service = TowerToHyperService::new(admin.router());
+    while let Ok((stream, _)) = listener.accept().await {
+        let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service.clone());
+        tasks.spawn(async move { drop(connection.await) });
+    }
+}
+
+/// Copies the journal into the trace: what the node says happened, beside what did.
+async fn follow(
+    stage: Arc<Stage>,
+    mut entries: tokio::sync::broadcast::Receiver<Arc<seawall_core::journal::Entry>>,
+) {
+    while let Ok(entry) = entries.recv().await {
+        let fields = serde_json::to_string(&entry.fields).unwrap_or_default();
+        stage.tell("journal", format_args!("{} {} {} {fields}", entry.seq, entry.kind.name(), entry.subject));
+    }
+}
+
+impl Node {
+    async fn go_on(self, stage: &Arc<Stage>, life: u64) {
+        loop {
+            if let Some(failure) = self.store.spool.failure() {
+                return stage.tell(NODE, format_args!("life {life} ends: {failure}"));
+            }
+            if stage.is_drain_wanted.swap(false, Relaxed) {
+                return self.drain(stage, life).await;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// SIGTERM, as `app` answers it.
+    async fn drain(self, stage: &Arc<Stage>, life: u64) {
+        let Self { store, book, gateway, stop, engine, tasks: _tasks } = self;
+        stage.tell(NODE, format_args!("life {life} drains"));
+        let cut_off = gateway.stop().await;
+        stop.cancel();
+        book.close().await;
+        store.close().await;
+        engine.close();
+        engine.wait().await;
+        stage.tell(NODE, format_args!("life {life} has stopped, {cut_off} connections cut off"));
+    }
+}
