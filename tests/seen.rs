@@ -62,12 +62,17 @@ fn probes_answer_and_tell_what_is_wrong_with_a_question() {
     assert_eq!(node.api("/healthz")["status"], "ok");
     assert_eq!(node.api("/readyz")["ready"], true);
     let status = node.status();
-    assert_eq!((&status["node"], &status["zone"], &status["ready"]), (&"us-east".into(), &"us-east".into(), &true.into()));
+    assert_eq!(
+        (&status["node"], &status["zone"], &status["ready"]),
+        (&"us-east".into(), &"us-east".into(), &true.into())
+    );
     assert_eq!(status["config_digest"].as_str().unwrap().len(), 64);
     let unknown = node.admin_get("/api/nothing");
     assert_eq!(unknown.status, 404);
     assert!(unknown.json()["allowed"].as_array().is_some_and(|paths| paths.contains(&"/api/status".into())));
-    for (target, field) in [("/api/journal?kind=odd", "kind"), ("/api/spool?state=odd", "state"), ("/api/spool/x", "id")] {
+    for (target, field) in
+        [("/api/journal?kind=odd", "kind"), ("/api/spool?state=odd", "state"), ("/api/spool/x", "id")]
+    {
         let bad = node.admin_get(target);
         assert_eq!((bad.status, &bad.json()["field"]), (400, &Value::from(field)), "{target}");
     }
@@ -97,7 +102,8 @@ fn the_admin_port_asks_for_its_token() {
     let admin = node.admin.to_string();
     assert_eq!(place.seawall(&["status", "--admin", &admin]).code, 1);
     assert_eq!(place.seawall(&["status", "--admin", &admin, "--token-file", "token"]).code, 0);
-    let shown = [place.seawall(&["journal", "--admin", &admin, "--token-file", "token"]).out, node.process.lines().join("")];
+    let shown =
+        [place.seawall(&["journal", "--admin", &admin, "--token-file", "token"]).out, node.process.lines().join("")];
     assert!(shown.iter().all(|text| !text.contains("s3cret")), "no secret in any output");
 }
 
@@ -116,7 +122,10 @@ fn traces_pass_through_and_every_request_has_an_id() {
     assert_eq!(seen.header("traceparent").as_deref(), Some(trace));
     assert_eq!(seen.header("tracestate").as_deref(), Some("a=1,b=2"));
     assert_eq!(seen.header("baggage").as_deref(), Some("k=v"));
-    assert_eq!((seen.header("x-request-id").as_deref(), answer.must("x-request-id").as_str()), (Some("mine-1"), "mine-1"));
+    assert_eq!(
+        (seen.header("x-request-id").as_deref(), answer.must("x-request-id").as_str()),
+        (Some("mine-1"), "mine-1")
+    );
     let (first, seen) = crosses(&node, &server, "");
     assert_eq!(seen.header("x-request-id"), first.header("x-request-id"), "made where there is none");
     let (second, _) = crosses(&node, &server, "");
@@ -133,11 +142,17 @@ fn logs_are_json_lines_or_text_for_people() {
     node.process.signal(rustix::process::Signal::TERM);
     node.process.wait();
     let lines: Vec<Value> = node.process.lines().iter().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert!(lines.len() >= 3 && lines.iter().all(|line| {
-        ["timestamp", "level", "message", "target"].iter().all(|key| line[key].is_string())
-    }), "{lines:?}");
+    assert!(
+        lines.len() >= 3
+            && lines
+                .iter()
+                .all(|line| { ["timestamp", "level", "message", "target"].iter().all(|key| line[key].is_string()) }),
+        "{lines:?}"
+    );
     let mut text = crate::process::Process::start(&mut place.command(&["run", "--log", "text"]));
-    wait_until("it says where it listens", || text.lines().iter().any(|line| line.contains("listening address=127.0.0.1:")));
+    wait_until("it says where it listens", || {
+        text.lines().iter().any(|line| line.contains("listening address=127.0.0.1:"))
+    });
     assert!(text.lines().iter().all(|line| !line.contains('\u{1b}')), "no colours where nobody sees them");
     text.signal(rustix::process::Signal::TERM);
     assert!(text.wait().success());

@@ -47,8 +47,7 @@ fn killed() {
     assert_eq!(first.status, 502, "{first:?}");
     wait_until("a fresh connection is refused", || {
         let answer = node.get("/");
-        answer.status == 502 && answer.must("proxy-status").contains("error=connection_refused")
-            || answer.status == 503
+        answer.status == 502 && answer.must("proxy-status").contains("error=connection_refused") || answer.status == 503
     });
     wait_until("the breaker opens", || node.get("/").status == 503);
     let refused = node.get("/");

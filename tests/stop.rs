@@ -118,7 +118,11 @@ fn the_spool_outlives_the_node() {
     let journal = node.journal();
     assert_eq!(journal.last("store_recovered")["fields"]["waiting"], "5");
     assert_eq!((journal.count("node_started"), journal.count("node_stopped")), (2, 1));
-    assert_eq!(journal.last("node_started")["fields"]["epoch"].as_str(), Some("3"), "reading a folder counts as an epoch");
+    assert_eq!(
+        journal.last("node_started")["fields"]["epoch"].as_str(),
+        Some("3"),
+        "reading a folder counts as an epoch"
+    );
 }
 
 /// Between two words of a pipelining client, too: what was read is answered, the rest is not begun.

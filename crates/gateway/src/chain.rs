@@ -312,7 +312,7 @@ async fn prepare(
         route,
     };
     if is_write && let Some(body) = call.whole_body() {
-        call.write = Some(claim(worker, &mut call, body)?);
+        call.write = Some(claim(worker, &mut call, body).await?);
         if client_key && let Some(answer) = known_to_spool(worker, &call).await {
             if let Some(Write { stamped: Some(stamped), .. }) = call.write.take() {
                 stamped.settle(Fate::Refused);
@@ -398,20 +398,20 @@ fn client_broke(worker: &Worker, conn: &ConnState) -> Response<ResBody> {
 }
 
 /// Claims a write's key and stamps its record.
-fn claim(worker: &Arc<Worker>, call: &mut Call, body: Bytes) -> Result<Write, Box<Response<ResBody>>> {
+async fn claim(worker: &Arc<Worker>, call: &mut Call, body: Bytes) -> Result<Write, Box<Response<ResBody>>> {
     let node = &worker.node;
     let digest = crate::records::digest(&body);
     let name = &call.route.policy.name;
     let target = call.target.to_string();
-    let identity = Identity::new(name, call.method.as_str(), &target, &call.headers, &digest, &worker.prng)
-        .map_err(|BadKey| {
+    let identity =
+        Identity::new(name, call.method.as_str(), &target, &call.headers, &digest, &worker.prng).map_err(|BadKey| {
             let detail = "Idempotency-Key must be one string of 1 to 255 characters";
             Box::new(Answer::new(400, "http_request_error", "idempotency_key", detail).build())
         })?;
-    let claiming = match node.claims.claim(&identity, node.clock.now()) {
+    let claiming = match node.claims.claim_by(&identity, &node.clock, call.deadline.at()).await {
         Claimed::New(claiming) => claiming,
         Claimed::Done(done) => return Err(Box::new(replay(&done))),
-        Claimed::Running => {
+        Claimed::Running(_) => {
             let detail = "a request with this Idempotency-Key is still running";
             let answer = Answer::new(409, "http_request_denied", "idempotency_key", detail);
             return Err(Box::new(answer.retry_in(Duration::from_secs(1)).build()));
@@ -504,12 +504,7 @@ pub(crate) async fn attempt_loop(
 }
 
 /// The wait before another try, if one is safe, in time and afforded.
-fn next_wait(
-    worker: &Arc<Worker>,
-    call: &Call,
-    failure: Failure,
-    retry_after: Option<Duration>,
-) -> Option<Duration> {
+fn next_wait(worker: &Arc<Worker>, call: &Call, failure: Failure, retry_after: Option<Duration>) -> Option<Duration> {
     let facts = TriedFacts {
         attempts: call.attempts,
         failure,
@@ -694,7 +689,8 @@ fn pass_interim(conn: &ConnState, via: &HeaderValue, status: StatusCode, headers
     }
     let mut headers = headers.clone();
     headers::to_client(&mut headers, via);
-    let mut bytes = format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or("")).into_bytes();
+    let mut bytes =
+        format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or("")).into_bytes();
     for (name, value) in &headers {
         bytes.extend_from_slice(name.as_str().as_bytes());
         bytes.extend_from_slice(b": ");
@@ -728,7 +724,9 @@ fn judge(call: &Call, now: Mono, parts: response::Parts, content: Content, relay
         }
         (Content::Arriving(incoming, link), _) => {
             let mut pass = Some(relay.pass);
-            if outcome.is_failure() && let Some(pass) = pass.take() {
+            if outcome.is_failure()
+                && let Some(pass) = pass.take()
+            {
                 pass.record(now, outcome);
             }
             let announced = headers::announces_trailers(&parts.headers);
@@ -846,10 +844,7 @@ impl Relay {
         self.link.is_none()
     }
 
-    fn poll_idle(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, crate::http::body::BoxError>>> {
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, crate::http::body::BoxError>>> {
         let patience = self.worker.node.policy.limits.body_idle_timeout;
         let idle = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
         match idle.as_mut().poll(cx) {

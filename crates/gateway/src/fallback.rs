@@ -129,6 +129,7 @@ async fn spool(
 ) -> Result<Response<ResBody>, Response<ResBody>> {
     let node = Arc::clone(&worker.node);
     let record = record(worker, call, &write, reason);
+    let attending = write.claiming.attend();
     let sent_before = call.attempts > 1 || !matches!(reason, Reason::Refused(_) | Reason::Behind);
     // In a task of its own: a client that goes away now must not leave the account in doubt.
     let kept = worker.tasks.spawn(async move {
@@ -154,7 +155,9 @@ async fn spool(
             Err(error) => Err(error),
         }
     });
-    match kept.await {
+    let kept = kept.await;
+    drop(attending);
+    match kept {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) => Err(not_kept(&error)),
         Err(_) => Err(Answer::new(500, "proxy_internal_error", "spool", "the spool's task ended early").build()),

@@ -218,10 +218,7 @@ struct Job {
 }
 
 /// Listens once per worker on the same address.
-fn bind(
-    address: SocketAddr,
-    listeners: &mut [Vec<std::net::TcpListener>],
-) -> Result<SocketAddr, StartError> {
+fn bind(address: SocketAddr, listeners: &mut [Vec<std::net::TcpListener>]) -> Result<SocketAddr, StartError> {
     let failed = |source| StartError::Listen { address, source };
     if address.port() != 0 {
         // Sharing a port among our workers would also share it with another node of the same user: ask first, alone.

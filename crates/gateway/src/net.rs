@@ -130,9 +130,7 @@ impl Listener {
                 Ok((Stream::Real(stream), peer))
             }
             #[cfg(feature = "sim")]
-            Self::Sim(listener) => {
-                listener.accept().await.map(|(stream, peer)| (Stream::Sim(stream), peer))
-            }
+            Self::Sim(listener) => listener.accept().await.map(|(stream, peer)| (Stream::Sim(stream), peer)),
         }
     }
 

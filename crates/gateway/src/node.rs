@@ -11,9 +11,7 @@ use seawall_core::balance::{Candidate, choose};
 use seawall_core::guard::Refusal;
 use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::journal::Seq;
-use seawall_core::observation::{
-    EndpointSnapshot, LimitSnapshot, NodeSnapshot, RouteSnapshot, UpstreamSnapshot,
-};
+use seawall_core::observation::{EndpointSnapshot, LimitSnapshot, NodeSnapshot, RouteSnapshot, UpstreamSnapshot};
 use seawall_core::policy::{Endpoint, Policy};
 use seawall_core::prng::Prng;
 use seawall_store::{Journal, Spool};

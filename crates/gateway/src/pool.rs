@@ -167,11 +167,8 @@ impl EndpointPool {
         let open = OpenCount(Arc::clone(&self.load));
         let traffic = Arc::new(Traffic::default());
         let io = TokioIo::new(Counted { stream, traffic: Arc::clone(&traffic) });
-        let (sender, driver) = Builder::new()
-            .max_headers(256)
-            .handshake(io)
-            .await
-            .map_err(|_| Failure::ConnectionLost)?;
+        let (sender, driver) =
+            Builder::new().max_headers(256).handshake(io).await.map_err(|_| Failure::ConnectionLost)?;
         let now = self.clock.now();
         Ok(Link {
             sender,

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use seawall_core::guard::{Refusal, Seen};
 use seawall_core::guard::breaker::{Breaker, Permit, StateName, Transition};
 use seawall_core::guard::budget::Budget;
 use seawall_core::guard::bulkhead::{Bulkhead, Entry, Ticket};
 use seawall_core::guard::deadline::Deadline;
+use seawall_core::guard::{Refusal, Seen};
 use seawall_core::journal::{Draft, Kind, Seq};
 use seawall_core::observation::BreakerSnapshot;
 use seawall_core::outcome::Outcome;
@@ -51,7 +51,13 @@ struct Guards {
 }
 
 impl RouteState {
-    pub(crate) fn new(policy: Route, upstream_name: String, journal: Journal, clock: Clock, cause: Option<Seq>) -> Self {
+    pub(crate) fn new(
+        policy: Route,
+        upstream_name: String,
+        journal: Journal,
+        clock: Clock,
+        cause: Option<Seq>,
+    ) -> Self {
         let now = clock.now();
         let guards = Guards {
             breaker: policy.guards.breaker.clone().map(|config| Breaker::new(config, now)),

@@ -81,7 +81,8 @@ pub(crate) async fn watch_spool(worker: Arc<Worker>, stop: CancellationToken) {
         let held = depth.waiting + depth.leased;
         let share = depth.bytes as f64 / depth.bytes_max.max(1) as f64;
         for kind in level.moves(held, share, depth.disk_full) {
-            let cause = node.routes.iter().filter(|route| route.policy.spools()).filter_map(|route| route.cause()).max();
+            let cause =
+                node.routes.iter().filter(|route| route.policy.spools()).filter_map(|route| route.cause()).max();
             let draft = Draft::new(kind, "spool")
                 .because(cause)
                 .with("waiting", held)

@@ -1,11 +1,15 @@
 //! Writes that must not be lost: one idempotency key, one effect, and the spool when the upstream cannot take them.
 //!
 //! A key is claimed before anything is sent. The same key with another payload is a mistake (422), the same request
-//! while the first is still running must wait (409), and once done it gets the answer the first one got. Where a
-//! client sends no key we make one, so that the upstream sees the same key on every try.
+//! while the first is still running is told so (409), and once done it gets the answer the first one got. A first
+//! request whose client has gone while its record was being made durable is nobody's rival: the client has come back,
+//! and waits for that record's answer. Where a client sends no key we make one, so that the upstream sees the same key
+//! on every try.
 //! Source: draft-ietf-httpapi-idempotency-key-header-07.
 
 use std::collections::{HashMap, VecDeque};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +19,9 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use seawall_core::prng::Prng;
 use seawall_core::time::Mono;
 use sha2::{Digest, Sha256};
+use tokio::sync::Notify;
 
+use crate::clock::Clock;
 use crate::http::headers::IDEMPOTENCY_KEY;
 use crate::records::{Fate, Records};
 
@@ -25,6 +31,8 @@ const ANSWER_BYTES_MAX: usize = 4 << 10;
 /// An answer is replayed for this long.
 const DONE_FOR: Duration = Duration::from_secs(24 * 3600);
 const KEY_BYTES_MAX: usize = 255;
+/// How long a second request waits for the first before it is told 409.
+const RIVAL_PATIENCE: Duration = Duration::from_millis(200);
 
 /// A key as its owner means it: apart from other routes' and other tenants' keys.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -102,8 +110,32 @@ struct Kept {
 }
 
 enum Claim {
-    Running { fingerprint: [u8; 32] },
+    Running { fingerprint: [u8; 32], run: Arc<Run> },
     Done { fingerprint: [u8; 32], at: Mono, answer: Arc<DoneAnswer> },
+}
+
+/// A request that holds a key.
+#[derive(Debug, Default)]
+pub(crate) struct Run {
+    /// True once its client has gone; what is left of it ends by itself.
+    orphaned: AtomicBool,
+    changed: Notify,
+}
+
+impl Run {
+    fn tell(&self) {
+        self.changed.notify_waiters();
+    }
+}
+
+/// Marks a run as orphaned if it is dropped before its answer was given.
+pub(crate) struct Attending(Arc<Run>);
+
+impl Drop for Attending {
+    fn drop(&mut self) {
+        self.0.orphaned.store(true, Relaxed);
+        self.0.tell();
+    }
 }
 
 /// What a claim came to.
@@ -111,7 +143,7 @@ pub(crate) enum Claimed {
     /// Ours: go on, and finish it.
     New(Claiming),
     /// The same request is on its way.
-    Running,
+    Running(Arc<Run>),
     /// The key belongs to another request.
     Conflict,
     /// The same request has been answered.
@@ -121,28 +153,57 @@ pub(crate) enum Claimed {
 /// A key held while its request runs. Dropped without an answer, the key is free again: nobody was promised anything.
 pub(crate) struct Claiming {
     claims: Arc<Claims>,
+    run: Arc<Run>,
     identity: OwnedKey,
     fingerprint: [u8; 32],
     finished: bool,
 }
 
 impl Claims {
-    pub(crate) fn claim(self: &Arc<Self>, identity: &Identity, now: Mono) -> Claimed {
+    /// Claims a key. A rival gets a moment to finish; one without a client gets until `until`.
+    pub(crate) async fn claim_by(self: &Arc<Self>, identity: &Identity, clock: &Clock, until: Mono) -> Claimed {
+        let rival_until = until.min(clock.now() + RIVAL_PATIENCE);
+        loop {
+            let run = match self.claim(identity, clock.now()) {
+                Claimed::Running(run) => run,
+                settled => return settled,
+            };
+            let mut changed = pin!(run.changed.notified());
+            // Registered before the second look: a change in between is not missed.
+            changed.as_mut().enable();
+            if !self.is_running(identity) {
+                continue;
+            }
+            let patience = if run.orphaned.load(Relaxed) { until } else { rival_until };
+            if tokio::time::timeout_at(clock.instant(patience), changed).await.is_err() {
+                return Claimed::Running(Arc::clone(&run));
+            }
+        }
+    }
+
+    fn is_running(&self, identity: &Identity) -> bool {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        matches!(kept.keys.get(&identity.owned), Some(Claim::Running { .. }))
+    }
+
+    fn claim(self: &Arc<Self>, identity: &Identity, now: Mono) -> Claimed {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.forget(now);
         match kept.keys.get(&identity.owned) {
-            Some(Claim::Running { fingerprint } | Claim::Done { fingerprint, .. })
+            Some(Claim::Running { fingerprint, .. } | Claim::Done { fingerprint, .. })
                 if *fingerprint != identity.fingerprint =>
             {
                 Claimed::Conflict
             }
-            Some(Claim::Running { .. }) => Claimed::Running,
+            Some(Claim::Running { run, .. }) => Claimed::Running(Arc::clone(run)),
             Some(Claim::Done { answer, .. }) => Claimed::Done(Arc::clone(answer)),
             None => {
                 let fingerprint = identity.fingerprint;
-                kept.keys.insert(identity.owned.clone(), Claim::Running { fingerprint });
+                let run = Arc::new(Run::default());
+                kept.keys.insert(identity.owned.clone(), Claim::Running { fingerprint, run: Arc::clone(&run) });
                 Claimed::New(Claiming {
                     claims: Arc::clone(self),
+                    run,
                     identity: identity.owned.clone(),
                     fingerprint,
                     finished: false,
@@ -167,17 +228,23 @@ impl Kept {
 }
 
 impl Claiming {
+    /// To be held by whoever waits for the answer on behalf of the client.
+    pub(crate) fn attend(&self) -> Attending {
+        Attending(Arc::clone(&self.run))
+    }
+
     /// The request was answered for good: who asks again gets the same.
     pub(crate) fn finish(mut self, now: Mono, answer: DoneAnswer) {
-        self.finished = true;
-        let mut kept = self.claims.0.lock().unwrap_or_else(PoisonError::into_inner);
         if answer.body.len() > ANSWER_BYTES_MAX {
-            kept.keys.remove(&self.identity);
             return;
         }
+        self.finished = true;
+        let mut kept = self.claims.0.lock().unwrap_or_else(PoisonError::into_inner);
         let claim = Claim::Done { fingerprint: self.fingerprint, at: now, answer: Arc::new(answer) };
         kept.keys.insert(self.identity.clone(), claim);
         kept.done.push_back((self.identity.clone(), now));
+        drop(kept);
+        self.run.tell();
     }
 }
 
@@ -186,6 +253,8 @@ impl Drop for Claiming {
         if !self.finished {
             let mut kept = self.claims.0.lock().unwrap_or_else(PoisonError::into_inner);
             kept.keys.remove(&self.identity);
+            drop(kept);
+            self.run.tell();
         }
     }
 }
@@ -248,13 +317,33 @@ mod tests {
         let claims = Arc::new(Claims::default());
         let (first, other) = (identity(Some("k"), b"x").unwrap(), identity(Some("k"), b"y").unwrap());
         let Claimed::New(claiming) = claims.claim(&first, Mono::ZERO) else { panic!("free") };
-        assert!(matches!(claims.claim(&first, Mono::ZERO), Claimed::Running));
+        assert!(matches!(claims.claim(&first, Mono::ZERO), Claimed::Running(_)));
         assert!(matches!(claims.claim(&other, Mono::ZERO), Claimed::Conflict));
         claiming.finish(Mono::ZERO, answer("done"));
         assert!(matches!(claims.claim(&first, Mono::ZERO), Claimed::Done(done) if done.body == "done"));
         assert!(matches!(claims.claim(&other, Mono::ZERO), Claimed::Conflict));
         let tomorrow = Mono::ZERO + DONE_FOR;
         assert!(matches!(claims.claim(&other, tomorrow), Claimed::New(_)), "forgotten after a day");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rival_is_told_after_a_moment_and_an_orphan_is_waited_for() {
+        let clock = Clock::new(tokio::time::Instant::now(), Arc::new(|| seawall_core::time::Wall::from_millis(0)));
+        let (claims, identity) = (Arc::new(Claims::default()), identity(Some("k"), b"x").unwrap());
+        let until = clock.now() + Duration::from_secs(2);
+        let Claimed::New(claiming) = claims.claim_by(&identity, &clock, until).await else { panic!("free") };
+        let attending = claiming.attend();
+        let begin = clock.now();
+        assert!(matches!(claims.claim_by(&identity, &clock, until).await, Claimed::Running(_)));
+        assert_eq!(clock.now().since(begin).as_millis() / 10, RIVAL_PATIENCE.as_millis() / 10);
+        let waiting = claims.claim_by(&identity, &clock, until);
+        let finishing = async {
+            drop(attending);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            claiming.finish(clock.now(), answer("kept"));
+        };
+        let (waited, ()) = tokio::join!(waiting, finishing);
+        assert!(matches!(waited, Claimed::Done(done) if done.body == "kept"), "a second later, within its deadline");
     }
 
     #[test]

@@ -176,7 +176,8 @@ impl Truth {
             self.violation(format!("the ledger is {}: {}", summary["verdict"], summary["totals"]));
         }
         let totals = &summary["totals"];
-        for harm in ["lost", "duplicated", "corrupted", "phantom", "resurrected", "missing_so_far", "waiting", "parked"] {
+        for harm in ["lost", "duplicated", "corrupted", "phantom", "resurrected", "missing_so_far", "waiting", "parked"]
+        {
             if totals[harm] != 0 {
                 self.violation(format!("the ledger says {harm}: {}", totals[harm]));
             }

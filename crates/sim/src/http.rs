@@ -51,7 +51,9 @@ impl<S: AsyncRead + Unpin> Reader<S> {
             }
             match self.fill().await {
                 Ok(()) => {}
-                Err(error) if self.buffer.is_empty() && error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+                Err(error) if self.buffer.is_empty() && error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Ok(None);
+                }
                 Err(error) => return Err(error),
             }
         };
@@ -137,7 +139,8 @@ mod tests {
 
     #[test]
     fn bodies_are_whole_or_an_error() {
-        let found = read(b"POST /a HTTP/1.1\r\nContent-Length: 2\r\n\r\nabHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab");
+        let found =
+            read(b"POST /a HTTP/1.1\r\nContent-Length: 2\r\n\r\nabHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab");
         let [Ok(Some(first)), Err(_)] = &found[..] else { panic!("{found:?}") };
         assert_eq!((first.second_word(), first.body.as_slice()), ("/a", &b"ab"[..]));
     }

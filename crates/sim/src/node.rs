@@ -141,10 +141,7 @@ async fn serve_admin(admin: Admin, listener: TcpListener, tasks: TaskTracker) {
 }
 
 /// Copies the journal into the trace: what the node says happened, beside what did.
-async fn follow(
-    stage: Arc<Stage>,
-    mut entries: tokio::sync::broadcast::Receiver<Arc<seawall_core::journal::Entry>>,
-) {
+async fn follow(stage: Arc<Stage>, mut entries: tokio::sync::broadcast::Receiver<Arc<seawall_core::journal::Entry>>) {
     while let Ok(entry) = entries.recv().await {
         let fields = serde_json::to_string(&entry.fields).unwrap_or_default();
         stage.tell("journal", format_args!("{} {} {} {fields}", entry.seq, entry.kind.name(), entry.subject));

@@ -32,14 +32,26 @@ const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
 enum Manner {
     Well,
     /// The work is done before the wait or after it; nobody asks whether the caller still waits.
-    Late { wait: Duration, works_first: bool },
-    Status { status: u16, works_first: bool },
+    Late {
+        wait: Duration,
+        works_first: bool,
+    },
+    Status {
+        status: u16,
+        works_first: bool,
+    },
     /// The connection ends without an answer.
-    Gone { works_first: bool },
+    Gone {
+        works_first: bool,
+    },
     /// Done, and the answer ends after this share of its bytes.
-    Cut { share: f64 },
+    Cut {
+        share: f64,
+    },
     /// No answer for a long time.
-    Silent { works_first: bool },
+    Silent {
+        works_first: bool,
+    },
 }
 
 /// The queue, until it is killed.
@@ -263,7 +275,9 @@ fn hear(stage: &Stage, number: u64, count: usize, said: &Message) {
 async fn ask(stage: &Stage, dice: &mut Prng, path: &str, body: &Value) -> Option<Message> {
     let body = body.to_string();
     let length = body.len();
-    let head = format!("POST {path} HTTP/1.1\r\nHost: {NODE}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n");
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: {NODE}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    );
     let call = async {
         let mut reader = Reader::new(TcpStream::connect((NODE, ADMIN_PORT)).await?);
         reader.stream.write_all(head.as_bytes()).await?;

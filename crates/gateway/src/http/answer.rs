@@ -146,6 +146,9 @@ mod tests {
         let value = proxy_status("e", "a \"b\" \\ \r\n é");
         assert_eq!(value, "seawall; error=e; details=\"a b   \"");
         let (name, value) = degraded("stale", Wall::from_millis(0));
-        assert_eq!((name.as_str(), value.to_str().unwrap()), ("seawall-degraded", "stale; since=1970-01-01T00:00:00.000Z"));
+        assert_eq!(
+            (name.as_str(), value.to_str().unwrap()),
+            ("seawall-degraded", "stale; since=1970-01-01T00:00:00.000Z")
+        );
     }
 }

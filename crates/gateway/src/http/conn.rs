@@ -5,8 +5,8 @@
 //! just ends, in a head the client is told 408, in a body the request fails.
 
 use std::cell::RefCell;
-use std::io;
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -140,7 +140,16 @@ impl ClientIo {
     pub(crate) fn new(stream: Stream, limits: GateLimits, clock: Clock, state: Arc<ConnState>) -> Self {
         state.enter(Phase::Idle, clock.now());
         state.clean.store(true, Relaxed);
-        Self { stream, gate: Gate::new(limits), passed: Vec::new(), passed_at: 0, broken: None, clock, state, linger: None }
+        Self {
+            stream,
+            gate: Gate::new(limits),
+            passed: Vec::new(),
+            passed_at: 0,
+            broken: None,
+            clock,
+            state,
+            linger: None,
+        }
     }
 
     /// Hands over what has passed the gate. False if there is nothing.

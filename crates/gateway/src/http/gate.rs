@@ -137,12 +137,28 @@ enum State {
 /// Where in a chunked body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Chunk {
-    Size { digits: u8, size: u64 },
-    Extension { size: u64, bytes: u16, cr: bool },
-    Data { left: u64 },
-    DataEnd { cr: bool },
+    Size {
+        digits: u8,
+        size: u64,
+    },
+    Extension {
+        size: u64,
+        bytes: u16,
+        cr: bool,
+    },
+    Data {
+        left: u64,
+    },
+    DataEnd {
+        cr: bool,
+    },
     /// In the trailer section: bytes of the present line, bytes in all.
-    Trailer { line: u16, total: u16, cr: bool, name: bool },
+    Trailer {
+        line: u16,
+        total: u16,
+        cr: bool,
+        name: bool,
+    },
 }
 
 impl Gate {
@@ -318,9 +334,7 @@ impl Gate {
             (Chunk::DataEnd { cr: false }, b'\r') => Chunk::DataEnd { cr: true },
             (Chunk::DataEnd { cr: true }, b'\n') => Chunk::Size { digits: 0, size: 0 },
             (Chunk::Trailer { line: 0, cr: true, .. }, b'\n') => return Ok(None),
-            (Chunk::Trailer { total, cr: true, .. }, b'\n') => {
-                Chunk::Trailer { line: 0, total, cr: false, name: true }
-            }
+            (Chunk::Trailer { total, cr: true, .. }, b'\n') => Chunk::Trailer { line: 0, total, cr: false, name: true },
             (Chunk::Trailer { cr: true, .. }, _) => return Err(Verdict::Chunk),
             (Chunk::Trailer { line, total, name, .. }, b'\r') if line == 0 || !name => {
                 Chunk::Trailer { line, total, cr: true, name }

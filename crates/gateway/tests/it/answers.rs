@@ -31,7 +31,9 @@ fn head_has_no_body_and_keeps_its_length() {
 
 #[test]
 fn http_1_0_clients_get_a_body_that_ends_with_the_connection_or_its_length() {
-    let server = Server::start(|_, _| Do::Send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n".to_vec()));
+    let server = Server::start(|_, _| {
+        Do::Send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n".to_vec())
+    });
     let world = World::simple(&server);
     let mut client = world.client();
     client.send("GET / HTTP/1.0\r\n\r\n");
@@ -211,10 +213,8 @@ fn failures_have_the_status_and_words_of_rfc_9209() {
 #[test]
 fn no_route_is_a_404_that_says_so() {
     let server = Server::start(|_, _| ok("x"));
-    let world = World::new(policy(
-        vec![crate::world::on_path(route("r", 0), "/only")],
-        vec![upstream("u", &[server.address])],
-    ));
+    let world =
+        World::new(policy(vec![crate::world::on_path(route("r", 0), "/only")], vec![upstream("u", &[server.address])]));
     assert_eq!(world.get("/only?q").status, 200);
     let answer = world.get("/other");
     assert_eq!(answer.status, 404);

@@ -86,10 +86,8 @@ fn the_breaker_opens_tells_the_journal_and_finds_its_way_back() {
 fn slow_answers_open_the_breaker_too() {
     let server = Server::start(|_, _| Do::Wait(Duration::from_millis(30), Box::new(ok("slow"))));
     let mut route = route("r", 0);
-    let slow = seawall_core::guard::breaker::SlowRule {
-        rate_max: Ratio::new(0.6).unwrap(),
-        over: Duration::from_millis(10),
-    };
+    let slow =
+        seawall_core::guard::breaker::SlowRule { rate_max: Ratio::new(0.6).unwrap(), over: Duration::from_millis(10) };
     route.guards.breaker = Some(seawall_core::guard::breaker::BreakerConfig { slow: Some(slow), ..breaker() });
     let world = World::new(policy(vec![route], vec![upstream("u", &[server.address])]));
     let statuses: Vec<u16> = (0..5).map(|_| world.get("/").status).collect();
@@ -199,10 +197,7 @@ fn no_healthy_endpoint_is_told() {
 
 #[test]
 fn a_last_good_answer_stands_in_and_is_marked() {
-    let server = Server::playing(vec![
-        answer("200 OK", "ETag: \"1\"\r\nAge: 5\r\n", "price: 10"),
-        unavailable(),
-    ]);
+    let server = Server::playing(vec![answer("200 OK", "ETag: \"1\"\r\nAge: 5\r\n", "price: 10"), unavailable()]);
     let mut route = route("r", 0);
     route.fallbacks = vec![Fallback::Stale { for_at_most: Duration::from_secs(600) }];
     let world = World::new(policy(vec![route], vec![upstream("u", &[server.address])]));
@@ -227,10 +222,7 @@ fn a_fixed_answer_or_another_upstream_stand_in() {
         Fallback::Upstream(UpstreamId(1)),
         Fallback::Static { status: 200, content_type: "text/plain".into(), body: "later".into() },
     ];
-    let world = World::new(policy(
-        vec![route],
-        vec![upstream("u", &[sick.address]), upstream("v", &[other.address])],
-    ));
+    let world = World::new(policy(vec![route], vec![upstream("u", &[sick.address]), upstream("v", &[other.address])]));
     let first = world.get("/");
     assert_eq!((first.status, first.body.as_str()), (200, "from the other"));
     assert!(first.must("seawall-degraded").starts_with("upstream; since="));

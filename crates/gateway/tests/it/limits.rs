@@ -28,7 +28,9 @@ fn one_connection_too_many_is_told_so() {
     }
     let refused = world.client().next().unwrap();
     assert_eq!(refused.status, 503);
-    assert!(refused.must("proxy-status").contains("connection_limit_reached") && refused.header("retry-after").is_some());
+    assert!(
+        refused.must("proxy-status").contains("connection_limit_reached") && refused.header("retry-after").is_some()
+    );
     let told = limit(&world, "connections");
     assert_eq!((told.value, told.used, told.reached_total), (2, Some(2), 1));
     wait_until("the journal knows", || {
@@ -85,9 +87,8 @@ fn a_body_that_stops_ends_the_request() {
 
 #[test]
 fn an_answer_that_stops_is_cut_off() {
-    let server = Server::start(|_, _| {
-        Do::Send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n".to_vec())
-    });
+    let server =
+        Server::start(|_, _| Do::Send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n".to_vec()));
     let world = limited(&server, |policy| policy.limits.body_idle_timeout = Duration::from_millis(200));
     let mut client = world.client();
     client.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");

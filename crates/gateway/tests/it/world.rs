@@ -359,8 +359,7 @@ impl World {
         let mut options = StoreOptions::new(dir.path().join("data"), "node");
         tune(&mut options);
         let of_store = clock.clone();
-        let opened =
-            Store::open(RealDisk, options, ClockFn(move || of_store.now(), wall), || [7; 32]).unwrap();
+        let opened = Store::open(RealDisk, options, ClockFn(move || of_store.now(), wall), || [7; 32]).unwrap();
         let (store, threads) = (opened.store, opened.engine.spawn_threads().unwrap());
         let account = Arc::new(Account::default());
         let parts = Parts {

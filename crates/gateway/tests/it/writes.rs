@@ -40,7 +40,11 @@ fn a_write_that_cannot_be_taken_is_kept_and_delivered_later() {
     let location = kept.must("location");
     assert!(location.starts_with("/.seawall/records/"));
     let state = world.get(&location);
-    assert!(state.body.contains("\"state\":\"waiting\"") || state.body.contains("\"state\":\"leased\""), "{}", state.body);
+    assert!(
+        state.body.contains("\"state\":\"waiting\"") || state.body.contains("\"state\":\"leased\""),
+        "{}",
+        state.body
+    );
     wait_until("the journal knows", || !world.entries(Kind::SpoolFilling).is_empty());
     well.store(true, Relaxed);
     wait_until("it is delivered", || world.get(&location).body.contains("\"state\":\"delivered\""));

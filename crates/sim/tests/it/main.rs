@@ -1,0 +1,3 @@
+//! The world at work, and the house in order.
+
+mod scenarios;
