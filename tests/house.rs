@@ -129,7 +129,7 @@ impl Place {
     pub fn spawn(&self, arguments: &[&str], environment: &[(&str, String)]) -> Node {
         let mut command = self.command(arguments);
         command.args(["--log", "json"]).envs(environment.iter().map(|(name, value)| (name, value)));
-        Node { process: Process::start(&mut command), addresses: Vec::new(), admin: local(0), warned: false }
+        Node::of(Process::start(&mut command))
     }
 }
 
@@ -174,11 +174,14 @@ pub struct Node {
     /// Where it listens for clients, in the configuration's order.
     pub addresses: Vec<SocketAddr>,
     pub admin: SocketAddr,
-    /// Configuration warnings are text before the log begins.
-    pub warned: bool,
 }
 
 impl Node {
+    /// A process that is, or becomes, a node with `--log json`.
+    pub fn of(process: Process) -> Self {
+        Self { process, addresses: Vec::new(), admin: local(0) }
+    }
+
     /// True once it serves, false if it ended before that.
     pub fn wait_ready(&mut self) -> bool {
         let ready = wait_for("the node serves", || {
@@ -238,6 +241,12 @@ impl Node {
         spool["waiting"].as_u64().unwrap() + spool["leased"].as_u64().unwrap()
     }
 
+    /// The first answer of Seawall's own breaker.
+    pub fn refused_by_breaker(&self, target: &str) -> Answer {
+        let refused = |answer: &Answer| answer.body.contains("the breaker is open");
+        wait_for("the breaker refuses", || Some(self.get(target)).filter(refused))
+    }
+
     pub fn breaker(&self, route: &str) -> String {
         let status = self.status();
         let routes = status["routes"].as_array().unwrap();
@@ -278,7 +287,7 @@ impl Drop for Node {
         for line in &lines {
             assert!(!line.contains("panicked"), "the node panicked:\n{}", lines.join("\n"));
             let is_object = serde_json::from_str::<Value>(line).is_ok_and(|line| line["message"].is_string());
-            assert!(is_object || self.warned || line.starts_with("seawall: "), "not a log line: {line}");
+            assert!(is_object || line.starts_with("seawall: "), "not a log line: {line}");
         }
     }
 }

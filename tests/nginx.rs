@@ -30,12 +30,14 @@ impl Nginx {
         let folders: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .map(|what| format!("{what}_temp_path {dir}/{what};\n"))
             .concat();
+        let user = if rustix::process::geteuid().is_root() { "user root;\n" } else { "" };
         let config = format!(
-            "daemon off;\nworker_processes 2;\npid {dir}/nginx.pid;\nevents {{ worker_connections 512; }}\n\
+            "{user}daemon off;\nworker_processes 2;\npid {dir}/nginx.pid;\nevents {{ worker_connections 512; }}\n\
              http {{\naccess_log off;\n{folders}{more}\n\
              server {{\nlisten 127.0.0.1:{port};\n\
              location / {{ return 200 '{text}'; }}\n\
              location = /stub {{ stub_status; }}\n\
+             location /files/ {{ alias {dir}/files/; }}\n\
              }}\n}}\n"
         );
         std::fs::write(self.dir.path().join("nginx.conf"), config).unwrap();
@@ -82,6 +84,32 @@ impl Nginx {
         let text = Client::new(local(self.port)).ask("GET /stub HTTP/1.1\r\nHost: h\r\n\r\n").body;
         text.lines().nth(2).and_then(|line| line.split_whitespace().nth(2)?.parse().ok()).expect("its counts")
     }
+}
+
+/// Large files, parts of files, heads of files and "not modified": as nginx gives them, byte for byte.
+#[test]
+fn files_arrive_byte_for_byte() {
+    let nginx = Nginx::start();
+    let files = nginx.dir.path().join("files");
+    std::fs::create_dir(&files).unwrap();
+    let text: String = (0..1_500_000).map(|n| format!("{n:07} ")).collect();
+    std::fs::write(files.join("large"), &text).unwrap();
+    let (node, _place) = place(&nginx).node_of();
+    let ask = |headers: &str| node.client().ask(&format!("GET /files/large HTTP/1.1\r\nHost: h\r\n{headers}\r\n"));
+    let whole = ask("");
+    assert_eq!((whole.status, whole.body.len()), (200, text.len()));
+    assert!(whole.body == text, "changed on the way");
+    let part = ask("Range: bytes=8000000-8000007\r\n");
+    assert_eq!((part.status, part.body.as_str()), (206, "1000000 "));
+    let etag = whole.must("etag");
+    let known = ask(&format!("If-None-Match: {etag}\r\n"));
+    assert_eq!((known.status, known.must("etag")), (304, etag));
+    let mut client = node.client();
+    client.send(b"HEAD /files/large HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+    let head = client.rest().to_lowercase();
+    assert!(head.contains(&format!("\r\ncontent-length: {}\r\n", text.len())), "{head}");
+    assert!(head.ends_with("\r\n\r\n"), "a head has no body");
+    assert_eq!(node.get("/files/none").status, 404);
 }
 
 /// What `wrk` saw.
@@ -157,7 +185,7 @@ fn a_reload_and_connections_that_end_early_are_nobodys_business() {
     let load = wrk(&node, 3);
     for text in ["one", "two", "three"] {
         let seen = node.metrics().answers("web", "2xx");
-        wait_until("load runs", || node.metrics().answers("web", "2xx") > seen + 50);
+        wait_until("load runs", || load.is_finished() || node.metrics().answers("web", "2xx") > seen + 50);
         nginx.configure(text, "keepalive_requests 7;");
         nginx.reload();
         wait_until("the new configuration answers", || node.get("/").body == text);

@@ -22,6 +22,11 @@ pub struct Process {
 
 impl Process {
     pub fn start(command: &mut Command) -> Self {
+        Self::read_until(command, None)
+    }
+
+    /// After a line with this text nobody reads any more: the program's standard error is broken.
+    pub fn read_until(command: &mut Command, last: Option<&'static str>) -> Self {
         let name = command.get_program().to_string_lossy().into_owned();
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start `{name}`: {error}"));
@@ -29,10 +34,20 @@ impl Process {
         let (kept, stderr) = (Arc::clone(&lines), child.stderr.take().expect("piped"));
         let reader = std::thread::spawn(move || {
             for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
-                kept.lock().unwrap().push(String::from_utf8_lossy(&line).into_owned());
+                let line = String::from_utf8_lossy(&line).into_owned();
+                let is_last = last.is_some_and(|last| line.contains(last));
+                kept.lock().unwrap().push(line);
+                if is_last {
+                    return;
+                }
             }
         });
         Self { name, child, lines, reader: Some(reader), status: None }
+    }
+
+    /// True once nobody reads any more.
+    pub fn is_broken(&self) -> bool {
+        self.reader.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
     pub fn pid(&self) -> u32 {

@@ -147,7 +147,7 @@ fn a_configuration_that_cannot_be_read() {
     place.write("bad.yaml", "listeners: [{ address: nowhere, routes: [{ upstream: u }] }]\nupstreams: {}\n");
     let said = place.refused(&["run", "--config", "bad.yaml"]);
     assert_eq!(said.code, 1);
-    said.tells(&["bad.yaml:1:25: ", "`nowhere` has no port"]);
+    said.tells(&["bad.yaml:1:24: ", "`nowhere` has no port"]);
 }
 
 #[test]

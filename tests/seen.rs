@@ -3,9 +3,11 @@
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
+use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::house::{Client, Node, Place, wait_until};
+use crate::house::{Client, Node, Place, local, port, wait_until};
+use crate::process::Process;
 use crate::server::Server;
 
 fn place(server: &Server) -> Place {
@@ -139,7 +141,7 @@ fn logs_are_json_lines_or_text_for_people() {
     let (_well, server) = Server::moody();
     let place = place(&server);
     let mut node = place.node();
-    node.process.signal(rustix::process::Signal::TERM);
+    node.process.signal(Signal::TERM);
     node.process.wait();
     let lines: Vec<Value> = node.process.lines().iter().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert!(
@@ -149,16 +151,18 @@ fn logs_are_json_lines_or_text_for_people() {
                 .all(|line| { ["timestamp", "level", "message", "target"].iter().all(|key| line[key].is_string()) }),
         "{lines:?}"
     );
-    let mut text = crate::process::Process::start(&mut place.command(&["run", "--log", "text"]));
+    let mut text = Process::start(&mut place.command(&["run", "--log", "text"]));
     wait_until("it says where it listens", || {
         text.lines().iter().any(|line| line.contains("listening address=127.0.0.1:"))
     });
     assert!(text.lines().iter().all(|line| !line.contains('\u{1b}')), "no colours where nobody sees them");
-    text.signal(rustix::process::Signal::TERM);
+    text.signal(Signal::TERM);
     assert!(text.wait().success());
-    let quiet = place.command(&["run", "--log", "json", "--log-level", "error"]).env("SEAWALL_LOG", "").spawn();
-    let mut quiet = quiet.unwrap();
-    wait_until("it holds its folder", || place.seawall(&["journal", "--data", "data"]).code == 1);
-    quiet.kill().unwrap();
-    quiet.wait().unwrap();
+    let admin = local(port());
+    let arguments = ["run", "--log", "json", "--log-level", "error", "--admin", &admin.to_string()];
+    let mut quiet = Process::start(&mut place.command(&arguments));
+    wait_until("it serves", || Client::connect(admin).is_ok());
+    quiet.signal(Signal::TERM);
+    assert!(quiet.wait().success());
+    assert!(quiet.lines().is_empty(), "all is well: {:?}", quiet.lines());
 }

@@ -49,8 +49,7 @@ fn killed() {
         let answer = node.get("/");
         answer.status == 502 && answer.must("proxy-status").contains("error=connection_refused") || answer.status == 503
     });
-    wait_until("the breaker opens", || node.get("/").status == 503);
-    let refused = node.get("/");
+    let refused = node.refused_by_breaker("/");
     refused.is_ours(503, "destination_unavailable");
     let problem = refused.json();
     assert_eq!((&problem["status"], &problem["rule"]), (&503.into(), &"breaker".into()), "{problem}");
@@ -75,11 +74,7 @@ fn frozen_and_thawed() {
     let begin = Instant::now();
     node.get("/").is_ours(504, "http_response_timeout");
     assert!(begin.elapsed() >= Duration::from_millis(190), "{:?}", begin.elapsed());
-    wait_until("the breaker opens", || node.get("/").status == 503);
-    let begin = Instant::now();
-    node.get("/").is_ours(503, "destination_unavailable");
-    // Half a second is the whole deadline: an open breaker does not wait for anything.
-    assert!(begin.elapsed() < Duration::from_millis(500), "{:?}", begin.elapsed());
+    node.refused_by_breaker("/").is_ours(503, "destination_unavailable");
     nginx.resume();
     recovers(&node, "/");
 }
@@ -123,6 +118,46 @@ fn writes_go_on_while_it_is_frozen() {
     assert_eq!(ledger["verdict"], "unknown", "no sink has reported: unknown is never shown as good");
 }
 
+/// Shipments that never pause: once the upstream is well, what waits is delivered faster than more comes, and writes
+/// go straight through again. A spool that only grows is an outage that outlives its cause.
+#[test]
+fn the_backlog_of_a_short_outage_goes_away_under_load() {
+    let (well, server) = Server::moody();
+    let rules = format!("    retry: off\n    fallback: spool\n    order_by: header:Shipment-Id\n{BREAKER}");
+    let (node, _place) = place(&url(&server), &rules).node_of();
+    let stop = AtomicBool::new(false);
+    let straight: Vec<AtomicUsize> = (0..8).map(|_| AtomicUsize::new(0)).collect();
+    std::thread::scope(|scope| {
+        for (writer, straight) in straight.iter().enumerate() {
+            let (node, stop) = (&node, &stop);
+            scope.spawn(move || {
+                let mut client = node.client();
+                while !stop.load(Relaxed) {
+                    let answer = client.ask(&post("/", &format!("Shipment-Id: s{writer}\r\n"), "x"));
+                    assert!(matches!(answer.status, 200 | 202), "{answer:?}");
+                    straight.fetch_add(usize::from(answer.status == 200), Relaxed);
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            });
+        }
+        let stopped = StopOnDrop(&stop);
+        wait_until("a backlog", || node.spooled() > 300);
+        well.store(true, Relaxed);
+        wait_until("every shipment goes straight through", || straight.iter().all(|count| count.load(Relaxed) > 0));
+        wait_until("nothing waits", || node.spooled() == 0);
+        drop(stopped);
+    });
+}
+
+/// Ends the writers also when the test fails.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 #[test]
 fn too_slow_is_as_good_as_down() {
     let slow = Arc::new(AtomicBool::new(true));
@@ -137,7 +172,7 @@ fn too_slow_is_as_good_as_down() {
     for _ in 0..4 {
         assert_eq!(node.get("/").body, "late", "a slow answer is still an answer");
     }
-    node.get("/").is_ours(503, "destination_unavailable");
+    node.refused_by_breaker("/").is_ours(503, "destination_unavailable");
     let journal = node.journal();
     let opened = journal.first("breaker_opened");
     assert_eq!((&opened["fields"]["failed"], &opened["fields"]["slow"]), (&"0".into(), &"4".into()), "{opened}");
@@ -253,6 +288,31 @@ fn resets_become_errors_that_say_so() {
     let rules = "    timeout: 300ms\n    retry: off\n    breaker: off\n";
     let (node, _place) = place(&url(&hangs), rules).node_of();
     node.get("/").is_ours(504, "http_response_timeout");
+}
+
+/// A place for two, no queue: the third is told at once, and there is room again when one has left.
+#[test]
+fn too_many_at_once() {
+    let go_on = Arc::new(AtomicBool::new(false));
+    let of_server = Arc::clone(&go_on);
+    let server = Server::start(move |_| {
+        wait_until("it may answer", || of_server.load(Relaxed));
+        ok("done")
+    });
+    let rules = "    bulkhead: { calls: 2, waiting: 0, wait: 0s }\n    breaker: off\n";
+    let (node, _place) = place(&url(&server), rules).node_of();
+    let mut inside = [node.client(), node.client()];
+    for client in &mut inside {
+        client.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+    }
+    wait_until("both are in", || server.count() == 2);
+    let refused = node.get("/");
+    refused.is_ours(503, "connection_limit_reached");
+    assert_eq!(refused.json()["rule"], "bulkhead", "{refused:?}");
+    go_on.store(true, Relaxed);
+    assert!(inside.iter_mut().all(|client| client.next().is_some_and(|answer| answer.body == "done")));
+    assert_eq!(node.get("/").body, "done");
+    assert_eq!(node.metrics().get("seawall_refused_total{route=\"api\",rule=\"bulkhead\"}"), 1);
 }
 
 /// An honest "not now" of the upstream's own goes through as it is.

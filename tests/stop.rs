@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::house::{Client, Journal, Node, Place, post, wait_until};
-use crate::process::code;
+use crate::process::{Process, code};
 use crate::server::{Do, Server, ok};
 
 fn place(server: &Server, grace: &str) -> Place {
@@ -51,6 +51,9 @@ fn requests_in_work_end_and_new_ones_find_nobody() {
         wait_until("nobody listens any more", || Client::connect(address).is_err());
         assert_eq!(idle.rest(), "", "idle connections are closed");
         assert!(node.process.ended().is_none(), "it waits for what it has promised");
+        let ready = node.admin_get("/readyz");
+        assert_eq!((ready.status, &ready.json()["ready"]), (503, &Value::from(false)), "no traffic should come here");
+        assert_eq!(node.admin_get("/healthz").status, 200, "and nobody should kill it");
         go_on.store(true, Relaxed);
         let answer = slow.join().unwrap();
         assert_eq!((answer.status, answer.body.as_str()), (200, "in the end"));
@@ -151,6 +154,69 @@ fn a_stop_under_load_loses_no_answer() {
         clients.into_iter().map(|client| client.join().unwrap()).sum::<u64>()
     });
     assert_eq!(answered, server.count() as u64, "what the upstream did, a client knows of");
+}
+
+/// Readers of the admin port's events hold nobody up.
+#[test]
+fn whoever_watches_is_let_go() {
+    let server = Server::start(|_| ok("fine"));
+    let (mut node, _place) = place(&server, "50s").node_of();
+    let mut events = Client::new(node.admin);
+    events.send(format!("GET /events HTTP/1.1\r\nHost: {}\r\n\r\n", node.admin).as_bytes());
+    let mut seen = vec![0; 64 << 10];
+    wait_until("it reads", || {
+        let read = events.stream.peek(&mut seen).unwrap();
+        String::from_utf8_lossy(&seen[..read]).contains("event: snapshot")
+    });
+    let begin = Instant::now();
+    node.process.signal(Signal::TERM);
+    assert_eq!(code(node.process.wait()), 0);
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    assert!(events.rest().starts_with("HTTP/1.1 200 OK"));
+}
+
+/// A signal that comes while the node is not yet up ends it all the same, and leaves nothing in the way of the next.
+#[test]
+fn a_signal_that_comes_early() {
+    let server = Server::start(|_| ok("fine"));
+    let place = place(&server, "5s");
+    for round in 0..25 {
+        let mut node = place.spawn(&["run"], &[]);
+        thread::sleep(Duration::from_micros(round * 1_500));
+        node.process.signal(Signal::TERM);
+        // Before there are ears for it, the signal ends the process in the system's own way.
+        let ended = code(node.process.wait());
+        assert!(ended == 0 || ended == -Signal::TERM.as_raw(), "round {round} ended with {ended}");
+    }
+    assert_eq!(place.node().get("/").body, "fine");
+}
+
+/// Whoever reads the log may go away: `seawall run 2>&1 | head`, a log service that is started anew.
+#[test]
+fn a_log_that_nobody_reads_any_more_stops_nothing() {
+    let go_on = Arc::new(AtomicBool::new(false));
+    let of_server = Arc::clone(&go_on);
+    let server = Server::start(move |_| {
+        wait_until("it may answer", || of_server.load(Relaxed));
+        ok("in the end")
+    });
+    let place = place(&server, "50s");
+    let mut command = place.command(&["run", "--log", "json"]);
+    let mut node = Node::of(Process::read_until(&mut command, Some("overview and admin API")));
+    assert!(node.wait_ready());
+    wait_until("nobody reads", || node.process.is_broken());
+    let address = node.address();
+    thread::scope(|scope| {
+        let slow = scope.spawn(|| Client::new(address).try_ask("GET / HTTP/1.1\r\nHost: h\r\n\r\n"));
+        wait_until("it is on its way", || server.count() == 1);
+        node.process.signal(Signal::TERM);
+        wait_until("nobody listens any more", || Client::connect(address).is_err());
+        go_on.store(true, Relaxed);
+        let answer = slow.join().unwrap();
+        assert_eq!(answer.map(|answer| answer.body).as_deref(), Some("in the end"), "a drain is a drain");
+    });
+    assert_eq!(code(node.process.wait()), 0, "it panicked where it could not write its log");
+    assert!(journal(&place).has("node_stopped"));
 }
 
 /// A node whose account was closed cleanly leaves no number in doubt.

@@ -8,7 +8,6 @@
 
 use std::borrow::Cow;
 use std::convert::Infallible;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError};
@@ -33,7 +32,7 @@ use crate::http::answer::Answer;
 use crate::http::body::{ClientBody, ReqBody, ResBody, Tracked};
 use crate::http::conn::ConnState;
 use crate::http::gate::{VERDICT_HEADER, Verdict};
-use crate::http::headers::{self, EXPECTED_TIMEOUT_MS, Hop, IDEMPOTENCY_KEY, SEAWALL_RECORD, X_REQUEST_ID};
+use crate::http::headers::{self, EXPECTED_TIMEOUT_MS, Hop, IDEMPOTENCY_KEY, Present, SEAWALL_RECORD, X_REQUEST_ID};
 use crate::node::{Limiter, Node, Used, Worker};
 use crate::pool::{EndpointLoad, Link};
 use crate::records::Fate;
@@ -44,7 +43,6 @@ use crate::writes::{BadKey, Claimed, Claiming, DoneAnswer, Identity, Stamped};
 /// Who is at the other end of a client's connection, and where it came in.
 pub(crate) struct Peer {
     pub(crate) listener: usize,
-    pub(crate) ip: IpAddr,
     pub(crate) ip_text: HeaderValue,
 }
 
@@ -89,17 +87,19 @@ async fn respond(
     request: Request<Incoming>,
     started: Mono,
 ) -> Response<ResBody> {
-    if let Some(verdict) = request.headers().get(VERDICT_HEADER) {
-        let verdict = verdict.to_str().ok().and_then(Verdict::by_name).unwrap_or(Verdict::RequestLine);
+    let present = Present::look(request.headers());
+    if present.has(Present::VERDICT) {
+        let named = request.headers().get(VERDICT_HEADER).and_then(|verdict| verdict.to_str().ok());
+        let verdict = named.and_then(Verdict::by_name).unwrap_or(Verdict::RequestLine);
         worker.rejections.count(verdict);
         return Answer::verdict(verdict).build();
     }
-    if headers::is_loop(request.headers(), &worker.node.via) {
+    if present.has(Present::VIA) && headers::is_loop(request.headers(), &worker.node.via) {
         worker.rejections.looped.add(1);
         return Answer::new(502, "proxy_loop_detected", "loop", "this request has passed here before").build();
     }
     if let Some(id) = request.uri().path().strip_prefix(RECORDS_PATH) {
-        return fallback::record_state(worker, id, request.method()).await;
+        return Box::pin(fallback::record_state(worker, id, request.method())).await;
     }
     let host = host_of(&request);
     let path = request.uri().path();
@@ -111,7 +111,7 @@ async fn respond(
     drop(host);
     let counts = &worker.counts[id.index()];
     let mut cancelled = Cancelled { worker, id, over: false };
-    let response = route_call(worker, conn, peer, id, request, started).await;
+    let response = route_call(worker, conn, peer, id, request, present, started).await;
     cancelled.over = true;
     counts.answered(response.status().as_u16(), worker.node.clock.now().since(started));
     response
@@ -168,6 +168,8 @@ pub(crate) struct Call {
     pub(crate) write: Option<Write>,
     pub(crate) stale_key: Option<stale::Key>,
     pub(crate) conn: Option<Arc<ConnState>>,
+    /// True if the caller said how long it waits: the upstream is told what is left.
+    pub(crate) tells_patience: bool,
 }
 
 /// A write that must not be lost.
@@ -227,9 +229,10 @@ async fn route_call(
     peer: &Peer,
     id: RouteId,
     request: Request<Incoming>,
+    present: Present,
     started: Mono,
 ) -> Response<ResBody> {
-    let call = match prepare(worker, conn, peer, id, request, started).await {
+    let call = match prepare(worker, conn, peer, id, request, present, started).await {
         Ok(call) => call,
         Err(answer) => return *answer,
     };
@@ -245,18 +248,19 @@ async fn route_call(
 /// The call through its guards, and its fallback if they give up.
 async fn guarded(worker: &Arc<Worker>, mut call: Call, started: Mono) -> Response<ResBody> {
     if must_queue(worker, &call) {
-        return fallback::apply(worker, call, Reason::Behind).await;
+        return Box::pin(fallback::apply(worker, call, Reason::Behind)).await;
     }
     let place = match call.route.enter(started, call.deadline).await {
         Ok(place) => place,
         Err(refusal) => {
             worker.counts[call.id.index()].refused(&refusal);
-            return fallback::apply(worker, call, Reason::Refused(refusal)).await;
+            return Box::pin(fallback::apply(worker, call, Reason::Refused(refusal))).await;
         }
     };
     match attempt_loop(worker, &mut call, Some(place)).await {
         Ok(answer) => whole_answer(worker, call, answer),
-        Err(reason) => fallback::apply(worker, call, reason).await,
+        // In a box, like every way that is rarely gone: the healthy one stays small.
+        Err(reason) => Box::pin(fallback::apply(worker, call, reason)).await,
     }
 }
 
@@ -274,11 +278,14 @@ async fn prepare(
     peer: &Peer,
     id: RouteId,
     request: Request<Incoming>,
+    present: Present,
     started: Mono,
 ) -> Result<Call, Box<Response<ResBody>>> {
     let node = &worker.node;
     let route = Arc::clone(&node.routes[id.index()]);
-    let deadline = Deadline::new(started, route.policy.guards.timeout, headers::callers_patience(request.headers()));
+    let told_patience = present.has(Present::EXPECTED_TIMEOUT);
+    let callers = told_patience.then(|| headers::callers_patience(request.headers())).flatten();
+    let deadline = Deadline::new(started, route.policy.guards.timeout, callers);
     let refuse = |refusal: Refusal| {
         worker.counts[id.index()].refused(&refusal);
         Box::new(Answer::refusal(&refusal).build())
@@ -290,12 +297,16 @@ async fn prepare(
         // Nobody should send a body to a dependency that will not be asked.
         refuse_if_open(&route, node.clock.now()).map_err(refuse)?;
     }
-    let kept = keep_body(worker, conn, &route, is_write, &parts.headers, body, deadline).await?;
+    let kept = if body.is_end_stream() {
+        Kept::Empty
+    } else {
+        Box::pin(keep_body(worker, conn, &route, is_write, &parts.headers, body, deadline)).await?
+    };
     let stale_key = match route.policy.stale_for() {
         Some(_) if parts.method == Method::GET => stale::Key::new(id, &parts.uri, &parts.headers),
         _ => None,
     };
-    let client_key = parts.headers.contains_key(IDEMPOTENCY_KEY);
+    let client_key = present.has(Present::IDEMPOTENCY_KEY);
     let mut call = Call {
         id,
         idempotent: client_key || is_idempotent(parts.method.as_str()),
@@ -309,18 +320,13 @@ async fn prepare(
         write: None,
         stale_key,
         conn: (parts.version == http::Version::HTTP_11).then(|| Arc::clone(conn)),
+        tells_patience: told_patience,
         route,
     };
     if is_write && let Some(body) = call.whole_body() {
-        call.write = Some(claim(worker, &mut call, body).await?);
-        if client_key && let Some(answer) = known_to_spool(worker, &call).await {
-            if let Some(Write { stamped: Some(stamped), .. }) = call.write.take() {
-                stamped.settle(Fate::Refused);
-            }
-            return Err(Box::new(answer));
-        }
+        Box::pin(begin_write(worker, &mut call, body, client_key)).await?;
     }
-    headers::to_upstream(&mut call.headers, &Hop { peer: peer.ip, via: &node.via }, &peer.ip_text);
+    headers::to_upstream(&mut call.headers, present, &Hop { peer: &peer.ip_text, via: &node.via });
     if let Some(Write { stamped: Some(stamped), .. }) = &call.write
         && let Ok(stamp) = HeaderValue::from_str(&stamped.stamp)
     {
@@ -364,9 +370,6 @@ async fn keep_body(
     body: Incoming,
     deadline: Deadline,
 ) -> Result<Kept, Box<Response<ResBody>>> {
-    if body.is_end_stream() {
-        return Ok(Kept::Empty);
-    }
     let limit = route.policy.guards.replay_bytes_max;
     let known = headers::content_length(headers);
     // A body of unknown length is read whole only for writes: elsewhere it may be a conversation.
@@ -395,6 +398,23 @@ fn client_broke(worker: &Worker, conn: &ConnState) -> Response<ResBody> {
     let verdict = conn.body_verdict().unwrap_or(Verdict::Chunk);
     worker.rejections.count(verdict);
     Answer::verdict(verdict).build()
+}
+
+/// Gives a write its identity, or the answer it has already got.
+async fn begin_write(
+    worker: &Arc<Worker>,
+    call: &mut Call,
+    body: Bytes,
+    client_key: bool,
+) -> Result<(), Box<Response<ResBody>>> {
+    call.write = Some(claim(worker, call, body).await?);
+    if client_key && let Some(answer) = known_to_spool(worker, call).await {
+        if let Some(Write { stamped: Some(stamped), .. }) = call.write.take() {
+            stamped.settle(Fate::Refused);
+        }
+        return Err(Box::new(answer));
+    }
+    Ok(())
 }
 
 /// Claims a write's key and stamps its record.
@@ -669,7 +689,7 @@ fn build(worker: &Arc<Worker>, call: &mut Call, patience: Duration) -> Request<R
     *request.method_mut() = call.method.clone();
     *request.uri_mut() = call.target.clone();
     *request.headers_mut() = call.headers.clone();
-    if request.headers().contains_key(EXPECTED_TIMEOUT_MS) {
+    if call.tells_patience {
         let millis = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
         request.headers_mut().insert(EXPECTED_TIMEOUT_MS, HeaderValue::from(millis));
     }
@@ -716,7 +736,10 @@ struct RelayParts<'a> {
 /// Tells the breaker what came, and makes it an answer or a failed try.
 fn judge(call: &Call, now: Mono, parts: response::Parts, content: Content, relay: RelayParts<'_>) -> Tried {
     let outcome = judge_status(parts.status.as_u16());
-    let retry_after = headers::retry_after(&parts.headers, relay.worker.node.clock.wall());
+    let retry_after = match outcome {
+        Outcome::Failure(_) => headers::retry_after(&parts.headers, relay.worker.node.clock.wall()),
+        _ => None,
+    };
     let body = match (content, outcome) {
         (Content::Whole(bytes), _) => {
             relay.pass.record(now, outcome);

@@ -189,6 +189,7 @@ fn call(route: &Arc<RouteState>, id: RouteId, record: &NewRecord, now: Mono) -> 
         write: None,
         stale_key: None,
         conn: None,
+        tells_patience: false,
     })
 }
 

@@ -100,7 +100,7 @@ async fn serve_connection(
     let node = &worker.node;
     let ip = peer.ip().to_canonical();
     let ip_text = HeaderValue::from_str(&ip.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
-    let peer = Arc::new(Peer { listener: index, ip, ip_text });
+    let peer = Arc::new(Peer { listener: index, ip_text });
     let io = ClientIo::new(stream, node.gate_limits(), node.clock.clone(), Arc::clone(&state));
     let limits = &node.policy.limits;
     let service = service_fn(|request| serve(Arc::clone(&worker), Arc::clone(&state), Arc::clone(&peer), request));

@@ -93,7 +93,12 @@ async fn begin(stage: &Arc<Stage>, life: u64) -> Result<Node, String> {
 /// A store that does not open after a crash is a failure of its own, unless the disk failed just then.
 fn open_store(stage: &Arc<Stage>, clock: &Clock) -> Result<Opened<SimDisk>, String> {
     let (mono, wall) = (clock.clone(), clock.clone());
-    let store_clock = ClockFn(move || mono.now(), move || wall.wall());
+    let looking = Arc::clone(stage);
+    let now = move || {
+        looking.look_at_clock();
+        mono.now()
+    };
+    let store_clock = ClockFn(now, move || wall.wall());
     let secret = std::array::from_fn(|i| i as u8);
     Store::open(stage.disk(), store_options(), store_clock, || secret).map_err(|error| {
         if !matches!(error, OpenError::Io { .. }) {

@@ -24,6 +24,8 @@ use crate::stage::Stage;
 /// Share of calls that a bad mood hits.
 const HIT: f64 = 0.7;
 const RECEIPTS_MAX: usize = 40;
+/// What a log says for ever after a call of the disk has failed.
+const LOG_STOPPED: &str = "Input/output error";
 const REPORT_EVERY: Duration = Duration::from_millis(400);
 const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -267,7 +269,15 @@ fn hear(stage: &Stage, number: u64, count: usize, said: &Message) {
             let words = String::from_utf8_lossy(&said.body);
             stage.violation(QUEUE, format_args!("batch {number} is refused with {}: {words}", said.status()));
         }
-        status => stage.tell(QUEUE, format_args!("batch {number} must wait: {status}")),
+        status => {
+            let words = String::from_utf8_lossy(&said.body);
+            stage.tell(QUEUE, format_args!("batch {number} must wait: {status} {}", words.trim()));
+            if words.contains(LOG_STOPPED) {
+                // The ledger's log never comes back by itself, and the node does not end for it: somebody looks.
+                stage.tell("operator", "restarts the node");
+                stage.is_drain_wanted.store(true, Relaxed);
+            }
+        }
     }
 }
 

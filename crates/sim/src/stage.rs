@@ -12,6 +12,8 @@ use seawall_store::{SimDisk, Spool};
 use crate::checkers::Truth;
 use crate::faults::Mood;
 
+/// Looks at the clock that a node may take in one step of the world. One that asks more often runs in circles.
+const LOOKS_MAX: u64 = 50_000;
 /// When every world begins: 2026-01-01T00:00:00Z.
 const EPOCH_MS: u64 = 1_767_225_600_000;
 
@@ -33,6 +35,7 @@ pub(crate) struct Stage {
     /// The queue is asked to have the ledger sealed.
     pub(crate) is_seal_wanted: AtomicBool,
     lives: AtomicU64,
+    looks: AtomicU64,
 }
 
 /// What the conductor may look at in a living node.
@@ -62,6 +65,7 @@ impl Stage {
             is_node_over: AtomicBool::new(false),
             is_seal_wanted: AtomicBool::new(false),
             lives: AtomicU64::new(0),
+            looks: AtomicU64::new(0),
         }
     }
 
@@ -72,11 +76,21 @@ impl Stage {
 
     pub(crate) fn set_now_ms(&self, now_ms: u64) {
         self.now_ms.store(now_ms, Relaxed);
+        self.looks.store(0, Relaxed);
     }
 
     /// The time as people in this world write it; crashes do not set it back.
     pub(crate) fn wall(&self) -> Wall {
         Wall::from_millis(EPOCH_MS + self.now_ms())
+    }
+
+    /// Somebody in the node looks at the clock.
+    ///
+    /// # Panics
+    /// When that happens so often that no time can ever pass: the task that asks has to end, or the world would hang.
+    pub(crate) fn look_at_clock(&self) {
+        let looks = self.looks.fetch_add(1, Relaxed);
+        assert!(looks < LOOKS_MAX, "the node runs in circles: {LOOKS_MAX} looks at the clock in one step");
     }
 
     /// One line of the trace.

@@ -27,7 +27,7 @@ const FAULTS_MAX: usize = 4;
 /// Latency of a calm network.
 const CALM_LATENCY: Duration = Duration::from_millis(20);
 /// Lines of the trace shown when something went wrong.
-const SHOWN_LINES: usize = 120;
+const SHOWN_LINES: usize = 50;
 
 /// So many minutes of the world's time.
 #[must_use]
@@ -216,10 +216,13 @@ impl World {
         }
         let trace = self.stage.trace();
         let lines: Vec<&str> = trace.lines().collect();
+        if let Ok(path) = std::env::var("SIM_TRACE") {
+            let _ = std::fs::write(path, &trace);
+        }
         let shown = lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n");
         let seed = self.stage.seed;
         panic!(
-            "{panics} tasks panicked, {violations:#?}\nthe end of the trace:\n{shown}\nto see it again: SIM_SEED={seed:#x}"
+            "the end of the trace:\n{shown}\n{panics} tasks panicked, {violations:#?}\nto see it again: SIM_SEED={seed:#x}"
         );
     }
 

@@ -3,8 +3,6 @@
 //! Order matters: everything hop-by-hop is removed before anything of ours is added, and no `Connection` header can
 //! name away what framing, identity or our own marks depend on.
 
-use std::net::IpAddr;
-
 use http::header::{
     CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, RETRY_AFTER, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
@@ -45,9 +43,57 @@ const PROTECTED: [&str; 10] = [
     "x-forwarded-proto",
 ];
 
+/// Which headers that matter to a proxy are there: one look over the names costs less than asking for each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Present(u32);
+
+macro_rules! present {
+    ($($flag:ident = $bit:literal, $name:literal;)*) => {
+        impl Present {
+            $(pub(crate) const $flag: Self = Self(1 << $bit);)*
+
+            pub(crate) fn look(headers: &HeaderMap) -> Self {
+                let mut present = 0;
+                for name in headers.keys() {
+                    present |= match name.as_str() {
+                        $($name => 1 << $bit,)*
+                        _ => 0,
+                    };
+                }
+                Self(present)
+            }
+        }
+    };
+}
+
+present! {
+    CONNECTION = 0, "connection";
+    KEEP_ALIVE = 1, "keep-alive";
+    PROXY_CONNECTION = 2, "proxy-connection";
+    TRANSFER_ENCODING = 3, "transfer-encoding";
+    UPGRADE = 4, "upgrade";
+    TE = 5, "te";
+    EXPECT = 6, "expect";
+    PROXY_AUTHORIZATION = 7, "proxy-authorization";
+    FORWARDED = 8, "forwarded";
+    SEAWALL_RECORD = 9, "seawall-record";
+    SEAWALL_DEGRADED = 10, "seawall-degraded";
+    PROXY_AUTHENTICATE = 11, "proxy-authenticate";
+    VIA = 12, "via";
+    VERDICT = 13, "seawall-gate-verdict";
+    IDEMPOTENCY_KEY = 14, "idempotency-key";
+    EXPECTED_TIMEOUT = 15, "x-envoy-expected-rq-timeout-ms";
+}
+
+impl Present {
+    pub(crate) fn has(self, flag: Self) -> bool {
+        self.0 & flag.0 != 0
+    }
+}
+
 /// Strips what ends at this hop, in either direction.
-pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
+fn strip_hop_by_hop(headers: &mut HeaderMap, present: Present) {
+    if present.has(Present::CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
             .iter()
@@ -61,30 +107,47 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
         }
         headers.remove(CONNECTION);
     }
-    for name in [KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE] {
-        headers.remove(name);
+    for (flag, name) in [
+        (Present::KEEP_ALIVE, KEEP_ALIVE),
+        (Present::PROXY_CONNECTION, PROXY_CONNECTION),
+        (Present::TRANSFER_ENCODING, TRANSFER_ENCODING),
+        (Present::UPGRADE, UPGRADE),
+    ] {
+        if present.has(flag) {
+            headers.remove(name);
+        }
     }
 }
 
 /// Who asks, for `X-Forwarded-*` and `Via`.
 pub(crate) struct Hop<'a> {
-    pub(crate) peer: IpAddr,
+    /// The client's address as text.
+    pub(crate) peer: &'a HeaderValue,
     pub(crate) via: &'a HeaderValue,
 }
 
 /// Makes a client's headers into an upstream's. Forwarding headers of clients are not believed: nobody has said yet
 /// which clients are proxies of ours.
-pub(crate) fn to_upstream(headers: &mut HeaderMap, hop: &Hop<'_>, peer_text: &HeaderValue) {
-    let wants_trailers = headers.get_all(TE).iter().any(|value| has_token(value, "trailers"));
-    strip_hop_by_hop(headers);
-    for name in [TE, EXPECT, PROXY_AUTHORIZATION, FORWARDED, SEAWALL_RECORD, SEAWALL_DEGRADED] {
-        headers.remove(name);
+pub(crate) fn to_upstream(headers: &mut HeaderMap, present: Present, hop: &Hop<'_>) {
+    let wants_trailers =
+        present.has(Present::TE) && headers.get_all(TE).iter().any(|value| has_token(value, "trailers"));
+    strip_hop_by_hop(headers, present);
+    for (flag, name) in [
+        (Present::TE, TE),
+        (Present::EXPECT, EXPECT),
+        (Present::PROXY_AUTHORIZATION, PROXY_AUTHORIZATION),
+        (Present::FORWARDED, FORWARDED),
+        (Present::SEAWALL_RECORD, SEAWALL_RECORD),
+        (Present::SEAWALL_DEGRADED, SEAWALL_DEGRADED),
+    ] {
+        if present.has(flag) {
+            headers.remove(name);
+        }
     }
     if wants_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
-    debug_assert_eq!(peer_text.to_str().ok(), Some(hop.peer.to_string().as_str()));
-    headers.insert(X_FORWARDED_FOR, peer_text.clone());
+    headers.insert(X_FORWARDED_FOR, hop.peer.clone());
     headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
     match headers.get(HOST).cloned() {
         Some(host) => headers.insert(X_FORWARDED_HOST, host),
@@ -95,8 +158,11 @@ pub(crate) fn to_upstream(headers: &mut HeaderMap, hop: &Hop<'_>, peer_text: &He
 
 /// Makes an upstream's headers into ours.
 pub(crate) fn to_client(headers: &mut HeaderMap, via: &HeaderValue) {
-    strip_hop_by_hop(headers);
-    headers.remove(PROXY_AUTHENTICATE);
+    let present = Present::look(headers);
+    strip_hop_by_hop(headers, present);
+    if present.has(Present::PROXY_AUTHENTICATE) {
+        headers.remove(PROXY_AUTHENTICATE);
+    }
     headers.append(VIA, via.clone());
 }
 
@@ -182,8 +248,8 @@ mod tests {
             ("seawall-record", "forged"),
             ("accept", "*/*"),
         ]);
-        let hop = Hop { peer: "10.0.0.7".parse().unwrap(), via: &VIA_OURS };
-        to_upstream(&mut headers, &hop, &HeaderValue::from_static("10.0.0.7"));
+        let present = Present::look(&headers);
+        to_upstream(&mut headers, present, &Hop { peer: &HeaderValue::from_static("10.0.0.7"), via: &VIA_OURS });
         assert_eq!(
             names(&headers),
             [
@@ -213,8 +279,8 @@ mod tests {
     #[test]
     fn without_a_host_none_is_forwarded() {
         let mut headers = map(&[("x-forwarded-host", "forged")]);
-        let hop = Hop { peer: "::1".parse().unwrap(), via: &VIA_OURS };
-        to_upstream(&mut headers, &hop, &HeaderValue::from_static("::1"));
+        let present = Present::look(&headers);
+        to_upstream(&mut headers, present, &Hop { peer: &HeaderValue::from_static("::1"), via: &VIA_OURS });
         assert!(!headers.contains_key("x-forwarded-host"));
     }
 
