@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use seawall_core::prng::Prng;
@@ -26,6 +26,8 @@ const FAULT_CHANCE: f64 = 0.2;
 const FAULTS_MAX: usize = 4;
 /// Latency of a calm network.
 const CALM_LATENCY: Duration = Duration::from_millis(20);
+/// More than the lists that a runtime keeps its tasks in.
+const TASKS_ROUND: u64 = 256;
 /// Lines of the trace shown when something went wrong.
 const SHOWN_LINES: usize = 50;
 
@@ -41,7 +43,7 @@ pub const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-/// A world. See the crate's text.
+/// A world. See the crate's text. One at a time in a process: another waits until this one is dropped.
 pub struct World {
     sim: turmoil::Sim<'static>,
     stage: Arc<Stage>,
@@ -51,6 +53,7 @@ pub struct World {
     /// Calls of the disk up to which a failure is planned.
     disk_fails_until: Option<u64>,
     panics_before: u64,
+    _alone: MutexGuard<'static, ()>,
 }
 
 /// A fault that goes on.
@@ -80,6 +83,18 @@ fn count_panics() {
     });
 }
 
+/// Takes care that the runtimes of this world do the same each time. When a runtime ends, its tasks are dropped in an
+/// order that hangs on their numbers, and these are counted up in the whole process: so one world at a time, and every
+/// one begins with the same remainder.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE_WORLD: Mutex<()> = Mutex::new(());
+    let alone = ONE_WORLD.lock().unwrap_or_else(PoisonError::into_inner);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers");
+    let number = || runtime.spawn(async {}).id().to_string().parse::<u64>().unwrap_or(0);
+    while !number().is_multiple_of(TASKS_ROUND) {}
+    alone
+}
+
 fn name_of(host: Host) -> String {
     match host {
         Host::Node => NODE.into(),
@@ -92,6 +107,7 @@ impl World {
     /// A world at its beginning: a node, a queue, two producers with four shipments each, nothing sent yet.
     #[must_use]
     pub fn new(seed: u64) -> Self {
+        let alone = alone();
         count_panics();
         let stage = Arc::new(Stage::new(seed));
         let mut sim = turmoil::Builder::new()
@@ -114,7 +130,7 @@ impl World {
             sim.host(name, move || workload::live(Arc::clone(&of_producer), number));
         }
         let dice = stage.dice(3, 0);
-        Self { sim, stage, dice, active: Vec::new(), disk_fails_until: None, panics_before: PANICS.get() }
+        Self { sim, stage, dice, active: Vec::new(), disk_fails_until: None, panics_before: PANICS.get(), _alone: alone }
     }
 
     /// Lets time pass. What is not among `faults` ends at once.
