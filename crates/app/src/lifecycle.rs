@@ -36,8 +36,9 @@ const WATCH_STORE_EVERY: Duration = Duration::from_millis(200);
 /// # Errors
 /// When something a node needs is not to be had: its data directory, an address, a token file. Each says what, and
 /// what to do.
-pub fn run(config: AppConfig) -> anyhow::Result<ExitCode> {
+pub fn run(mut config: AppConfig) -> anyhow::Result<ExitCode> {
     raise_open_files();
+    fit_connections(&mut config);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("control")
@@ -251,6 +252,26 @@ fn raise_open_files() {
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::debug!(%error, "the limit of open files stays as it was");
+    }
+}
+
+/// Open files a node needs beside its connections: the store's, the listeners', the runtimes'.
+const OPEN_FILES_RESERVED: u64 = 56;
+
+/// No more client connections than there are files for them and for the calls they make: what runs out instead would
+/// be the store's.
+fn fit_connections(config: &mut AppConfig) {
+    let Some(open_files) = getrlimit(Resource::Nofile).current else { return };
+    let fitting = u32::try_from(open_files.saturating_sub(OPEN_FILES_RESERVED) / 2).unwrap_or(u32::MAX).max(4);
+    let wanted = config.policy.limits.connections_max;
+    if wanted > fitting {
+        config.policy.limits.connections_max = fitting;
+        tracing::warn!(
+            wanted,
+            fitting,
+            open_files,
+            "`limits.connections` is lowered to what the limit of open files allows; raise that limit to have more"
+        );
     }
 }
 

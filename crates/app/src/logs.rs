@@ -44,6 +44,8 @@ pub fn begin(format: Format, level: Level) {
     let filter = EnvFilter::builder().with_default_directive(level.into()).with_env_var("SEAWALL_LOG").from_env_lossy();
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
+    // A log whose reader has gone away must not take the node with it.
+    let builder = builder.log_internal_errors(false);
     // Somebody who began before us (a test) keeps the log.
     let _ = match format {
         Format::Text => builder.with_target(false).try_init(),

@@ -120,6 +120,10 @@ async fn respond(
 /// Where the state of a spooled record can be asked for.
 pub(crate) const RECORDS_PATH: &str = "/.seawall/records/";
 
+/// How long a write waits for older ones of its key before it goes behind them.
+const BEHIND_PATIENCE: Duration = Duration::from_millis(250);
+const BEHIND_LOOK_EVERY: Duration = Duration::from_millis(2);
+
 /// Counts a request whose client went away before its answer.
 struct Cancelled<'a> {
     worker: &'a Arc<Worker>,
@@ -247,7 +251,7 @@ async fn route_call(
 
 /// The call through its guards, and its fallback if they give up.
 async fn guarded(worker: &Arc<Worker>, mut call: Call, started: Mono) -> Response<ResBody> {
-    if must_queue(worker, &call) {
+    if must_queue(worker, &call) && !Box::pin(queue_clears(worker, &call)).await {
         return Box::pin(fallback::apply(worker, call, Reason::Behind)).await;
     }
     let place = match call.route.enter(started, call.deadline).await {
@@ -269,6 +273,21 @@ fn must_queue(worker: &Worker, call: &Call) -> bool {
     call.write.is_some()
         && order_key(&call.route, &call.headers)
             .is_some_and(|key| worker.node.spool.holds_key(&call.route.upstream_name, key.as_bytes()))
+}
+
+/// Waits a moment for the older writes to go out, while the upstream is thought well. Without it, writers that never
+/// pause would keep a backlog alive for ever: everything new would have to go behind it.
+async fn queue_clears(worker: &Worker, call: &Call) -> bool {
+    let clock = &worker.node.clock;
+    let now = clock.now();
+    let until = now + (call.deadline.left(now) / 4).min(BEHIND_PATIENCE);
+    while clock.now() < until && call.route.admits_at().is_none() {
+        tokio::time::sleep(BEHIND_LOOK_EVERY).await;
+        if !must_queue(worker, call) {
+            return true;
+        }
+    }
+    false
 }
 
 /// Turns a request into a call: deadline, body, headers, and for writes its identity.

@@ -53,6 +53,9 @@ pub(crate) async fn forward(worker: Arc<Worker>, upstream: UpstreamId, stop: Can
     let lease_for = route.policy.guards.timeout + LEASE_SLACK;
     let (mut work, mut out, mut ramp) = (node.spool.work_signal(), JoinSet::new(), Ramp::new(parallel));
     while !stop.is_cancelled() {
+        while let Some(delivered) = out.try_join_next() {
+            ramp.after(delivered.unwrap_or(Delivered::Failed));
+        }
         let (mut next_look, free) = (LOOK_EVERY, ramp.width.saturating_sub(out.len()));
         match route.admits_at() {
             Some(at) if node.clock.now() < at => next_look = node.clock.now().until(at),

@@ -55,7 +55,10 @@ async fn pause_after(worker: &Worker, error: &io::Error) {
     const EMFILE: i32 = 24;
     const ENFILE: i32 = 23;
     if matches!(error.raw_os_error(), Some(EMFILE | ENFILE)) {
-        worker.node.descriptors_reached.fetch_add(1, Relaxed);
+        // Told once here; the journal tells again while it goes on.
+        if worker.node.descriptors_reached.fetch_add(1, Relaxed) > 0 {
+            return tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
         tracing::warn!(%error, "out of file descriptors: raise the limit of open files, or lower `limits.connections`");
         tokio::time::sleep(ACCEPT_PAUSE).await;
     } else {

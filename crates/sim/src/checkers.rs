@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 
-use seawall_core::ledger::{Receipt, RecordRef, Stamp};
+use seawall_core::ledger::{Digest, Receipt, Stamp};
 use serde_json::Value;
 
 /// One thing that happened to a shipment: `s3/17` is the seventeenth event of shipment `s3`.
@@ -76,12 +76,6 @@ impl Truth {
         &self.violations
     }
 
-    /// What the node's ledger said when it was sealed.
-    #[must_use]
-    pub fn sealed(&self) -> Option<&Value> {
-        self.sealed.as_ref()
-    }
-
     pub(crate) fn violation(&mut self, what: impl Display) {
         self.violations.push(what.to_string());
     }
@@ -140,7 +134,7 @@ impl Truth {
     fn receipt(&mut self, stamp: &Stamp, body: &[u8]) {
         let record = stamp.record.to_string();
         if self.reported.insert(record.clone()) {
-            let digest = seawall_core::ledger::Digest::of(body).to_string();
+            let digest = Digest::of(body).to_string();
             self.unreported.push(Receipt { record, tag: stamp.tag.to_string(), digest });
         }
     }
@@ -187,10 +181,93 @@ impl Truth {
             self.violation(format!("the ledger knows {seen} arrivals of {}", self.reported.len()));
         }
     }
+}
 
-    /// Records that arrived, by number.
-    #[must_use]
-    pub fn records(&self) -> Vec<RecordRef> {
-        self.reported.iter().filter_map(|record| record.parse().ok()).collect()
+#[cfg(test)]
+mod tests {
+    use seawall_core::ledger::LedgerKey;
+    use serde_json::json;
+
+    use super::*;
+
+    fn event(number: u64) -> Event {
+        Event { shipment: "s1".into(), number }
+    }
+
+    fn stamp(number: u64, body: &[u8]) -> String {
+        let record = format!("events.node.1.{number}").parse().expect("a record's number");
+        Stamp::new(&LedgerKey::new([7; 32]), record, &Digest::of(body)).to_string()
+    }
+
+    /// Two events produced.
+    fn truth() -> Truth {
+        let mut truth = Truth::default();
+        truth.produced(&event(1), b"one");
+        truth.produced(&event(2), b"two");
+        truth
+    }
+
+    #[test]
+    fn what_is_right_is_no_violation() {
+        let mut truth = truth();
+        assert!(truth.arrive(&event(1), "\"s1-1\"", Some(&stamp(1, b"one")), b"one"));
+        assert!(!truth.arrive(&event(1), "s1-1", Some(&stamp(2, b"one")), b"one"), "a copy under another number");
+        assert!(truth.arrive(&event(2), "s1-2", Some(&stamp(3, b"two")), b"two"));
+        truth.promise(&event(1));
+        assert_eq!((truth.copies(), truth.open()), (1, 1));
+        assert_eq!(truth.next_of_row("s1"), (event(2), false));
+        truth.promise(&event(2));
+        assert_eq!(truth.next_of_row("s1"), (event(3), true));
+        assert_eq!(truth.violations(), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let wrong = |number, key, stamp: Option<&str>, body: &[u8]| {
+            let mut truth = truth();
+            truth.arrive(&event(number), key, stamp, body);
+            truth.violations().join("; ")
+        };
+        let good = stamp(1, b"one");
+        assert_eq!(wrong(1, "k", Some(&good), b"one"), "s1/1 came under the key k");
+        assert_eq!(wrong(1, "s1-1", Some(&good), b"on"), "s1/1 is not what was produced");
+        assert_eq!(wrong(1, "s1-1", None, b"one"), "s1/1 came without a record number: None");
+        assert_eq!(wrong(2, "s1-2", Some(&good), b"two"), "s1/2 arrived after s1/0");
+        assert_eq!(wrong(3, "s1-3", Some(&good), b""), "s1/3 was never produced; s1/3 arrived after s1/0");
+    }
+
+    #[test]
+    fn receipts_come_in_numbered_batches_until_they_are_taken() {
+        let mut truth = truth();
+        truth.arrive(&event(1), "s1-1", Some(&stamp(1, b"one")), b"one");
+        truth.arrive(&event(2), "s1-2", Some(&stamp(2, b"two")), b"two");
+        let (first, receipts) = truth.receipts(1).expect("a batch");
+        assert_eq!((first, receipts.len(), truth.receipts_left()), (1, 1, 2));
+        assert_eq!(truth.receipts(1), Some((1, receipts)), "the same until it is taken");
+        truth.receipts_taken(1);
+        truth.receipts_taken(1);
+        assert_eq!(truth.receipts(1).map(|(number, _)| number), Some(2));
+        truth.receipts_taken(2);
+        assert_eq!((truth.receipts(1), truth.receipts_left()), (None, 0));
+    }
+
+    #[test]
+    fn the_books_must_agree() {
+        let mut truth = truth();
+        truth.check_books();
+        assert_eq!(truth.violations().len(), 1, "not sealed");
+        truth.arrive(&event(1), "s1-1", Some(&stamp(1, b"one")), b"one");
+        let totals = |delivered, lost| {
+            json!({
+                "delivered": delivered, "recovered": 0, "lost": lost, "duplicated": 0, "corrupted": 0, "phantom": 0,
+                "resurrected": 0, "missing_so_far": 0, "waiting": 0, "parked": 0,
+            })
+        };
+        truth.seal(json!({ "verdict": "balanced", "totals": totals(1, 0) }));
+        truth.check_books();
+        assert_eq!(truth.violations().len(), 1, "they agree");
+        truth.seal(json!({ "verdict": "imbalanced", "totals": totals(0, 1) }));
+        truth.check_books();
+        assert_eq!(truth.violations().len(), 4, "verdict, loss and sum: {:?}", truth.violations());
     }
 }

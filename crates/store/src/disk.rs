@@ -129,8 +129,16 @@ pub enum LockError {
     Io(io::Error),
 }
 
-/// True if there was no room: the one kind of write error that passes by itself.
+/// True if there was no room, on the disk or in the table of open files: what passes by itself and has changed nothing.
 #[must_use]
 pub fn is_no_space(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) || is_out_of_files(error)
+}
+
+/// True if this process, or the system, has as many files open as it may.
+#[must_use]
+pub fn is_out_of_files(error: &io::Error) -> bool {
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    matches!(error.raw_os_error(), Some(ENFILE | EMFILE))
 }

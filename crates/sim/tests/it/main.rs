@@ -1,3 +1,4 @@
 //! The world at work, and the house in order.
 
 mod scenarios;
+mod tidy;

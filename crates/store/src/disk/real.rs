@@ -1,9 +1,11 @@
 //! The machine's own files. Readable and writable by their owner only: the spool holds other people's payloads.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{FallocateFlags, FlockOperation};
 
@@ -22,6 +24,11 @@ pub struct RealFile(File);
 /// The lock file, held open. The lock ends with the process, however that ends.
 #[derive(Debug)]
 pub struct RealLock(#[expect(dead_code, reason = "held, never read")] File);
+
+/// Folders that were synced before, kept open: a process that has run out of descriptors can still make a new segment's
+/// name safe.
+static OPEN_DIRS: Mutex<BTreeMap<PathBuf, File>> = Mutex::new(BTreeMap::new());
+const OPEN_DIRS_MAX: usize = 16;
 
 impl Disk for RealDisk {
     type File = RealFile;
@@ -62,7 +69,20 @@ impl Disk for RealDisk {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        File::open(dir)?.sync_all()
+        let mut open = OPEN_DIRS.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = fs::metadata(dir)?;
+        let is_same =
+            |file: &File| file.metadata().is_ok_and(|then| (then.dev(), then.ino()) == (now.dev(), now.ino()));
+        if let Some(known) = open.get(dir).filter(|file| is_same(file)) {
+            return known.sync_all();
+        }
+        let file = File::open(dir)?;
+        let synced = file.sync_all();
+        if open.len() >= OPEN_DIRS_MAX {
+            open.pop_first();
+        }
+        open.insert(dir.to_owned(), file);
+        synced
     }
 
     fn free_bytes(&self, dir: &Path) -> io::Result<u64> {

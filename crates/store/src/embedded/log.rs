@@ -18,7 +18,7 @@ use super::segment::{
     ALIGN_BYTES, BATCH_HEADER_BYTES, BatchBuilder, FORMAT_VERSION, FRAME_BYTES, FoundBatch, HEADER_BYTES, Header,
     HeaderError, LogKind, Scan, check_frame, place_of,
 };
-use crate::disk::{Disk, DiskFile, is_no_space};
+use crate::disk::{Disk, DiskFile, is_no_space, is_out_of_files};
 use crate::error::OpenError;
 use crate::options::OnDamage;
 
@@ -89,6 +89,8 @@ pub(crate) struct Log<D: Disk> {
     /// Sizes of all segments, the active one included.
     segments: BTreeMap<u32, u64>,
     readers: BTreeMap<u32, D::File>,
+    /// True if the last read failed because no more files could be opened.
+    out_of_files: bool,
     staged: BatchBuilder,
     next_batch: u64,
     /// The highest batch number known to be safe.
@@ -216,12 +218,21 @@ impl<D: Disk> Log<D> {
     /// Reads a record back and checks it.
     pub(crate) fn read(&mut self, place: Place) -> io::Result<Vec<u8>> {
         let mut frame = vec![0; place.footprint() as usize];
-        self.reader(place.segment)?.read_at(&mut frame, u64::from(place.offset))?;
+        let reader = self.reader(place.segment);
+        let out_of_files = reader.as_ref().is_err_and(is_out_of_files);
+        let read = reader.and_then(|reader| reader.read_at(&mut frame, u64::from(place.offset)));
+        self.out_of_files = out_of_files;
+        read?;
         if !check_frame(&frame) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the checksum does not match"));
         }
         frame.drain(..FRAME_BYTES);
         Ok(frame)
+    }
+
+    /// True if the last read failed because no more files could be opened: it may be tried again.
+    pub(crate) fn is_out_of_files(&self) -> bool {
+        self.out_of_files
     }
 
     /// Shows every record of a segment.
@@ -613,6 +624,7 @@ impl<D: Disk> Recovery<D> {
             spare: None,
             segments: self.segments,
             readers: BTreeMap::new(),
+            out_of_files: false,
             staged: BatchBuilder::default(),
             next_batch,
             synced: next_batch - 1,

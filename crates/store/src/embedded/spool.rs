@@ -469,6 +469,8 @@ impl<D: Disk> SpoolEngine<D> {
             let (place, attempts, last_error) = self.index.live(lease.id()).expect("leased just now");
             let last_error = last_error.to_owned();
             match self.read(lease.id(), place) {
+                // It is whole, only out of reach for now.
+                Err(_) if self.log.is_out_of_files() => _ = self.index.release(&lease),
                 Ok(record) => leased.push(Leased { lease, record, attempts, last_error }),
                 // It must not block its row, and it must not vanish: people see it among the dead letters.
                 Err(error) => _ = self.park(&lease, error.to_string(), String::new()),
