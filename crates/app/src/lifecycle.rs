@@ -45,7 +45,9 @@ pub fn run(mut config: AppConfig) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(live(config))
+    let ended = runtime.block_on(live(config));
+    runtime.shutdown_background();
+    ended
 }
 
 async fn live(config: AppConfig) -> anyhow::Result<ExitCode> {
@@ -54,6 +56,8 @@ async fn live(config: AppConfig) -> anyhow::Result<ExitCode> {
     let clock = RealClock::new();
     let token = read_token(&config.admin)?;
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    // Before anything is written: a start that fails here leaves nothing behind.
+    let admin_listener = listen_admin(&config.admin).await?;
     let Opened { store, engine, report, ledger_records } = open_store(&config, &clock)?;
     let threads = engine.spawn_threads().context("cannot start the store's threads")?;
     let cause = begin_journal(&store, &config, &report);
@@ -62,7 +66,6 @@ async fn live(config: AppConfig) -> anyhow::Result<ExitCode> {
     let (book, keeper) = Book::open(&store, &ledger_records, &policy.node, streams).await?;
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     tasks.spawn(keeper.run(stop.clone()));
-    let admin_listener = listen_admin(&config.admin).await?;
     let admin_address = admin_listener.local_addr().unwrap_or(config.admin.address);
     let gateway = Gateway::start(
         Parts {

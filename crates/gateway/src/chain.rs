@@ -9,7 +9,7 @@
 use std::borrow::Cow;
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -29,10 +29,12 @@ use seawall_core::time::Mono;
 
 use crate::fallback;
 use crate::http::answer::Answer;
-use crate::http::body::{ClientBody, ReqBody, ResBody, Tracked};
+use crate::http::body::{ClientBody, Progress, ReqBody, ResBody, Tracked};
 use crate::http::conn::ConnState;
 use crate::http::gate::{VERDICT_HEADER, Verdict};
-use crate::http::headers::{self, EXPECTED_TIMEOUT_MS, Hop, IDEMPOTENCY_KEY, Present, SEAWALL_RECORD, X_REQUEST_ID};
+use crate::http::headers::{
+    self, EXPECTED_TIMEOUT_MS, Hop, IDEMPOTENCY_KEY, PROXY_STATUS, Present, SEAWALL_RECORD, X_REQUEST_ID,
+};
 use crate::node::{Limiter, Node, Used, Worker};
 use crate::pool::{EndpointLoad, Link};
 use crate::records::Fate;
@@ -171,7 +173,12 @@ pub(crate) struct Call {
     pub(crate) attempts: u32,
     pub(crate) write: Option<Write>,
     pub(crate) stale_key: Option<stale::Key>,
+    /// The client's connection; the forwarder has none.
     pub(crate) conn: Option<Arc<ConnState>>,
+    /// True if the client speaks HTTP/1.1: interim answers mean something to it, and a cut answer shows.
+    pub(crate) speaks_1_1: bool,
+    /// True while it waits for one of the connections an upstream may have.
+    pub(crate) awaits_connection: bool,
     /// True if the caller said how long it waits: the upstream is told what is left.
     pub(crate) tells_patience: bool,
 }
@@ -191,7 +198,7 @@ pub(crate) enum Kept {
     /// Whole, and may be sent again.
     Whole(Bytes),
     /// Passed on as it comes, once.
-    Once(Option<Incoming>, Arc<AtomicBool>),
+    Once(Option<Incoming>, Arc<Progress>),
 }
 
 impl Kept {
@@ -200,15 +207,20 @@ impl Kept {
     }
 
     fn client_broke_it(&self) -> bool {
-        matches!(self, Self::Once(_, broken) if broken.load(Relaxed))
+        matches!(self, Self::Once(_, progress) if progress.broken.load(Relaxed))
+    }
+
+    /// True while the client has not sent all of it.
+    fn is_still_coming(&self) -> bool {
+        matches!(self, Self::Once(None, progress) if !progress.ended.load(Relaxed))
     }
 
     fn take(&mut self) -> ReqBody {
         match self {
             Self::Empty => ReqBody::Empty,
             Self::Whole(bytes) => ReqBody::whole(bytes.clone()),
-            Self::Once(incoming, broken) => match incoming.take() {
-                Some(incoming) => ReqBody::Stream(ClientBody { incoming, broken: Arc::clone(broken) }),
+            Self::Once(incoming, progress) => match incoming.take() {
+                Some(incoming) => ReqBody::Stream(ClientBody { incoming, progress: Arc::clone(progress) }),
                 None => ReqBody::Empty,
             },
         }
@@ -236,12 +248,22 @@ async fn route_call(
     present: Present,
     started: Mono,
 ) -> Response<ResBody> {
+    let told_id = request.headers().get(X_REQUEST_ID).cloned();
     let call = match prepare(worker, conn, peer, id, request, present, started).await {
         Ok(call) => call,
-        Err(answer) => return *answer,
+        Err(mut answer) => {
+            let id = told_id.unwrap_or_else(|| new_request_id(worker));
+            answer.headers_mut().insert(X_REQUEST_ID, id);
+            return *answer;
+        }
     };
     let request_id = call.headers.get(X_REQUEST_ID).cloned();
+    let key = call.write.as_ref().map(|write| write.identity.key.clone());
     let mut response = guarded(worker, call, started).await;
+    if let Some(key) = key {
+        // Whatever came of it: who asks again must be able to ask for the same thing.
+        response.headers_mut().entry(IDEMPOTENCY_KEY).or_insert(key);
+    }
     *response.version_mut() = http::Version::HTTP_11;
     if let Some(request_id) = request_id {
         response.headers_mut().entry(X_REQUEST_ID).or_insert(request_id);
@@ -338,7 +360,9 @@ async fn prepare(
         attempts: 0,
         write: None,
         stale_key,
-        conn: (parts.version == http::Version::HTTP_11).then(|| Arc::clone(conn)),
+        conn: Some(Arc::clone(conn)),
+        speaks_1_1: parts.version == http::Version::HTTP_11,
+        awaits_connection: false,
         tells_patience: told_patience,
         route,
     };
@@ -394,7 +418,7 @@ async fn keep_body(
     // A body of unknown length is read whole only for writes: elsewhere it may be a conversation.
     let keep = known.map_or(is_write, |length| length <= limit);
     if !keep {
-        return Ok(Kept::Once(Some(body), Arc::new(AtomicBool::new(false))));
+        return Ok(Kept::Once(Some(body), Arc::new(Progress::default())));
     }
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let collected = Limited::new(body, limit).collect();
@@ -406,8 +430,8 @@ async fn keep_body(
         }
         Ok(Err(_)) => Err(Box::new(client_broke(worker, conn))),
         Err(_) => {
-            worker.rejections.count(Verdict::BodyTooSlow);
-            Err(Box::new(Answer::verdict(Verdict::BodyTooSlow).build()))
+            let detail = "the request's body did not arrive within the route's `timeout`";
+            Err(Box::new(Answer::new(408, "http_request_error", "deadline", detail).build()))
         }
     }
 }
@@ -480,6 +504,8 @@ fn replay(done: &DoneAnswer) -> Response<ResBody> {
     *response.status_mut() = done.status;
     *response.headers_mut() = done.headers.clone();
     response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
+    let details = HeaderValue::from_static("seawall; details=\"the answer the first request with this key got\"");
+    response.headers_mut().insert(PROXY_STATUS, details);
     response
 }
 
@@ -494,10 +520,12 @@ fn origin_form(uri: &Uri) -> Uri {
 }
 
 fn request_id(worker: &Worker, headers: &mut HeaderMap) {
-    headers.entry(X_REQUEST_ID).or_insert_with(|| {
-        let number = worker.prng.lock().unwrap_or_else(PoisonError::into_inner).next_u64();
-        HeaderValue::from_str(&format!("{number:016x}")).unwrap_or(HeaderValue::from_static("0"))
-    });
+    headers.entry(X_REQUEST_ID).or_insert_with(|| new_request_id(worker));
+}
+
+fn new_request_id(worker: &Worker) -> HeaderValue {
+    let number = worker.prng.lock().unwrap_or_else(PoisonError::into_inner).next_u64();
+    HeaderValue::from_str(&format!("{number:016x}")).unwrap_or(HeaderValue::from_static("0"))
 }
 
 /// The key that orders this request among spooled ones.
@@ -531,6 +559,7 @@ pub(crate) async fn attempt_loop(
                 let verdict = call.conn.as_ref().and_then(|conn| conn.body_verdict());
                 return Err(Reason::Client(verdict.unwrap_or(Verdict::Chunk)));
             }
+            Tried::ClientTooSlow => return Err(Reason::Client(Verdict::BodyTooSlow)),
             Tried::Failed { failure, answer, retry_after } => (failure, answer, retry_after),
         };
         counts.failed(failure);
@@ -574,6 +603,7 @@ pub(crate) enum Tried {
     Failed { failure: Failure, answer: Option<Response<ResBody>>, retry_after: Option<Duration> },
     Refused(Refusal),
     ClientBroke,
+    ClientTooSlow,
 }
 
 /// One try: breaker, endpoint, exchange under its timeout, judgement.
@@ -623,6 +653,13 @@ async fn try_with(
             pass.record(now, Outcome::Failure(failure));
             Tried::Failed { failure, answer: None, retry_after: None }
         }
+        // What follows says nothing about the upstream: it never had the whole request, or never had it at all.
+        Err(_) if call.body.is_still_coming() => Tried::ClientTooSlow,
+        Err(_) if call.awaits_connection => {
+            let limit = "connections of the upstream";
+            let value = node.policy.upstream(upstream).connections_max.into();
+            Tried::Refused(Refusal::LimitReached { limit, value, retry_in: Duration::from_secs(1) })
+        }
         Err(_) => {
             pass.record(now, Outcome::Failure(Failure::Timeout));
             Tried::Failed { failure: Failure::Timeout, answer: None, retry_after: None }
@@ -658,16 +695,17 @@ async fn exchange(
     patience: Duration,
 ) -> Result<Exchanged, Failure> {
     let pool = worker.pool(upstream, endpoint);
-    let mut link = pool.checkout(false).await?;
+    let mut link = pool.checkout(false, &mut call.awaits_connection).await?;
     let mut answered = link.send(build(worker, call, patience)).await;
     if answered.is_err_and_stale(&link, call) {
         drop(link);
         worker.counts[call.id.index()].resends.add(1);
-        link = pool.checkout(true).await?;
+        link = pool.checkout(true, &mut call.awaits_connection).await?;
         answered = link.send(build(worker, call, patience)).await;
     }
     let (parts, incoming) = answered?.into_parts();
-    if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+    // Nobody asked to switch; and an answer with two lengths is whole to one reader and cut to another.
+    if parts.status == StatusCode::SWITCHING_PROTOCOLS || has_two_framings(&parts.headers) {
         return Err(Failure::Protocol);
     }
     let short = call.route.policy.guards.answer_bytes_max;
@@ -677,9 +715,7 @@ async fn exchange(
     }
     // A body that ends before its announced end is an incomplete answer, whatever broke it.
     let body = link.read_whole(incoming).await.map_err(|_| Failure::Incomplete)?;
-    if !framing_is_doubtful(&parts.headers) {
-        pool.checkin(link);
-    }
+    pool.checkin(link);
     Ok(Exchanged { parts, content: Content::Whole(body) })
 }
 
@@ -698,8 +734,7 @@ impl Stale for Result<Response<Incoming>, Failure> {
     }
 }
 
-/// An answer with both framings may mean something else to somebody else: its connection is not used again.
-fn framing_is_doubtful(headers: &HeaderMap) -> bool {
+fn has_two_framings(headers: &HeaderMap) -> bool {
     headers.contains_key(http::header::TRANSFER_ENCODING) && headers.contains_key(http::header::CONTENT_LENGTH)
 }
 
@@ -712,7 +747,7 @@ fn build(worker: &Arc<Worker>, call: &mut Call, patience: Duration) -> Request<R
         let millis = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
         request.headers_mut().insert(EXPECTED_TIMEOUT_MS, HeaderValue::from(millis));
     }
-    if let Some(conn) = &call.conn {
+    if let (Some(conn), true) = (&call.conn, call.speaks_1_1) {
         let (conn, via) = (Arc::clone(conn), worker.node.via.clone());
         hyper::ext::on_informational(&mut request, move |interim| {
             pass_interim(&conn, &via, interim.status(), interim.headers());
@@ -783,6 +818,7 @@ fn judge(call: &Call, now: Mono, parts: response::Parts, content: Content, relay
                 upstream: relay.upstream,
                 endpoint: relay.endpoint,
                 idle: None,
+                ends_with_connection: call.conn.as_ref().filter(|_| !call.speaks_1_1).map(Arc::clone),
                 _load: relay.load,
                 // A failed try may be followed by another: it keeps the place.
                 _place: if outcome.is_failure() { None } else { relay.place.take() },
@@ -841,6 +877,8 @@ pub(crate) struct Relay {
     route: RouteId,
     upstream: UpstreamId,
     endpoint: usize,
+    /// The client's connection, if its end is all that ends the answer (HTTP/1.0).
+    ends_with_connection: Option<Arc<ConnState>>,
     /// Runs while nothing comes.
     idle: Option<Pin<Box<tokio::time::Sleep>>>,
     _load: InFlight,
@@ -906,6 +944,9 @@ impl Relay {
     fn cut(&mut self, failure: Failure) -> crate::http::body::BoxError {
         let failure = if failure == Failure::ConnectionLost { Failure::Incomplete } else { failure };
         self.link = None;
+        if let Some(conn) = &self.ends_with_connection {
+            conn.end_with_reset();
+        }
         self.record(Outcome::Failure(failure));
         let counts = &self.worker.counts[self.route.index()];
         counts.failed(failure);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, LOCATION};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER};
 use http::{Method, Response, StatusCode};
 use seawall_core::id::RecordId;
 use seawall_core::policy::Fallback;
@@ -30,6 +30,10 @@ pub(crate) async fn apply(worker: &Arc<Worker>, mut call: Call, reason: Reason) 
     let fallbacks = call.route.policy.fallbacks.clone();
     let mut refused = None;
     for fallback in &fallbacks {
+        // Nothing but the spool keeps a write behind the older ones of its key.
+        if matches!(reason, Reason::Behind) && *fallback != Fallback::Spool {
+            continue;
+        }
         let answer = match fallback {
             Fallback::Spool => match call.write.take() {
                 Some(write) => match spool(worker, &call, write, &reason).await {
@@ -60,10 +64,6 @@ fn mark(
     reason: &Reason,
     mut answer: Response<ResBody>,
 ) -> Response<ResBody> {
-    // A conflict or a full spool came from the fallback, but is no reduced answer.
-    if answer.status().is_client_error() {
-        return answer;
-    }
     let since = call.route.degraded(how);
     worker.counts[call.id.index()].degraded(how);
     let (name, value) = degraded(how, since);
@@ -248,6 +248,9 @@ fn fixed(status: u16, content_type: &str, body: &str) -> Response<ResBody> {
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
     if let Ok(content_type) = HeaderValue::from_str(content_type) {
         response.headers_mut().insert(CONTENT_TYPE, content_type);
+    }
+    if matches!(status, 429 | 503) {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response
 }

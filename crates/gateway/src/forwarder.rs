@@ -22,11 +22,11 @@ use seawall_core::spool::{Lease, NewRecord};
 use seawall_core::time::Mono;
 use seawall_store::Leased;
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use crate::chain::{Call, Kept, Tried, try_once};
 use crate::fallback::is_taken;
 use crate::http::body::{ResBody, Tracked};
+use crate::listener::Stop;
 use crate::node::Worker;
 use crate::records::Fate;
 use crate::route::RouteState;
@@ -42,9 +42,12 @@ const BACKOFF: RetryConfig = RetryConfig {
 /// How often it looks even if nobody calls.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const LAST_WORDS_BYTES: usize = 512;
+/// After a guard's no.
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Runs until stopped; what is on its way then is finished or given back.
-pub(crate) async fn forward(worker: Arc<Worker>, upstream: UpstreamId, stop: CancellationToken) {
+pub(crate) async fn forward(worker: Arc<Worker>, upstream: UpstreamId, stop: Stop) {
     let node = Arc::clone(&worker.node);
     let name = node.upstreams[upstream.index()].name.clone();
     let Some(id) = spooling_route(&worker, upstream) else { return };
@@ -52,13 +55,15 @@ pub(crate) async fn forward(worker: Arc<Worker>, upstream: UpstreamId, stop: Can
     let parallel = route.policy.delivery.parallel.max(1) as usize;
     let lease_for = route.policy.guards.timeout + LEASE_SLACK;
     let (mut work, mut out, mut ramp) = (node.spool.work_signal(), JoinSet::new(), Ramp::new(parallel));
-    while !stop.is_cancelled() {
+    while !stop.drain.is_cancelled() {
         while let Some(delivered) = out.try_join_next() {
-            ramp.after(delivered.unwrap_or(Delivered::Failed));
+            ramp.after(delivered.unwrap_or(Delivered::Failed), node.clock.now());
         }
         let (mut next_look, free) = (LOOK_EVERY, ramp.width.saturating_sub(out.len()));
+        let now = node.clock.now();
         match route.admits_at() {
-            Some(at) if node.clock.now() < at => next_look = node.clock.now().until(at),
+            Some(at) if now < at => next_look = now.until(at),
+            _ if now < ramp.pause_until => next_look = now.until(ramp.pause_until),
             _ if free == 0 => {}
             _ => {
                 let Ok(leases) = node.spool.lease(&name, free, lease_for).await else { return };
@@ -69,31 +74,39 @@ pub(crate) async fn forward(worker: Arc<Worker>, upstream: UpstreamId, stop: Can
             }
         }
         tokio::select! {
-            () = stop.cancelled() => {}
+            () = stop.drain.cancelled() => {}
             () = work.arrived() => {}
             () = tokio::time::sleep(next_look) => {}
-            Some(delivered) = out.join_next() => ramp.after(delivered.unwrap_or(Delivered::Failed)),
+            Some(delivered) = out.join_next() => {
+                ramp.after(delivered.unwrap_or(Delivered::Failed), node.clock.now());
+            }
         }
     }
-    while out.join_next().await.is_some() {}
+    tokio::select! {
+        () = stop.now.cancelled() => {}
+        () = async { while out.join_next().await.is_some() {} } => {}
+    }
 }
 
 /// How many records may be on their way: all after success, one after failure, doubling in between.
 struct Ramp {
     width: usize,
     width_max: usize,
+    /// A guard said no: nothing is leased before this.
+    pause_until: Mono,
 }
 
 impl Ramp {
     fn new(width_max: usize) -> Self {
-        Self { width: 1, width_max }
+        Self { width: 1, width_max, pause_until: Mono::ZERO }
     }
 
-    fn after(&mut self, delivered: Delivered) {
-        self.width = match delivered {
-            Delivered::Settled => (self.width * 2).min(self.width_max),
-            Delivered::Failed => 1,
-        };
+    fn after(&mut self, delivered: Delivered, now: Mono) {
+        match delivered {
+            Delivered::Settled => self.width = (self.width * 2).min(self.width_max),
+            Delivered::Failed => self.width = 1,
+            Delivered::Refused(retry_in) => self.pause_until = now + retry_in.clamp(PAUSE_MIN, PAUSE_MAX),
+        }
     }
 }
 
@@ -103,6 +116,8 @@ enum Delivered {
     Settled,
     /// It did not.
     Failed,
+    /// A guard of ours said no; it may say yes after this long.
+    Refused(Duration),
 }
 
 fn spooling_route(worker: &Worker, upstream: UpstreamId) -> Option<RouteId> {
@@ -124,14 +139,21 @@ async fn deliver(worker: Arc<Worker>, default_route: RouteId, leased: Leased) ->
         Ok(call) => call,
         Err(reason) => return park(&worker, &route, lease, &record, reason, String::new()).await,
     };
-    let Ok(place) = route.enter(now, call.deadline).await else {
-        let _ = node.spool.release(lease).await;
-        return Delivered::Failed;
+    let place = match route.enter(now, call.deadline).await {
+        Ok(place) => place,
+        Err(refusal) => {
+            let _ = node.spool.release(lease).await;
+            return Delivered::Refused(refusal.retry_in().unwrap_or_default());
+        }
     };
     let counts = &worker.counts[id.index()];
     match try_once(&worker, &mut call, route.policy.upstream, &mut Some(place)).await {
         Tried::Answered(received) if is_taken(received.parts.status) => {
-            acknowledge(&worker, lease, &record, received.parts.status.as_u16()).await
+            // Half an answer is no answer: the upstream knows the record by its key and will be asked again.
+            match read_out(received.body).await {
+                Ok(()) => acknowledge(&worker, lease, &record, received.parts.status.as_u16()).await,
+                Err(error) => put_back(&worker, lease, attempts, None, error).await,
+            }
         }
         Tried::Answered(received) if is_permanent(received.parts.status.as_u16()) => {
             let status = received.parts.status;
@@ -139,8 +161,13 @@ async fn deliver(worker: Arc<Worker>, default_route: RouteId, leased: Leased) ->
             park(&worker, &route, lease, &record, format!("the upstream refused it with {status}"), words).await
         }
         Tried::Answered(received) => {
-            let error = format!("answered {}", received.parts.status);
-            put_back(&worker, lease, attempts, None, error).await
+            let status = received.parts.status;
+            if attempts + 1 >= route.policy.delivery.attempts_max {
+                let words = last_words(Response::from_parts(received.parts, received.body)).await;
+                let reason = format!("{} tries, the last one answered {status}", attempts + 1);
+                return park(&worker, &route, lease, &record, reason, words).await;
+            }
+            put_back(&worker, lease, attempts, None, format!("answered {status}")).await
         }
         Tried::Failed { failure, answer, retry_after } => {
             counts.failed(failure);
@@ -155,10 +182,11 @@ async fn deliver(worker: Arc<Worker>, default_route: RouteId, leased: Leased) ->
             }
             put_back(&worker, lease, attempts, retry_after, failure.to_string()).await
         }
-        Tried::Refused(_) | Tried::ClientBroke => {
+        Tried::Refused(refusal) => {
             let _ = node.spool.release(lease).await;
-            Delivered::Failed
+            Delivered::Refused(refusal.retry_in().unwrap_or_default())
         }
+        Tried::ClientBroke | Tried::ClientTooSlow => unreachable!("a record has no client"),
     }
 }
 
@@ -192,6 +220,8 @@ fn call(route: &Arc<RouteState>, id: RouteId, record: &NewRecord, now: Mono) -> 
         write: None,
         stale_key: None,
         conn: None,
+        speaks_1_1: false,
+        awaits_connection: false,
         tells_patience: false,
     })
 }
@@ -248,6 +278,15 @@ async fn park(
     Delivered::Settled
 }
 
+/// Reads an answer to its end.
+async fn read_out(body: ResBody) -> Result<(), String> {
+    let mut body = Tracked::new(body, ());
+    while let Some(frame) = body.frame().await {
+        frame.map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
 /// The beginning of what the upstream said.
 async fn last_words(answer: Response<ResBody>) -> String {
     let mut body = Tracked::new(answer.into_body(), ());
@@ -280,7 +319,7 @@ mod tests {
         let widths: Vec<usize> = [true, true, true, true, true, false, true]
             .into_iter()
             .map(|well| {
-                ramp.after(if well { Delivered::Settled } else { Delivered::Failed });
+                ramp.after(if well { Delivered::Settled } else { Delivered::Failed }, Mono::ZERO);
                 ramp.width
             })
             .collect();

@@ -254,10 +254,12 @@ fn run_worker(job: Job, listeners: Vec<std::net::TcpListener>) {
         let tasks = spawn_all(job, listeners.collect());
         stop.now.cancelled().await;
         tasks.close();
-        if tokio::time::timeout(Duration::from_secs(5), tasks.wait()).await.is_err() {
+        if tokio::time::timeout(Duration::from_secs(2), tasks.wait()).await.is_err() {
             tracing::warn!(left = tasks.len(), "tasks did not end in time");
         }
     });
+    // A name that is still being looked up on a thread of its own is nobody's any more.
+    runtime.shutdown_background();
 }
 
 fn spawn_all(job: Job, listeners: Vec<Listener>) -> TaskTracker {
@@ -274,7 +276,7 @@ fn spawn_all(job: Job, listeners: Vec<Listener>) -> TaskTracker {
         tasks.spawn(watch::watch_limits(Arc::clone(&worker), stop.now.clone()));
         for (place, upstream) in worker.node.policy.upstreams.iter().enumerate() {
             let id = UpstreamId(u32::try_from(place).unwrap_or(u32::MAX));
-            tasks.spawn(forwarder::forward(Arc::clone(&worker), id, stop.drain.clone()));
+            tasks.spawn(forwarder::forward(Arc::clone(&worker), id, stop.clone()));
             for endpoint in 0..upstream.endpoints.len() {
                 let checks = watch::check_endpoint(Arc::clone(&worker), id, endpoint, cause, stop.now.clone());
                 tasks.spawn(checks);

@@ -147,6 +147,19 @@ impl Listener {
     }
 }
 
+impl Stream {
+    /// Closes with a reset instead of an orderly end, where there is a kernel to do so.
+    pub(crate) fn reset_on_close(&self) {
+        match self {
+            Self::Real(stream) => {
+                let _ = socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
+            }
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => {}
+        }
+    }
+}
+
 macro_rules! on_stream {
     ($self:ident, $stream:ident => $call:expr) => {
         match $self.get_mut() {

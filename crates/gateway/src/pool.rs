@@ -22,7 +22,7 @@ use hyper_util::rt::TokioIo;
 use seawall_core::outcome::Failure;
 use seawall_core::time::Mono;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::clock::Clock;
 use crate::http::body::ReqBody;
@@ -47,6 +47,8 @@ pub(crate) struct EndpointPool {
     idle_timeout: Duration,
     load: Arc<EndpointLoad>,
     slots: Arc<Semaphore>,
+    /// Wakes whoever waits longest when a connection comes back.
+    returned: Notify,
     idle: Mutex<VecDeque<Link>>,
 }
 
@@ -96,21 +98,38 @@ impl EndpointPool {
             idle_timeout: upstream.idle_timeout,
             load,
             slots: Arc::new(Semaphore::new(connections_max.max(1))),
+            returned: Notify::new(),
             idle: Mutex::new(VecDeque::new()),
         }
     }
 
     /// A connection: the one used last, if it is still good, or a new one. Waits its turn (first come, first served)
-    /// when as many are open as may be.
-    pub(crate) async fn checkout(&self, fresh: bool) -> Result<Link, Failure> {
-        if !fresh && let Some(link) = self.take_idle() {
-            return Ok(link);
+    /// when as many are open as may be; `waiting` is true meanwhile, so that a wait in vain is not blamed on the
+    /// upstream.
+    pub(crate) async fn checkout(&self, fresh: bool, waiting: &mut bool) -> Result<Link, Failure> {
+        loop {
+            if fresh {
+                // An idle one in our place makes room for a fresh one.
+                if self.slots.available_permits() == 0 {
+                    drop(self.lock().pop_front());
+                }
+            } else if let Some(link) = self.take_idle() {
+                *waiting = false;
+                return Ok(link);
+            }
+            if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
+                *waiting = false;
+                return self.connect_in_time(Some(slot)).await;
+            }
+            *waiting = true;
+            tokio::select! {
+                () = self.returned.notified() => {}
+                slot = Arc::clone(&self.slots).acquire_owned() => {
+                    *waiting = false;
+                    return self.connect_in_time(slot.ok()).await;
+                }
+            }
         }
-        let slot = match Arc::clone(&self.slots).try_acquire_owned() {
-            Ok(slot) => slot,
-            Err(_) => self.wait_for_slot(fresh).await?,
-        };
-        self.connect_in_time(Some(slot)).await
     }
 
     /// A connection beside the pool, for looking at an endpoint as a new caller would see it.
@@ -133,6 +152,7 @@ impl EndpointPool {
         }
         link.idle_since = self.clock.now();
         self.lock().push_back(link);
+        self.returned.notify_one();
     }
 
     /// Closes what has been idle too long or was closed from the other side.
@@ -151,14 +171,6 @@ impl EndpointPool {
                 return Some(link);
             }
         }
-    }
-
-    async fn wait_for_slot(&self, fresh: bool) -> Result<OwnedSemaphorePermit, Failure> {
-        if fresh {
-            // An idle one in our place makes room for a fresh one.
-            drop(self.lock().pop_front());
-        }
-        Arc::clone(&self.slots).acquire_owned().await.map_err(|_| Failure::ConnectionLost)
     }
 
     async fn connect(&self, slot: Option<OwnedSemaphorePermit>) -> Result<Link, Failure> {

@@ -80,7 +80,8 @@ fn policy(listener: Listener, address: String, options: &Quick) -> Policy {
     };
     let (name, matcher, upstream_id) = ("default".into(), Match::default(), UpstreamId(0));
     Policy {
-        node: "seawall".into(),
+        // Two of these in a row on one machine are two nodes: a name of its own each, or the second sees a loop.
+        node: format!("seawall-{}", listener.address.port()),
         zone: "local".into(),
         zones: vec!["local".into()],
         listeners: vec![listener],

@@ -44,7 +44,7 @@ impl Default for BreakerConfig {
     fn default() -> Self {
         Self {
             failure_rate_max: Ratio::new(0.5).unwrap_or(Ratio::ONE),
-            slow: None,
+            slow: Some(SlowRule { rate_max: Ratio::new(0.8).unwrap_or(Ratio::ONE), over: Duration::from_secs(10) }),
             window: WindowConfig::Calls(100),
             calls_min: 20,
             open_for: Duration::from_secs(10),

@@ -30,8 +30,16 @@ pub(crate) enum ReqBody {
 /// A client's body passed on as it comes.
 pub(crate) struct ClientBody {
     pub(crate) incoming: Incoming,
-    /// Set when the client broke it, so that the upstream is not blamed.
-    pub(crate) broken: Arc<AtomicBool>,
+    pub(crate) progress: Arc<Progress>,
+}
+
+/// How far a client's body has come: what the client does to it is not the upstream's fault.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// The client broke it.
+    pub(crate) broken: AtomicBool,
+    /// Its last byte has come.
+    pub(crate) ended: AtomicBool,
 }
 
 impl ReqBody {
@@ -50,8 +58,11 @@ impl Body for ReqBody {
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Stream(body) => {
                 let frame = ready!(Pin::new(&mut body.incoming).poll_frame(cx));
-                if matches!(frame, Some(Err(_))) {
-                    body.broken.store(true, Relaxed);
+                match &frame {
+                    Some(Err(_)) => body.progress.broken.store(true, Relaxed),
+                    None => body.progress.ended.store(true, Relaxed),
+                    Some(Ok(_)) if body.incoming.is_end_stream() => body.progress.ended.store(true, Relaxed),
+                    Some(Ok(_)) => {}
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
             }

@@ -49,6 +49,8 @@ pub(crate) struct ConnState {
     body_verdict: Mutex<Option<Verdict>>,
     /// True while everything written has been flushed, so that an interim answer would not cut into another.
     clean: AtomicBool,
+    /// True if the connection must end in a way that cannot be taken for the end of an answer.
+    reset: AtomicBool,
     interim: Mutex<Vec<u8>>,
     has_interim: AtomicBool,
 }
@@ -103,6 +105,12 @@ impl ConnState {
         true
     }
 
+    /// Ends the connection with a reset: to a client whose answer ends with its connection, a plain close would say that
+    /// a broken answer is whole.
+    pub(crate) fn end_with_reset(&self) {
+        self.reset.store(true, Relaxed);
+    }
+
     fn enter(&self, phase: Phase, now: Mono) {
         let number = match phase {
             Phase::Idle => PHASE_IDLE,
@@ -110,8 +118,8 @@ impl ConnState {
             Phase::Body => PHASE_BODY,
             Phase::Refused => PHASE_REFUSED,
         };
-        // In a head the clock runs from its first byte; a trickle of bytes does not stop it.
-        if self.phase.swap(number, Relaxed) != number || number != PHASE_HEAD {
+        // Between requests and in a head the clock runs on whatever trickles in; only a body's progress is progress.
+        if self.phase.swap(number, Relaxed) != number || number == PHASE_BODY {
             self.since.store(now.as_nanos(), Relaxed);
         }
     }
@@ -262,6 +270,14 @@ impl ClientIo {
             self.broken = fed.err();
             Poll::Ready(Ok(whole_run))
         })
+    }
+}
+
+impl Drop for ClientIo {
+    fn drop(&mut self) {
+        if self.state.reset.load(Relaxed) {
+            self.stream.reset_on_close();
+        }
     }
 }
 

@@ -222,3 +222,71 @@ fn no_route_is_a_404_that_says_so() {
     assert!(answer.must("proxy-status").contains("destination_not_found") && answer.body.contains("GET /other"));
     assert!((world.view)().rejected.contains(&("no_route", 1)));
 }
+
+#[test]
+fn calls_take_turns_on_the_connections_an_upstream_may_have() {
+    let server = Server::start(|_, _| Do::Wait(Duration::from_millis(30), Box::new(ok("x"))));
+    let mut narrow = upstream("u", &[server.address]);
+    narrow.connections_max = 1;
+    let world = World::new(policy(vec![route("r", 0)], vec![narrow]));
+    std::thread::scope(|scope| {
+        let calls: Vec<_> = (0..10).map(|_| scope.spawn(|| world.get("/").status)).collect();
+        assert!(calls.into_iter().all(|call| call.join().unwrap() == 200));
+    });
+    assert_eq!(world.route(0).failures_total, 0);
+}
+
+#[test]
+fn no_connection_in_time_is_our_limit_and_not_the_upstreams_failure() {
+    let server = Server::start(|_, _| Do::Hang);
+    let mut narrow = upstream("u", &[server.address]);
+    narrow.connections_max = 1;
+    let (mut patient, mut hasty) = (crate::world::on_path(route("patient", 0), "/1"), route("hasty", 0));
+    patient.guards.timeout = Duration::from_secs(10);
+    patient.guards.try_timeout = Duration::from_secs(10);
+    hasty.guards.try_timeout = Duration::from_millis(50);
+    let world = World::new(policy(vec![patient, hasty], vec![narrow]));
+    // One worker's share of one connection is one: hold it on both.
+    let mut holders: Vec<_> = (0..16).map(|_| world.client()).collect();
+    for holder in &mut holders {
+        holder.send("GET /1 HTTP/1.1\r\nHost: h\r\n\r\n");
+    }
+    wait_until("both workers hold theirs", || server.count() == 2);
+    let refused = world.get("/2");
+    assert_eq!((refused.status, refused.body.contains("connections of the upstream")), (503, true), "{refused:?}");
+    assert_eq!(world.route(1).failures_total, 0);
+}
+
+#[test]
+fn an_answer_with_two_lengths_is_refused() {
+    let both = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    let server = Server::start(move |_, _| Do::Send(both.to_vec()));
+    let world = World::simple(&server);
+    let answer = world.post("/", "", "x");
+    assert_eq!((answer.status, answer.must("proxy-status").contains("http_protocol_error")), (502, true));
+}
+
+#[test]
+fn a_cut_answer_shows_to_a_client_whose_answer_ends_with_its_connection() {
+    let server = Server::start(|_, _| {
+        Do::SendAndClose(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n".to_vec())
+    });
+    let world = World::simple(&server);
+    let mut client = world.client();
+    client.send("GET / HTTP/1.0\r\n\r\n");
+    let mut bytes = Vec::new();
+    let ended = std::io::Read::read_to_end(&mut client.stream, &mut bytes);
+    assert_eq!(ended.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_client_that_does_not_send_its_body_is_not_the_upstreams_failure() {
+    let server = Server::start(|_, _| ok("x"));
+    let mut route = route("r", 0);
+    route.guards.try_timeout = Duration::from_millis(50);
+    let world = World::new(policy(vec![route], vec![upstream("u", &[server.address])]));
+    let mut client = world.client();
+    client.send("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
+    assert_eq!(client.next().map(|answer| answer.status), Some(408));
+    assert_eq!(world.route(0).failures_total, 0);
+}

@@ -271,3 +271,17 @@ fn an_open_breaker_does_not_make_a_client_send_its_body() {
     client.send("POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 9999\r\n\r\n");
     assert_eq!(client.next().unwrap().status, 503, "and not 100");
 }
+
+#[test]
+fn every_reduced_answer_is_marked_whatever_its_status() {
+    let sick = Server::start(|_, _| Do::Reset);
+    for (status, retry_after) in [(404, None), (503, Some("1".to_owned()))] {
+        let mut route = route("r", 0);
+        route.fallbacks = vec![Fallback::Static { status, content_type: "text/plain".into(), body: "no".into() }];
+        let world = World::new(policy(vec![route], vec![upstream("u", &[sick.address])]));
+        let answer = world.get("/");
+        assert_eq!((answer.status, answer.header("retry-after")), (status, retry_after));
+        assert!(answer.must("seawall-degraded").starts_with("static; since="));
+        assert!(answer.must("proxy-status").starts_with("seawall; error="));
+    }
+}

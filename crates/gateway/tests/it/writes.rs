@@ -133,7 +133,10 @@ fn a_spooled_key_answers_the_same_when_asked_again() {
     assert_eq!((first.status, again.status), (202, 202));
     assert_eq!(first.must("location"), again.must("location"));
     assert_eq!(world.post("/a", "Idempotency-Key: k1\r\n", "y").status, 422);
-    assert_eq!(world.store.spool.depth().waiting + world.store.spool.depth().leased, 1);
+    wait_until("one record is held", || {
+        let depth = world.store.spool.depth();
+        depth.waiting + depth.leased == 1
+    });
 }
 
 #[test]
@@ -223,4 +226,67 @@ fn records_are_asked_for_politely() {
     assert_eq!(world.get("/.seawall/records/999").status, 404);
     assert_eq!(world.get("/.seawall/records/x").status, 404);
     assert_eq!(world.post("/.seawall/records/1", "", "").status, 405);
+}
+
+#[test]
+fn whoever_asks_again_can_ask_for_the_same_thing() {
+    let server = Server::start(|_, _| Do::Close);
+    let mut route = spooling("events", 0);
+    route.guards.retry.attempts_max = 1;
+    let policy = policy(vec![route], vec![upstream("queue", &[server.address])]);
+    let world = World::with_store(policy, |options| options.spool_bytes_max = 1);
+    let refused = world.post("/", "", "x");
+    assert_eq!(refused.status, 503);
+    assert_eq!(server.seen()[0].header("idempotency-key"), Some(refused.must("idempotency-key")));
+}
+
+#[test]
+fn nothing_overtakes_by_way_of_another_upstream() {
+    let (sick, other) =
+        (Server::start(|_, _| Do::Reset), Server::start(|_, n| if n == 0 { Do::Reset } else { ok("x") }));
+    let mut route = spooling("events", 0);
+    route.guards.retry.attempts_max = 1;
+    route.fallbacks = vec![Fallback::Upstream(seawall_core::id::UpstreamId(1)), Fallback::Spool];
+    let upstreams = vec![upstream("queue", &[sick.address]), upstream("other", &[other.address])];
+    let world = World::new(policy(vec![route], upstreams));
+    let key = "Shipment-Id: s\r\n";
+    assert_eq!((world.post("/", key, "1").status, world.post("/", key, "2").status), (202, 202));
+}
+
+#[test]
+fn a_record_that_is_always_put_off_is_parked_in_the_end() {
+    let server = Server::start(|_, _| answer("409 Conflict", "", "still busy"));
+    let mut route = spooling("events", 0);
+    route.delivery.attempts_max = 2;
+    let world = World::new(policy(vec![route], vec![upstream("queue", &[server.address])]));
+    assert_eq!(world.post("/", "", "direct").status, 409, "a direct conflict is the client's to know");
+    let (well, sick) = moody();
+    let mut route = spooling("events", 0);
+    route.guards.retry.attempts_max = 1;
+    route.delivery.attempts_max = 2;
+    let world = World::new(policy(vec![route], vec![upstream("queue", &[sick.address])]));
+    assert_eq!(world.post("/", "", "kept").status, 202);
+    wait_until("it is parked", || world.store.spool.depth().parked == 1);
+    let parked = world.block_on(world.store.spool.list(State::Parked, 1)).unwrap().remove(0).parked.unwrap();
+    assert!(parked.reason.contains("the last one answered 503") && parked.last_words == "sick", "{parked:?}");
+    drop(well);
+}
+
+#[test]
+fn a_cut_answer_acknowledges_nothing() {
+    let mode = Arc::new(AtomicUsize::new(0));
+    let of_server = Arc::clone(&mode);
+    let server = Server::start(move |_, _| match of_server.load(Relaxed) {
+        0 => Do::Reset,
+        1 => Do::SendAndClose(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n".to_vec()),
+        _ => ok("whole"),
+    });
+    let world = world_of(&server);
+    let location = world.post("/", "", "x").must("location");
+    mode.store(1, Relaxed);
+    let asked = server.count();
+    wait_until("it was asked and cut", || server.count() > asked + 1);
+    assert!(!world.get(&location).body.contains("delivered"));
+    mode.store(2, Relaxed);
+    wait_until("it is delivered", || world.get(&location).body.contains("delivered"));
 }
