@@ -845,7 +845,7 @@ pub(crate) fn whole_answer(worker: &Arc<Worker>, mut call: Call, received: Recei
     headers::to_client(response.headers_mut(), &node.via);
     call.route.whole(now);
     if let Some(write) = call.write.take() {
-        fallback::finish_write(node, write, &mut response);
+        fallback::finish_write(node, write, call.attempts, &mut response);
     }
     response
 }

@@ -136,12 +136,11 @@ async fn spool(
         let kept = node.spool.enqueue(&record).await;
         let Write { identity, claiming, stamped, .. } = write;
         let fate = match &kept {
-            // A record that was there before has its own stamp; this one numbers nothing.
-            Ok(enqueued) if enqueued.already => Fate::Refused,
-            Ok(_) => Fate::Spooled,
+            Ok(enqueued) if !enqueued.already => Fate::Spooled,
             Err(EnqueueError::Stopped { .. }) => Fate::Indeterminate,
-            Err(_) if sent_before => Fate::Indeterminate,
-            Err(_) => Fate::Refused,
+            // Not kept, or kept before under a stamp of its own: this one went out already, or never will.
+            Ok(_) | Err(_) if sent_before => Fate::Indeterminate,
+            Ok(_) | Err(_) => Fate::Refused,
         };
         if let Some(stamped) = stamped {
             stamped.settle(fate);
@@ -216,11 +215,17 @@ fn not_kept(error: &EnqueueError) -> Response<ResBody> {
 }
 
 /// Finishes a write that its upstream answered: the ledger's account, the key's answer.
-pub(crate) fn finish_write(node: &Arc<Node>, write: Write, response: &mut Response<ResBody>) {
+pub(crate) fn finish_write(node: &Arc<Node>, write: Write, attempts: u32, response: &mut Response<ResBody>) {
     let status = response.status();
+    // A no to the last try says nothing about an earlier one that was never answered; "conflict" often means just that.
+    let is_certain = attempts <= 1 && status != StatusCode::CONFLICT;
     let Write { identity, claiming, stamped, .. } = write;
     if let Some(stamped) = stamped {
-        stamped.settle(if is_taken(status) { Fate::Accepted } else { Fate::Refused });
+        stamped.settle(match is_taken(status) {
+            true => Fate::Accepted,
+            false if is_certain => Fate::Refused,
+            false => Fate::Indeterminate,
+        });
     }
     response.headers_mut().entry(IDEMPOTENCY_KEY).or_insert(identity.key);
     // "Try later" is no final answer; neither is one we did not see whole.
@@ -270,7 +275,7 @@ async fn other_upstream(
     let mut response = Response::from_parts(received.parts, received.body);
     headers::to_client(response.headers_mut(), &worker.node.via);
     if let Some(write) = call.write.take() {
-        finish_write(&worker.node, write, &mut response);
+        finish_write(&worker.node, write, call.attempts + 1, &mut response);
     }
     Some(response)
 }

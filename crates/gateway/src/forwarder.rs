@@ -74,15 +74,17 @@ pub(crate) async fn forward(worker: Arc<Worker>, upstream: UpstreamId, stop: Sto
             }
         }
         tokio::select! {
+            biased;
             () = stop.drain.cancelled() => {}
-            () = work.arrived() => {}
-            () = tokio::time::sleep(next_look) => {}
             Some(delivered) = out.join_next() => {
                 ramp.after(delivered.unwrap_or(Delivered::Failed), node.clock.now());
             }
+            () = work.arrived() => {}
+            () = tokio::time::sleep(next_look) => {}
         }
     }
     tokio::select! {
+        biased;
         () = stop.now.cancelled() => {}
         () = async { while out.join_next().await.is_some() {} } => {}
     }

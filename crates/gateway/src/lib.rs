@@ -142,6 +142,7 @@ impl Gateway {
             }
         };
         tokio::select! {
+            biased;
             () = drained => {}
             () = tokio::time::sleep(self.grace) => {}
             () = hurry => {}

@@ -40,6 +40,7 @@ pub(crate) struct Open(Mutex<Vec<std::sync::Weak<ConnState>>>);
 pub(crate) async fn accept(worker: Arc<Worker>, listener: Listener, index: usize, open: Arc<Open>, stop: Stop) {
     loop {
         let accepted = tokio::select! {
+            biased;
             () = stop.drain.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
@@ -116,6 +117,7 @@ async fn serve_connection(
     let mut draining = false;
     loop {
         tokio::select! {
+            biased;
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
                     tracing::trace!(%error, "a connection ended");
@@ -139,6 +141,7 @@ pub(crate) async fn sweep(worker: Arc<Worker>, open: Arc<Open>, stop: Cancellati
         Patience { header: limits.header_timeout, idle: limits.idle_timeout, body: limits.body_idle_timeout };
     loop {
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = tokio::time::sleep(SWEEP_EVERY) => {}
         }

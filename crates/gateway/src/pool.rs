@@ -123,6 +123,7 @@ impl EndpointPool {
             }
             *waiting = true;
             tokio::select! {
+                biased;
                 () = self.returned.notified() => {}
                 slot = Arc::clone(&self.slots).acquire_owned() => {
                     *waiting = false;

@@ -51,6 +51,7 @@ pub(crate) async fn check_endpoint(
             last = Some(node.journal.record(draft));
         }
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = tokio::time::sleep(config.every) => {}
         }
@@ -92,6 +93,7 @@ pub(crate) async fn watch_spool(worker: Arc<Worker>, stop: CancellationToken) {
             node.journal.record(draft);
         }
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = work.arrived() => {}
             () = tokio::time::sleep(LEVEL_EVERY) => {}
@@ -144,6 +146,7 @@ pub(crate) async fn watch_limits(worker: Arc<Worker>, stop: CancellationToken) {
             }
         }
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = tokio::time::sleep(LIMITS_EVERY) => {}
         }
@@ -154,6 +157,7 @@ pub(crate) async fn watch_limits(worker: Arc<Worker>, stop: CancellationToken) {
 pub(crate) async fn sweep_pools(worker: Arc<Worker>, stop: CancellationToken) {
     loop {
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = tokio::time::sleep(Duration::from_millis(500)) => {}
         }

@@ -86,6 +86,7 @@ impl<D: Disk> JournalEngine<D> {
         let shared = Arc::clone(&self.shared);
         while !self.is_closing {
             tokio::select! {
+                biased;
                 () = shared.recorded.notified() => {}
                 command = commands.recv() => self.obey(command),
             }
@@ -101,6 +102,7 @@ impl<D: Disk> JournalEngine<D> {
         tokio::pin!(pause);
         while !self.is_closing {
             tokio::select! {
+                biased;
                 () = &mut pause => return,
                 command = commands.recv() => self.obey(command),
             }
