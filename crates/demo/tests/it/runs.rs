@@ -9,7 +9,6 @@ use tokio::process::{Child, Command};
 
 use super::*;
 
-/// The example binary, which cargo builds beside the tests.
 /// The example binary: where `cargo test` puts it, or where somebody says who builds it elsewhere (coverage does).
 fn company() -> PathBuf {
     let told = std::env::var_os("SEAWALL_COMPANY").map(PathBuf::from);
