@@ -49,8 +49,8 @@ pub struct World {
     dice: Prng,
     /// What ends when.
     active: Vec<(u64, Active)>,
-    /// A call of this disk will fail, or has failed.
-    is_disk_doomed: bool,
+    /// Calls of the disk up to which a failure is planned.
+    disk_fails_until: Option<u64>,
     panics_before: u64,
     _alone: MutexGuard<'static, ()>,
 }
@@ -129,7 +129,15 @@ impl World {
             sim.host(name, move || workload::live(Arc::clone(&of_producer), number));
         }
         let dice = stage.dice(3, 0);
-        Self { sim, stage, dice, active: Vec::new(), is_disk_doomed: false, panics_before: PANICS.get(), _alone: alone }
+        Self {
+            sim,
+            stage,
+            dice,
+            active: Vec::new(),
+            disk_fails_until: None,
+            panics_before: PANICS.get(),
+            _alone: alone,
+        }
     }
 
     /// Lets time pass. What is not among `faults` ends at once.
@@ -246,7 +254,7 @@ impl World {
         if !self.stage.is_node_over.swap(false, Relaxed) || self.is_down(Host::Node) {
             return;
         }
-        if std::mem::take(&mut self.is_disk_doomed) {
+        if self.disk_fails_until.take().is_some() {
             self.stage.cut_power();
         }
         self.sim.crash(NODE);
@@ -298,7 +306,7 @@ impl World {
                 others.iter().for_each(|other| self.sim.partition(NODE, other.as_str()));
                 self.kill(Host::Node);
                 self.stage.cut_power();
-                self.is_disk_doomed = false;
+                self.disk_fails_until = None;
                 others.iter().for_each(|other| self.sim.repair(NODE, other.as_str()));
                 Some((down_for, Some(Active::Down(Host::Node))))
             }
@@ -321,7 +329,7 @@ impl World {
             }
         };
         disk.fail_call(calls, fault);
-        self.is_disk_doomed = true;
+        self.disk_fails_until = Some(disk.calls() + calls);
         None
     }
 
@@ -335,16 +343,11 @@ impl World {
         }
         self.sim.crash(name_of(host));
         if host == Host::Node {
-            self.forget_node();
+            self.stage.set_node(None);
+            self.stage.is_node_over.store(false, Relaxed);
+            self.stage.is_drain_wanted.store(false, Relaxed);
         }
         true
-    }
-
-    /// What the last life left behind is not for the next one.
-    fn forget_node(&self) {
-        self.stage.set_node(None);
-        self.stage.is_node_over.store(false, Relaxed);
-        self.stage.is_drain_wanted.store(false, Relaxed);
     }
 
     fn other_end(link: Link) -> String {
@@ -399,10 +402,9 @@ impl World {
         }
         self.others().iter().for_each(|other| self.sim.repair(NODE, other.as_str()));
         self.stage.disk().set_capacity(u64::MAX);
-        if std::mem::take(&mut self.is_disk_doomed) {
-            // A disk that failed, or will, is exchanged for what survives of it.
+        if self.disk_fails_until.take().is_some_and(|until| until > self.stage.disk().calls()) {
+            // A disk with a failure to come is exchanged for what survives of it.
             self.sim.crash(NODE);
-            self.forget_node();
             self.stage.cut_power();
             self.sim.bounce(NODE);
         }

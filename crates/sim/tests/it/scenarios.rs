@@ -47,22 +47,6 @@ fn what_was_accepted_arrives_once_and_in_order() {
     }
 }
 
-/// A disk that dies under a backlog: what it still holds must not be overtaken by what comes after.
-#[test]
-fn a_dying_disk_keeps_the_order() {
-    let faults = Faults { disk: true, moods: true, ..Faults::none() };
-    let seeds = match number("SIM_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("SIM_SEEDS").unwrap_or(SEEDS),
-    };
-    for seed in seeds {
-        let mut world = World::new(seed);
-        world.run_for(seconds(30), faults);
-        world.settle(minutes(3));
-        world.close_books();
-    }
-}
-
 #[test]
 fn kept_seeds_hold() {
     for (seed, found) in KEPT {
