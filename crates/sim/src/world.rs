@@ -49,8 +49,8 @@ pub struct World {
     dice: Prng,
     /// What ends when.
     active: Vec<(u64, Active)>,
-    /// Calls of the disk up to which a failure is planned.
-    disk_fails_until: Option<u64>,
+    /// A call of this disk will fail, or has failed.
+    is_disk_doomed: bool,
     panics_before: u64,
     _alone: MutexGuard<'static, ()>,
 }
@@ -129,15 +129,7 @@ impl World {
             sim.host(name, move || workload::live(Arc::clone(&of_producer), number));
         }
         let dice = stage.dice(3, 0);
-        Self {
-            sim,
-            stage,
-            dice,
-            active: Vec::new(),
-            disk_fails_until: None,
-            panics_before: PANICS.get(),
-            _alone: alone,
-        }
+        Self { sim, stage, dice, active: Vec::new(), is_disk_doomed: false, panics_before: PANICS.get(), _alone: alone }
     }
 
     /// Lets time pass. What is not among `faults` ends at once.
@@ -254,7 +246,7 @@ impl World {
         if !self.stage.is_node_over.swap(false, Relaxed) || self.is_down(Host::Node) {
             return;
         }
-        if self.disk_fails_until.take().is_some() {
+        if std::mem::take(&mut self.is_disk_doomed) {
             self.stage.cut_power();
         }
         self.sim.crash(NODE);
@@ -306,7 +298,7 @@ impl World {
                 others.iter().for_each(|other| self.sim.partition(NODE, other.as_str()));
                 self.kill(Host::Node);
                 self.stage.cut_power();
-                self.disk_fails_until = None;
+                self.is_disk_doomed = false;
                 others.iter().for_each(|other| self.sim.repair(NODE, other.as_str()));
                 Some((down_for, Some(Active::Down(Host::Node))))
             }
@@ -329,7 +321,7 @@ impl World {
             }
         };
         disk.fail_call(calls, fault);
-        self.disk_fails_until = Some(disk.calls() + calls);
+        self.is_disk_doomed = true;
         None
     }
 
@@ -343,11 +335,16 @@ impl World {
         }
         self.sim.crash(name_of(host));
         if host == Host::Node {
-            self.stage.set_node(None);
-            self.stage.is_node_over.store(false, Relaxed);
-            self.stage.is_drain_wanted.store(false, Relaxed);
+            self.forget_node();
         }
         true
+    }
+
+    /// What the last life left behind is not for the next one.
+    fn forget_node(&self) {
+        self.stage.set_node(None);
+        self.stage.is_node_over.store(false, Relaxed);
+        self.stage.is_drain_wanted.store(false, Relaxed);
     }
 
     fn other_end(link: Link) -> String {
@@ -402,9 +399,10 @@ impl World {
         }
         self.others().iter().for_each(|other| self.sim.repair(NODE, other.as_str()));
         self.stage.disk().set_capacity(u64::MAX);
-        if self.disk_fails_until.take().is_some_and(|until| until > self.stage.disk().calls()) {
-            // A disk with a failure to come is exchanged for what survives of it.
+        if std::mem::take(&mut self.is_disk_doomed) {
+            // A disk that failed, or will, is exchanged for what survives of it.
             self.sim.crash(NODE);
+            self.forget_node();
             self.stage.cut_power();
             self.sim.bounce(NODE);
         }

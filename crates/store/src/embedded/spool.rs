@@ -17,7 +17,7 @@ use std::time::Duration;
 use seawall_core::id::RecordId;
 use seawall_core::spool::index::{Admission, IndexConfig, Lease, NotParked, Outcome, Parked, Settled, View};
 use seawall_core::spool::wire::DecodeError;
-use seawall_core::spool::{Index, NewRecord};
+use seawall_core::spool::{Index, LaneKey, NewRecord};
 use tokio::sync::{mpsc, oneshot};
 
 use super::LogReport;
@@ -89,6 +89,8 @@ struct Batch {
     enqueued: Vec<RecordId>,
     entries: Vec<Vec<u8>>,
     answers: Vec<Answer>,
+    /// Rows that a dead letter leaves: held until that is safe, or what is behind it could overtake it.
+    left: Vec<LaneKey>,
     needs_sync: bool,
     has_work: bool,
     /// The disk was asked for room already.
@@ -317,7 +319,7 @@ impl<D: Disk> SpoolEngine<D> {
         let parked = self.index.park(lease, Parked { reason, last_words, at: self.clock.wall() });
         if let (true, Some(View { attempts, parked: Some(kept), .. })) = (parked, self.index.view(id)) {
             if let Some(lane) = lane {
-                self.shared.held.remove(lane);
+                self.batch.left.push(lane);
             }
             self.batch.has_work = true;
             self.note(&SpoolEntry::Parked { id, attempts, parked: kept });
@@ -406,7 +408,10 @@ impl<D: Disk> SpoolEngine<D> {
         }
         let batch = &mut self.batch;
         let (answers, enqueued) = (std::mem::take(&mut batch.answers), std::mem::take(&mut batch.enqueued));
-        let entries = std::mem::take(&mut batch.entries);
+        let (entries, left) = (std::mem::take(&mut batch.entries), std::mem::take(&mut batch.left));
+        if !matches!(done, Err(LogError::Stopped(_))) {
+            left.into_iter().for_each(|lane| self.shared.held.remove(lane));
+        }
         match done {
             Ok(()) => {
                 batch.needs_sync = false;
