@@ -1,6 +1,6 @@
 //! The binary `seawall`.
 
-/// Measured: about a tenth less CPU per request than the system's, on the healthy path.
+/// Less CPU per request than the system's in two of three alternating runs; see ARCHITECTURE.md.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
