@@ -5,21 +5,21 @@
 //! of them is given out, a batch of receipts before it is acknowledged. What became of a record is logged without
 //! waiting; a crash in between leaves it in doubt, and the account says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
 use seawall_control::{BoxFuture, LedgerPort, LedgerRefusal};
+use seawall_core::journal::{Draft, Kind};
 use seawall_core::ledger::{
     Applied, ApplyError, Class, Digest, Event, Issuer, Ledger, LedgerKey, Place, Receipts, RecordRef, RefError, Stamp,
-    Summary, Verdict,
+    Summary,
 };
 use seawall_core::spool::State;
 use seawall_gateway::{Fate, Records};
-use seawall_store::{LedgerLog, Spool, Store, StoreError};
+use seawall_store::{Journal, LedgerLog, Spool, Store, StoreError};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -60,14 +60,22 @@ struct Shared {
     key: LedgerKey,
     producer: String,
     log: LedgerLog,
+    journal: Journal,
     reserve: mpsc::Sender<Event>,
-    /// Writes that went on without a number because none could be reserved: the account does not cover them.
-    unnumbered: AtomicU64,
 }
 
 struct Books {
     ledger: Ledger,
     issuers: BTreeMap<String, Issuer>,
+    /// Streams with writes that went on without a number, until that is durable.
+    unnumbered: BTreeMap<String, Unnumbered>,
+}
+
+#[derive(Clone, Copy)]
+struct Unnumbered {
+    epoch: u64,
+    total: u64,
+    durable: u64,
 }
 
 /// What must run for the account to go on giving out numbers.
@@ -92,14 +100,15 @@ impl Book {
             move |source| OpenBookError::Name { name, source }
         };
         let (reserve, reservations) = mpsc::channel(RESERVATIONS_MAX);
-        let books = Books { ledger: replay(producer, records).map_err(named(producer))?, issuers: BTreeMap::new() };
+        let ledger = replay(producer, records).map_err(named(producer))?;
+        let books = Books { ledger, issuers: BTreeMap::new(), unnumbered: BTreeMap::new() };
         let book = Self(Arc::new(Shared {
             books: Mutex::new(books),
             key: LedgerKey::new(store.secret.0),
             producer: producer.to_owned(),
             log: store.ledger.clone(),
+            journal: store.journal.clone(),
             reserve,
-            unnumbered: AtomicU64::new(0),
         }));
         let epoch = book.lock().ledger.next_epoch();
         if let Err(error) = book.keep(&Event::Began { epoch }).await? {
@@ -147,17 +156,89 @@ impl Book {
         self.0.log.append(framed(event));
     }
 
-    /// What the spool still holds is a promise, even if the crash came before the ledger's log knew.
+    /// The spool knows better where its records are: it syncs what the ledger's log takes in lazily. What it still
+    /// holds is a promise, even if the crash came before the log knew; what it holds no more has left it. If that was
+    /// not to the upstream, no sink will report it, and the seal calls it lost.
     async fn recall(&self, spool: &Spool) -> Result<(), StoreError> {
-        for (state, to) in [(State::Waiting, Place::Waiting), (State::Parked, Place::Parked)] {
+        let mut held = BTreeSet::new();
+        for (state, to) in
+            [(State::Waiting, Place::Waiting), (State::Leased, Place::Waiting), (State::Parked, Place::Parked)]
+        {
             for account in spool.list(state, usize::MAX).await? {
                 let stamp = account.record.and_then(|record| record.ledger?.parse::<Stamp>().ok());
-                if let Some(Stamp { record: RecordRef { stream, epoch, seq, .. }, .. }) = stamp {
+                if let Some(Stamp { record: RecordRef { stream, producer, epoch, seq }, .. }) = stamp
+                    && producer == self.0.producer
+                {
+                    held.insert((stream.clone(), epoch, seq));
                     self.note(&Event::Moved { stream, epoch, seq, to });
                 }
             }
         }
+        let gone: Vec<_> = {
+            let books = self.lock();
+            let by_the_books = books.ledger.in_spool().map(|(stream, epoch, seq)| (stream.to_owned(), epoch, seq));
+            by_the_books.filter(|record| !held.contains(record)).collect()
+        };
+        for (stream, epoch, seq) in gone {
+            self.note(&Event::Moved { stream, epoch, seq, to: Place::Delivered });
+        }
         Ok(())
+    }
+
+    fn tell_sealed(&self, summary: &Summary, stream: &str, epoch: u64) {
+        let Some(it) = summary.streams.iter().find(|it| it.stream == stream && it.epoch == epoch) else { return };
+        let (counts, subject) = (&it.counts, format!("stream:{stream}"));
+        let draft = [
+            ("accepted", counts.accepted),
+            ("delivered", counts.delivered),
+            ("lost", counts.lost),
+            ("duplicated", counts.duplicated),
+            ("corrupted", counts.corrupted),
+            ("unnumbered", counts.unnumbered),
+        ]
+        .into_iter()
+        .fold(Draft::new(Kind::LedgerSealed, subject).with("epoch", epoch), |draft, (name, count)| {
+            draft.with(name, count)
+        });
+        self.0.journal.record(draft);
+    }
+
+    /// A write goes on without a number: better that than not at all, but the account must say so.
+    fn leave_out(&self, stream: &str, epoch: u64) {
+        let mut books = self.lock();
+        let none = Unnumbered { epoch, total: 0, durable: 0 };
+        let left_out = books.unnumbered.entry(stream.to_owned()).or_insert(none);
+        if left_out.epoch != epoch {
+            *left_out = none;
+        }
+        left_out.total += 1;
+        let event = Event::Unnumbered { stream: stream.to_owned(), epoch, total: left_out.total };
+        let is_first = left_out.total == 1;
+        drop(books);
+        self.note(&event);
+        if is_first {
+            tracing::error!(stream, epoch, "a write goes on without a number; the ledger's verdict stays unknown");
+            let draft = Draft::new(Kind::LedgerUnnumbered, format!("stream:{stream}"));
+            self.0.journal.record(draft.with("epoch", epoch));
+        }
+    }
+
+    /// Makes durable what [`Self::leave_out`] noted while the log may have been unable to take it.
+    async fn keep_left_out(&self) {
+        let pending: Vec<(String, Unnumbered)> = {
+            let books = self.lock();
+            let pending = books.unnumbered.iter().filter(|(_, it)| it.durable < it.total);
+            pending.map(|(stream, it)| (stream.clone(), *it)).collect()
+        };
+        for (stream, Unnumbered { epoch, total, .. }) in pending {
+            let event = Event::Unnumbered { stream: stream.clone(), epoch, total };
+            if self.keep(&event).await.is_err() {
+                return;
+            }
+            if let Some(it) = self.lock().unnumbered.get_mut(&stream).filter(|it| it.epoch == epoch) {
+                it.durable = total;
+            }
+        }
     }
 
     async fn reserve_all(&self) -> Result<(), StoreError> {
@@ -235,6 +316,7 @@ impl Keeper {
                     }
                 }
                 _ = look.tick() => {
+                    self.book.keep_left_out().await;
                     if self.book.0.log.disk_bytes() > LOG_BYTES_MAX {
                         self.book.compact().await;
                     }
@@ -254,9 +336,10 @@ impl Records for Book {
         {
             issuer.give_up();
         }
+        let epoch = issuer.epoch();
         drop(books);
-        if record.is_none() && self.0.unnumbered.fetch_add(1, Relaxed) == 0 {
-            tracing::error!(stream, "a write goes on without a number; the ledger's verdict is unknown from here on");
+        if record.is_none() {
+            self.leave_out(stream, epoch);
         }
         Some(Stamp::new(&self.0.key, record?, &Digest(digest)).to_string())
     }
@@ -314,16 +397,18 @@ impl LedgerPort for Book {
                 }
             }
             self.reserve_all().await.map_err(unavailable)?;
-            Ok(self.summary())
+            let summary = self.summary();
+            for event in &events {
+                if let Event::Sealed { stream, epoch } = event {
+                    self.tell_sealed(&summary, stream, *epoch);
+                }
+            }
+            Ok(summary)
         })
     }
 
     fn summary(&self) -> Summary {
-        let mut summary = self.lock().ledger.summary();
-        if summary.verdict == Verdict::Balanced && self.0.unnumbered.load(Relaxed) > 0 {
-            summary.verdict = Verdict::Unknown;
-        }
-        summary
+        self.lock().ledger.summary()
     }
 
     fn moved(&self, stamp: &str, to: Place) {
@@ -355,4 +440,120 @@ fn replay(producer: &str, records: &[Vec<u8>]) -> Result<Ledger, RefError> {
         }
     }
     Ok(ledger)
+}
+
+#[cfg(test)]
+mod tests {
+    use seawall_core::ledger::Verdict;
+    use seawall_core::spool::NewRecord;
+    use seawall_core::time::{Mono, Wall};
+    use seawall_store::{ClockFn, Opened, Query, SimDisk, StoreOptions};
+
+    use super::*;
+
+    fn opened(disk: &SimDisk) -> Opened<SimDisk> {
+        let clock = ClockFn(|| Mono::ZERO, || Wall::from_millis(0));
+        Store::open(disk.clone(), StoreOptions::new("data", "n1"), clock, || [7; 32]).unwrap()
+    }
+
+    /// A life of a node's books, ended as by kill -9.
+    fn life(disk: &SimDisk, live: impl AsyncFnOnce(&Store, &Book)) {
+        let Opened { store, engine, ledger_records, .. } = opened(disk);
+        tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+            let living = async {
+                let (book, keeper) = Book::open(&store, &ledger_records, "n1", ["events".into()]).await.unwrap();
+                // Reservations go on for as long as this life does.
+                let kept = keeper.run(CancellationToken::new());
+                tokio::select! {
+                    biased;
+                    () = live(&store, &book) => {}
+                    () = kept => unreachable!(),
+                }
+            };
+            tokio::select! {
+                biased;
+                () = living => {}
+                () = async { engine.drive().await; std::future::pending().await } => unreachable!(),
+            }
+        });
+    }
+
+    fn record(key: &str, stamp: &str) -> NewRecord {
+        NewRecord {
+            upstream: "queue".into(),
+            route: "events".into(),
+            order_key: None,
+            idempotency_key: key.into(),
+            fingerprint: [0; 32],
+            ledger: Some(stamp.into()),
+            method: "POST".into(),
+            target: "/".into(),
+            headers: Vec::new(),
+            body: Vec::new(),
+            accepted: Wall::from_millis(0),
+            first_failure: "timeout".into(),
+            attempts: 1,
+        }
+    }
+
+    #[test]
+    fn the_spool_knows_better_where_its_records_are() {
+        let disk = SimDisk::new(1);
+        life(&disk, async |store, book| {
+            let stamps = [1, 2, 3].map(|n| book.stamp("events", [n; 32]).unwrap());
+            for (key, stamp) in ["a", "b", "c"].into_iter().zip(&stamps) {
+                store.spool.enqueue(&record(key, stamp)).await.unwrap();
+            }
+            // The ledger's log knows of the first two only, and of nothing that came later.
+            stamps[..2].iter().for_each(|stamp| book.settle(stamp, Fate::Spooled));
+            store.ledger.close().await;
+            let mut leases = store.spool.lease("queue", 1, Duration::from_secs(9)).await.unwrap();
+            store.spool.ack(leases.leased.remove(0).lease, 200).await.unwrap();
+            store.spool.close().await;
+        });
+        life(&disk.crash(), async |_, book| {
+            let totals = book.summary().totals;
+            assert_eq!((totals.accepted, totals.waiting, totals.missing_so_far), (3, 2, 1), "the first one has left");
+        });
+    }
+
+    #[test]
+    fn writes_without_a_number_are_told_until_the_end_of_the_books() {
+        let disk = SimDisk::new(2);
+        life(&disk, async |store, book| {
+            store.ledger.close().await; // No more reservations.
+            let given = (0..=BLOCK).take_while(|_| book.stamp("events", [0; 32]).is_some()).count() as u64;
+            assert_eq!(given, BLOCK);
+            let summary = book.summary();
+            assert_eq!((summary.verdict, summary.totals.unnumbered), (Verdict::Unknown, 1));
+            let told = store.journal.query(Query { limit: 99, ..Query::default() }).await.unwrap();
+            assert_eq!(told.iter().filter(|entry| entry.kind == Kind::LedgerUnnumbered).count(), 1);
+        });
+        let disk = disk.crash();
+        life(&disk, async |store, book| {
+            book.leave_out("events", 2);
+            book.leave_out("events", 2);
+            book.keep_left_out().await;
+            assert!(store.ledger.failure().is_none());
+        });
+        life(&disk.crash(), async |_, book| {
+            book.seal().await.unwrap();
+            let summary = book.summary();
+            assert_eq!((summary.verdict, summary.totals.unnumbered), (Verdict::Unknown, 2), "also after the seal");
+        });
+    }
+
+    #[test]
+    fn a_seal_is_told_to_the_journal() {
+        let disk = SimDisk::new(3);
+        life(&disk, async |store, book| {
+            let stamp = book.stamp("events", [1; 32]).unwrap();
+            book.settle(&stamp, Fate::Accepted);
+            book.seal().await.unwrap();
+            let told = store.journal.query(Query { limit: 99, ..Query::default() }).await.unwrap();
+            let sealed: Vec<_> = told.iter().filter(|entry| entry.kind == Kind::LedgerSealed).collect();
+            assert_eq!((sealed.len(), sealed[0].subject.as_str()), (1, "stream:events"));
+            assert_eq!(sealed[0].fields["accepted"], "1");
+        });
+    }
 }

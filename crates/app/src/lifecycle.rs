@@ -17,7 +17,7 @@ use seawall_core::journal::{Draft, Kind, Seq};
 use seawall_core::time::Wall;
 use seawall_gateway::net::Net;
 use seawall_gateway::{Gateway, Parts};
-use seawall_store::{Clock as _, Opened, RealDisk, RecoveryReport, Spool, Store, StoreOptions};
+use seawall_store::{Clock as _, Opened, RealDisk, RecoveryReport, Store, StoreOptions};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -95,7 +95,7 @@ async fn live(config: AppConfig) -> anyhow::Result<ExitCode> {
 
     let failure = tokio::select! {
         () = signals.next() => None,
-        failure = store_failed(&store.spool) => Some(failure),
+        failure = store_failed(&store) => Some(failure),
     };
     draining.store(true, Relaxed);
     let drain = Draft::new(Kind::NodeDraining, "node").because(Some(cause));
@@ -191,8 +191,8 @@ fn admin(
     token: Option<String>,
     draining: &Arc<AtomicBool>,
 ) -> Admin {
-    let (spool, draining) = (store.spool.clone(), Arc::clone(draining));
-    let ready = move || match spool.failure() {
+    let (watched, draining) = (store.clone(), Arc::clone(draining));
+    let ready = move || match watched.failure() {
         Some(failure) => Err(format!("the store stopped: {failure}")),
         None if draining.load(Relaxed) => Err("this node is stopping".into()),
         None => Ok(()),
@@ -234,10 +234,10 @@ fn read_token(config: &AdminConfig) -> anyhow::Result<Option<String>> {
     Ok(Some(token.to_owned()))
 }
 
-/// Waits until the store has stopped for good: a spool that cannot sync must not go on promising.
-async fn store_failed(spool: &Spool) -> String {
+/// Waits until the store has stopped for good: a spool or ledger that cannot sync must not go on promising.
+async fn store_failed(store: &Store) -> String {
     loop {
-        if let Some(failure) = spool.failure() {
+        if let Some(failure) = store.failure() {
             return failure.to_string();
         }
         tokio::time::sleep(WATCH_STORE_EVERY).await;

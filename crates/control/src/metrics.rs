@@ -292,7 +292,7 @@ fn journal(text: &mut Text, parts: &AdminParts) {
 }
 
 /// Classes that only grow.
-fn grown(counts: &Counts) -> [(&'static str, u64); 9] {
+fn grown(counts: &Counts) -> [(&'static str, u64); 10] {
     [
         ("accepted", counts.accepted),
         ("refused", counts.refused),
@@ -303,6 +303,7 @@ fn grown(counts: &Counts) -> [(&'static str, u64); 9] {
         ("recovered", counts.recovered),
         ("resurrected", counts.resurrected),
         ("late", counts.late),
+        ("unnumbered", counts.unnumbered),
     ]
 }
 

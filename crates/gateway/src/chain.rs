@@ -171,6 +171,9 @@ pub(crate) struct Call {
     pub(crate) idempotent: bool,
     pub(crate) tried: u64,
     pub(crate) attempts: u32,
+    /// True once a copy of it may have been carried out without our having seen a good answer: from here on a no says
+    /// nothing about that copy.
+    pub(crate) may_have_arrived: bool,
     pub(crate) write: Option<Write>,
     pub(crate) stale_key: Option<stale::Key>,
     /// The client's connection; the forwarder has none.
@@ -358,6 +361,7 @@ async fn prepare(
         deadline,
         tried: 0,
         attempts: 0,
+        may_have_arrived: false,
         write: None,
         stale_key,
         conn: Some(Arc::clone(conn)),
@@ -650,6 +654,7 @@ async fn try_with(
         }
         Ok(Err(_)) if call.body.client_broke_it() => Tried::ClientBroke,
         Ok(Err(failure)) => {
+            call.may_have_arrived |= !failure.never_sent();
             pass.record(now, Outcome::Failure(failure));
             Tried::Failed { failure, answer: None, retry_after: None }
         }
@@ -661,6 +666,7 @@ async fn try_with(
             Tried::Refused(Refusal::LimitReached { limit, value, retry_in: Duration::from_secs(1) })
         }
         Err(_) => {
+            call.may_have_arrived = true;
             pass.record(now, Outcome::Failure(Failure::Timeout));
             Tried::Failed { failure: Failure::Timeout, answer: None, retry_after: None }
         }
@@ -698,6 +704,7 @@ async fn exchange(
     let mut link = pool.checkout(false, &mut call.awaits_connection).await?;
     let mut answered = link.send(build(worker, call, patience)).await;
     if answered.is_err_and_stale(&link, call) {
+        call.may_have_arrived |= !link.nothing_written();
         drop(link);
         worker.counts[call.id.index()].resends.add(1);
         link = pool.checkout(true, &mut call.awaits_connection).await?;
@@ -788,7 +795,7 @@ struct RelayParts<'a> {
 }
 
 /// Tells the breaker what came, and makes it an answer or a failed try.
-fn judge(call: &Call, now: Mono, parts: response::Parts, content: Content, relay: RelayParts<'_>) -> Tried {
+fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, relay: RelayParts<'_>) -> Tried {
     let outcome = judge_status(parts.status.as_u16());
     let retry_after = match outcome {
         Outcome::Failure(_) => headers::retry_after(&parts.headers, relay.worker.node.clock.wall()),
@@ -827,6 +834,7 @@ fn judge(call: &Call, now: Mono, parts: response::Parts, content: Content, relay
     };
     match outcome {
         Outcome::Failure(failure) => {
+            call.may_have_arrived = true;
             let answer = Some(Response::from_parts(parts, body));
             Tried::Failed { failure, answer, retry_after }
         }
@@ -845,7 +853,7 @@ pub(crate) fn whole_answer(worker: &Arc<Worker>, mut call: Call, received: Recei
     headers::to_client(response.headers_mut(), &node.via);
     call.route.whole(now);
     if let Some(write) = call.write.take() {
-        fallback::finish_write(node, write, call.attempts, &mut response);
+        fallback::finish_write(node, write, call.may_have_arrived, &mut response);
     }
     response
 }

@@ -93,11 +93,6 @@ fn reason_words(reason: &Reason) -> String {
 /// Nothing stands in: the upstream's own answer if it gave one, or what went wrong.
 fn no_fallback(worker: &Arc<Worker>, mut call: Call, reason: Reason) -> Response<ResBody> {
     let node = &worker.node;
-    let never_sent = match &reason {
-        Reason::Refused(_) | Reason::Behind => call.attempts <= 1,
-        Reason::Failed(failure, _) => failure.never_sent() && call.attempts <= 1,
-        Reason::Client(_) => false,
-    };
     let response = match reason {
         Reason::Failed(_, Some(mut answer)) => {
             headers::to_client(answer.headers_mut(), &node.via);
@@ -109,7 +104,7 @@ fn no_fallback(worker: &Arc<Worker>, mut call: Call, reason: Reason) -> Response
         Reason::Client(verdict) => Answer::verdict(verdict).build(),
     };
     if let Some(Write { stamped: Some(stamped), .. }) = call.write.take() {
-        stamped.settle(if never_sent { Fate::Refused } else { Fate::Indeterminate });
+        stamped.settle(if call.may_have_arrived { Fate::Indeterminate } else { Fate::Refused });
     }
     response
 }
@@ -130,7 +125,7 @@ async fn spool(
     let node = Arc::clone(&worker.node);
     let record = record(worker, call, &write, reason);
     let attending = write.claiming.attend();
-    let sent_before = call.attempts > 1 || !matches!(reason, Reason::Refused(_) | Reason::Behind);
+    let may_have_arrived = call.may_have_arrived;
     // In a task of its own: a client that goes away now must not leave the account in doubt.
     let kept = worker.tasks.spawn(async move {
         let kept = node.spool.enqueue(&record).await;
@@ -139,7 +134,7 @@ async fn spool(
             Ok(enqueued) if !enqueued.already => Fate::Spooled,
             Err(EnqueueError::Stopped { .. }) => Fate::Indeterminate,
             // Not kept, or kept before under a stamp of its own: this one went out already, or never will.
-            Ok(_) | Err(_) if sent_before => Fate::Indeterminate,
+            Ok(_) | Err(_) if may_have_arrived => Fate::Indeterminate,
             Ok(_) | Err(_) => Fate::Refused,
         };
         if let Some(stamped) = stamped {
@@ -215,10 +210,10 @@ fn not_kept(error: &EnqueueError) -> Response<ResBody> {
 }
 
 /// Finishes a write that its upstream answered: the ledger's account, the key's answer.
-pub(crate) fn finish_write(node: &Arc<Node>, write: Write, attempts: u32, response: &mut Response<ResBody>) {
+pub(crate) fn finish_write(node: &Arc<Node>, write: Write, may_have_arrived: bool, response: &mut Response<ResBody>) {
     let status = response.status();
     // A no to the last try says nothing about an earlier one that was never answered; "conflict" often means just that.
-    let is_certain = attempts <= 1 && status != StatusCode::CONFLICT;
+    let is_certain = !may_have_arrived && status != StatusCode::CONFLICT;
     let Write { identity, claiming, stamped, .. } = write;
     if let Some(stamped) = stamped {
         stamped.settle(match is_taken(status) {
@@ -275,7 +270,7 @@ async fn other_upstream(
     let mut response = Response::from_parts(received.parts, received.body);
     headers::to_client(response.headers_mut(), &worker.node.via);
     if let Some(write) = call.write.take() {
-        finish_write(&worker.node, write, call.attempts + 1, &mut response);
+        finish_write(&worker.node, write, call.may_have_arrived, &mut response);
     }
     Some(response)
 }

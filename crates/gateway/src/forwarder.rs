@@ -219,6 +219,7 @@ fn call(route: &Arc<RouteState>, id: RouteId, record: &NewRecord, now: Mono) -> 
         idempotent: true,
         tried: 0,
         attempts: 1,
+        may_have_arrived: false,
         write: None,
         stale_key: None,
         conn: None,

@@ -156,7 +156,7 @@ async fn follow(stage: Arc<Stage>, mut entries: tokio::sync::broadcast::Receiver
 impl Node {
     async fn go_on(self, stage: &Arc<Stage>, life: u64) {
         loop {
-            if let Some(failure) = self.store.spool.failure() {
+            if let Some(failure) = self.store.failure() {
                 return stage.tell(NODE, format_args!("life {life} ends: {failure}"));
             }
             if stage.is_drain_wanted.swap(false, Relaxed) {

@@ -1,8 +1,8 @@
 //! The handle of the ledger's log: bytes appended in order and read back at the next start. What they mean is the
 //! business of whoever keeps the account.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -60,6 +60,12 @@ impl LedgerLog {
         self.shared.lost.load(Ordering::Relaxed)
     }
 
+    /// Why it stopped for good, once it has: nothing more can be made durable here.
+    #[must_use]
+    pub fn failure(&self) -> Option<Arc<str>> {
+        self.shared.failure.get().cloned()
+    }
+
     /// Bytes of the files: when it is worth a [`Self::compact`].
     #[must_use]
     pub fn disk_bytes(&self) -> u64 {
@@ -98,4 +104,5 @@ pub(crate) enum Command {
 pub(crate) struct LedgerShared {
     pub(crate) lost: AtomicU64,
     pub(crate) disk_bytes: AtomicU64,
+    pub(crate) failure: OnceLock<Arc<str>>,
 }

@@ -86,6 +86,13 @@ impl Store {
         embedded::open(disk, &options, std::sync::Arc::new(clock), secret)
     }
 
+    /// Why nothing more can be promised here, once that is so: the spool or the ledger's log has stopped for good. The
+    /// journal is not asked: data goes on without it.
+    #[must_use]
+    pub fn failure(&self) -> Option<std::sync::Arc<str>> {
+        self.spool.failure().or_else(|| self.ledger.failure())
+    }
+
     /// Finishes and syncs everything asked for before, then stops the engines. Later calls return `Stopped`.
     pub async fn close(&self) {
         self.spool.close().await;

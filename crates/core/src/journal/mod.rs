@@ -148,6 +148,8 @@ kinds! {
     RecordDiscarded = "record_discarded",
     /// A ledger stream was sealed; its counts are in the fields.
     LedgerSealed = "ledger_sealed",
+    /// A write went on without a number, the first of its stream and epoch: the ledger cannot vouch for it.
+    LedgerUnnumbered = "ledger_unnumbered",
     /// A limit was reached; its name is the subject, how often so far is in the fields.
     LimitReached = "limit_reached",
 }

@@ -211,6 +211,9 @@ pub(super) struct Account {
     pub(super) promises: u64,
     /// Arrivals, counted one by one as they were reported: checked in the same way.
     pub(super) arrivals: u64,
+    /// Writes that went on without a number.
+    #[serde(default)]
+    pub(super) unnumbered: u64,
     pub(super) seal: Option<Seal>,
 }
 
@@ -256,6 +259,7 @@ impl Account {
             beyond: 0,
             promises: 0,
             arrivals: 0,
+            unnumbered: 0,
             seal: None,
         }
     }
@@ -295,6 +299,15 @@ impl Account {
         }
         self.reserved = up_to;
         Ok(true)
+    }
+
+    pub(super) fn unnumbered(&mut self, total: u64) -> bool {
+        let is_more = total > self.unnumbered;
+        if is_more {
+            self.unnumbered = total;
+            self.amend();
+        }
+        is_more
     }
 
     /// A promise, a refusal, or the admission that nobody knows. A surer word replaces "nobody knows", never the other

@@ -11,6 +11,7 @@
 //! 5 Receipts sink batch count arrival*
 //! 6 Closed   stream epoch issued
 //! 7 Sealed   stream epoch
+//! 8 Unnumbered stream epoch total
 //! arrival  = 2 text                                           a number nobody can read
 //!          | account*4 + whole [stream producer epoch] delta  whole: 0 or 1
 //! ```
@@ -85,6 +86,15 @@ pub enum Event {
         /// The epoch.
         epoch: u64,
     },
+    /// Writes went on without a number because none could be reserved: the account does not cover them.
+    Unnumbered {
+        /// The stream.
+        stream: String,
+        /// The epoch.
+        epoch: u64,
+        /// How many, since the epoch began.
+        total: u64,
+    },
 }
 
 /// Bytes that are no event.
@@ -143,6 +153,7 @@ impl Event {
             Self::Receipts(batch) => put_batch(&mut bytes, batch),
             Self::Closed { stream, epoch, issued } => put_all(&mut bytes, 6, stream, &[*epoch, *issued]),
             Self::Sealed { stream, epoch } => put_all(&mut bytes, 7, stream, &[*epoch]),
+            Self::Unnumbered { stream, epoch, total } => put_all(&mut bytes, 8, stream, &[*epoch, *total]),
         }
         bytes
     }
@@ -255,6 +266,7 @@ impl<'a> Input<'a> {
             5 => Event::Receipts(self.batch()?),
             6 => Event::Closed { stream: self.text()?, epoch: self.number()?, issued: self.number()? },
             7 => Event::Sealed { stream: self.text()?, epoch: self.number()? },
+            8 => Event::Unnumbered { stream: self.text()?, epoch: self.number()?, total: self.number()? },
             _ => return Err(DecodeError::Unknown { what: "kind", value: kind.into() }),
         })
     }
@@ -388,6 +400,7 @@ pub(super) mod tests {
                 .prop_map(|(sink, batch, arrivals)| Event::Receipts(ReceiptBatch { sink, batch, arrivals })),
             (stream, number(), number()).prop_map(|(stream, epoch, issued)| Event::Closed { stream, epoch, issued }),
             (stream, number()).prop_map(|(stream, epoch)| Event::Sealed { stream, epoch }),
+            (stream, number(), number()).prop_map(|(stream, epoch, total)| Event::Unnumbered { stream, epoch, total }),
         ]
     }
 
@@ -412,6 +425,7 @@ pub(super) mod tests {
             (Event::Receipts(batch), "05027768ac020401026576016e010a0102000302013f"),
             (Event::Closed { stream: stream(), epoch: 2, issued: 9 }, "060265760209"),
             (Event::Sealed { stream: stream(), epoch: 2 }, "0702657602"),
+            (Event::Unnumbered { stream: stream(), epoch: 2, total: 3 }, "080265760203"),
         ];
         let written: Vec<String> = events.iter().map(|(event, _)| hex(&event.encode())).collect();
         assert_eq!(written, events.map(|(_, hex)| hex));

@@ -217,6 +217,7 @@ impl Ledger {
                 self.change(stream, *epoch, *issued, |account| account.close(*issued))?
             }
             Event::Sealed { stream, epoch } => self.change(stream, *epoch, 0, Account::seal)?,
+            Event::Unnumbered { stream, epoch, total } => self.leave_out(stream, *epoch, *total)?,
         };
         Ok(if changed { Applied::Changed } else { Applied::Known })
     }
@@ -247,6 +248,14 @@ impl Ledger {
         let unsealed = self.accounts().filter(|(_, _, account)| account.seal.is_none());
         events.extend(unsealed.map(|(stream, epoch, _)| Event::Sealed { stream: stream.into(), epoch }));
         events
+    }
+
+    /// What the spool holds by the books, dead letters included: stream, epoch and number of each record.
+    pub fn in_spool(&self) -> impl Iterator<Item = (&str, u64, u64)> {
+        self.accounts().flat_map(|(stream, epoch, account)| {
+            let runs = account.waiting.runs().chain(account.parked.runs());
+            runs.flat_map(move |(first, last)| (first..=last).map(move |seq| (stream, epoch, seq)))
+        })
     }
 
     /// The node's name.
@@ -291,6 +300,17 @@ impl Ledger {
         self.begin(epoch);
         self.streams.entry(stream.into()).or_default().insert(epoch, Account::new(up_to));
         Ok(true)
+    }
+
+    /// The account may be new: no number was ever reserved in it.
+    fn leave_out(&mut self, stream: &str, epoch: u64, total: u64) -> Result<bool, ApplyError> {
+        check_name("stream", stream)?;
+        let accounts = self.streams.entry(stream.into()).or_default();
+        let account = accounts.entry(epoch).or_insert_with(|| Account::new(0));
+        if epoch < self.epoch {
+            account.crash();
+        }
+        Ok(account.unnumbered(total))
     }
 
     fn change(

@@ -38,7 +38,7 @@ use super::{Ledger, SAMPLES_MAX};
 pub enum Verdict {
     /// Every promise was kept or is visibly kept safe, and nothing arrived that should not have.
     Balanced,
-    /// It cannot be said: no sink reported, or arrivals are still on their way.
+    /// It cannot be said: no sink reported, arrivals are still on their way, or writes went on without a number.
     Unknown,
     /// Something was lost, repeated, damaged or never sent by us, or the ledger contradicts itself.
     Imbalanced,
@@ -92,6 +92,9 @@ pub struct Counts {
     /// Records missing at the seal that arrived later. Left out of JSON while there are none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub late: u64,
+    /// Writes that went on without a number, so that nothing can be said of them. Left out of JSON while there are none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unnumbered: u64,
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -117,6 +120,7 @@ impl Counts {
             (&mut self.phantom, other.phantom),
             (&mut self.missing_so_far, other.missing_so_far),
             (&mut self.late, other.late),
+            (&mut self.unnumbered, other.unnumbered),
         ] {
             *sum = sum.saturating_add(more);
         }
@@ -327,6 +331,7 @@ impl Account {
         });
         let counts = &mut tally.counts;
         counts.duplicated = self.repeats;
+        counts.unnumbered = self.unnumbered;
         counts.corrupted = damaged + self.damaged_repeats;
         counts.phantom = void_arrivals + self.beyond;
         tally.residue += self.promises.abs_diff(counts.accepted);
@@ -340,12 +345,12 @@ impl Account {
         if tally.residue > 0 || counts.shows_harm() {
             return Some(Verdict::Imbalanced);
         }
-        if counts.accepted == 0 && !self.has_arrivals() {
+        if counts.accepted == 0 && counts.unnumbered == 0 && !self.has_arrivals() {
             return None;
         }
         let is_told = counts.accepted == 0 || is_reported;
         let is_settled = self.state() != State::Settling && counts.missing_so_far == 0;
-        Some(if is_told && is_settled { Verdict::Balanced } else { Verdict::Unknown })
+        Some(if is_told && is_settled && counts.unnumbered == 0 { Verdict::Balanced } else { Verdict::Unknown })
     }
 }
 

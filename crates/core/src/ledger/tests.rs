@@ -521,6 +521,19 @@ mod jepsen {
     const FAIL: Option<Class> = Some(Class::Refused);
 
     #[test]
+    fn writes_without_a_number_leave_the_verdict_open() {
+        let (_, balanced, mut world) = check(&[("1", OK)], &["1"]);
+        assert_eq!(balanced, Verdict::Balanced);
+        for (total, seen) in [(2, 2), (1, 2), (3, 3)] {
+            world.tell(&Event::Unnumbered { stream: "queue".into(), epoch: 7, total });
+            let summary = world.ledger.summary();
+            assert_eq!((summary.verdict, summary.totals.unnumbered), (Verdict::Unknown, seen));
+        }
+        let summary = world.seal([]);
+        assert_eq!((summary.verdict, summary.streams.len()), (Verdict::Unknown, 2), "no seal makes up for them");
+    }
+
+    #[test]
     fn total_queue_empty() {
         let (counts, verdict, _) = check(&[], &[]);
         // Jepsen calls an empty history valid; to us no traffic is neither good nor bad.

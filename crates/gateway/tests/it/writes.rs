@@ -125,6 +125,22 @@ fn a_key_has_one_effect() {
 }
 
 #[test]
+fn a_no_to_the_second_copy_says_nothing_about_the_first() {
+    // Carries out the second request of a connection and closes without a word; says no to its copy.
+    let server = Server::start(|seen, _| match (seen.line().contains("/second"), seen.connection) {
+        (true, 0) => Do::Close,
+        (true, _) => answer("422 Unprocessable Content", "", "I have it"),
+        _ => ok("fine"),
+    });
+    let world = world_of(&server);
+    let mut client = world.client();
+    assert_eq!(client.ask(&post("/first", "", "x")).status, 200);
+    assert_eq!(client.ask(&post("/second", "", "x")).status, 422);
+    assert_eq!((world.route(0).resends_total, world.route(0).retries_total), (1, 0));
+    assert_eq!(world.fates(), [Fate::Accepted, Fate::Indeterminate]);
+}
+
+#[test]
 fn a_spooled_key_answers_the_same_when_asked_again() {
     let (_well, server) = moody();
     let world = world_of(&server);

@@ -10,7 +10,7 @@ const SEEDS: u64 = 25;
 const KEPT: [(u64, &str); 4] = [
     (0x01, "a write answered with 409 after a try that was carried out was on the books as refused"),
     (0x06, "the same, fifteen times over; and two ready events in one turn of the forwarder, served in any order"),
-    (0x24, "a ledger whose log has failed says 503 to every receipt until somebody restarts the node"),
+    (0x24, "a ledger whose log had failed said 503 to every receipt, and the node lived on"),
     (0x39, "two ready events of a listener that drains, served in any order"),
 ];
 

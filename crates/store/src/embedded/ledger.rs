@@ -83,7 +83,10 @@ impl<D: Disk> LedgerEngine<D> {
             match received {
                 Ok(0) => self.is_closing = true,
                 Ok(_) => self.run_batch(batch.drain(..)),
-                Err(_) => _ = self.sync(),
+                Err(_) => {
+                    _ = self.sync();
+                    self.publish();
+                }
             }
         }
         _ = self.sync();
@@ -113,6 +116,9 @@ impl<D: Disk> LedgerEngine<D> {
 
     fn publish(&self) {
         self.shared.disk_bytes.store(self.log.disk_bytes(), Ordering::Relaxed);
+        if let Some(reason) = self.log.failure() {
+            _ = self.shared.failure.set(reason.into());
+        }
     }
 
     fn append(&mut self, bytes: &[u8], answer: Option<oneshot::Sender<Result<(), StoreError>>>) {

@@ -311,6 +311,11 @@ impl<D: Disk> Log<D> {
         self.segments.values().sum::<u64>() + self.spare.as_ref().map_or(0, |spare| spare.size)
     }
 
+    /// Why it stopped, once it has.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        self.stopped.as_deref()
+    }
+
     fn check(&self) -> Result<(), LogError> {
         match &self.stopped {
             Some(reason) => Err(LogError::Stopped(reason.clone())),

@@ -81,10 +81,12 @@ fn a_full_disk_and_a_failed_sync_are_told() {
             tokio::task::yield_now().await;
         }
         store.ledger.append_synced(vec![4]).await.unwrap();
+        assert_eq!(store.failure(), None);
         disk.fail_call(2, Fault::Io);
         let error = store.ledger.append_synced(vec![5]).await.unwrap_err();
         assert!(matches!(&error, StoreError::Stopped { reason } if reason.contains("cannot sync")), "{error}");
         assert!(store.ledger.append_synced(vec![6]).await.is_err());
+        assert!(store.failure().unwrap().contains("cannot sync"), "whoever asks the store is told");
     });
     let records = open(&disk.crash()).ledger_records;
     assert_eq!(records[..2], [vec![1], vec![4]]);
