@@ -233,3 +233,13 @@ fn a_clean_stop_leaves_nothing_in_doubt() {
     let totals = &ledger["totals"];
     assert_eq!((&totals["accepted"], &totals["indeterminate"]), (&Value::from(3), &Value::from(0)), "{ledger:#}");
 }
+
+#[test]
+fn a_terminal_that_goes_away_takes_nothing_with_it() {
+    let server = Server::start(|_| ok("fine"));
+    let (mut node, _place) = place(&server, "5s").node_of();
+    node.process.signal(Signal::HUP);
+    wait_until("it is told", || node.process.lines().iter().any(|line| line.contains("SIGHUP changes nothing")));
+    assert_eq!(node.get("/").status, 200);
+    assert!(node.process.ended().is_none());
+}

@@ -53,6 +53,7 @@ pub fn run(mut config: AppConfig) -> anyhow::Result<ExitCode> {
 async fn live(config: AppConfig) -> anyhow::Result<ExitCode> {
     // Asked for before anything is open: a signal that comes early must not find us without ears.
     let mut signals = Signals::new()?;
+    let hangups = signal(SignalKind::hangup()).context("cannot listen for signals")?;
     let clock = RealClock::new();
     let token = read_token(&config.admin)?;
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
@@ -93,6 +94,7 @@ async fn live(config: AppConfig) -> anyhow::Result<ExitCode> {
     }
     tracing::info!(address = %format_args!("http://{admin_address}/"), "overview and admin API");
 
+    tasks.spawn(ignore_hangups(hangups, stop.clone()));
     let failure = tokio::select! {
         () = signals.next() => None,
         failure = store_failed(&store) => Some(failure),
@@ -120,6 +122,13 @@ async fn live(config: AppConfig) -> anyhow::Result<ExitCode> {
     match failure {
         None => Ok(ExitCode::SUCCESS),
         Some(failure) => anyhow::bail!("the store stopped: {failure}"),
+    }
+}
+
+/// The terminal is gone, or somebody wants a reload: neither is a reason to drop requests.
+async fn ignore_hangups(mut hangup: Signal, stop: CancellationToken) {
+    while let Some(Some(())) = stop.run_until_cancelled(hangup.recv()).await {
+        tracing::warn!("SIGHUP changes nothing: the configuration is read at start only; SIGTERM drains and stops");
     }
 }
 

@@ -124,7 +124,7 @@ impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
         let status = match error {
             StoreError::NotFound { .. } => StatusCode::NOT_FOUND,
-            StoreError::NotParked { .. } => StatusCode::CONFLICT,
+            StoreError::NotHere { .. } | StoreError::NotParked { .. } => StatusCode::CONFLICT,
             StoreError::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
             StoreError::Read { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             StoreError::Stopped { .. } => StatusCode::SERVICE_UNAVAILABLE,
@@ -266,10 +266,9 @@ impl FromStr for ListedState {
 
 async fn spool(State(admin): State<Admin>, query: RawQuery) -> Result<Response, Refusal> {
     let parameters = Parameters::read(query, &["state", "limit"])?;
-    let state =
-        parameters.one_of("state", &["waiting", "leased", "parked"])?.unwrap_or(ListedState(RecordState::Waiting));
+    let state = parameters.one_of::<ListedState>("state", &["waiting", "leased", "parked"])?;
     let (parts, limit) = (admin.parts(), parameters.limit(100)?);
-    let accounts = parts.spool.list(state.0, limit).await?;
+    let accounts = parts.spool.list(state.map(|state| state.0), limit).await?;
     let now = (parts.wall)();
     let records: Vec<Value> = accounts.iter().map(|account| account_json(account, now)).collect();
     Ok(fresh(json!({ "records": records })))

@@ -181,7 +181,15 @@ pub enum StoreError {
         /// As asked.
         id: RecordId,
     },
-    /// Only dead letters can be retried or discarded.
+    /// Only what waits or is parked can be discarded.
+    #[error("record {id} is {} and cannot be discarded", state.name())]
+    NotHere {
+        /// As asked.
+        id: RecordId,
+        /// What it is.
+        state: State,
+    },
+    /// Only dead letters can be retried.
     #[error("record {id} is {}, not parked", state.name())]
     NotParked {
         /// As asked.
@@ -214,6 +222,10 @@ impl StoreError {
     pub const fn hint(&self) -> Option<&'static str> {
         match self {
             Self::NotFound { .. } => Some("settled records are forgotten after a day"),
+            Self::NotHere { state: State::Leased, .. } => {
+                Some("it is being delivered right now; if that fails it waits, and can be discarded then")
+            }
+            Self::NotHere { .. } => Some("it has left the spool"),
             Self::NotParked { .. } => Some("the forwarder delivers waiting records by itself"),
             Self::DiskFull => Some("free some space; the store goes on by itself"),
             Self::Read { .. } => Some("check the disk"),
@@ -242,13 +254,15 @@ mod tests {
         assert_eq!(later, [true, true, false, false, true]);
         let store = [
             StoreError::NotFound { id },
+            StoreError::NotHere { id, state: State::Leased },
+            StoreError::NotHere { id, state: State::Delivered },
             StoreError::NotParked { id, state: State::Leased },
             StoreError::DiskFull,
             StoreError::Read { what: "record 1".into(), reason: reason() },
             StoreError::Stopped { reason: reason() },
         ];
         assert!(store.iter().all(|error| error.hint().is_some()));
-        assert_eq!(store[1].to_string(), "record 1 is leased, not parked");
+        assert_eq!(store[3].to_string(), "record 1 is leased, not parked");
         let denied = io::ErrorKind::PermissionDenied.into();
         let error = OpenError::Io { what: "open", path: "data".into(), source: denied };
         assert_eq!(error.hint(), Some("the node must be able to write to `store.path`"));

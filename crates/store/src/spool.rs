@@ -188,10 +188,10 @@ impl Spool {
         self.ask(|answer| Command::Retry { id, answer }).await?
     }
 
-    /// A dead letter is given up; synced.
+    /// A dead letter, or a record that waits, is given up; synced.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`], [`StoreError::NotParked`], [`StoreError::Stopped`].
+    /// [`StoreError::NotFound`], [`StoreError::NotHere`], [`StoreError::Stopped`].
     pub async fn discard(&self, id: RecordId, reason: impl Into<String>) -> Result<(), StoreError> {
         let reason = reason.into();
         self.ask(|answer| Command::Discard { id, reason, answer }).await?
@@ -205,11 +205,12 @@ impl Spool {
         self.ask(|answer| Command::Get { id, answer }).await?
     }
 
-    /// The first `limit` records in a state, oldest first.
+    /// The first `limit` records in a state, or of all that have not left, oldest first.
     ///
     /// # Errors
     /// [`StoreError::Read`], [`StoreError::Stopped`].
-    pub async fn list(&self, state: State, limit: usize) -> Result<Vec<Account>, StoreError> {
+    pub async fn list(&self, state: impl Into<Option<State>>, limit: usize) -> Result<Vec<Account>, StoreError> {
+        let state = state.into();
         self.ask(|answer| Command::List { state, limit, answer }).await?
     }
 
@@ -338,7 +339,7 @@ pub(crate) enum Command {
     Retry { id: RecordId, answer: oneshot::Sender<Result<(), StoreError>> },
     Discard { id: RecordId, reason: String, answer: oneshot::Sender<Result<(), StoreError>> },
     Get { id: RecordId, answer: oneshot::Sender<Result<Option<Account>, StoreError>> },
-    List { state: State, limit: usize, answer: oneshot::Sender<Result<Vec<Account>, StoreError>> },
+    List { state: Option<State>, limit: usize, answer: oneshot::Sender<Result<Vec<Account>, StoreError>> },
     Lookup { key: KeyHash, answer: oneshot::Sender<Option<Known>> },
     Close { answer: oneshot::Sender<()> },
 }

@@ -62,7 +62,7 @@ pub(super) async fn journal(dir: &Path, query: Query, newest: bool) -> anyhow::R
 }
 
 /// As `/api/spool`.
-pub(super) async fn spool(dir: &Path, state: State, limit: usize) -> anyhow::Result<Value> {
+pub(super) async fn spool(dir: &Path, state: Option<State>, limit: usize) -> anyhow::Result<Value> {
     read(dir, async |store| {
         let (accounts, now) = (store.spool.list(state, limit).await?, RealClock::new().wall());
         let records: Vec<Value> = accounts.iter().map(|account| account_json(account, now)).collect();

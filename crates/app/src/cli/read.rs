@@ -113,9 +113,9 @@ pub(super) enum SpoolCommand {
     Ls {
         #[command(flatten)]
         from: OfflineReader,
-        /// In which state
-        #[arg(long, value_enum, default_value_t = ListedState::Waiting)]
-        state: ListedState,
+        /// Only in this state [default: all that have not left]
+        #[arg(long, value_enum)]
+        state: Option<ListedState>,
         /// At most so many
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
         limit: u16,
@@ -134,7 +134,7 @@ pub(super) enum SpoolCommand {
         #[command(flatten)]
         reader: Reader,
     },
-    /// Give a dead letter up; the journal keeps the reason
+    /// Give up a dead letter or a record that waits; the journal keeps the reason
     Discard {
         /// Its number
         id: u64,
@@ -291,10 +291,13 @@ fn print_entries(answer: &Value, args: &JournalArgs, last: &mut u64) -> anyhow::
 pub(super) async fn spool(command: &SpoolCommand) -> anyhow::Result<Ended> {
     match command {
         SpoolCommand::Ls { from, state, limit } => {
-            let (state, limit) = (state.state(), usize::from(*limit));
+            let (state, limit) = (state.map(ListedState::state), usize::from(*limit));
             let answer = match &from.data {
                 Some(dir) => offline::spool(dir, state, limit).await?,
-                None => from.reader.client()?.get(&format!("/api/spool?state={}&limit={limit}", state.name())).await?,
+                None => {
+                    let state = state.map(|state| format!("state={}&", state.name())).unwrap_or_default();
+                    from.reader.client()?.get(&format!("/api/spool?{state}limit={limit}")).await?
+                }
             };
             from.reader.print(&answer, show::spool)
         }

@@ -152,7 +152,8 @@ async fn a_dead_letter_is_shown_without_its_payload_and_can_be_retried() {
     let shown = world.get(&format!("/api/spool/{id}")).await;
     assert_eq!(&shown.json(), record);
     assert!(!listed.body.contains("hunter2") && !listed.body.contains("the payload"));
-    assert_eq!(world.get("/api/spool").await.json(), json!({"records": []}), "waiting by default");
+    assert_eq!(world.get("/api/spool").await.json(), listed.json(), "without a state: all that have not left");
+    assert_eq!(world.get("/api/spool?state=waiting").await.json(), json!({"records": []}));
     let retried = world.post(&format!("/api/spool/{id}/retry"), "").await;
     assert_eq!((retried.status, retried.json()), (200, json!({"id": id, "state": "waiting"})));
     let again = world.post(&format!("/api/spool/{id}/retry"), "").await;
@@ -194,6 +195,9 @@ async fn a_delivered_record_shows_its_status() {
     let mut leases = world.store.spool.lease("queue", 1, std::time::Duration::from_secs(9)).await.unwrap();
     let listed = world.get("/api/spool?state=leased").await.json();
     assert_eq!(listed["records"][0]["state"], "leased");
+    let busy = world.post(&format!("/api/spool/{id}/discard"), r#"{"reason":"r"}"#).await;
+    assert_eq!(busy.status, 409);
+    assert!(busy.json()["error"].as_str().unwrap().contains("being delivered right now"), "{}", busy.body);
     assert!(world.store.spool.ack(leases.leased.remove(0).lease, 201).await.unwrap());
     let shown = world.get(&format!("/api/spool/{id}")).await.json();
     assert_eq!((&shown["state"], &shown["settled"]["status"]), (&json!("delivered"), &json!(201)));

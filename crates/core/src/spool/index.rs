@@ -215,6 +215,13 @@ pub struct View<P> {
     pub fingerprint: [u8; 32],
 }
 
+/// A record that waits or is parked was asked for and there is none with this number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotHere {
+    /// What it is instead; `None` if it is not known at all.
+    pub state: Option<State>,
+}
+
 /// A dead letter was asked for and there is none with this number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotParked {
@@ -406,12 +413,15 @@ impl<P: Copy> Index<P> {
         Ok(())
     }
 
-    /// A dead letter is given up.
+    /// A dead letter, or a record that waits, is given up.
     ///
     /// # Errors
-    /// [`NotParked`].
-    pub fn discard(&mut self, id: RecordId, reason: &str, at: Wall) -> Result<(), NotParked> {
-        self.check_parked(id)?;
+    /// [`NotHere`]: it is on its way right now, or has left.
+    pub fn discard(&mut self, id: RecordId, reason: &str, at: Wall) -> Result<(), NotHere> {
+        match self.state(id) {
+            Some(State::Waiting | State::Parked) => {}
+            state => return Err(NotHere { state }),
+        }
         self.settle(id, Settled { outcome: Outcome::Discarded { reason: reason.into() }, at });
         Ok(())
     }
@@ -473,9 +483,10 @@ impl<P: Copy> Index<P> {
         })
     }
 
-    /// The first `limit` records in a state, oldest first.
+    /// The first `limit` records in a state, or of all that have not left, oldest first.
     #[must_use]
-    pub fn list(&self, state: State, limit: usize) -> Vec<RecordId> {
+    pub fn list(&self, state: impl Into<Option<State>>, limit: usize) -> Vec<RecordId> {
+        let Some(state) = state.into() else { return self.records.keys().copied().take(limit).collect() };
         let in_state = |id: &RecordId| self.state(*id) == Some(state);
         match state {
             State::Parked => {

@@ -15,9 +15,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use seawall_core::id::RecordId;
-use seawall_core::spool::index::{Admission, IndexConfig, Lease, NotParked, Outcome, Parked, Settled, View};
+use seawall_core::spool::index::{Admission, IndexConfig, Lease, NotHere, NotParked, Outcome, Parked, Settled, View};
 use seawall_core::spool::wire::DecodeError;
-use seawall_core::spool::{Index, LaneKey, NewRecord};
+use seawall_core::spool::{Index, LaneKey, NewRecord, State};
 use tokio::sync::{mpsc, oneshot};
 
 use super::LogReport;
@@ -342,15 +342,19 @@ impl<D: Disk> SpoolEngine<D> {
 
     fn discard(&mut self, id: RecordId, reason: String, answer: oneshot::Sender<Result<(), StoreError>>) {
         let at = self.clock.wall();
-        let place = self.index.place(id);
+        let (place, lane, state) = (self.index.place(id), self.index.lane(id), self.index.state(id));
         match (self.index.discard(id, &reason, at), place) {
             (Ok(()), Some(place)) => {
+                if let (Some(State::Waiting), Some(lane)) = (state, lane) {
+                    self.batch.left.push(lane);
+                    self.batch.has_work = true;
+                }
                 self.weigh_settled(place);
                 self.note(&SpoolEntry::Settled { id, settled: Settled { outcome: Outcome::Discarded { reason }, at } });
                 self.batch.answers.push(Answer::Done(answer));
             }
-            (Ok(()), None) => unreachable!("a dead letter has a place"),
-            (Err(error), _) => _ = answer.send(Err(not_parked(id, error))),
+            (Ok(()), None) => unreachable!("a record that has not left has a place"),
+            (Err(error), _) => _ = answer.send(Err(not_here(id, error))),
         }
     }
 
@@ -694,6 +698,13 @@ fn admission(id: RecordId, draft: RecordDraft, place: Place) -> Admission<Place>
 
 fn settled_bytes(place: Place) -> u64 {
     place.footprint().min(REMEMBERED_BYTES)
+}
+
+fn not_here(id: RecordId, error: NotHere) -> StoreError {
+    match error.state {
+        Some(state) => StoreError::NotHere { id, state },
+        None => StoreError::NotFound { id },
+    }
 }
 
 fn not_parked(id: RecordId, error: NotParked) -> StoreError {

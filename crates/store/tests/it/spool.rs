@@ -26,6 +26,31 @@ async fn deliver_all(spool: &Spool) -> Vec<u64> {
 }
 
 #[test]
+fn what_waits_can_be_given_up_and_frees_its_row_once_that_is_safe() {
+    let disk = SimDisk::new(77);
+    with(open(&disk), async |store| {
+        let spool = &store.spool;
+        for key in ["a", "b"] {
+            spool.enqueue(&record(key, Some("row"), b"x")).await.unwrap();
+        }
+        let mut leases = spool.lease("queue", 1, Duration::from_secs(9)).await.unwrap();
+        let busy = spool.discard(RecordId(1), "a test").await.unwrap_err();
+        assert_eq!(busy, StoreError::NotHere { id: RecordId(1), state: State::Leased });
+        spool.release(leases.leased.remove(0).lease).await.unwrap();
+        spool.discard(RecordId(1), "a test").await.unwrap();
+        assert!(spool.holds_key("queue", b"row"), "the other one is of the same row");
+        spool.discard(RecordId(2), "a test").await.unwrap();
+        assert!(!spool.holds_key("queue", b"row"));
+        assert_eq!((spool.depth().waiting, spool.depth().bytes), (0, 0));
+    });
+    with(open(&disk.crash()), async |store| {
+        assert_eq!(store.spool.list(None, 9).await.unwrap().len(), 0);
+        assert_eq!(store.spool.list(State::Discarded, 9).await.unwrap().len(), 2);
+        assert!(!store.spool.holds_key("queue", b"row"));
+    });
+}
+
+#[test]
 fn a_record_goes_in_and_comes_out_whole() {
     with(open(&SimDisk::new(1)), async |store| {
         let spool = &store.spool;

@@ -127,7 +127,26 @@ fn a_dead_letter_lets_its_row_go_on_and_comes_back_first() {
     assert!(index.nack(&second, Mono::from_millis(1), "503"));
     assert_eq!(ids(&leased(&mut index, 9, Mono::ZERO)), [1], "the older goes first");
     assert_eq!(index.retry(RecordId(1)), Err(NotParked { state: Some(State::Leased) }));
-    assert_eq!(index.discard(RecordId(9), "", Wall::default()), Err(NotParked { state: None }));
+    assert_eq!(index.discard(RecordId(9), "", Wall::default()), Err(NotHere { state: None }));
+}
+
+#[test]
+fn a_record_that_waits_can_be_given_up_and_its_row_goes_on() {
+    let mut index = index();
+    for id in 1..=3 {
+        index.enqueue(admission(id, "queue", Some("a")));
+    }
+    assert_eq!(index.list(None, 2), [RecordId(1), RecordId(2)]);
+    assert_eq!(index.discard(RecordId(1), "a test", Wall::default()), Ok(()));
+    let second = leased(&mut index, 9, Mono::ZERO).pop().unwrap();
+    assert_eq!(second.id(), RecordId(2), "the next of the row");
+    let discard = |index: &mut Index<u32>, id| index.discard(RecordId(id), "", Wall::default());
+    assert_eq!(discard(&mut index, 2), Err(NotHere { state: Some(State::Leased) }));
+    assert_eq!(discard(&mut index, 1), Err(NotHere { state: Some(State::Discarded) }));
+    assert_eq!(discard(&mut index, 3), Ok(()), "from the middle of its row too");
+    assert_eq!(index.list(None, 9), [RecordId(2)]);
+    assert!(index.ack(&second, 200, Wall::default()));
+    assert_eq!((index.depth_total(), index.held_lanes().count()), (Depth::default(), 0));
 }
 
 #[test]
