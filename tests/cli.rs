@@ -47,7 +47,8 @@ fn a_dead_letter_is_found_shown_and_delivered_after_all() {
     let status = seawall(&["status", "--json"]).json();
     assert_eq!((&status["spool"]["parked"], &status["ready"]), (&1.into(), &true.into()));
 
-    assert_eq!(seawall(&["spool", "ls"]).out, "nothing\n");
+    seawall(&["spool", "ls"]).shows(&[&id, "parked"]);
+    assert_eq!(seawall(&["spool", "ls", "--state", "waiting"]).out, "nothing\n");
     let listed = seawall(&["spool", "ls", "--state", "parked"]);
     listed.shows(&[&id, "parked", "queue", "s-1", "refused it with 422"]);
     let listed = seawall(&["spool", "ls", "--state", "parked", "--json"]).json();

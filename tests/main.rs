@@ -8,6 +8,7 @@
 mod browser;
 mod cli;
 mod crash;
+mod demo;
 mod disk;
 mod examples;
 mod house;

@@ -8,16 +8,14 @@
 
 use std::borrow::Cow;
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{HOST, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, response};
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::Body as _;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use seawall_core::guard::Refusal;
@@ -38,6 +36,7 @@ use crate::http::headers::{
 use crate::node::{Limiter, Node, Used, Worker};
 use crate::pool::{EndpointLoad, Link};
 use crate::records::Fate;
+use crate::relay::{Relay, Wish};
 use crate::route::{Pass, Place, RouteState};
 use crate::stale;
 use crate::writes::{BadKey, Claimed, Claiming, DoneAnswer, Identity, Stamped};
@@ -826,6 +825,7 @@ fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, r
                 endpoint: relay.endpoint,
                 idle: None,
                 ends_with_connection: call.conn.as_ref().filter(|_| !call.speaks_1_1).map(Arc::clone),
+                keeping: None,
                 _load: relay.load,
                 // A failed try may be followed by another: it keeps the place.
                 _place: if outcome.is_failure() { None } else { relay.place.take() },
@@ -847,8 +847,17 @@ pub(crate) fn whole_answer(worker: &Arc<Worker>, mut call: Call, received: Recei
     let node = &worker.node;
     let now = node.clock.now();
     let mut response = Response::from_parts(received.parts, received.body);
-    if let (Some(key), ResBody::Whole(Some(body))) = (&call.stale_key, response.body()) {
-        node.stale.keep(key, now, response.status(), response.headers(), body);
+    match (call.stale_key.take(), response.body()) {
+        (Some(key), ResBody::Whole(Some(body))) => {
+            node.stale.keep(&key, now, response.status(), response.headers(), body);
+        }
+        (Some(key), ResBody::Relay(_)) => {
+            let head = (response.status(), response.headers().clone());
+            if let ResBody::Relay(relay) = response.body_mut() {
+                relay.keep_for(Wish::Stale(key, head), call.route.policy.guards.answer_bytes_max);
+            }
+        }
+        _ => {}
     }
     headers::to_client(response.headers_mut(), &node.via);
     call.route.whole(now);
@@ -871,101 +880,5 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Relaxed);
-    }
-}
-
-/// An answer's body on its way from the upstream to the client.
-pub(crate) struct Relay {
-    incoming: Incoming,
-    link: Option<Link>,
-    pass: Option<Pass>,
-    head_at: Mono,
-    trailers_announced: bool,
-    worker: Arc<Worker>,
-    route: RouteId,
-    upstream: UpstreamId,
-    endpoint: usize,
-    /// The client's connection, if its end is all that ends the answer (HTTP/1.0).
-    ends_with_connection: Option<Arc<ConnState>>,
-    /// Runs while nothing comes.
-    idle: Option<Pin<Box<tokio::time::Sleep>>>,
-    _load: InFlight,
-    _place: Option<Place>,
-}
-
-impl Relay {
-    pub(crate) fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, crate::http::body::BoxError>>> {
-        loop {
-            let Some(link) = &mut self.link else { return Poll::Ready(None) };
-            match link.poll_body(&mut self.incoming, cx) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    self.idle = None;
-                    if frame.is_trailers() && !self.trailers_announced {
-                        // The library writes announced trailers only; an unannounced one cannot follow.
-                        tracing::debug!("trailers that the answer did not announce end here");
-                        continue;
-                    }
-                    if self.incoming.is_end_stream() {
-                        // Nobody asks again after the last byte of a known length.
-                        self.end();
-                    }
-                    return Poll::Ready(Some(Ok(frame)));
-                }
-                Poll::Ready(None) => {
-                    self.end();
-                    return Poll::Ready(None);
-                }
-                Poll::Ready(Some(Err(failure))) => return Poll::Ready(Some(Err(self.cut(failure)))),
-                Poll::Pending => return self.poll_idle(cx),
-            }
-        }
-    }
-
-    pub(crate) fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
-    }
-
-    pub(crate) fn is_over(&self) -> bool {
-        self.link.is_none()
-    }
-
-    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, crate::http::body::BoxError>>> {
-        let patience = self.worker.node.policy.limits.body_idle_timeout;
-        let idle = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
-        match idle.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Some(Err(self.cut(Failure::Timeout)))),
-            Poll::Pending => Poll::Pending,
-        }
-    }
-
-    fn end(&mut self) {
-        self.record(Outcome::Success);
-        if let Some(link) = self.link.take() {
-            self.worker.pool(self.upstream, self.endpoint).checkin(link);
-        }
-    }
-
-    /// The answer broke after its head had gone out. The client's connection is broken off, so that it can tell.
-    fn cut(&mut self, failure: Failure) -> crate::http::body::BoxError {
-        let failure = if failure == Failure::ConnectionLost { Failure::Incomplete } else { failure };
-        self.link = None;
-        if let Some(conn) = &self.ends_with_connection {
-            conn.end_with_reset();
-        }
-        self.record(Outcome::Failure(failure));
-        let counts = &self.worker.counts[self.route.index()];
-        counts.failed(failure);
-        counts.cut.add(1);
-        format!("the upstream's answer broke off: {failure}").into()
-    }
-
-    /// Slow is who is slow to answer, not whose answer is long: the time runs to the head.
-    fn record(&mut self, outcome: Outcome) {
-        if let Some(pass) = self.pass.take() {
-            pass.record_from(self.worker.node.clock.now(), self.head_at, outcome);
-        }
     }
 }

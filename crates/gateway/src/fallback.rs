@@ -19,7 +19,8 @@ use crate::http::body::ResBody;
 use crate::http::headers::{self, IDEMPOTENCY_KEY, PROXY_STATUS};
 use crate::node::{Node, Worker};
 use crate::records::Fate;
-use crate::writes::DoneAnswer;
+use crate::relay::Wish;
+use crate::writes::{ANSWER_BYTES_MAX, DoneAnswer};
 
 /// Answers a call that got no answer of its upstream's.
 pub(crate) async fn apply(worker: &Arc<Worker>, mut call: Call, reason: Reason) -> Response<ResBody> {
@@ -225,9 +226,14 @@ pub(crate) fn finish_write(node: &Arc<Node>, write: Write, may_have_arrived: boo
     response.headers_mut().entry(IDEMPOTENCY_KEY).or_insert(identity.key);
     // "Try later" is no final answer; neither is one we did not see whole.
     let final_answer = !matches!(status.as_u16(), 408 | 409 | 425 | 429);
-    if final_answer && let Some(body) = response.body().bytes() {
-        let done = DoneAnswer { status, headers: response.headers().clone(), body };
-        claiming.finish(node.clock.now(), done);
+    if !final_answer {
+        return;
+    }
+    let headers = response.headers().clone();
+    match (response.body().bytes(), response.body_mut()) {
+        (Some(body), _) => claiming.finish(node.clock.now(), DoneAnswer { status, headers, body }),
+        (None, ResBody::Relay(relay)) => relay.keep_for(Wish::Replay(claiming, (status, headers)), ANSWER_BYTES_MAX),
+        (None, _) => unreachable!("what is not at hand arrives"),
     }
 }
 

@@ -15,6 +15,7 @@ mod node;
 mod observe;
 mod pool;
 mod records;
+mod relay;
 mod route;
 mod stale;
 mod watch;

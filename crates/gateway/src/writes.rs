@@ -27,7 +27,7 @@ use crate::records::{Fate, Records};
 
 /// Answers remembered at most; each holds at most [`ANSWER_BYTES_MAX`] of body.
 const DONE_MAX: usize = 16_384;
-const ANSWER_BYTES_MAX: usize = 4 << 10;
+pub(crate) const ANSWER_BYTES_MAX: u64 = 4 << 10;
 /// An answer is replayed for this long.
 const DONE_FOR: Duration = Duration::from_secs(24 * 3600);
 const KEY_BYTES_MAX: usize = 255;
@@ -235,7 +235,7 @@ impl Claiming {
 
     /// The request was answered for good: who asks again gets the same.
     pub(crate) fn finish(mut self, now: Mono, answer: DoneAnswer) {
-        if answer.body.len() > ANSWER_BYTES_MAX {
+        if answer.body.len() as u64 > ANSWER_BYTES_MAX {
             return;
         }
         self.finished = true;
@@ -352,7 +352,8 @@ mod tests {
         let identity = identity(Some("k"), b"x").unwrap();
         drop(claims.claim(&identity, Mono::ZERO));
         let Claimed::New(claiming) = claims.claim(&identity, Mono::ZERO) else { panic!("free again") };
-        claiming.finish(Mono::ZERO, DoneAnswer { body: Bytes::from(vec![0; ANSWER_BYTES_MAX + 1]), ..answer("") });
+        claiming
+            .finish(Mono::ZERO, DoneAnswer { body: Bytes::from(vec![0; ANSWER_BYTES_MAX as usize + 1]), ..answer("") });
         assert!(matches!(claims.claim(&identity, Mono::ZERO), Claimed::New(_)));
     }
 

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use crate::chain::Relay;
+use crate::relay::Relay;
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 

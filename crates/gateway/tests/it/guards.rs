@@ -214,6 +214,34 @@ fn a_last_good_answer_stands_in_and_is_marked() {
 }
 
 #[test]
+fn an_answer_in_chunks_is_lent_too_if_it_came_whole_and_is_short() {
+    let chunked = |headers: &str, chunks: &str| {
+        Do::SendAndClose(format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n{headers}\r\n{chunks}").into_bytes())
+    };
+    let long = format!("1001\r\n{}\r\n0\r\n\r\n", "x".repeat(0x1001));
+    let cases = [
+        (chunked("", "6\r\nprice:\r\n3\r\n 10\r\n0\r\n\r\n"), Some("price: 10")),
+        (chunked("", "6\r\nprice:\r\n"), None),
+        (chunked("", &long), None),
+        (chunked("Trailer: x-sum\r\n", "2\r\nab\r\n0\r\nx-sum: 1\r\n\r\n"), None),
+    ];
+    for (first, lent) in cases {
+        let server = Server::playing(vec![first, unavailable()]);
+        let mut route = route("r", 0);
+        route.guards.retry.attempts_max = 1;
+        route.guards.answer_bytes_max = 0x1000;
+        route.fallbacks = vec![Fallback::Stale { for_at_most: Duration::from_secs(600) }];
+        let world = World::new(policy(vec![route], vec![upstream("u", &[server.address])]));
+        let mut client = world.client();
+        client.send("GET /quote HTTP/1.1\r\nHost: h\r\n\r\n");
+        let _ = client.next();
+        let stale = world.get("/quote");
+        assert_eq!((stale.status == 200).then_some(stale.body.as_str()), lent);
+        assert_eq!(stale.header("transfer-encoding"), None);
+    }
+}
+
+#[test]
 fn a_fixed_answer_or_another_upstream_stand_in() {
     let sick = Server::start(|_, _| Do::Reset);
     let other = Server::playing(vec![ok("from the other"), Do::Reset]);

@@ -125,6 +125,24 @@ fn a_key_has_one_effect() {
 }
 
 #[test]
+fn an_answer_in_chunks_is_given_again_too() {
+    let server = Server::start(|seen, _| {
+        let body = if seen.line().contains("cut") { "2\r\nok\r\n" } else { "2\r\nok\r\n0\r\n\r\n" };
+        Do::SendAndClose(format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{body}").into_bytes())
+    });
+    let world = world_of(&server);
+    for replayed in [None, Some("true".to_owned())] {
+        let taken = world.post("/whole", "Idempotency-Key: k\r\n", "x");
+        assert_eq!((taken.status, taken.body.as_str(), taken.header("idempotency-replayed")), (200, "ok", replayed));
+    }
+    assert_eq!(server.count(), 1);
+    for tries in [2, 3] {
+        world.client().send(&post("/cut", "Idempotency-Key: c\r\n", "x")).rest();
+        assert_eq!(server.count(), tries, "nothing was kept of half an answer: the upstream is asked again");
+    }
+}
+
+#[test]
 fn a_no_to_the_second_copy_says_nothing_about_the_first() {
     // Carries out the second request of a connection and closes without a word; says no to its copy.
     let server = Server::start(|seen, _| match (seen.line().contains("/second"), seen.connection) {

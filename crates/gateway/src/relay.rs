@@ -1,0 +1,171 @@
+//! An answer's body on its way from an upstream to the client, frame by frame.
+//!
+//! It owns what it needs to arrive: the connection, the breaker's pass, the place in the bulkhead. Its end is told to
+//! the guards; a broken one breaks the client's answer too. Whoever wants the whole of it (an old answer to fall back
+//! on, the answer of an idempotency key) gets it at the end, if it is short enough, and nothing of it if it breaks.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, StatusCode};
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+use seawall_core::id::{RouteId, UpstreamId};
+use seawall_core::outcome::{Failure, Outcome};
+use seawall_core::time::Mono;
+
+use crate::chain::InFlight;
+use crate::http::body::BoxError;
+use crate::http::conn::ConnState;
+use crate::node::{Node, Worker};
+use crate::pool::Link;
+use crate::route::{Pass, Place};
+use crate::stale;
+use crate::writes::{Claiming, DoneAnswer};
+
+/// Who wants an answer that is still arriving.
+pub(crate) enum Wish {
+    /// The store of last good answers: under which key, with which head.
+    Stale(stale::Key, (StatusCode, HeaderMap)),
+    /// The holder of an idempotency key: who asks again shall get the same. Held until the end, so that nobody else
+    /// runs meanwhile.
+    Replay(Claiming, (StatusCode, HeaderMap)),
+}
+
+/// An answer kept while it passes.
+pub(crate) struct Keeping {
+    wish: Wish,
+    bytes: BytesMut,
+    bytes_max: u64,
+}
+
+impl Keeping {
+    /// False once it is too long to be kept.
+    fn takes(&mut self, data: &Bytes) -> bool {
+        let fits = (self.bytes.len() + data.len()) as u64 <= self.bytes_max;
+        if fits {
+            self.bytes.extend_from_slice(data);
+        }
+        fits
+    }
+
+    fn end(self, node: &Node) {
+        let (now, body) = (node.clock.now(), self.bytes.freeze());
+        match self.wish {
+            Wish::Stale(key, (status, headers)) => node.stale.keep(&key, now, status, &headers, &body),
+            Wish::Replay(claiming, (status, headers)) => claiming.finish(now, DoneAnswer { status, headers, body }),
+        }
+    }
+}
+
+/// An answer's body on its way from the upstream to the client.
+pub(crate) struct Relay {
+    pub(crate) incoming: Incoming,
+    pub(crate) link: Option<Link>,
+    pub(crate) pass: Option<Pass>,
+    pub(crate) head_at: Mono,
+    pub(crate) trailers_announced: bool,
+    pub(crate) worker: Arc<Worker>,
+    pub(crate) route: RouteId,
+    pub(crate) upstream: UpstreamId,
+    pub(crate) endpoint: usize,
+    /// The client's connection, if its end is all that ends the answer (HTTP/1.0).
+    pub(crate) ends_with_connection: Option<Arc<ConnState>>,
+    /// Runs while nothing comes.
+    pub(crate) idle: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// Who wants the whole of it at the end, and what has come so far.
+    pub(crate) keeping: Option<Keeping>,
+    pub(crate) _load: InFlight,
+    pub(crate) _place: Option<Place>,
+}
+
+impl Relay {
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        loop {
+            let Some(link) = &mut self.link else { return Poll::Ready(None) };
+            match link.poll_body(&mut self.incoming, cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    self.idle = None;
+                    if let (Some(keeping), Some(data)) = (&mut self.keeping, frame.data_ref())
+                        && !keeping.takes(data)
+                    {
+                        self.keeping = None;
+                    }
+                    if frame.is_trailers() && !self.trailers_announced {
+                        // The library writes announced trailers only; an unannounced one cannot follow.
+                        tracing::debug!("trailers that the answer did not announce end here");
+                        continue;
+                    }
+                    if self.incoming.is_end_stream() {
+                        // Nobody asks again after the last byte of a known length.
+                        self.end();
+                    }
+                    return Poll::Ready(Some(Ok(frame)));
+                }
+                Poll::Ready(None) => {
+                    self.end();
+                    return Poll::Ready(None);
+                }
+                Poll::Ready(Some(Err(failure))) => return Poll::Ready(Some(Err(self.cut(failure)))),
+                Poll::Pending => return self.poll_idle(cx),
+            }
+        }
+    }
+
+    /// Hands the whole of it to somebody at the end, if it has not more than `bytes_max` and no trailers.
+    pub(crate) fn keep_for(&mut self, wish: Wish, bytes_max: u64) {
+        if !self.trailers_announced {
+            self.keeping = Some(Keeping { wish, bytes: BytesMut::new(), bytes_max });
+        }
+    }
+
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.link.is_none()
+    }
+
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let patience = self.worker.node.policy.limits.body_idle_timeout;
+        let idle = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        match idle.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Some(Err(self.cut(Failure::Timeout)))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn end(&mut self) {
+        self.record(Outcome::Success);
+        if let Some(keeping) = self.keeping.take() {
+            keeping.end(&self.worker.node);
+        }
+        if let Some(link) = self.link.take() {
+            self.worker.pool(self.upstream, self.endpoint).checkin(link);
+        }
+    }
+
+    /// The answer broke after its head had gone out. The client's connection is broken off, so that it can tell.
+    fn cut(&mut self, failure: Failure) -> BoxError {
+        let failure = if failure == Failure::ConnectionLost { Failure::Incomplete } else { failure };
+        (self.link, self.keeping) = (None, None);
+        if let Some(conn) = &self.ends_with_connection {
+            conn.end_with_reset();
+        }
+        self.record(Outcome::Failure(failure));
+        let counts = &self.worker.counts[self.route.index()];
+        counts.failed(failure);
+        counts.cut.add(1);
+        format!("the upstream's answer broke off: {failure}").into()
+    }
+
+    /// Slow is who is slow to answer, not whose answer is long: the time runs to the head.
+    fn record(&mut self, outcome: Outcome) {
+        if let Some(pass) = self.pass.take() {
+            pass.record_from(self.worker.node.clock.now(), self.head_at, outcome);
+        }
+    }
+}
