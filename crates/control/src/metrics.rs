@@ -159,6 +159,8 @@ fn routes(text: &mut Text, routes: &[RouteSnapshot]) {
     text.per_route(routes, "seawall_cancelled_total", "counter", help, |route| route.cancelled_total);
     let help = "Answers whose body broke after its head had gone to the client.";
     text.per_route(routes, "seawall_cut_total", "counter", help, |route| route.cut_total);
+    let help = "Answers whose trailers were left out because the answer had not announced them.";
+    text.per_route(routes, "seawall_trailers_dropped_total", "counter", help, |route| route.trailers_dropped_total);
     let help = "Calls on their way now.";
     text.per_route(routes, "seawall_in_flight", "gauge", help, |route| route.in_flight);
     let help = "Calls that wait for a place now.";

@@ -59,6 +59,8 @@ pub struct RouteSnapshot {
     pub cancelled_total: u64,
     /// Answers whose body broke after its head had gone to the client.
     pub cut_total: u64,
+    /// Answers whose trailers ended here because the answer had not announced them (`Trailer`).
+    pub trailers_dropped_total: u64,
     /// Calls on their way now.
     pub in_flight: u64,
     /// Calls waiting for the bulkhead now.

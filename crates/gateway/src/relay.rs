@@ -95,6 +95,7 @@ impl Relay {
                     }
                     if frame.is_trailers() && !self.trailers_announced {
                         // The library writes announced trailers only; an unannounced one cannot follow.
+                        self.worker.counts[self.route.index()].trailers_dropped.add(1);
                         tracing::debug!("trailers that the answer did not announce end here");
                         continue;
                     }

@@ -63,6 +63,19 @@ fn chunks_pass_as_they_come_and_trailers_follow() {
     }
     let text = lines.join("\n").to_ascii_lowercase();
     assert!(text.ends_with("0\nx-sum: 7\n"), "{text}");
+    assert_eq!(world.route(0).trailers_dropped_total, 0);
+}
+
+#[test]
+fn trailers_that_nobody_announced_are_counted_and_end_here() {
+    let reply = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\nX-Sum: 7\r\n\r\n".to_vec();
+    let server = Server::start(move |_, _| Do::Send(reply.clone()));
+    let world = World::simple(&server);
+    let mut client = world.client();
+    for seen in 1..3 {
+        assert_eq!(client.ask("GET / HTTP/1.1\r\nHost: h\r\nTE: trailers\r\nConnection: TE\r\n\r\n").body, "ab");
+        assert_eq!(world.route(0).trailers_dropped_total, seen);
+    }
 }
 
 #[test]
