@@ -528,7 +528,9 @@ fn request_id(worker: &Worker, headers: &mut HeaderMap) {
 
 fn new_request_id(worker: &Worker) -> HeaderValue {
     let number = worker.prng.lock().unwrap_or_else(PoisonError::into_inner).next_u64();
-    HeaderValue::from_str(&format!("{number:016x}")).unwrap_or(HeaderValue::from_static("0"))
+    let digit = |place: usize| b"0123456789abcdef"[(number >> (60 - 4 * place)) as usize & 15];
+    let text: [u8; 16] = std::array::from_fn(digit);
+    HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("0"))
 }
 
 /// The key that orders this request among spooled ones.
@@ -540,6 +542,8 @@ pub(crate) fn order_key(route: &RouteState, headers: &HeaderMap) -> Option<Heade
 pub(crate) struct Received {
     pub(crate) parts: response::Parts,
     pub(crate) body: ResBody,
+    /// When it came.
+    pub(crate) at: Mono,
 }
 
 /// Tries until there is an answer, no retry is safe, or nothing is left of time or budget.
@@ -616,16 +620,18 @@ pub(crate) async fn try_once(
     upstream: UpstreamId,
     place: &mut Option<Place>,
 ) -> Tried {
-    match call.route.admit(worker.node.clock.now()) {
-        Ok(pass) => try_with(worker, call, upstream, place, pass).await,
+    let now = worker.node.clock.now();
+    match call.route.admit(now) {
+        Ok(pass) => try_with(worker, call, upstream, place, now, pass).await,
         Err(refusal) => Tried::Refused(refusal),
     }
 }
 
 /// One try with another upstream than the route's: the route's breaker has no opinion of it.
 pub(crate) async fn try_unguarded(worker: &Arc<Worker>, call: &mut Call, upstream: UpstreamId) -> Tried {
-    let pass = call.route.pass_unguarded(worker.node.clock.now());
-    try_with(worker, call, upstream, &mut None, pass).await
+    let now = worker.node.clock.now();
+    let pass = call.route.pass_unguarded(now);
+    try_with(worker, call, upstream, &mut None, now, pass).await
 }
 
 async fn try_with(
@@ -633,28 +639,27 @@ async fn try_with(
     call: &mut Call,
     upstream: UpstreamId,
     place: &mut Option<Place>,
+    now: Mono,
     pass: Pass,
 ) -> Tried {
     let node = &worker.node;
-    let now = node.clock.now();
     let Some(endpoint) = worker.choose(upstream, call.tried) else {
         return Tried::Refused(no_healthy_endpoint(worker, upstream));
     };
     call.tried |= 1 << (endpoint as u64 % 64);
     let load = InFlight::new(&node.upstreams[upstream.index()].endpoints[endpoint].load);
     let until = call.deadline.of_try(now, call.route.policy.guards.try_timeout);
-    let exchange = exchange(worker, call, upstream, endpoint, now.until(until));
+    let exchange = exchange(worker, call, upstream, endpoint, now, until);
     let exchanged = tokio::time::timeout_at(node.clock.instant(until), exchange).await;
-    let now = node.clock.now();
     match exchanged {
-        Ok(Ok(Exchanged { parts, content })) => {
+        Ok(Ok(Exchanged { parts, content, at: now })) => {
             let relay = RelayParts { worker, pass, load, place, upstream, endpoint };
             judge(call, now, parts, content, relay)
         }
         Ok(Err(_)) if call.body.client_broke_it() => Tried::ClientBroke,
         Ok(Err(failure)) => {
             call.may_have_arrived |= !failure.never_sent();
-            pass.record(now, Outcome::Failure(failure));
+            pass.record(node.clock.now(), Outcome::Failure(failure));
             Tried::Failed { failure, answer: None, retry_after: None }
         }
         // What follows says nothing about the upstream: it never had the whole request, or never had it at all.
@@ -666,7 +671,7 @@ async fn try_with(
         }
         Err(_) => {
             call.may_have_arrived = true;
-            pass.record(now, Outcome::Failure(Failure::Timeout));
+            pass.record(node.clock.now(), Outcome::Failure(Failure::Timeout));
             Tried::Failed { failure: Failure::Timeout, answer: None, retry_after: None }
         }
     }
@@ -683,6 +688,8 @@ fn no_healthy_endpoint(worker: &Worker, upstream: UpstreamId) -> Refusal {
 struct Exchanged {
     parts: response::Parts,
     content: Content,
+    /// When the head had come, and a short answer's body.
+    at: Mono,
 }
 
 enum Content {
@@ -697,17 +704,20 @@ async fn exchange(
     call: &mut Call,
     upstream: UpstreamId,
     endpoint: usize,
-    patience: Duration,
+    now: Mono,
+    until: Mono,
 ) -> Result<Exchanged, Failure> {
+    let clock = &worker.node.clock;
     let pool = worker.pool(upstream, endpoint);
-    let mut link = pool.checkout(false, &mut call.awaits_connection).await?;
-    let mut answered = link.send(build(worker, call, patience)).await;
+    let mut link = pool.checkout(now, false, &mut call.awaits_connection).await?;
+    let mut answered = link.send(build(worker, call, now.until(until))).await;
     if answered.is_err_and_stale(&link, call) {
         call.may_have_arrived |= !link.nothing_written();
         drop(link);
         worker.counts[call.id.index()].resends.add(1);
-        link = pool.checkout(true, &mut call.awaits_connection).await?;
-        answered = link.send(build(worker, call, patience)).await;
+        let now = clock.now();
+        link = pool.checkout(now, true, &mut call.awaits_connection).await?;
+        answered = link.send(build(worker, call, now.until(until))).await;
     }
     let (parts, incoming) = answered?.into_parts();
     // Nobody asked to switch; and an answer with two lengths is whole to one reader and cut to another.
@@ -717,12 +727,13 @@ async fn exchange(
     let short = call.route.policy.guards.answer_bytes_max;
     let length = incoming.size_hint().exact();
     if length.is_none_or(|length| length > short) && !incoming.is_end_stream() {
-        return Ok(Exchanged { parts, content: Content::Arriving(incoming, link) });
+        return Ok(Exchanged { parts, content: Content::Arriving(incoming, link), at: clock.now() });
     }
     // A body that ends before its announced end is an incomplete answer, whatever broke it.
     let body = link.read_whole(incoming).await.map_err(|_| Failure::Incomplete)?;
-    pool.checkin(link);
-    Ok(Exchanged { parts, content: Content::Whole(body) })
+    let at = clock.now();
+    pool.checkin(at, link);
+    Ok(Exchanged { parts, content: Content::Whole(body), at })
 }
 
 trait Stale {
@@ -838,14 +849,13 @@ fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, r
             let answer = Some(Response::from_parts(parts, body));
             Tried::Failed { failure, answer, retry_after }
         }
-        Outcome::Success | Outcome::Ignored => Tried::Answered(Received { parts, body }),
+        Outcome::Success | Outcome::Ignored => Tried::Answered(Received { parts, body, at: now }),
     }
 }
 
 /// Makes an upstream's answer ours, and finishes what was begun for a write.
 pub(crate) fn whole_answer(worker: &Arc<Worker>, mut call: Call, received: Received) -> Response<ResBody> {
-    let node = &worker.node;
-    let now = node.clock.now();
+    let (node, now) = (&worker.node, received.at);
     let mut response = Response::from_parts(received.parts, received.body);
     match (call.stale_key.take(), response.body()) {
         (Some(key), ResBody::Whole(Some(body))) => {

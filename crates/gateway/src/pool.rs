@@ -106,14 +106,14 @@ impl EndpointPool {
     /// A connection: the one used last, if it is still good, or a new one. Waits its turn (first come, first served)
     /// when as many are open as may be; `waiting` is true meanwhile, so that a wait in vain is not blamed on the
     /// upstream.
-    pub(crate) async fn checkout(&self, fresh: bool, waiting: &mut bool) -> Result<Link, Failure> {
+    pub(crate) async fn checkout(&self, now: Mono, fresh: bool, waiting: &mut bool) -> Result<Link, Failure> {
         loop {
             if fresh {
                 // An idle one in our place makes room for a fresh one.
                 if self.slots.available_permits() == 0 {
                     drop(self.lock().pop_front());
                 }
-            } else if let Some(link) = self.take_idle() {
+            } else if let Some(link) = self.take_idle(now) {
                 *waiting = false;
                 return Ok(link);
             }
@@ -146,12 +146,12 @@ impl EndpointPool {
     }
 
     /// Gives a connection back after a whole answer.
-    pub(crate) fn checkin(&self, mut link: Link) {
+    pub(crate) fn checkin(&self, now: Mono, mut link: Link) {
         // The driver finishes what it has to do after the answer's last byte, and says whether it goes on.
-        if !link.settle() || self.clock.now().since(link.born) >= AGE_MAX {
+        if !link.settle() || now.since(link.born) >= AGE_MAX {
             return;
         }
-        link.idle_since = self.clock.now();
+        link.idle_since = now;
         self.lock().push_back(link);
         self.returned.notify_one();
     }
@@ -162,8 +162,7 @@ impl EndpointPool {
         self.lock().retain_mut(|link| now.since(link.idle_since) < self.idle_timeout && link.settle());
     }
 
-    fn take_idle(&self) -> Option<Link> {
-        let now = self.clock.now();
+    fn take_idle(&self, now: Mono) -> Option<Link> {
         loop {
             let mut link = self.lock().pop_back()?;
             if now.since(link.idle_since) < self.idle_timeout && link.settle() {

@@ -51,8 +51,8 @@ impl Keeping {
         fits
     }
 
-    fn end(self, node: &Node) {
-        let (now, body) = (node.clock.now(), self.bytes.freeze());
+    fn end(self, node: &Node, now: Mono) {
+        let body = self.bytes.freeze();
         match self.wish {
             Wish::Stale(key, (status, headers)) => node.stale.keep(&key, now, status, &headers, &body),
             Wish::Replay(claiming, (status, headers)) => claiming.finish(now, DoneAnswer { status, headers, body }),
@@ -140,12 +140,13 @@ impl Relay {
     }
 
     fn end(&mut self) {
-        self.record(Outcome::Success);
+        let now = self.worker.node.clock.now();
+        self.record(now, Outcome::Success);
         if let Some(keeping) = self.keeping.take() {
-            keeping.end(&self.worker.node);
+            keeping.end(&self.worker.node, now);
         }
         if let Some(link) = self.link.take() {
-            self.worker.pool(self.upstream, self.endpoint).checkin(link);
+            self.worker.pool(self.upstream, self.endpoint).checkin(now, link);
         }
     }
 
@@ -156,7 +157,7 @@ impl Relay {
         if let Some(conn) = &self.ends_with_connection {
             conn.end_with_reset();
         }
-        self.record(Outcome::Failure(failure));
+        self.record(self.worker.node.clock.now(), Outcome::Failure(failure));
         let counts = &self.worker.counts[self.route.index()];
         counts.failed(failure);
         counts.cut.add(1);
@@ -164,9 +165,9 @@ impl Relay {
     }
 
     /// Slow is who is slow to answer, not whose answer is long: the time runs to the head.
-    fn record(&mut self, outcome: Outcome) {
+    fn record(&mut self, now: Mono, outcome: Outcome) {
         if let Some(pass) = self.pass.take() {
-            pass.record_from(self.worker.node.clock.now(), self.head_at, outcome);
+            pass.record_from(now, self.head_at, outcome);
         }
     }
 }

@@ -94,18 +94,7 @@ impl Present {
 /// Strips what ends at this hop, in either direction.
 fn strip_hop_by_hop(headers: &mut HeaderMap, present: Present) {
     if present.has(Present::CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
-            .filter(|name| !PROTECTED.contains(&name.as_str()))
-            .collect();
-        for name in named {
-            headers.remove(name);
-        }
-        headers.remove(CONNECTION);
+        strip_connection(headers);
     }
     for (flag, name) in [
         (Present::KEEP_ALIVE, KEEP_ALIVE),
@@ -117,6 +106,25 @@ fn strip_hop_by_hop(headers: &mut HeaderMap, present: Present) {
             headers.remove(name);
         }
     }
+}
+
+/// Strips `Connection` and what it names.
+fn strip_connection(headers: &mut HeaderMap) {
+    // What nearly every message says names nothing else.
+    let names_nothing = |value: &HeaderValue| matches!(value.as_bytes(), b"keep-alive" | b"close");
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter(|value| !names_nothing(value))
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+        .filter(|name| !PROTECTED.contains(&name.as_str()))
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    headers.remove(CONNECTION);
 }
 
 /// Who asks, for `X-Forwarded-*` and `Via`.
