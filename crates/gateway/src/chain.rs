@@ -641,7 +641,7 @@ pub(crate) async fn try_once(
     place: &mut Option<Place>,
 ) -> Tried {
     let now = worker.node.clock.now();
-    match call.route.admit(worker.index, now) {
+    match call.route.admit(now) {
         Ok(pass) => try_with(worker, call, upstream, place, now, pass).await,
         Err(refusal) => Tried::Refused(refusal),
     }

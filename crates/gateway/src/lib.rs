@@ -103,7 +103,7 @@ impl Gateway {
         }
         let mut threads = Vec::new();
         for (index, listeners) in listeners.into_iter().enumerate() {
-            let worker = Worker::new(&node, (index, workers.max(1)), prng.next_u64());
+            let worker = Worker::new(&node, workers.max(1), prng.next_u64());
             let job = Job { worker, stop: stop.clone(), first: index == 0, cause };
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
@@ -199,7 +199,7 @@ impl Hosted {
 pub async fn run_here(parts: Parts) -> Result<Hosted, StartError> {
     let (net, seed, cause) = (parts.net, parts.seed, parts.cause);
     let node = Arc::new(Node::new(parts));
-    let worker = Worker::new(&node, (0, 1), seed);
+    let worker = Worker::new(&node, 1, seed);
     let mut listeners = Vec::new();
     for wanted in &node.policy.listeners {
         let address = wanted.address;

@@ -84,8 +84,6 @@ pub(crate) struct Worker {
     pub(crate) counts: Vec<RouteCounts>,
     pub(crate) rejections: Rejections,
     pub(crate) prng: Mutex<Prng>,
-    /// Which worker it is, from zero.
-    pub(crate) index: usize,
     pub(crate) tasks: TaskTracker,
 }
 
@@ -230,8 +228,8 @@ impl UpstreamState {
 }
 
 impl Worker {
-    /// Worker `index` of `workers` in all: each gets its share of the connections an endpoint may have.
-    pub(crate) fn new(node: &Arc<Node>, (index, workers): (usize, usize), seed: u64) -> Arc<Self> {
+    /// A worker of `workers` in all: each gets its share of the connections an endpoint may have.
+    pub(crate) fn new(node: &Arc<Node>, workers: usize, seed: u64) -> Arc<Self> {
         let pools = node.policy.upstreams.iter().zip(&node.upstreams).map(|(upstream, state)| {
             let share = (upstream.connections_max as usize).div_ceil(workers);
             let pool = |endpoint: &EndpointState| {
@@ -246,7 +244,6 @@ impl Worker {
             counts: node.routes.iter().map(|_| RouteCounts::default()).collect(),
             rejections: Rejections::default(),
             prng: Mutex::new(Prng::new(seed)),
-            index,
             tasks: TaskTracker::new(),
         });
         node.workers.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&worker));

@@ -59,8 +59,8 @@ pub(crate) struct Shared {
     pub(crate) seed: u64,
 }
 
-/// Workers that mark calls on a sheet of their own; more of them share sheets.
-const SHEETS: usize = 16;
+/// Threads that mark calls on a sheet of their own; more of them take a lock.
+const SHEETS: usize = 64;
 
 impl RouteState {
     pub(crate) fn new(policy: Route, shared: Shared) -> Self {
@@ -129,9 +129,9 @@ impl RouteState {
         }
     }
 
-    /// Asks the breaker, on behalf of a worker.
-    pub(crate) fn admit(self: &Arc<Self>, worker: usize, now: Mono) -> Result<Pass, Refusal> {
-        let permit = self.breaker.as_ref().map(|breaker| breaker.admit(worker, now)).transpose()?;
+    /// Asks the breaker.
+    pub(crate) fn admit(self: &Arc<Self>, now: Mono) -> Result<Pass, Refusal> {
+        let permit = self.breaker.as_ref().map(|breaker| breaker.admit(now)).transpose()?;
         Ok(Pass { route: Arc::clone(self), permit, started: now })
     }
 

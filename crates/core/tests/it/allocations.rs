@@ -14,7 +14,7 @@ fn a_breaker_allocates_nothing_while_closed() {
     let counted = measure(|| {
         for call in 0..10_000_u64 {
             let now = Mono::from_millis(call);
-            let permit = breaker.admit(call as usize, now).expect("closed");
+            let permit = breaker.admit(now).expect("closed");
             // Every tenth fails: the slow way is free of allocations too.
             let outcome = if call % 10 == 0 { Outcome::Failure(Failure::Timeout) } else { Outcome::Success };
             breaker.record(now, permit, outcome, took);

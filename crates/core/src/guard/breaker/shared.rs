@@ -1,15 +1,18 @@
-//! The breaker for many threads: a healthy call reads one shared word and writes only to its own shard.
+//! The breaker for many threads: a healthy call reads one shared word and writes only to a sheet of its thread's own.
 //!
-//! Picture tally sheets handed to the workers. While the breaker is CLOSED and calm, a quick success can change nothing
-//! but counts (rates only fall by it), so each worker marks its own sheet. Whatever could decide something (a failure,
-//! a slow call, a turn of the clock, a sheet that is full) takes the lock, adds up every sheet first, and only then lets
-//! the one machine of `mod.rs` judge. The result is that of the machine alone, call for call.
+//! Picture tally sheets handed to the threads. While the breaker is CLOSED and calm, a quick success can change nothing
+//! but counts (rates only fall by it), so each thread marks its own sheet: a plain load and store, since nobody else
+//! writes there. Whatever could decide something (a failure, a slow call, a turn of the clock, a thread without a sheet)
+//! takes the lock, adds up every sheet first, and only then lets the one machine of `mod.rs` judge. The result is that of
+//! the machine alone, call for call.
 //!
-//! Invariants: a mark carries the generation it was made in, so that a call that ends in the very moment of a
-//! transition is never counted for the state after it; what is told is told under the lock, in the order it happened.
+//! Invariants: only its thread writes to a sheet, and begins it anew only under the lock; a sheet belongs to a generation,
+//! so that a call that ends in the very moment of a transition is never counted for the state after it; what is told is
+//! told under the lock, in the order it happened.
 //! Not here: any decision of its own.
 
-use std::sync::atomic::{AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,82 +25,70 @@ use crate::outcome::Outcome;
 use crate::time::Mono;
 
 /// Leave to make one call. Give it back through [`SharedBreaker::report`] or [`SharedBreaker::release`], or hold it in a
-/// [`Pass`], which does so when dropped.
+/// [`Pass`], which does so when dropped. Any thread may give it back.
 #[must_use = "a permit that is not given back holds a probe until it expires"]
 #[derive(Debug, PartialEq, Eq)]
 pub struct SharedPermit {
-    generation: u64,
-    probe: u32,
-    shard: u32,
-    slot: u64,
+    /// `no longer marked (1 bit) | probe (15) | slot (16) | edition (32)`: one word, so that the healthy way keeps it in
+    /// a register.
+    packed: u64,
 }
 
 /// The machine and the sheets.
 pub struct SharedBreaker {
-    /// `generation << 1 | calm`.
+    /// `edition << 1 | calm`.
     word: AtomicU64,
     /// Calls that took longer are slow, in nanoseconds.
     slow_over: AtomicU64,
-    shards: Box<[Shard]>,
-    machine: Mutex<Breaker>,
+    sheets: Box<[Sheet]>,
+    desk: Mutex<Desk>,
     tell: Box<dyn Fn(&Told) + Send + Sync>,
 }
 
-/// One worker's sheet, on cache lines of its own (two at a time, since processors fetch them in pairs).
+/// What the lock protects.
+struct Desk {
+    machine: Breaker,
+    /// Sheets of another edition mean nothing: `generation << 8 | times the slots were cut anew`, as far as they fit.
+    edition: u32,
+    recuts: u32,
+    /// Of each sheet's ends, how many are in the window already.
+    added: Box<[u32]>,
+    /// Calls that began or ended under the lock, by slot.
+    newest: u64,
+    begun: [u32; SLOTS as usize],
+    ended: [u32; SLOTS as usize],
+}
+
+/// One thread's sheet, on cache lines of its own (two at a time, since processors fetch them in pairs).
+#[derive(Default)]
 #[repr(align(128))]
-struct Shard {
+struct Sheet {
     /// Until when the newest slot, and the newest slice of the window, are the right ones.
     turns_at: AtomicU64,
     newest: AtomicU64,
-    /// By when calls began: [`Cell`]s.
-    cells: [AtomicU64; SLOTS as usize],
-}
-
-/// What a sheet holds for one slot, in one word: `generation (12 bits) | on their way (24) | good (28)`.
-#[derive(Clone, Copy)]
-struct Cell(u64);
-
-impl Cell {
-    const GOOD: u64 = (1 << 28) - 1;
-    const ONE_GOOD: u64 = 1;
-    const ONE_LIVE: u64 = 1 << 28;
-    const LIVE_MAX: u64 = (1 << 24) - 1;
-
-    fn empty(generation: u64) -> Self {
-        Self(generation << 52)
-    }
-
-    fn is_of(self, generation: u64) -> bool {
-        self.0 >> 52 == generation & 0xfff
-    }
-
-    fn live(self) -> u64 {
-        self.0 >> 28 & Self::LIVE_MAX
-    }
-
-    fn good(self) -> u64 {
-        self.0 & Self::GOOD
-    }
+    edition: AtomicU32,
+    /// Calls that began, by slot.
+    begun: [AtomicU32; SLOTS as usize],
+    /// Quick successes that ended, by the slot they began in.
+    ended: [AtomicU32; SLOTS as usize],
 }
 
 const CALM: u64 = 1;
-/// The slot of a call that is on no sheet.
-const LANDED: u64 = u64::MAX;
 
 impl SharedBreaker {
-    /// For `shards` workers, rounded up to a power of two. `tell` hears every transition, in order and under the lock:
-    /// it must be quick and must not call back.
+    /// With sheets for so many threads; further threads take the lock. `tell` hears every transition, in order and under
+    /// the lock: it must be quick and must not call back.
     ///
     /// # Errors
     /// [`Invalid`] when the configuration makes no breaker.
     pub fn new(
         config: BreakerConfig,
         seed: u64,
-        shards: usize,
+        sheets: usize,
         now: Mono,
         tell: impl Fn(&Told) + Send + Sync + 'static,
     ) -> Result<Self, Invalid> {
-        Ok(Self::over(Breaker::new(config, seed, now)?, shards, now, Box::new(tell)))
+        Ok(Self::over(Breaker::new(config, seed, now)?, sheets, now, Box::new(tell)))
     }
 
     /// One that goes on where another stopped; see [`Breaker::restore`].
@@ -108,91 +99,114 @@ impl SharedBreaker {
         config: BreakerConfig,
         (snapshot, age): (&Snapshot, Duration),
         seed: u64,
-        shards: usize,
+        sheets: usize,
         now: Mono,
         tell: impl Fn(&Told) + Send + Sync + 'static,
     ) -> Result<Self, Invalid> {
-        Ok(Self::over(Breaker::restore(config, snapshot, age, seed, now)?, shards, now, Box::new(tell)))
+        Ok(Self::over(Breaker::restore(config, snapshot, age, seed, now)?, sheets, now, Box::new(tell)))
     }
 
-    fn over(mut machine: Breaker, shards: usize, now: Mono, tell: Box<dyn Fn(&Told) + Send + Sync>) -> Self {
+    fn over(mut machine: Breaker, sheets: usize, now: Mono, tell: Box<dyn Fn(&Told) + Send + Sync>) -> Self {
         machine.own_flights = false;
-        let shards = (0..shards.clamp(1, 1_024).next_power_of_two()).map(|_| Shard {
-            turns_at: AtomicU64::new(0),
-            newest: AtomicU64::new(cut(&machine.config).slot(now)),
-            cells: std::array::from_fn(|_| AtomicU64::new(Cell::empty(machine.generation).0)),
-        });
-        let shards = shards.collect();
+        let sheets: Box<[Sheet]> = (0..sheets.min(1_024)).map(|_| Sheet::default()).collect();
         let slow_over = AtomicU64::new(slow_over(&machine.config));
-        let shared = Self { word: AtomicU64::new(0), slow_over, shards, machine: Mutex::new(machine), tell };
+        let desk = Desk {
+            edition: 0,
+            recuts: 0,
+            added: vec![0; sheets.len()].into(),
+            newest: cut(&machine.config).slot(now),
+            begun: [0; SLOTS as usize],
+            ended: [0; SLOTS as usize],
+            machine,
+        };
+        let shared = Self { word: AtomicU64::new(0), slow_over, sheets, desk: Mutex::new(desk), tell };
         drop(shared.lock(now));
         shared
     }
 
-    /// Asks leave for one call, on behalf of the worker with this number. See [`Breaker::admit`].
+    /// Asks leave for one call. See [`Breaker::admit`].
     ///
     /// # Errors
     /// [`Refusal::BreakerOpen`].
     #[inline]
-    pub fn admit(&self, worker: usize, now: Mono) -> Result<SharedPermit, Refusal> {
+    pub fn admit(&self, now: Mono) -> Result<SharedPermit, Refusal> {
+        self.admit_as(thread_number(), now)
+    }
+
+    #[inline]
+    pub(super) fn admit_as(&self, thread: usize, now: Mono) -> Result<SharedPermit, Refusal> {
         let word = self.word.load(Acquire);
-        let index = worker & (self.shards.len() - 1);
-        let shard = &self.shards[index];
-        if word & CALM != 0 && now.as_nanos() < shard.turns_at.load(Relaxed) {
-            let slot = shard.newest.load(Relaxed);
-            if shard.change(slot, word >> 1, Cell::begun) {
-                return Ok(SharedPermit { generation: word >> 1, probe: 0, shard: index as u32, slot });
-            }
+        let edition = (word >> 1) as u32;
+        if word & CALM != 0
+            && let Some(sheet) = self.sheet_of(thread, edition, now)
+        {
+            let slot = sheet.newest.load(Relaxed);
+            mark(&sheet.begun[place(slot)]);
+            return Ok(SharedPermit::new(edition, slot, 0));
         }
-        self.admit_slowly(index, now)
+        self.admit_slowly(thread, now)
     }
 
     /// Like [`Self::admit`], as a value that gives itself back.
     ///
     /// # Errors
     /// [`Refusal::BreakerOpen`].
-    pub fn acquire(&self, worker: usize, now: Mono) -> Result<Pass<'_>, Refusal> {
-        let permit = self.admit(worker, now)?;
+    pub fn acquire(&self, now: Mono) -> Result<Pass<'_>, Refusal> {
+        let permit = self.admit(now)?;
         Ok(Pass { breaker: self, permit: Some(permit), started: now })
     }
 
     /// Takes in what a call came to. See [`Breaker::record`].
     #[inline]
     pub fn record(&self, now: Mono, permit: SharedPermit, outcome: Outcome, took: Duration) {
-        // Split, so that the common case compares whole words and no more.
+        self.record_as(thread_number(), now, permit, outcome, took);
+    }
+
+    #[inline]
+    pub(super) fn record_as(&self, thread: usize, now: Mono, permit: SharedPermit, outcome: Outcome, took: Duration) {
         let is_quick = took.as_nanos() <= u128::from(self.slow_over.load(Relaxed));
-        if outcome == Outcome::Success && is_quick && self.marks_good(now, &permit) {
+        if outcome == Outcome::Success
+            && is_quick
+            && self.word.load(Acquire) == (u64::from(permit.edition()) << 1 | CALM)
+            && permit.is_plain()
+            && let Some(sheet) = self.sheet_of(thread, permit.edition(), now)
+            && let Some(slot) = permit.slot_of(sheet.newest.load(Relaxed))
+        {
+            mark(&sheet.ended[place(slot)]);
             return;
         }
-        self.report_slowly(now, permit, Report::new(outcome, took));
+        self.report_slowly(thread, now, permit, Report::new(outcome, took));
+    }
+
+    /// The thread's own sheet, if it may be marked at this moment.
+    #[inline]
+    fn sheet_of(&self, thread: usize, edition: u32, now: Mono) -> Option<&Sheet> {
+        let sheet = self.sheets.get(thread)?;
+        (sheet.edition.load(Relaxed) == edition && now.as_nanos() < sheet.turns_at.load(Relaxed)).then_some(sheet)
     }
 
     /// Takes in what a call came to, with what the upstream asked for. See [`Breaker::report`].
     pub fn report(&self, now: Mono, permit: SharedPermit, report: Report) {
-        if report.trip.is_none() {
-            return if report.retry_after.is_none() {
-                self.record(now, permit, report.outcome, report.took);
-            } else {
-                self.report_slowly(now, permit, report);
-            };
+        if report.trip.is_none() && report.retry_after.is_none() {
+            self.record(now, permit, report.outcome, report.took);
+        } else {
+            self.report_slowly(thread_number(), now, permit, report);
         }
-        self.report_slowly(now, permit, report);
     }
 
     /// Gives a permit back unused.
     pub fn release(&self, permit: SharedPermit) {
-        let shard = &self.shards[permit.shard as usize];
-        shard.end(&permit);
-        if permit.probe != 0 || self.word.load(Acquire) >> 1 != permit.generation {
-            // Without a clock to look at: nothing is folded, so nothing can be put into the wrong slice.
-            self.machine().give_back(permit.generation, permit.probe);
-        }
+        // Without a clock to look at: nothing is added up, so nothing can be put into the wrong slice.
+        let mut desk = self.desk();
+        desk.end(&permit);
+        let generation = desk.generation_of(&permit);
+        desk.machine.give_back(generation, permit.probe());
     }
 
     /// The answer to a call has begun, and its end will be reported later: it hangs no more, however long it is.
     pub fn answered(&self, permit: &mut SharedPermit) {
-        self.shards[permit.shard as usize].end(permit);
-        permit.slot = LANDED;
+        self.desk().end(permit);
+        permit.packed |= SharedPermit::UNMARKED;
     }
 
     /// Asks leave for a probe of the driver's own. See [`Breaker::admit_probe`].
@@ -200,34 +214,34 @@ impl SharedBreaker {
     /// # Errors
     /// [`Refusal::BreakerOpen`] while no probe is wanted.
     pub fn admit_probe(&self, now: Mono) -> Result<SharedPermit, Refusal> {
-        let mut machine = self.lock(now);
-        let permit = machine.admit_probe(now)?;
-        Ok(SharedPermit { generation: permit.generation, probe: permit.probe, shard: 0, slot: LANDED })
+        let mut desk = self.lock(now);
+        let permit = desk.machine.admit_probe(now)?;
+        let SharedPermit { packed } = SharedPermit::new(desk.edition_now(), 0, permit.probe);
+        Ok(SharedPermit { packed: packed | SharedPermit::UNMARKED })
     }
 
     /// Lets time pass. See [`Breaker::on_time`].
     pub fn on_time(&self, now: Mono) {
-        let mut machine = self.lock(now);
-        let told = machine.on_time_with(now);
+        let mut desk = self.lock(now);
+        let told = desk.machine.on_time_with(now);
         self.tell(told);
     }
 
     /// When [`Self::on_time`] may have something to do.
     #[must_use]
     pub fn next_timer(&self) -> Option<Mono> {
-        let machine = self.machine();
-        let of_flights = (machine.counts_flights() && self.in_flight() > 0).then(|| {
-            let cut = cut(&machine.config);
-            let newest = self.shards.iter().map(|shard| shard.newest.load(Relaxed)).max().unwrap_or(0);
-            cut.turns_at(newest)
+        let desk = self.desk();
+        let hangs_next = (desk.machine.counts_flights() && self.live(&desk, |_| true) > 0).then(|| {
+            let newest = self.sheets.iter().map(|sheet| sheet.newest.load(Relaxed)).max().unwrap_or(0);
+            cut(&desk.machine.config).turns_at(newest.max(desk.newest))
         });
-        earlier(machine.next_timer(), of_flights)
+        earlier(desk.machine.next_timer(), hangs_next)
     }
 
     /// When a call may be admitted: `None` for now. See [`Breaker::admits_at`].
     #[must_use]
     pub fn admits_at(&self) -> Option<Mono> {
-        if self.word.load(Acquire) & CALM != 0 { None } else { self.machine().admits_at() }
+        if self.word.load(Acquire) & CALM != 0 { None } else { self.desk().machine.admits_at() }
     }
 
     /// Moves it by hand. See [`Breaker::move_to`].
@@ -235,8 +249,8 @@ impl SharedBreaker {
     /// # Errors
     /// [`IllegalTransition`] where [`StateName::may_become`] says no.
     pub fn move_to(&self, now: Mono, to: StateName) -> Result<(), IllegalTransition> {
-        let mut machine = self.lock(now);
-        let told = machine.move_to(now, to)?;
+        let mut desk = self.lock(now);
+        let told = desk.machine.move_to(now, to)?;
         self.tell(told);
         Ok(())
     }
@@ -246,16 +260,16 @@ impl SharedBreaker {
     /// # Errors
     /// [`IllegalTransition`] where it may not become open.
     pub fn open_until(&self, now: Mono, until: Mono) -> Result<(), IllegalTransition> {
-        let mut machine = self.lock(now);
-        let told = machine.open_until(now, until)?;
+        let mut desk = self.lock(now);
+        let told = desk.machine.open_until(now, until)?;
         self.tell(told);
         Ok(())
     }
 
     /// Closes it by hand, with an empty window.
     pub fn reset(&self, now: Mono) {
-        let mut machine = self.lock(now);
-        let told = machine.reset(now);
+        let mut desk = self.lock(now);
+        let told = desk.machine.reset(now);
         self.tell(Some(told));
     }
 
@@ -264,80 +278,73 @@ impl SharedBreaker {
     /// # Errors
     /// [`Invalid`] when the configuration makes no breaker; nothing has changed.
     pub fn reconfigure(&self, config: BreakerConfig, now: Mono) -> Result<(), Invalid> {
-        let mut machine = self.lock(now);
-        machine.reconfigure(config, now)?;
-        self.slow_over.store(slow_over(&machine.config), Relaxed);
-        machine.clear();
+        let mut desk = self.lock(now);
+        let recut = cut(&config) != cut(&desk.machine.config);
+        desk.machine.reconfigure(config, now)?;
+        self.slow_over.store(slow_over(&desk.machine.config), Relaxed);
+        // Slots of another cut mean nothing, and a window of another shape turns at another moment.
+        desk.recuts = desk.recuts.wrapping_add(1);
+        if recut {
+            desk.newest = cut(&desk.machine.config).slot(now);
+        }
         Ok(())
     }
 
     /// The state by name.
     #[must_use]
     pub fn state(&self) -> StateName {
-        self.machine().state()
+        self.desk().machine.state()
     }
 
     /// What the window holds now.
     #[must_use]
     pub fn seen(&self, now: Mono) -> Seen {
-        self.lock(now).seen(now)
+        self.look(now, |machine| machine.seen(now))
     }
 
     /// The rates over that; `None` while too few calls are in it to judge.
     #[must_use]
     pub fn rates(&self, now: Mono) -> Option<Rates> {
-        self.lock(now).rates(now)
+        self.look(now, |machine| machine.rates(now))
     }
 
     /// Calls on their way that a slow limit looks at.
     #[must_use]
     pub fn in_flight(&self) -> u64 {
-        self.shards.iter().flat_map(|shard| &shard.cells).map(|cell| Cell(cell.load(Relaxed)).live()).sum()
+        self.live(&self.desk(), |_| true)
     }
 
     /// Looks at the machine itself: for what is asked for rarely.
     pub fn look<R>(&self, now: Mono, at: impl FnOnce(&mut Breaker) -> R) -> R {
-        at(&mut self.lock(now))
+        at(&mut self.lock(now).machine)
     }
 
     /// Everything worth keeping.
     #[must_use]
     pub fn snapshot(&self, now: Mono) -> Snapshot {
-        self.lock(now).snapshot(now)
-    }
-
-    /// True if the success could be marked on the worker's own sheet.
-    #[inline]
-    fn marks_good(&self, now: Mono, permit: &SharedPermit) -> bool {
-        let shard = &self.shards[permit.shard as usize];
-        permit.slot != LANDED
-            && self.word.load(Acquire) == (permit.generation << 1 | CALM)
-            && now.as_nanos() < shard.turns_at.load(Relaxed)
-            && shard.change(permit.slot, permit.generation, Cell::ended_good)
+        self.look(now, |machine| machine.snapshot(now))
     }
 
     #[cold]
-    fn admit_slowly(&self, index: usize, now: Mono) -> Result<SharedPermit, Refusal> {
-        let mut machine = self.lock(now);
-        let told = machine.on_time_with(now);
+    fn admit_slowly(&self, thread: usize, now: Mono) -> Result<SharedPermit, Refusal> {
+        let mut desk = self.lock(now);
+        let told = desk.machine.on_time_with(now);
         self.tell(told);
-        let (permit, told) = machine.admit(now)?;
+        let (permit, told) = desk.machine.admit(now)?;
         self.tell(told);
-        let shard = &self.shards[index];
-        machine.turn(shard);
-        let (generation, slot) = (permit.generation, shard.newest.load(Relaxed));
-        shard.change(slot, generation, Cell::begun);
-        Ok(SharedPermit { generation, probe: permit.probe, shard: index as u32, slot })
+        desk.turn(thread);
+        let slot = desk.newest;
+        desk.begun[place(slot)] += 1;
+        Ok(SharedPermit::new(desk.edition, slot, permit.probe))
     }
 
     #[cold]
-    fn report_slowly(&self, now: Mono, permit: SharedPermit, report: Report) {
-        let shard = &self.shards[permit.shard as usize];
-        shard.end(&permit);
-        let mut machine = self.lock(now);
-        let told = machine.take_in(now, permit.generation, permit.probe, report);
+    fn report_slowly(&self, thread: usize, now: Mono, permit: SharedPermit, report: Report) {
+        let mut desk = self.lock_after(now, |desk| desk.end(&permit));
+        let generation = desk.generation_of(&permit);
+        let told = desk.machine.take_in(now, generation, permit.probe(), report);
         self.tell(told);
-        machine.turn(shard);
+        desk.turn(thread);
     }
 
     fn tell(&self, told: Option<Told>) {
@@ -346,158 +353,201 @@ impl SharedBreaker {
         }
     }
 
-    fn machine(&self) -> MutexGuard<'_, Breaker> {
+    fn desk(&self) -> MutexGuard<'_, Desk> {
         // A panic while locked cannot leave the machine half-changed in a way worse than refusing all calls.
-        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The machine with every sheet added up, which publishes what it is when let go.
     fn lock(&self, now: Mono) -> Locked<'_> {
-        let mut machine = self.machine();
-        let (cut, counts_flights) = (cut(&machine.config), machine.counts_flights());
-        let (mut good, mut overdue) = (0, 0);
-        for shard in &self.shards {
-            let newest = shard.newest.load(Relaxed);
-            for slot in Cut::oldest(newest)..=newest {
-                let cell = &shard.cells[place(slot)];
-                let mut seen = Cell(cell.load(Relaxed));
-                if seen.good() > 0 {
-                    seen = Cell(cell.fetch_and(!Cell::GOOD, AcqRel));
-                }
-                if seen.is_of(machine.generation) {
-                    good += seen.good();
-                    if counts_flights && seen.live() > 0 && cut.is_overdue(slot, now) {
-                        overdue += seen.live();
-                    }
-                }
+        self.lock_after(now, |_| {})
+    }
+
+    /// The desk with every sheet added up, after a last word. Letting go of it publishes whether the breaker is calm.
+    fn lock_after(&self, now: Mono, first: impl FnOnce(&mut Desk)) -> Locked<'_> {
+        let mut guard = self.desk();
+        let desk = &mut *guard;
+        first(desk);
+        let mut good = 0;
+        for (sheet, added) in self.sheets.iter().zip(&mut desk.added) {
+            if sheet.edition.load(Acquire) == desk.edition {
+                let ended = sheet.ended.iter().map(|ended| ended.load(Relaxed)).fold(0, u32::wrapping_add);
+                good += u64::from(ended.wrapping_sub(*added));
+                *added = ended;
             }
         }
         if good > 0 {
-            machine.window.record_good(good);
+            desk.machine.window.record_good(good);
         }
-        machine.overdue = u32::try_from(overdue).unwrap_or(u32::MAX);
-        Locked { generation: machine.generation, shared: self, machine, now }
+        let cut = cut(&desk.machine.config);
+        desk.turn_slots(cut.slot(now));
+        let overdue = if desk.machine.counts_flights() { self.live(desk, |slot| cut.is_overdue(slot, now)) } else { 0 };
+        desk.machine.overdue = u32::try_from(overdue).unwrap_or(u32::MAX);
+        Locked { shared: self, desk: guard, now }
+    }
+
+    /// Calls on their way that began in slots of this kind.
+    fn live(&self, desk: &Desk, counts: impl Fn(u64) -> bool) -> u64 {
+        let sheets = || self.sheets.iter().filter(|sheet| sheet.edition.load(Acquire) == desk.edition);
+        let slots = (Cut::oldest(desk.newest)..=desk.newest).filter(|slot| counts(*slot));
+        let of_slot = |slot: u64| {
+            let held = || sheets().filter(move |sheet| sheet.holds(slot));
+            let begun = held().map(|sheet| u64::from(sheet.begun[place(slot)].load(Relaxed))).sum::<u64>();
+            let ended = held().map(|sheet| u64::from(sheet.ended[place(slot)].load(Relaxed))).sum::<u64>();
+            let (begun, ended) =
+                (begun + u64::from(desk.begun[place(slot)]), ended + u64::from(desk.ended[place(slot)]));
+            begun.saturating_sub(ended)
+        };
+        slots.map(of_slot).sum()
+    }
+}
+
+impl SharedPermit {
+    const UNMARKED: u64 = 1 << 63;
+
+    #[inline]
+    fn new(edition: u32, slot: u64, probe: u32) -> Self {
+        Self { packed: u64::from(edition) | (slot & 0xffff) << 32 | u64::from(probe & 0x7fff) << 48 }
+    }
+
+    #[inline]
+    fn edition(&self) -> u32 {
+        self.packed as u32
+    }
+
+    fn probe(&self) -> u32 {
+        (self.packed >> 48) as u32 & 0x7fff
+    }
+
+    /// Marked, and no probe.
+    #[inline]
+    fn is_plain(&self) -> bool {
+        self.packed >> 48 == 0
+    }
+
+    /// The slot it began in, if a ring whose newest is this one still holds it.
+    #[inline]
+    fn slot_of(&self, newest: u64) -> Option<u64> {
+        let ago = u64::from((newest as u16).wrapping_sub((self.packed >> 32) as u16));
+        (ago < SLOTS).then(|| newest.wrapping_sub(ago))
     }
 }
 
 impl std::fmt::Debug for SharedBreaker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SharedBreaker").field("state", &self.state()).field("shards", &self.shards.len()).finish()
+        f.debug_struct("SharedBreaker").field("state", &self.state()).field("sheets", &self.sheets.len()).finish()
     }
 }
 
-impl Shard {
-    /// Wipes the mark of a call that has ended, if its slot is still on the sheet.
-    fn end(&self, permit: &SharedPermit) {
-        let newest = self.newest.load(Relaxed);
-        if (Cut::oldest(newest)..=newest).contains(&permit.slot) {
-            self.change(permit.slot, permit.generation, Cell::ended);
-        }
-    }
+/// Only the sheet's own thread writes, so that a load and a store are enough.
+#[inline]
+fn mark(count: &AtomicU32) {
+    count.store(count.load(Relaxed).wrapping_add(1), Release);
+}
 
-    /// Changes a cell, if it is of this generation and the change is possible.
+impl Sheet {
     #[inline]
-    fn change(&self, slot: u64, generation: u64, change: impl Fn(Cell) -> Option<Cell>) -> bool {
-        let cell = &self.cells[place(slot)];
-        let mut seen = cell.load(Relaxed);
-        while Cell(seen).is_of(generation)
-            && let Some(Cell(new)) = change(Cell(seen))
-        {
-            match cell.compare_exchange_weak(seen, new, AcqRel, Relaxed) {
-                Ok(_) => return true,
-                Err(now) => seen = now,
-            }
+    fn holds(&self, slot: u64) -> bool {
+        let newest = self.newest.load(Relaxed);
+        slot <= newest && newest - slot < SLOTS
+    }
+}
+
+impl Desk {
+    fn edition_now(&self) -> u32 {
+        (self.machine.generation as u32) << 8 | self.recuts & 0xff
+    }
+
+    /// The generation a permit was given in; zero, which no state has, if that is not the one there is now.
+    fn generation_of(&self, permit: &SharedPermit) -> u64 {
+        if permit.edition() >> 8 == self.machine.generation as u32 & 0xff_ffff { self.machine.generation } else { 0 }
+    }
+
+    /// A call of this edition has ended.
+    fn end(&mut self, permit: &SharedPermit) {
+        let is_marked = permit.packed & SharedPermit::UNMARKED == 0;
+        if let (true, Some(slot)) = (is_marked && permit.edition() == self.edition, permit.slot_of(self.newest)) {
+            self.ended[place(slot)] += 1;
         }
-        false
+    }
+
+    /// Drops what is too old to be told apart.
+    fn turn_slots(&mut self, newest: u64) {
+        let steps = newest.saturating_sub(self.newest).min(SLOTS);
+        for step in 0..steps {
+            let place = place(newest - step);
+            (self.begun[place], self.ended[place]) = (0, 0);
+        }
+        self.newest = newest.max(self.newest);
     }
 }
 
-impl Cell {
-    fn begun(self) -> Option<Self> {
-        (self.live() < Self::LIVE_MAX).then_some(Self(self.0 + Self::ONE_LIVE))
-    }
-
-    fn ended(self) -> Option<Self> {
-        (self.live() > 0).then(|| Self(self.0 - Self::ONE_LIVE))
-    }
-
-    fn ended_good(self) -> Option<Self> {
-        (self.live() > 0 && self.good() < Self::GOOD).then(|| Self(self.0 - Self::ONE_LIVE + Self::ONE_GOOD))
-    }
-}
-
-/// The machine under its lock. Letting go of it publishes whether it is calm.
+/// The desk under its lock. Letting go of it publishes whether the breaker is calm.
 struct Locked<'a> {
     shared: &'a SharedBreaker,
-    machine: MutexGuard<'a, Breaker>,
-    generation: u64,
+    desk: MutexGuard<'a, Desk>,
     now: Mono,
 }
 
 impl std::ops::Deref for Locked<'_> {
-    type Target = Breaker;
+    type Target = Desk;
 
-    fn deref(&self) -> &Breaker {
-        &self.machine
+    fn deref(&self) -> &Desk {
+        &self.desk
     }
 }
 
 impl std::ops::DerefMut for Locked<'_> {
-    fn deref_mut(&mut self) -> &mut Breaker {
-        &mut self.machine
+    fn deref_mut(&mut self) -> &mut Desk {
+        &mut self.desk
     }
 }
 
 impl Locked<'_> {
-    /// Gives a shard the slot and the slice of this moment.
-    fn turn(&mut self, shard: &Shard) {
-        if self.machine.generation != self.generation {
-            self.clear();
+    /// Gives the sheet of this thread the edition, the slot and the slice of this moment.
+    fn turn(&mut self, thread: usize) {
+        self.renew();
+        let Some(sheet) = self.shared.sheets.get(thread) else { return };
+        let (now, desk) = (self.now, &mut *self.desk);
+        desk.machine.window.seen(now);
+        let newest = desk.newest;
+        let steps = if sheet.edition.load(Relaxed) == desk.edition {
+            newest.saturating_sub(sheet.newest.load(Relaxed)).min(SLOTS)
+        } else {
+            // All of it is dropped: what was added up of another edition is no more.
+            desk.added[thread] = sheet.ended.iter().map(|ended| ended.load(Relaxed)).fold(0, u32::wrapping_add);
+            SLOTS
+        };
+        for step in 0..steps {
+            let place = place(newest.wrapping_sub(step));
+            let dropped = sheet.ended[place].load(Relaxed);
+            desk.added[thread] = desk.added[thread].wrapping_sub(dropped);
+            sheet.begun[place].store(0, Relaxed);
+            sheet.ended[place].store(0, Relaxed);
         }
-        let now = self.now;
-        self.machine.window.seen(now);
-        let cut = cut(&self.machine.config);
-        let (old, newest) = (shard.newest.load(Relaxed), cut.slot(now));
-        for step in 0..newest.saturating_sub(old).min(SLOTS) {
-            let dropped = Cell(shard.cells[place(newest - step)].swap(Cell::empty(self.generation).0, AcqRel));
-            if dropped.good() > 0 && dropped.is_of(self.generation) {
-                self.machine.window.record_good(dropped.good());
-            }
-        }
-        let newest = newest.max(old);
-        shard.newest.store(newest, Relaxed);
+        sheet.newest.store(newest, Relaxed);
+        let cut = cut(&desk.machine.config);
         let never = Mono::from_nanos(u64::MAX);
-        let flights = if self.machine.counts_flights() { cut.turns_at(newest) } else { never };
-        shard.turns_at.store(flights.min(self.machine.window.turns_at()).as_nanos(), Relaxed);
+        let flights = if desk.machine.counts_flights() { cut.turns_at(newest) } else { never };
+        sheet.turns_at.store(flights.min(desk.machine.window.turns_at()).as_nanos(), Relaxed);
+        sheet.edition.store(desk.edition, Release);
     }
 
-    /// Blank sheets for the generation there is now.
-    fn clear(&mut self) {
-        self.generation = self.machine.generation;
-        let newest = cut(&self.machine.config).slot(self.now);
-        for shard in &self.shared.shards {
-            shard.turns_at.store(0, Relaxed);
-            shard.newest.store(newest, Relaxed);
-            for cell in &shard.cells {
-                let dropped = Cell(cell.swap(Cell::empty(self.generation).0, AcqRel));
-                // Marked since the sheets were added up, and of this very generation: it was only recut.
-                if dropped.good() > 0 && dropped.is_of(self.generation) {
-                    self.machine.window.record_good(dropped.good());
-                }
-            }
+    /// A new edition, if the generation or the cut has changed: what is on the sheets means nothing any more.
+    fn renew(&mut self) {
+        let edition = self.desk.edition_now();
+        if self.desk.edition != edition {
+            self.desk.edition = edition;
+            (self.desk.begun, self.desk.ended) = ([0; SLOTS as usize], [0; SLOTS as usize]);
         }
     }
 }
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        if self.machine.generation != self.generation {
-            self.clear();
-        }
-        let is_calm = self.machine.is_calm(self.now);
-        // Sheets before word: who reads the new word finds sheets of its generation, and who still holds the old one
-        // finds none that it could mark.
-        self.shared.word.store(self.machine.generation << 1 | u64::from(is_calm), Release);
+        self.renew();
+        let now = self.now;
+        let is_calm = self.desk.machine.is_calm(now);
+        self.shared.word.store(u64::from(self.desk.edition) << 1 | u64::from(is_calm), Release);
     }
 }
 
@@ -536,4 +586,56 @@ impl Drop for Pass<'_> {
 
 fn slow_over(config: &BreakerConfig) -> u64 {
     config.slow.map_or(u64::MAX, |slow| u64::try_from(slow.over.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// The number of this thread: the smallest that no other living thread has, so that sheets are used again.
+#[inline]
+fn thread_number() -> usize {
+    NUMBER.with(|number| match number.get() {
+        NO_NUMBER => take_number(),
+        known => known,
+    })
+}
+
+const NO_NUMBER: usize = usize::MAX;
+
+thread_local! {
+    static NUMBER: Cell<usize> = const { Cell::new(NO_NUMBER) };
+    static HELD: Held = const { Held(Cell::new(NO_NUMBER)) };
+}
+
+/// Numbers given back by threads that have ended, and the smallest never given out.
+static FREE: Mutex<(Vec<usize>, usize)> = Mutex::new((Vec::new(), 0));
+
+/// Gives its number back when the thread ends.
+struct Held(Cell<usize>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.0.get() != NO_NUMBER {
+            // Whatever runs after this on the thread has no sheet, and takes the lock.
+            let _ = NUMBER.try_with(|number| number.set(NO_NUMBER - 1));
+            FREE.lock().unwrap_or_else(PoisonError::into_inner).0.push(self.0.get());
+        }
+    }
+}
+
+#[cold]
+fn take_number() -> usize {
+    // At the very end of a thread there is nobody to give it back: no number then.
+    HELD.try_with(|held| {
+        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+        let smallest = (0..free.0.len()).min_by_key(|place| free.0[*place]);
+        let number = match smallest {
+            Some(place) => free.0.swap_remove(place),
+            None => {
+                free.1 += 1;
+                free.1 - 1
+            }
+        };
+        held.0.set(number);
+        NUMBER.with(|own| own.set(number));
+        number
+    })
+    .unwrap_or(NO_NUMBER)
 }

@@ -601,7 +601,7 @@ proptest! {
             now = now + Duration::from_millis(gap_ms);
             match step {
                 0..=4 => {
-                    let ours = shared.admit(choice.into(), now);
+                    let ours = shared.admit_as(usize::from(choice % 6), now);
                     // The shared one looks at the clock itself where it takes the lock, which is where it matters.
                     plain_told.extend(plain.on_time(now));
                     let theirs = plain.admit(now);
@@ -617,7 +617,7 @@ proptest! {
                 5..=8 => if !held.is_empty() {
                     let (ours, theirs, begun) = held.swap_remove(usize::from(choice) % held.len());
                     let outcome = match choice % 5 { 0 => FAIL, 1 => Outcome::Ignored, _ => Outcome::Success };
-                    shared.record(now, ours, outcome, now.since(begun));
+                    shared.record_as(usize::from(choice / 6 % 6), now, ours, outcome, now.since(begun));
                     plain_told.extend(plain.record(now, theirs, outcome, now.since(begun)));
                 },
                 9 => if let Some((ours, theirs, _)) = held.pop() {
@@ -645,9 +645,9 @@ proptest! {
         let shared = SharedBreaker::new(config.clone(), 7, 4, Mono::ZERO, |_| {}).unwrap();
         let (mut plain, mut now) = (breaker(config), Mono::ZERO);
         for (gap_ms, worker, ends) in begun {
-            let permits = (shared.admit(worker.into(), now).unwrap(), plain.admit(now).unwrap().0);
+            let permits = (shared.admit_as(usize::from(worker % 6), now).unwrap(), plain.admit(now).unwrap().0);
             if ends {
-                shared.record(now, permits.0, Outcome::Success, QUICK);
+                shared.record_as(usize::from(worker / 6 % 6), now, permits.0, Outcome::Success, QUICK);
                 let _ = plain.record(now, permits.1, Outcome::Success, QUICK);
             }
             now = now + Duration::from_micros(gap_ms * 20);
@@ -668,27 +668,27 @@ fn the_shared_one_hears_and_does_what_the_machine_does() {
     let now = Mono::from_millis(1);
     assert_eq!(shared.admits_at(), None);
     for _ in 0..4 {
-        shared.acquire(1, now).unwrap().record(Mono::from_millis(2), FAIL);
+        shared.acquire(now).unwrap().record(Mono::from_millis(2), FAIL);
     }
     assert_eq!((shared.state(), shared.in_flight()), (StateName::Open, 0));
     assert_eq!(shared.admits_at(), Some(Mono::from_millis(102) + Duration::from_nanos(1)));
-    assert!(shared.acquire(0, now).is_err() && shared.admit_probe(now).is_err());
+    assert!(shared.acquire(now).is_err() && shared.admit_probe(now).is_err());
     // A pass that is dropped gives its probe back, again and again.
     let later = Mono::from_millis(103);
     for _ in 0..20 {
-        drop(shared.acquire(2, later).unwrap());
+        drop(shared.acquire(later).unwrap());
     }
     let probe = shared.admit_probe(later).unwrap();
     shared.release(probe);
     let retry_after = Some(Duration::from_millis(200));
     for _ in 0..2 {
         let report = Report { retry_after, ..Report::new(FAIL, QUICK) };
-        shared.acquire(0, later).unwrap().report(later, report);
+        shared.acquire(later).unwrap().report(later, report);
     }
     assert_eq!(shared.admits_at(), Some(Mono::from_millis(303) + Duration::from_nanos(1)));
     shared.reset(later);
     let trip = Report { trip: Some(Trip::Now), ..Report::new(Outcome::Success, QUICK) };
-    shared.acquire(0, later).unwrap().report(later, trip);
+    shared.acquire(later).unwrap().report(later, trip);
     shared.open_until(later, Mono::from_millis(400)).unwrap();
     let kept = shared.snapshot(later);
     let again = SharedBreaker::restore(config(), (&kept, Duration::ZERO), 7, 1, later, |_| {}).unwrap();
@@ -711,15 +711,14 @@ fn threads_at_the_same_time_lose_no_call() {
         calls_min: 1_000_000,
         ..BreakerConfig::default()
     };
-    let shared = SharedBreaker::new(config, 7, 4, Mono::ZERO, |_| {}).unwrap();
+    let shared = SharedBreaker::new(config, 7, 3, Mono::ZERO, |_| {}).unwrap();
     std::thread::scope(|scope| {
-        for worker in 0..4 {
+        for _ in 0..4 {
             let shared = &shared;
             scope.spawn(move || {
                 for call in 0..CALLS {
                     let now = Mono::from_millis(call);
-                    // Two workers share a sheet, so that marks are made on one word at the same time.
-                    let permit = shared.admit(worker / 2, now).unwrap();
+                    let permit = shared.admit(now).unwrap();
                     let outcome = if call % 100 == 0 { FAIL } else { Outcome::Success };
                     shared.record(now, permit, outcome, QUICK);
                 }

@@ -1,0 +1,191 @@
+//! What a healthy call costs in its guards: ours beside those of other Rust libraries, in alternating runs.
+//!
+//! `cargo run --release --manifest-path bench/Cargo.toml --bin guards -- [--rounds N] [--calls N]`
+//!
+//! Counts CPU time of the calling threads, not wall time. One thread, then two threads on one breaker, since that is
+//! where locks and shared counters show. Every contestant is asked and told of a success, nothing else: the call itself
+//! is empty. Ours is told the time (`seawall`), and reads the clock itself, twice a call, to be asked like the others
+//! (`seawall+clock`). Ratios are taken within a round, so that what disturbs the machine disturbs all of them.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use failsafe::CircuitBreaker as _;
+use rustix::time::{ClockId, clock_gettime};
+use seawall_core::guard::breaker::{BreakerConfig, SharedBreaker};
+use seawall_core::outcome::Outcome;
+use seawall_core::time::Mono;
+use tower::{Layer as _, Service as _, service_fn};
+use tower_resilience_circuitbreaker::CircuitBreakerLayer;
+
+type Op = Box<dyn FnMut(u64) + Send>;
+
+/// Something to measure: its name, and an operation for each thread.
+struct Contestant {
+    name: &'static str,
+    /// What a thread does for so many calls.
+    of_thread: Box<dyn Fn(usize) -> Op>,
+}
+
+fn main() -> anyhow::Result<()> {
+    let (rounds, calls) = options()?;
+    for threads in [1, 2] {
+        println!("{threads} thread(s), {calls} calls each, {rounds} rounds; CPU ns per call");
+        let contestants = contestants();
+        let mut figures: Vec<Vec<f64>> = vec![Vec::new(); contestants.len()];
+        for _ in 0..rounds {
+            for (contestant, figures) in contestants.iter().zip(&mut figures) {
+                figures.push(measure(contestant, threads, calls)?);
+            }
+        }
+        println!("{:26} {:>8} {:>8} {:>8}   ratio to seawall (lowest..highest)", "", "median", "lowest", "highest");
+        for (contestant, own) in contestants.iter().zip(&figures) {
+            let ratios: Vec<f64> = own.iter().zip(&figures[0]).map(|(own, ours)| own / ours).collect();
+            let [low, middle, high] = spread(own);
+            let [ratio_low, ratio, ratio_high] = spread(&ratios);
+            println!(
+                "{:26} {middle:8.1} {low:8.1} {high:8.1}   {ratio:6.2} ({ratio_low:.2}..{ratio_high:.2})",
+                contestant.name
+            );
+        }
+        println!();
+    }
+    Ok(())
+}
+
+fn options() -> anyhow::Result<(usize, u64)> {
+    let (mut rounds, mut calls) = (9, 2_000_000);
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        let value = args.next().with_context(|| format!("`{arg}` wants a number"))?;
+        match arg.as_str() {
+            "--rounds" => rounds = value.parse()?,
+            "--calls" => calls = value.parse()?,
+            _ => bail!("unknown option `{arg}`; known are --rounds and --calls"),
+        }
+    }
+    Ok((rounds, calls))
+}
+
+/// CPU nanoseconds per call, over all threads.
+fn measure(contestant: &Contestant, threads: usize, calls: u64) -> anyhow::Result<f64> {
+    let mut ops: Vec<Op> = (0..threads).map(|thread| (contestant.of_thread)(thread)).collect();
+    let cpu_nanos: u64 = std::thread::scope(|scope| {
+        let running: Vec<_> = ops
+            .iter_mut()
+            .map(|op| {
+                scope.spawn(move || {
+                    op(calls / 10);
+                    let begin = thread_cpu_nanos();
+                    op(calls);
+                    thread_cpu_nanos() - begin
+                })
+            })
+            .collect();
+        running.into_iter().map(|thread| thread.join().unwrap_or(0)).sum()
+    });
+    Ok(cpu_nanos as f64 / (calls * threads as u64) as f64)
+}
+
+fn thread_cpu_nanos() -> u64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Lowest, median, highest.
+fn spread(figures: &[f64]) -> [f64; 3] {
+    let mut sorted = figures.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    [sorted[0], sorted[sorted.len() / 2], sorted[sorted.len() - 1]]
+}
+
+fn contestants() -> Vec<Contestant> {
+    vec![seawall(), seawall_with_clock(), recloser(), failsafe(), tower_resilience()]
+}
+
+fn seawall() -> Contestant {
+    let breaker = our_breaker();
+    let of_thread = move |_| -> Op {
+        let (breaker, mut at) = (Arc::clone(&breaker), 0);
+        Box::new(move |calls| {
+            for _ in 0..calls {
+                // A hundred thousand calls a second.
+                at += 10_000;
+                let now = Mono::from_nanos(at);
+                let Ok(permit) = breaker.admit(black_box(now)) else { continue };
+                black_box(());
+                breaker.record(now, permit, Outcome::Success, Duration::from_nanos(5_000));
+            }
+        })
+    };
+    Contestant { name: "seawall", of_thread: Box::new(of_thread) }
+}
+
+fn seawall_with_clock() -> Contestant {
+    let breaker = our_breaker();
+    let of_thread = move |_| -> Op {
+        let (breaker, origin) = (Arc::clone(&breaker), Instant::now());
+        let now = move || Mono::from_nanos(origin.elapsed().as_nanos() as u64);
+        Box::new(move |calls| {
+            for _ in 0..calls {
+                let began = now();
+                let Ok(permit) = breaker.admit(began) else { continue };
+                let ended = now();
+                breaker.record(ended, permit, Outcome::Success, ended.since(began));
+            }
+        })
+    };
+    Contestant { name: "seawall+clock", of_thread: Box::new(of_thread) }
+}
+
+fn our_breaker() -> Arc<SharedBreaker> {
+    let breaker = SharedBreaker::new(BreakerConfig::default(), 1, 4, Mono::ZERO, |_| {});
+    Arc::new(breaker.expect("the default configuration makes a breaker"))
+}
+
+fn recloser() -> Contestant {
+    let breaker = Arc::new(recloser::Recloser::custom().error_rate(0.5).closed_len(100).build());
+    let of_thread = move |_| -> Op {
+        let breaker = Arc::clone(&breaker);
+        Box::new(move |calls| {
+            for _ in 0..calls {
+                let _ = black_box(breaker.call(|| Ok::<(), ()>(black_box(()))));
+            }
+        })
+    };
+    Contestant { name: "recloser", of_thread: Box::new(of_thread) }
+}
+
+fn failsafe() -> Contestant {
+    let breaker = failsafe::Config::new().build();
+    let of_thread = move |_| -> Op {
+        let breaker = breaker.clone();
+        Box::new(move |calls| {
+            for _ in 0..calls {
+                let _ = black_box(breaker.call(|| Ok::<(), ()>(black_box(()))));
+            }
+        })
+    };
+    Contestant { name: "failsafe", of_thread: Box::new(of_thread) }
+}
+
+fn tower_resilience() -> Contestant {
+    let layer = CircuitBreakerLayer::builder().failure_rate_threshold(0.5).sliding_window_size(100).build();
+    let layer = layer.expect("its defaults make a breaker");
+    let service = layer.layer(service_fn(|_: ()| std::future::ready(Ok::<(), std::io::Error>(()))));
+    let of_thread = move |_| -> Op {
+        let mut service = service.clone();
+        Box::new(move |calls| {
+            let mut context = Context::from_waker(Waker::noop());
+            for _ in 0..calls {
+                let _ = service.poll_ready(&mut context);
+                let mut call = std::pin::pin!(service.call(()));
+                while let Poll::Pending = call.as_mut().poll(&mut context) {}
+            }
+        })
+    };
+    Contestant { name: "tower-resilience", of_thread: Box::new(of_thread) }
+}
