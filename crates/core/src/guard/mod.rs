@@ -12,6 +12,7 @@ pub mod budget;
 pub mod bulkhead;
 pub mod deadline;
 pub mod health;
+pub mod rate;
 pub mod retry;
 mod window;
 
@@ -69,6 +70,36 @@ pub enum Refusal {
         /// A guess at when to come back.
         retry_in: Duration,
     },
+    /// The configured rate is used up for now.
+    RateLimited {
+        /// So many cells ...
+        cells: u32,
+        /// ... in this time.
+        per: Duration,
+        /// Cells that may come at once after a pause.
+        burst: u32,
+        /// Until this very request would pass, to the nanosecond, if no other comes first.
+        retry_in: Duration,
+    },
+    /// The request is heavier than a whole burst: it never passes, whatever it waits.
+    OverBurst {
+        /// Its weight.
+        cells: u32,
+        /// The heaviest that could pass.
+        burst: u32,
+    },
+}
+
+/// A number that makes no guard. Refused where a configuration becomes a machine, so that nothing panics later.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{key}` is {value}; allowed is {allowed}")]
+pub struct Invalid {
+    /// The offending key, as it is written in a configuration.
+    pub key: &'static str,
+    /// What it is.
+    pub value: String,
+    /// What it may be.
+    pub allowed: &'static str,
 }
 
 /// The numbers that opened a breaker.
@@ -93,11 +124,14 @@ impl Refusal {
             Self::BudgetSpent { .. } => "budget",
             Self::NoHealthyEndpoint { .. } => "health",
             Self::LimitReached { .. } => "limit",
+            Self::RateLimited { .. } => "rate",
+            Self::OverBurst { .. } => "rate_burst",
         }
     }
 
     /// Every rule, for metrics that must show zeros too.
-    pub const RULES: [&'static str; 6] = ["breaker", "bulkhead", "deadline", "budget", "health", "limit"];
+    pub const RULES: [&'static str; 8] =
+        ["breaker", "bulkhead", "deadline", "budget", "health", "limit", "rate", "rate_burst"];
 
     /// When trying again makes sense; `None` where waiting does not help.
     #[must_use]
@@ -106,8 +140,9 @@ impl Refusal {
             Self::BreakerOpen { retry_in, .. }
             | Self::BulkheadFull { retry_in, .. }
             | Self::NoHealthyEndpoint { retry_in, .. }
-            | Self::LimitReached { retry_in, .. } => Some(*retry_in),
-            Self::DeadlineSpent { .. } | Self::BudgetSpent { .. } => None,
+            | Self::LimitReached { retry_in, .. }
+            | Self::RateLimited { retry_in, .. } => Some(*retry_in),
+            Self::DeadlineSpent { .. } | Self::BudgetSpent { .. } | Self::OverBurst { .. } => None,
         }
     }
 
@@ -116,6 +151,7 @@ impl Refusal {
     pub const fn status(&self) -> u16 {
         match self {
             Self::DeadlineSpent { .. } => 504,
+            Self::RateLimited { .. } | Self::OverBurst { .. } => 429,
             _ => 503,
         }
     }
@@ -128,6 +164,7 @@ impl Refusal {
             Self::BulkheadFull { .. } | Self::LimitReached { .. } => "connection_limit_reached",
             Self::DeadlineSpent { .. } => "http_response_timeout",
             Self::BudgetSpent { .. } => "destination_unavailable",
+            Self::RateLimited { .. } | Self::OverBurst { .. } => "http_request_denied",
         }
     }
 }
@@ -152,6 +189,10 @@ impl fmt::Display for Refusal {
             }
             Self::NoHealthyEndpoint { endpoints, .. } => write!(f, "none of {endpoints} endpoints is healthy"),
             Self::LimitReached { limit, value, .. } => write!(f, "the limit `{limit}` of {value} is reached"),
+            Self::RateLimited { cells, per, burst, .. } => {
+                write!(f, "the rate of {cells} per {} with bursts of {burst} is used up", format_duration(*per))
+            }
+            Self::OverBurst { cells, burst } => write!(f, "a weight of {cells} never fits into a burst of {burst}"),
         }
     }
 }
@@ -175,6 +216,8 @@ mod tests {
             Refusal::BudgetSpent { ratio: Ratio::new(0.2).unwrap(), requests: 10, retries: 2 },
             Refusal::NoHealthyEndpoint { endpoints: 2, retry_in: second },
             Refusal::LimitReached { limit: "pending", value: 9, retry_in: second },
+            Refusal::RateLimited { cells: 5, per: second, burst: 3, retry_in: second },
+            Refusal::OverBurst { cells: 4, burst: 3 },
         ];
         assert_eq!(refusals.each_ref().map(Refusal::rule), Refusal::RULES);
         let words: Vec<String> = refusals.iter().map(ToString::to_string).collect();
@@ -187,10 +230,12 @@ mod tests {
                 "2 retries for 10 requests are what a budget of 20% affords",
                 "none of 2 endpoints is healthy",
                 "the limit `pending` of 9 is reached",
+                "the rate of 5 per 1s with bursts of 3 is used up",
+                "a weight of 4 never fits into a burst of 3",
             ]
         );
-        assert_eq!(refusals.each_ref().map(Refusal::status), [503, 503, 504, 503, 503, 503]);
-        assert_eq!(refusals.iter().filter(|refusal| refusal.retry_in().is_some()).count(), 4);
+        assert_eq!(refusals.each_ref().map(Refusal::status), [503, 503, 504, 503, 503, 503, 429, 429]);
+        assert_eq!(refusals.iter().filter(|refusal| refusal.retry_in().is_some()).count(), 5);
         assert!(refusals.iter().all(|refusal| !refusal.proxy_status().is_empty()));
     }
 }
