@@ -12,6 +12,8 @@ pub mod budget;
 pub mod bulkhead;
 pub mod deadline;
 pub mod health;
+pub mod hedge;
+pub mod latency;
 pub mod rate;
 pub mod retry;
 mod window;
