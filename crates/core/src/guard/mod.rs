@@ -16,6 +16,7 @@ pub mod hedge;
 pub mod latency;
 pub mod rate;
 pub mod retry;
+pub mod throttle;
 mod window;
 
 use std::fmt;
@@ -90,6 +91,17 @@ pub enum Refusal {
         /// The heaviest that could pass.
         burst: u32,
     },
+    /// The upstream takes on so few of these calls that some are spared it by chance.
+    Throttled {
+        /// The chance with which they are.
+        probability: Ratio,
+        /// Calls in the window, those refused here included.
+        requests: u64,
+        /// Of those, taken on by the upstream.
+        accepts: u64,
+        /// Until the window has moved on by a slice: the next may fare better at any time.
+        retry_in: Duration,
+    },
 }
 
 /// A number that makes no guard. Refused where a configuration becomes a machine, so that nothing panics later.
@@ -128,12 +140,13 @@ impl Refusal {
             Self::LimitReached { .. } => "limit",
             Self::RateLimited { .. } => "rate",
             Self::OverBurst { .. } => "rate_burst",
+            Self::Throttled { .. } => "throttle",
         }
     }
 
     /// Every rule, for metrics that must show zeros too.
-    pub const RULES: [&'static str; 8] =
-        ["breaker", "bulkhead", "deadline", "budget", "health", "limit", "rate", "rate_burst"];
+    pub const RULES: [&'static str; 9] =
+        ["breaker", "bulkhead", "deadline", "budget", "health", "limit", "rate", "rate_burst", "throttle"];
 
     /// When trying again makes sense; `None` where waiting does not help.
     #[must_use]
@@ -143,7 +156,8 @@ impl Refusal {
             | Self::BulkheadFull { retry_in, .. }
             | Self::NoHealthyEndpoint { retry_in, .. }
             | Self::LimitReached { retry_in, .. }
-            | Self::RateLimited { retry_in, .. } => Some(*retry_in),
+            | Self::RateLimited { retry_in, .. }
+            | Self::Throttled { retry_in, .. } => Some(*retry_in),
             Self::DeadlineSpent { .. } | Self::BudgetSpent { .. } | Self::OverBurst { .. } => None,
         }
     }
@@ -165,7 +179,7 @@ impl Refusal {
             Self::BreakerOpen { .. } | Self::NoHealthyEndpoint { .. } => "destination_unavailable",
             Self::BulkheadFull { .. } | Self::LimitReached { .. } => "connection_limit_reached",
             Self::DeadlineSpent { .. } => "http_response_timeout",
-            Self::BudgetSpent { .. } => "destination_unavailable",
+            Self::BudgetSpent { .. } | Self::Throttled { .. } => "destination_unavailable",
             Self::RateLimited { .. } | Self::OverBurst { .. } => "http_request_denied",
         }
     }
@@ -195,6 +209,9 @@ impl fmt::Display for Refusal {
                 write!(f, "the rate of {cells} per {} with bursts of {burst} is used up", format_duration(*per))
             }
             Self::OverBurst { cells, burst } => write!(f, "a weight of {cells} never fits into a burst of {burst}"),
+            Self::Throttled { probability, requests, accepts, .. } => {
+                write!(f, "{accepts} of {requests} calls were taken on; {probability} are spared")
+            }
         }
     }
 }
@@ -220,6 +237,7 @@ mod tests {
             Refusal::LimitReached { limit: "pending", value: 9, retry_in: second },
             Refusal::RateLimited { cells: 5, per: second, burst: 3, retry_in: second },
             Refusal::OverBurst { cells: 4, burst: 3 },
+            Refusal::Throttled { probability: Ratio::ONE, requests: 9, accepts: 2, retry_in: second },
         ];
         assert_eq!(refusals.each_ref().map(Refusal::rule), Refusal::RULES);
         let words: Vec<String> = refusals.iter().map(ToString::to_string).collect();
@@ -234,10 +252,11 @@ mod tests {
                 "the limit `pending` of 9 is reached",
                 "the rate of 5 per 1s with bursts of 3 is used up",
                 "a weight of 4 never fits into a burst of 3",
+                "2 of 9 calls were taken on; 100% are spared",
             ]
         );
-        assert_eq!(refusals.each_ref().map(Refusal::status), [503, 503, 504, 503, 503, 503, 429, 429]);
-        assert_eq!(refusals.iter().filter(|refusal| refusal.retry_in().is_some()).count(), 5);
+        assert_eq!(refusals.each_ref().map(Refusal::status), [503, 503, 504, 503, 503, 503, 429, 429, 503]);
+        assert_eq!(refusals.iter().filter(|refusal| refusal.retry_in().is_some()).count(), 6);
         assert!(refusals.iter().all(|refusal| !refusal.proxy_status().is_empty()));
     }
 }
