@@ -95,6 +95,16 @@ impl Latencies {
         Some(upper_mark(row * SUBS + sub))
     }
 
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        for slice in self.slices.iter_mut() {
+            slice.fill(0);
+        }
+        self.sum.fill(0);
+        self.rows.fill(0);
+        self.count = 0;
+    }
+
     fn advance(&mut self, now: Mono) {
         let target = (now.as_nanos() / self.slice_nanos).max(self.head);
         let steps = (target - self.head).min(SLICES as u64);
@@ -185,6 +195,9 @@ mod tests {
         assert_eq!(latencies.count(at(3)), 1, "an older clock changes nothing");
         assert_eq!(latencies.count(Mono::from_nanos(u64::MAX)), 0);
         assert_eq!(latencies.quantile(Mono::ZERO, Ratio::ONE), None);
+        latencies.record(Mono::ZERO, Duration::from_millis(1));
+        latencies.clear();
+        assert_eq!((latencies.count(Mono::ZERO), latencies.quantile(Mono::ZERO, Ratio::ONE)), (0, None));
     }
 
     /// Latencies over all orders of size.

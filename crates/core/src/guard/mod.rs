@@ -10,6 +10,7 @@
 pub mod breaker;
 pub mod budget;
 pub mod bulkhead;
+pub mod concurrency;
 pub mod deadline;
 pub mod health;
 pub mod hedge;
@@ -102,6 +103,15 @@ pub enum Refusal {
         /// Until the window has moved on by a slice: the next may fare better at any time.
         retry_in: Duration,
     },
+    /// As many calls are on their way as the upstream serves without a queue.
+    ConcurrencyLimited {
+        /// So many, as measured.
+        limit: u32,
+        /// Calls on their way.
+        in_flight: u32,
+        /// A guess at when one of them ends.
+        retry_in: Duration,
+    },
 }
 
 /// A number that makes no guard. Refused where a configuration becomes a machine, so that nothing panics later.
@@ -141,12 +151,23 @@ impl Refusal {
             Self::RateLimited { .. } => "rate",
             Self::OverBurst { .. } => "rate_burst",
             Self::Throttled { .. } => "throttle",
+            Self::ConcurrencyLimited { .. } => "concurrency",
         }
     }
 
     /// Every rule, for metrics that must show zeros too.
-    pub const RULES: [&'static str; 9] =
-        ["breaker", "bulkhead", "deadline", "budget", "health", "limit", "rate", "rate_burst", "throttle"];
+    pub const RULES: [&'static str; 10] = [
+        "breaker",
+        "bulkhead",
+        "deadline",
+        "budget",
+        "health",
+        "limit",
+        "rate",
+        "rate_burst",
+        "throttle",
+        "concurrency",
+    ];
 
     /// When trying again makes sense; `None` where waiting does not help.
     #[must_use]
@@ -157,7 +178,8 @@ impl Refusal {
             | Self::NoHealthyEndpoint { retry_in, .. }
             | Self::LimitReached { retry_in, .. }
             | Self::RateLimited { retry_in, .. }
-            | Self::Throttled { retry_in, .. } => Some(*retry_in),
+            | Self::Throttled { retry_in, .. }
+            | Self::ConcurrencyLimited { retry_in, .. } => Some(*retry_in),
             Self::DeadlineSpent { .. } | Self::BudgetSpent { .. } | Self::OverBurst { .. } => None,
         }
     }
@@ -177,7 +199,9 @@ impl Refusal {
     pub const fn proxy_status(&self) -> &'static str {
         match self {
             Self::BreakerOpen { .. } | Self::NoHealthyEndpoint { .. } => "destination_unavailable",
-            Self::BulkheadFull { .. } | Self::LimitReached { .. } => "connection_limit_reached",
+            Self::BulkheadFull { .. } | Self::LimitReached { .. } | Self::ConcurrencyLimited { .. } => {
+                "connection_limit_reached"
+            }
             Self::DeadlineSpent { .. } => "http_response_timeout",
             Self::BudgetSpent { .. } | Self::Throttled { .. } => "destination_unavailable",
             Self::RateLimited { .. } | Self::OverBurst { .. } => "http_request_denied",
@@ -212,6 +236,9 @@ impl fmt::Display for Refusal {
             Self::Throttled { probability, requests, accepts, .. } => {
                 write!(f, "{accepts} of {requests} calls were taken on; {probability} are spared")
             }
+            Self::ConcurrencyLimited { limit, in_flight, .. } => {
+                write!(f, "{in_flight} calls are on their way and {limit} are what the upstream serves without a queue")
+            }
         }
     }
 }
@@ -238,6 +265,7 @@ mod tests {
             Refusal::RateLimited { cells: 5, per: second, burst: 3, retry_in: second },
             Refusal::OverBurst { cells: 4, burst: 3 },
             Refusal::Throttled { probability: Ratio::ONE, requests: 9, accepts: 2, retry_in: second },
+            Refusal::ConcurrencyLimited { limit: 8, in_flight: 9, retry_in: second },
         ];
         assert_eq!(refusals.each_ref().map(Refusal::rule), Refusal::RULES);
         let words: Vec<String> = refusals.iter().map(ToString::to_string).collect();
@@ -253,10 +281,11 @@ mod tests {
                 "the rate of 5 per 1s with bursts of 3 is used up",
                 "a weight of 4 never fits into a burst of 3",
                 "2 of 9 calls were taken on; 100% are spared",
+                "9 calls are on their way and 8 are what the upstream serves without a queue",
             ]
         );
-        assert_eq!(refusals.each_ref().map(Refusal::status), [503, 503, 504, 503, 503, 503, 429, 429, 503]);
-        assert_eq!(refusals.iter().filter(|refusal| refusal.retry_in().is_some()).count(), 6);
+        assert_eq!(refusals.each_ref().map(Refusal::status), [503, 503, 504, 503, 503, 503, 429, 429, 503, 503]);
+        assert_eq!(refusals.iter().filter(|refusal| refusal.retry_in().is_some()).count(), 7);
         assert!(refusals.iter().all(|refusal| !refusal.proxy_status().is_empty()));
     }
 }

@@ -294,13 +294,13 @@ mod tests {
         let mut prng = Prng::new(3);
         let mut throttle = Throttle::new(plain(&[2.0]), Mono::ZERO).unwrap();
         let mut sent = [0_u32; 20];
-        for minute in 0..20_usize {
+        for (minute, sent) in sent.iter_mut().enumerate() {
             for second in 0..60 {
                 let mut taken = 0;
                 for i in 0..100 {
                     let now = Mono::from_millis((minute as u64 * 60 + second) * 1_000 + i * 10);
                     if let Ok(permit) = throttle.admit(now, 0, &mut prng) {
-                        sent[minute] += 1;
+                        *sent += 1;
                         let room = (2..10).contains(&minute) && taken >= 20;
                         taken += 1;
                         throttle.record(now, permit, !room);
