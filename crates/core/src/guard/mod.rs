@@ -15,6 +15,7 @@ pub mod deadline;
 pub mod health;
 pub mod hedge;
 pub mod latency;
+pub mod learned;
 pub mod rate;
 pub mod retry;
 pub mod throttle;
@@ -112,6 +113,15 @@ pub enum Refusal {
         /// A guess at when one of them ends.
         retry_in: Duration,
     },
+    /// The upstream's own limit, as learned from its answers, is used up for now.
+    LearnedLimit {
+        /// Calls per second that it is believed to allow.
+        per_second: f64,
+        /// How that is known.
+        source: learned::Source,
+        /// Until a call is due.
+        retry_in: Duration,
+    },
 }
 
 /// A number that makes no guard. Refused where a configuration becomes a machine, so that nothing panics later.
@@ -152,11 +162,12 @@ impl Refusal {
             Self::OverBurst { .. } => "rate_burst",
             Self::Throttled { .. } => "throttle",
             Self::ConcurrencyLimited { .. } => "concurrency",
+            Self::LearnedLimit { .. } => "learned",
         }
     }
 
     /// Every rule, for metrics that must show zeros too.
-    pub const RULES: [&'static str; 10] = [
+    pub const RULES: [&'static str; 11] = [
         "breaker",
         "bulkhead",
         "deadline",
@@ -167,6 +178,7 @@ impl Refusal {
         "rate_burst",
         "throttle",
         "concurrency",
+        "learned",
     ];
 
     /// When trying again makes sense; `None` where waiting does not help.
@@ -179,7 +191,8 @@ impl Refusal {
             | Self::LimitReached { retry_in, .. }
             | Self::RateLimited { retry_in, .. }
             | Self::Throttled { retry_in, .. }
-            | Self::ConcurrencyLimited { retry_in, .. } => Some(*retry_in),
+            | Self::ConcurrencyLimited { retry_in, .. }
+            | Self::LearnedLimit { retry_in, .. } => Some(*retry_in),
             Self::DeadlineSpent { .. } | Self::BudgetSpent { .. } | Self::OverBurst { .. } => None,
         }
     }
@@ -203,7 +216,7 @@ impl Refusal {
                 "connection_limit_reached"
             }
             Self::DeadlineSpent { .. } => "http_response_timeout",
-            Self::BudgetSpent { .. } | Self::Throttled { .. } => "destination_unavailable",
+            Self::BudgetSpent { .. } | Self::Throttled { .. } | Self::LearnedLimit { .. } => "destination_unavailable",
             Self::RateLimited { .. } | Self::OverBurst { .. } => "http_request_denied",
         }
     }
@@ -239,6 +252,9 @@ impl fmt::Display for Refusal {
             Self::ConcurrencyLimited { limit, in_flight, .. } => {
                 write!(f, "{in_flight} calls are on their way and {limit} are what the upstream serves without a queue")
             }
+            Self::LearnedLimit { per_second, source, .. } => {
+                write!(f, "the upstream allows about {per_second:.1} calls per second, as {source} told")
+            }
         }
     }
 }
@@ -266,6 +282,7 @@ mod tests {
             Refusal::OverBurst { cells: 4, burst: 3 },
             Refusal::Throttled { probability: Ratio::ONE, requests: 9, accepts: 2, retry_in: second },
             Refusal::ConcurrencyLimited { limit: 8, in_flight: 9, retry_in: second },
+            Refusal::LearnedLimit { per_second: 20.04, source: learned::Source::Refusals, retry_in: second },
         ];
         assert_eq!(refusals.each_ref().map(Refusal::rule), Refusal::RULES);
         let words: Vec<String> = refusals.iter().map(ToString::to_string).collect();
@@ -282,10 +299,11 @@ mod tests {
                 "a weight of 4 never fits into a burst of 3",
                 "2 of 9 calls were taken on; 100% are spared",
                 "9 calls are on their way and 8 are what the upstream serves without a queue",
+                "the upstream allows about 20.0 calls per second, as its refusals told",
             ]
         );
-        assert_eq!(refusals.each_ref().map(Refusal::status), [503, 503, 504, 503, 503, 503, 429, 429, 503, 503]);
-        assert_eq!(refusals.iter().filter(|refusal| refusal.retry_in().is_some()).count(), 7);
+        assert_eq!(refusals.each_ref().map(Refusal::status), [503, 503, 504, 503, 503, 503, 429, 429, 503, 503, 503]);
+        assert_eq!(refusals.iter().filter(|refusal| refusal.retry_in().is_some()).count(), 8);
         assert!(refusals.iter().all(|refusal| !refusal.proxy_status().is_empty()));
     }
 }

@@ -153,6 +153,11 @@ impl Pace {
         u128::from(at.as_nanos()) * u128::from(self.ticks_per_nano)
     }
 
+    /// The arrival time after which nothing of a burst is left.
+    pub(super) fn empty_at(&self, now: Mono) -> Ticks {
+        self.ticks(now) + u128::from(self.cell) * u128::from(self.burst)
+    }
+
     fn available(&self, tat: Ticks, now: Mono) -> u32 {
         let (now, cell) = (self.ticks(now), u128::from(self.cell));
         let free = (now + cell * u128::from(self.burst)).saturating_sub(tat.max(now)) / cell;
