@@ -4,11 +4,17 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::guard::Invalid;
 use crate::guard::breaker::BreakerConfig;
 use crate::guard::budget::BudgetConfig;
 use crate::guard::bulkhead::BulkheadConfig;
+use crate::guard::concurrency::ConcurrencyConfig;
 use crate::guard::health::HealthConfig;
+use crate::guard::hedge::HedgeConfig;
+use crate::guard::learned::LearnedConfig;
+use crate::guard::rate::RateConfig;
 use crate::guard::retry::RetryConfig;
+use crate::guard::throttle::ThrottleConfig;
 use crate::id::{RouteId, UpstreamId};
 
 /// Everything one node should do.
@@ -152,11 +158,53 @@ pub struct Guards {
     pub breaker: Option<BreakerConfig>,
     /// Calls at the same time.
     pub bulkhead: BulkheadConfig,
+    /// Spares an upstream that takes on only a part of what it is sent.
+    pub throttle: Option<ThrottleConfig>,
+    /// A rate that is kept.
+    pub rate: Option<RateConfig>,
+    /// Finds the upstream's own rate limit and keeps it.
+    pub learned_limit: Option<LearnedConfig>,
+    /// Finds how many calls at once the upstream serves without a queue.
+    pub concurrency: Option<ConcurrencyConfig>,
+    /// Second copies of slow calls.
+    pub hedge: Option<HedgeConfig>,
     /// Request bodies up to this many bytes are kept whole so that they may be sent again or spooled.
     pub replay_bytes_max: u64,
     /// Answers of a known length up to this many bytes are read whole before their first byte goes on, so that a cut
     /// one is a failed try and not a broken answer.
     pub answer_bytes_max: u64,
+}
+
+impl Default for Guards {
+    /// What a route has that says nothing: thirty seconds, three tries within a fifth of the traffic, a breaker.
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(30),
+            try_timeout: Duration::from_secs(30),
+            retry: RetryConfig::default(),
+            budget: BudgetConfig::default(),
+            breaker: Some(BreakerConfig::default()),
+            bulkhead: BulkheadConfig::default(),
+            throttle: None,
+            rate: None,
+            learned_limit: None,
+            concurrency: None,
+            hedge: None,
+            replay_bytes_max: 64 << 10,
+            answer_bytes_max: 64 << 10,
+        }
+    }
+}
+
+impl Guards {
+    /// # Errors
+    /// [`Invalid`] with the first number that makes no guard, of those that their machines do not check themselves.
+    pub fn check(&self) -> Result<(), Invalid> {
+        self.retry.check()?;
+        self.budget.check()?;
+        self.bulkhead.check()?;
+        self.breaker.as_ref().map_or(Ok(()), BreakerConfig::check)
+    }
 }
 
 /// What stands in when an upstream cannot answer.

@@ -20,6 +20,8 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use seawall_core::guard::Refusal;
 use seawall_core::guard::deadline::Deadline;
+use seawall_core::guard::learned::Signals;
+use seawall_core::guard::pipeline::{Answered, NoRetry};
 use seawall_core::guard::retry::{Pushback, Tried as TriedFacts, Waits};
 use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::outcome::{Failure, Outcome, is_idempotent, judge_status};
@@ -608,19 +610,17 @@ fn next_wait(
         elapsed: now.since(call.began),
         pushback: retry_after.map(Pushback::After),
     };
-    let wait = {
+    let next = {
         let mut prng = worker.prng.lock().unwrap_or_else(PoisonError::into_inner);
-        call.route.policy.guards.retry.next_wait(facts, &mut call.waits, &mut prng).ok()?
+        call.route.next_try(now, facts, &mut call.waits, &call.deadline, &mut prng)
     };
-    if !call.deadline.affords(now, wait) {
-        return None;
-    }
-    match call.route.withdraw(now) {
-        Ok(retry) => Some((wait, retry)),
-        Err(refusal) => {
+    match next {
+        Ok(next) => Some(next),
+        Err(NoRetry::NotAfforded(refusal)) => {
             worker.counts[call.id.index()].refused(&refusal);
             None
         }
+        Err(NoRetry::GaveUp(_) | NoRetry::TooLate) => None,
     }
 }
 
@@ -650,7 +650,7 @@ pub(crate) async fn try_once(
 /// One try with another upstream than the route's: the route's breaker has no opinion of it.
 pub(crate) async fn try_unguarded(worker: &Arc<Worker>, call: &mut Call, upstream: UpstreamId) -> Tried {
     let now = worker.node.clock.now();
-    let pass = call.route.pass_unguarded(now);
+    let pass = call.route.pass_unguarded();
     try_with(worker, call, upstream, &mut None, now, pass).await
 }
 
@@ -831,15 +831,20 @@ fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, r
         Outcome::Failure(_) => headers::retry_after(&parts.headers, relay.worker.node.clock.wall()),
         _ => None,
     };
+    let signals = call.route.policy.guards.learned_limit.is_some().then(|| {
+        let named = parts.headers.iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
+        Signals::read(named, relay.worker.node.clock.wall())
+    });
+    let answered = Answered { status: Some(parts.status.as_u16()), retry_after, signals: signals.as_ref() };
     let body = match (content, outcome) {
         (Content::Whole(bytes), _) => {
-            relay.pass.report(now, now, outcome, retry_after);
+            relay.pass.report(now, now, outcome, answered);
             ResBody::whole(bytes)
         }
         (Content::Arriving(incoming, link), _) => {
             let mut pass = Some(relay.pass);
             if outcome.is_failure() {
-                pass.take().into_iter().for_each(|pass| pass.report(now, now, outcome, retry_after));
+                pass.take().into_iter().for_each(|pass| pass.report(now, now, outcome, answered));
             }
             pass.iter_mut().for_each(Pass::answered);
             let announced = headers::announces_trailers(&parts.headers);
@@ -848,6 +853,7 @@ fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, r
                 link: Some(link),
                 pass,
                 head_at: now,
+                status: parts.status.as_u16(),
                 trailers_announced: announced,
                 worker: Arc::clone(relay.worker),
                 route: call.id,

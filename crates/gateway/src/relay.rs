@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
+use seawall_core::guard::pipeline::Answered;
 use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::outcome::{Failure, Outcome};
 use seawall_core::time::Mono;
@@ -66,6 +67,7 @@ pub(crate) struct Relay {
     pub(crate) link: Option<Link>,
     pub(crate) pass: Option<Pass>,
     pub(crate) head_at: Mono,
+    pub(crate) status: u16,
     pub(crate) trailers_announced: bool,
     pub(crate) worker: Arc<Worker>,
     pub(crate) route: RouteId,
@@ -167,7 +169,8 @@ impl Relay {
     /// Slow is who is slow to answer, not whose answer is long: the time runs to the head.
     fn record(&mut self, now: Mono, outcome: Outcome) {
         if let Some(pass) = self.pass.take() {
-            pass.report(now, self.head_at, outcome, None);
+            let answered = Answered { status: Some(self.status), ..Answered::default() };
+            pass.report(now, self.head_at, outcome, answered);
         }
     }
 }

@@ -9,14 +9,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use seawall_core::guard::Refusal;
-use seawall_core::guard::breaker::{Report, SharedBreaker, SharedPermit, StateName, Told, Transition};
+use seawall_core::guard::breaker::{StateName, Told, Transition};
 use seawall_core::guard::budget::{Budget, Coin};
-use seawall_core::guard::bulkhead::{Bulkhead, Entry, Priority, Ticket};
+use seawall_core::guard::bulkhead::{Entry, Priority, Ticket};
 use seawall_core::guard::deadline::Deadline;
+use seawall_core::guard::pipeline::{Answered, Leave, NoRetry, Pipeline};
+use seawall_core::guard::retry::{Tried, Waits};
 use seawall_core::journal::{Draft, Kind, Seq};
 use seawall_core::observation::BreakerSnapshot;
 use seawall_core::outcome::Outcome;
 use seawall_core::policy::Route;
+use seawall_core::prng::Prng;
 use seawall_core::time::{Mono, Wall};
 use seawall_core::units::{Ratio, format_duration};
 use seawall_store::Journal;
@@ -30,22 +33,15 @@ const DEGRADED_LINGER: Duration = Duration::from_secs(2);
 pub(crate) struct RouteState {
     pub(crate) policy: Route,
     pub(crate) upstream_name: String,
-    breaker: Option<SharedBreaker>,
-    /// The account of retries, which every route to this upstream shares.
-    budget: Arc<Mutex<Budget>>,
-    queue: Mutex<Queue>,
+    guards: Pipeline,
+    /// Who waits for a place.
+    waiters: Mutex<BTreeMap<Ticket, oneshot::Sender<()>>>,
     voice: Arc<Voice>,
     clock: Clock,
     /// Since when answers are reduced, in milliseconds of [`Wall`]; zero while whole.
     degraded_since: AtomicU64,
     /// When an answer was last reduced, in nanoseconds of [`Mono`].
     degraded_last: AtomicU64,
-}
-
-struct Queue {
-    bulkhead: Bulkhead,
-    /// Who waits for a place.
-    waiters: BTreeMap<Ticket, oneshot::Sender<()>>,
 }
 
 /// What is shared by the routes of a node, for one of them.
@@ -71,18 +67,15 @@ impl RouteState {
             upstream_name: upstream_name.clone(),
             said: Mutex::new(Said { last: cause, degraded: None }),
         });
-        let breaker = policy.guards.breaker.clone().map(|config| {
-            let voice = Arc::clone(&voice);
-            SharedBreaker::new(config, seed, SHEETS, clock.now(), move |told| voice.tell(told))
-                .expect("a policy's guards are checked where it is read")
-        });
-        let bulkhead = Bulkhead::new(policy.guards.bulkhead);
+        let hears = Arc::clone(&voice);
+        let guards = policy.guards.clone();
+        let guards = Pipeline::new(guards, budget, (seed, SHEETS), clock.now(), move |told| hears.tell(told))
+            .expect("a policy's guards are checked where it is read");
         Self {
             policy,
             upstream_name,
-            breaker,
-            budget,
-            queue: Mutex::new(Queue { bulkhead, waiters: BTreeMap::new() }),
+            guards,
+            waiters: Mutex::new(BTreeMap::new()),
             voice,
             clock,
             degraded_since: AtomicU64::new(0),
@@ -90,30 +83,25 @@ impl RouteState {
         }
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        // A panic while locked cannot leave the machine half-changed in a way worse than refusing all calls.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn budget(&self) -> MutexGuard<'_, Budget> {
-        self.budget.lock().unwrap_or_else(PoisonError::into_inner)
+    fn waiters(&self) -> MutexGuard<'_, BTreeMap<Ticket, oneshot::Sender<()>>> {
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts a request and gets it a place, waiting for one if need be.
     pub(crate) async fn enter(self: &Arc<Self>, now: Mono, deadline: Deadline) -> Result<Place, Refusal> {
-        self.budget().deposit(now);
         let request = Request(Arc::clone(self));
         let (ticket, until, admitted) = {
-            let mut queue = self.queue();
-            match queue.bulkhead.enter(now, deadline.at(), Priority::Normal)? {
+            // Held while the ticket is given: who leaves at the same moment must find the waiter of the one it names.
+            let mut waiters = self.waiters();
+            match self.guards.enter(now, &deadline, Priority::Normal)? {
                 Entry::Admitted => return Ok(Place { request }),
                 Entry::Waiting { ticket, until, evicted } => {
                     if let Some(evicted) = evicted {
                         // Its sender is dropped, which wakes it.
-                        queue.waiters.remove(&evicted);
+                        waiters.remove(&evicted);
                     }
                     let (admit, admitted) = oneshot::channel();
-                    queue.waiters.insert(ticket, admit);
+                    waiters.insert(ticket, admit);
                     (ticket, until, admitted)
                 }
             }
@@ -124,45 +112,48 @@ impl RouteState {
         match served {
             Ok(Ok(())) => Ok(Place { request }),
             // Made to make room for a more urgent one.
-            Ok(Err(_)) => Err(self.queue().bulkhead.refusal()),
+            Ok(Err(_)) => Err(self.guards.evicted()),
             Err(_) => waiting.give_up().map_or_else(|| Ok(Place { request }), Err),
         }
     }
 
-    /// Asks the breaker.
+    /// Asks the guards of a try.
     pub(crate) fn admit(self: &Arc<Self>, now: Mono) -> Result<Pass, Refusal> {
-        let permit = self.breaker.as_ref().map(|breaker| breaker.admit(now)).transpose()?;
-        Ok(Pass { route: Arc::clone(self), permit, started: now })
+        let leave = self.guards.admit(now)?;
+        Ok(Pass { route: Arc::clone(self), leave: Some(leave) })
     }
 
-    /// Leave without asking, for calls that are no business of this breaker.
-    pub(crate) fn pass_unguarded(self: &Arc<Self>, now: Mono) -> Pass {
-        Pass { route: Arc::clone(self), permit: None, started: now }
+    /// Leave without asking, for calls that are no business of these guards.
+    pub(crate) fn pass_unguarded(self: &Arc<Self>) -> Pass {
+        Pass { route: Arc::clone(self), leave: None }
     }
 
     /// What the breaker would say to a call that came now, without counting it.
     pub(crate) fn would_refuse(&self, now: Mono) -> Option<Refusal> {
-        let breaker = self.breaker.as_ref()?;
-        let at = breaker.admits_at().filter(|at| now < *at)?;
-        Some(Refusal::BreakerOpen { state: breaker.state(), retry_in: now.until(at), seen: breaker.seen(now) })
+        self.guards.would_refuse(now)
     }
 
     /// When the breaker will admit a call, if not now. For the forwarder, who can wait.
     pub(crate) fn admits_at(&self) -> Option<Mono> {
-        self.breaker.as_ref().and_then(SharedBreaker::admits_at)
+        self.guards.admits_at()
     }
 
     /// Lets the breaker's time pass: calls that hang count whether or not another one comes.
     pub(crate) fn on_time(&self, now: Mono) {
-        if let Some(breaker) = &self.breaker {
-            breaker.on_time(now);
-        }
+        self.guards.on_time(now);
     }
 
-    /// Takes one retry from the budget.
-    pub(crate) fn withdraw(self: &Arc<Self>, now: Mono) -> Result<Retry, Refusal> {
-        let coin = self.budget().withdraw(now, &self.policy.guards.budget)?;
-        Ok(Retry { route: Arc::clone(self), coin: Some(coin) })
+    /// The wait before another try, if one is safe, in time and afforded.
+    pub(crate) fn next_try(
+        self: &Arc<Self>,
+        now: Mono,
+        tried: Tried,
+        waits: &mut Waits,
+        deadline: &Deadline,
+        prng: &mut Prng,
+    ) -> Result<(Duration, Retry), NoRetry> {
+        let (wait, coin) = self.guards.next_try(now, tried, waits, deadline, prng)?;
+        Ok((wait, Retry { route: Arc::clone(self), coin: Some(coin) }))
     }
 
     /// What the journal last said of this route.
@@ -201,11 +192,8 @@ impl RouteState {
 
     /// The breaker at a glance, calls on their way, calls waiting.
     pub(crate) fn look(&self, now: Mono) -> (BreakerSnapshot, u64, u64) {
-        let (in_flight, waiting) = {
-            let queue = self.queue();
-            (queue.bulkhead.in_flight(), queue.bulkhead.waiting())
-        };
-        let snapshot = match &self.breaker {
+        let (in_flight, waiting) = self.guards.load();
+        let snapshot = match self.guards.breaker() {
             None => BreakerSnapshot { state: "off", ..BreakerSnapshot::default() },
             Some(breaker) => breaker.look(now, |breaker| {
                 let seen = breaker.seen(now);
@@ -223,9 +211,9 @@ impl RouteState {
     }
 
     fn leave(&self) {
-        let mut queue = self.queue();
-        while let Some(next) = queue.bulkhead.leave() {
-            let taken = queue.waiters.remove(&next).is_some_and(|admit| admit.send(()).is_ok());
+        let mut waiters = self.waiters();
+        while let Some(next) = self.guards.leave() {
+            let taken = waiters.remove(&next).is_some_and(|admit| admit.send(()).is_ok());
             if taken {
                 return;
             }
@@ -304,7 +292,7 @@ struct Request(Arc<RouteState>);
 
 impl Drop for Request {
     fn drop(&mut self) {
-        self.0.budget().end();
+        self.0.guards.end();
     }
 }
 
@@ -328,7 +316,7 @@ pub(crate) struct Retry {
 impl Drop for Retry {
     fn drop(&mut self) {
         if let Some(coin) = self.coin.take() {
-            self.route.budget().done(coin);
+            self.route.guards.done(coin);
         }
     }
 }
@@ -343,9 +331,9 @@ struct Waiting<'a> {
 impl Waiting<'_> {
     /// `None` if the place was given in the last moment.
     fn give_up(&self) -> Option<Refusal> {
-        let mut queue = self.route.queue();
-        queue.waiters.remove(&self.ticket);
-        queue.bulkhead.abandon(self.ticket)
+        let mut waiters = self.route.waiters();
+        waiters.remove(&self.ticket);
+        self.route.guards.abandon(self.ticket)
     }
 }
 
@@ -357,30 +345,29 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// The breaker's leave for one try.
+/// The guards' leave for one try.
 pub(crate) struct Pass {
     route: Arc<RouteState>,
-    permit: Option<SharedPermit>,
-    started: Mono,
+    leave: Option<Leave>,
 }
 
 impl Pass {
-    /// Tells the breaker what the try came to.
+    /// Tells the guards what the try came to, without an answer.
     pub(crate) fn record(self, now: Mono, outcome: Outcome) {
-        self.report(now, now, outcome, None);
+        self.report(now, now, outcome, Answered::default());
     }
 
-    /// Tells it now what was answered at `answered_at`, and what the upstream asked for.
-    pub(crate) fn report(mut self, now: Mono, answered_at: Mono, outcome: Outcome, retry_after: Option<Duration>) {
-        let (Some(permit), Some(breaker)) = (self.permit.take(), &self.route.breaker) else { return };
-        let report = Report { retry_after, ..Report::new(outcome, answered_at.since(self.started)) };
-        breaker.report(now, permit, report);
+    /// Tells them now what was answered at `answered_at`.
+    pub(crate) fn report(mut self, now: Mono, answered_at: Mono, outcome: Outcome, answered: Answered<'_>) {
+        let Some(leave) = self.leave.take() else { return };
+        let took = answered_at.since(leave.since);
+        self.route.guards.report(now, leave, outcome, took, answered);
     }
 
     /// The answer has begun: whoever still has the pass waits for its end, and the upstream does not hang.
     pub(crate) fn answered(&mut self) {
-        if let (Some(permit), Some(breaker)) = (&mut self.permit, &self.route.breaker) {
-            breaker.answered(permit);
+        if let Some(leave) = &mut self.leave {
+            self.route.guards.answered(leave);
         }
     }
 }
@@ -388,8 +375,8 @@ impl Pass {
 impl Drop for Pass {
     fn drop(&mut self) {
         // Nobody knows what it came to: it says nothing about the upstream.
-        if let (Some(permit), Some(breaker)) = (self.permit.take(), &self.route.breaker) {
-            breaker.release(permit);
+        if let Some(leave) = self.leave.take() {
+            self.route.guards.release(leave);
         }
     }
 }

@@ -80,6 +80,7 @@ fn events() -> Route {
             },
             replay_bytes_max: 64 << 10,
             answer_bytes_max: 1 << 10,
+            ..Guards::default()
         },
         fallbacks: vec![Fallback::Spool],
         order_by: Some("shipment-id".into()),

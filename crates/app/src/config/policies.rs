@@ -7,7 +7,11 @@ use std::time::Duration;
 use seawall_core::guard::breaker::{BreakerConfig, HalfOpen, OpenWait, Ramp, SlowRule, WindowConfig};
 use seawall_core::guard::budget::BudgetConfig;
 use seawall_core::guard::bulkhead::{BulkheadConfig, Order};
+use seawall_core::guard::concurrency::ConcurrencyConfig;
+use seawall_core::guard::learned::LearnedConfig;
+use seawall_core::guard::rate::RateConfig;
 use seawall_core::guard::retry::{Backoff, Jitter, RetryConfig, RetryOn};
+use seawall_core::guard::throttle::ThrottleConfig;
 use seawall_core::outcome::Failure;
 use seawall_core::policy::{Delivery, Fallback, Guards};
 use seawall_core::units::{self, Ratio, format_duration, format_size};
@@ -47,6 +51,7 @@ impl Default for Rules {
             bulkhead: BulkheadConfig::default(),
             replay_bytes_max: WHOLE_BYTES_MAX,
             answer_bytes_max: WHOLE_BYTES_MAX,
+            ..Guards::default()
         };
         Self { guards, fallbacks: Vec::new(), order_by: None, delivery: Delivery::default() }
     }
@@ -104,6 +109,10 @@ const POLICY: Keys = Keys {
         "retry",
         "breaker",
         "bulkhead",
+        "concurrency",
+        "throttle",
+        "rate",
+        "learned_limit",
         "replay_max",
         "answer_max",
         "fallback",
@@ -127,6 +136,11 @@ fn read_policy(entry: Field<'_>, upstreams: &Upstreams<'_>, store: &StoreConfig)
         budget,
         breaker: section.field("breaker").map_or(default.guards.breaker, read_breaker),
         bulkhead: section.field("bulkhead").map(read_bulkhead).unwrap_or_default(),
+        concurrency: section.field("concurrency").and_then(read_concurrency),
+        throttle: section.field("throttle").and_then(read_throttle),
+        rate: section.field("rate").and_then(read_rate),
+        learned_limit: section.field("learned_limit").and_then(read_learned),
+        hedge: None,
         replay_bytes_max: section.size("replay_max", WHOLE_BYTES_MAX, 0..=GIB),
         answer_bytes_max: section.size("answer_max", WHOLE_BYTES_MAX, 0..=GIB),
     };
@@ -451,6 +465,78 @@ fn read_delivery(field: Field<'_>) -> Delivery {
         attempts_max: section.count("attempts", default.attempts_max, 1..=1_000_000),
         parallel: section.count("parallel", default.parallel, 1..=1_024),
     }
+}
+
+const CONCURRENCY: Keys = Keys { of: "`concurrency`", known: &["initial", "min", "max"], later: &[] };
+
+/// `on`, or bounds.
+fn read_concurrency(field: Field<'_>) -> Option<ConcurrencyConfig> {
+    let default = ConcurrencyConfig::default();
+    if field.is_off() {
+        return None;
+    }
+    if field.peek() == Some("on") {
+        return Some(default);
+    }
+    let section = field.section(CONCURRENCY);
+    let limit_min = section.count("min", default.limit_min, 1..=1_000_000);
+    let limit_max = section.count("max", default.limit_max.max(limit_min), limit_min..=1_000_000);
+    let usual = default.limit_initial.clamp(limit_min, limit_max.max(limit_min));
+    let limit_initial = section.count("initial", usual, limit_min..=limit_max.max(limit_min));
+    Some(ConcurrencyConfig { limit_initial, limit_min, limit_max, ..default })
+}
+
+/// `on`, or how many calls may be sent for each one that the upstream takes on: `x1.5`.
+fn read_throttle(field: Field<'_>) -> Option<ThrottleConfig> {
+    if field.is_off() {
+        return None;
+    }
+    let multiplier = field.parsed(|text| match (text, text.strip_prefix('x').map(str::parse::<f64>)) {
+        ("on", _) => Ok(2.0),
+        (_, Some(Ok(multiplier @ 1.0..=100.0))) => Ok(multiplier),
+        (_, Some(Ok(_))) => Err(format!("`{text}` is out of range: x1 to x100")),
+        _ => Err(format!("`{text}` is no throttle, such as `on` or `x2`")),
+    })?;
+    Some(ThrottleConfig { multipliers: vec![multiplier], ..ThrottleConfig::default() })
+}
+
+/// `100/s`, or `100/s burst 20`.
+fn read_rate(field: Field<'_>) -> Option<RateConfig> {
+    if field.is_off() {
+        return None;
+    }
+    field.parsed(|text| {
+        let (rate, burst) = text.split_once(" burst ").map_or((text, None), |(rate, burst)| (rate, Some(burst)));
+        let per_second = units::parse_rate(rate.trim()).map_err(|error| error.to_string())?;
+        // In whole cells over the shortest time that has them, so that nothing is rounded but the most crooked rates.
+        let spans = [1_u32, 60, 3_600, 86_400];
+        let whole = |span: &u32| (per_second * f64::from(*span)).fract() == 0.0;
+        let span = spans.into_iter().find(whole).unwrap_or(86_400);
+        let cells = (per_second * f64::from(span)).round();
+        if !(1.0..=1e9).contains(&cells) {
+            return Err(format!("`{text}` is out of range: 1/d to 1000000000/s"));
+        }
+        let burst = match burst {
+            Some(burst) => burst.trim().parse::<u32>().ok().filter(|burst| *burst > 0),
+            // A tenth of a second's worth.
+            None => Some(((per_second / 10.0) as u32).max(1)),
+        };
+        let burst = burst.ok_or_else(|| format!("`{text}` is no rate, such as `100/s burst 20`"))?;
+        Ok(RateConfig { cells: cells as u32, per: Duration::from_secs(span.into()), burst })
+    })
+}
+
+/// `on`.
+fn read_learned(field: Field<'_>) -> Option<LearnedConfig> {
+    if field.is_off() {
+        return None;
+    }
+    field.parsed(|text| match text {
+        "on" => Ok(LearnedConfig::default()),
+        _ => Err(format!(
+            "`{text}` is neither `on` nor `off`: the limit is learned, not told; `rate` is for a known one"
+        )),
+    })
 }
 
 /// `header:Shipment-Id`, kept in lower case as headers are compared.

@@ -10,9 +10,16 @@
 pub mod breaker;
 pub mod budget;
 pub mod bulkhead;
+pub mod concurrency;
 pub mod deadline;
 pub mod health;
+pub mod hedge;
+pub mod latency;
+pub mod learned;
+pub mod pipeline;
+pub mod rate;
 pub mod retry;
+pub mod throttle;
 
 use std::fmt;
 use std::time::Duration;
@@ -80,6 +87,53 @@ pub enum Refusal {
         /// A guess at when to come back.
         retry_in: Duration,
     },
+    /// The configured rate is used up for now.
+    RateLimited {
+        /// So many cells ...
+        cells: u32,
+        /// ... in this time.
+        per: Duration,
+        /// Cells that may come at once after a pause.
+        burst: u32,
+        /// Until this very request would pass, to the nanosecond, if no other comes first.
+        retry_in: Duration,
+    },
+    /// The request is heavier than a whole burst: it never passes, whatever it waits.
+    OverBurst {
+        /// Its weight.
+        cells: u32,
+        /// The heaviest that could pass.
+        burst: u32,
+    },
+    /// The upstream takes on so few of these calls that some are spared it by chance.
+    Throttled {
+        /// The chance with which they are.
+        probability: Ratio,
+        /// Calls in the window, those refused here included.
+        requests: u64,
+        /// Of those, taken on by the upstream.
+        accepts: u64,
+        /// Until the window has moved on by a slice: the next may fare better at any time.
+        retry_in: Duration,
+    },
+    /// As many calls are on their way as the upstream serves without a queue.
+    ConcurrencyLimited {
+        /// So many, as measured.
+        limit: u32,
+        /// Calls on their way.
+        in_flight: u32,
+        /// A guess at when one of them ends.
+        retry_in: Duration,
+    },
+    /// The upstream's own limit, as learned from its answers, is used up for now.
+    LearnedLimit {
+        /// Calls per second that it is believed to allow.
+        per_second: f64,
+        /// How that is known.
+        source: learned::Source,
+        /// Until a call is due.
+        retry_in: Duration,
+    },
 }
 
 /// What a breaker counts.
@@ -134,11 +188,28 @@ impl Refusal {
             Self::BudgetSpent { .. } => "budget",
             Self::NoHealthyEndpoint { .. } => "health",
             Self::LimitReached { .. } => "limit",
+            Self::RateLimited { .. } => "rate",
+            Self::OverBurst { .. } => "rate_burst",
+            Self::Throttled { .. } => "throttle",
+            Self::ConcurrencyLimited { .. } => "concurrency",
+            Self::LearnedLimit { .. } => "learned",
         }
     }
 
     /// Every rule, for metrics that must show zeros too.
-    pub const RULES: [&'static str; 6] = ["breaker", "bulkhead", "deadline", "budget", "health", "limit"];
+    pub const RULES: [&'static str; 11] = [
+        "breaker",
+        "bulkhead",
+        "deadline",
+        "budget",
+        "health",
+        "limit",
+        "rate",
+        "rate_burst",
+        "throttle",
+        "concurrency",
+        "learned",
+    ];
 
     /// When trying again makes sense; `None` where waiting does not help.
     #[must_use]
@@ -147,8 +218,15 @@ impl Refusal {
             Self::BreakerOpen { retry_in, .. }
             | Self::BulkheadFull { retry_in, .. }
             | Self::NoHealthyEndpoint { retry_in, .. }
-            | Self::LimitReached { retry_in, .. } => Some(*retry_in),
-            Self::DeadlineSpent { .. } | Self::DeadlineTooShort { .. } | Self::BudgetSpent { .. } => None,
+            | Self::LimitReached { retry_in, .. }
+            | Self::RateLimited { retry_in, .. }
+            | Self::Throttled { retry_in, .. }
+            | Self::ConcurrencyLimited { retry_in, .. }
+            | Self::LearnedLimit { retry_in, .. } => Some(*retry_in),
+            Self::DeadlineSpent { .. }
+            | Self::DeadlineTooShort { .. }
+            | Self::BudgetSpent { .. }
+            | Self::OverBurst { .. } => None,
         }
     }
 
@@ -157,6 +235,7 @@ impl Refusal {
     pub const fn status(&self) -> u16 {
         match self {
             Self::DeadlineSpent { .. } | Self::DeadlineTooShort { .. } => 504,
+            Self::RateLimited { .. } | Self::OverBurst { .. } => 429,
             _ => 503,
         }
     }
@@ -166,9 +245,12 @@ impl Refusal {
     pub const fn proxy_status(&self) -> &'static str {
         match self {
             Self::BreakerOpen { .. } | Self::NoHealthyEndpoint { .. } => "destination_unavailable",
-            Self::BulkheadFull { .. } | Self::LimitReached { .. } => "connection_limit_reached",
+            Self::BulkheadFull { .. } | Self::LimitReached { .. } | Self::ConcurrencyLimited { .. } => {
+                "connection_limit_reached"
+            }
             Self::DeadlineSpent { .. } | Self::DeadlineTooShort { .. } => "http_response_timeout",
-            Self::BudgetSpent { .. } => "destination_unavailable",
+            Self::BudgetSpent { .. } | Self::Throttled { .. } | Self::LearnedLimit { .. } => "destination_unavailable",
+            Self::RateLimited { .. } | Self::OverBurst { .. } => "http_request_denied",
         }
     }
 }
@@ -204,6 +286,19 @@ impl fmt::Display for Refusal {
             }
             Self::NoHealthyEndpoint { endpoints, .. } => write!(f, "none of {endpoints} endpoints is healthy"),
             Self::LimitReached { limit, value, .. } => write!(f, "the limit `{limit}` of {value} is reached"),
+            Self::RateLimited { cells, per, burst, .. } => {
+                write!(f, "the rate of {cells} per {} with bursts of {burst} is used up", format_duration(*per))
+            }
+            Self::OverBurst { cells, burst } => write!(f, "a weight of {cells} never fits into a burst of {burst}"),
+            Self::Throttled { probability, requests, accepts, .. } => {
+                write!(f, "{accepts} of {requests} calls were taken on; {probability} are spared")
+            }
+            Self::ConcurrencyLimited { limit, in_flight, .. } => {
+                write!(f, "{in_flight} calls are on their way and {limit} are what the upstream serves without a queue")
+            }
+            Self::LearnedLimit { per_second, source, .. } => {
+                write!(f, "the upstream allows about {per_second:.1} calls per second, as {source} told")
+            }
         }
     }
 }
@@ -227,6 +322,11 @@ mod tests {
             Refusal::BudgetSpent { ratio: Ratio::new(0.2).unwrap(), requests: 10, retries: 2, out: 1 },
             Refusal::NoHealthyEndpoint { endpoints: 2, retry_in: second },
             Refusal::LimitReached { limit: "pending", value: 9, retry_in: second },
+            Refusal::RateLimited { cells: 5, per: second, burst: 3, retry_in: second },
+            Refusal::OverBurst { cells: 4, burst: 3 },
+            Refusal::Throttled { probability: Ratio::ONE, requests: 9, accepts: 2, retry_in: second },
+            Refusal::ConcurrencyLimited { limit: 8, in_flight: 9, retry_in: second },
+            Refusal::LearnedLimit { per_second: 20.04, source: learned::Source::Refusals, retry_in: second },
         ];
         assert_eq!(refusals.each_ref().map(Refusal::rule), Refusal::RULES);
         let words: Vec<String> = refusals.iter().map(ToString::to_string).collect();
@@ -239,10 +339,15 @@ mod tests {
                 "2 retries for 10 requests are what a budget of 20% affords; 1 are out",
                 "none of 2 endpoints is healthy",
                 "the limit `pending` of 9 is reached",
+                "the rate of 5 per 1s with bursts of 3 is used up",
+                "a weight of 4 never fits into a burst of 3",
+                "2 of 9 calls were taken on; 100% are spared",
+                "9 calls are on their way and 8 are what the upstream serves without a queue",
+                "the upstream allows about 20.0 calls per second, as its refusals told",
             ]
         );
-        assert_eq!(refusals.each_ref().map(Refusal::status), [503, 503, 504, 503, 503, 503]);
-        assert_eq!(refusals.iter().filter(|refusal| refusal.retry_in().is_some()).count(), 4);
+        assert_eq!(refusals.each_ref().map(Refusal::status), [503, 503, 504, 503, 503, 503, 429, 429, 503, 503, 503]);
+        assert_eq!(refusals.iter().filter(|refusal| refusal.retry_in().is_some()).count(), 8);
         assert!(refusals.iter().all(|refusal| !refusal.proxy_status().is_empty()));
     }
 }

@@ -279,6 +279,7 @@ pub fn route(name: &str, upstream: u32) -> Route {
             bulkhead: BulkheadConfig::default(),
             replay_bytes_max: 64 << 10,
             answer_bytes_max: 64 << 10,
+            ..Guards::default()
         },
         fallbacks: Vec::new(),
         order_by: None,

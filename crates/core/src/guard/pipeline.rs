@@ -1,0 +1,551 @@
+//! The guards of one route together, in the one order there is.
+//!
+//! Picture a gate with several keepers in a row. Each asks one question; the first no is the answer, and it names the
+//! keeper. [`STAGES`] is the order, the same everywhere: in the gateway, in `seawall simulate`, in `seawall explain`.
+//! Around a whole request: the deadline, then a place in the bulkhead. Around each try: the breaker, the limit of
+//! calls at once, throttling, the rate, the learned limit, then the try under its own timeout. Between tries: is a retry
+//! safe, in time, and afforded.
+//!
+//! Why this order: what costs nothing and refuses most comes first; the breaker comes before the limits, so that a sick
+//! upstream uses up no allowance; places come before allowances, which cannot be given back; a retry passes every keeper of a try again, so that it cannot slip past a breaker that
+//! has just opened.
+//!
+//! Invariants: what a keeper was given (a permit, a place) is given back exactly once, whatever the next one says; a
+//! guard that is not configured costs a comparison.
+//! Not here: waiting, sending, choosing an endpoint, fallbacks: the driver's.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::breaker::{Report, SharedBreaker, SharedPermit, Told};
+use super::budget::{Budget, Coin};
+use super::bulkhead::{Bulkhead, Entry, Priority, Ticket};
+use super::concurrency::{self, Concurrency};
+use super::deadline::Deadline;
+use super::hedge::{self, Hedge, Withheld};
+use super::learned::{self, Learned, Signals};
+use super::rate::Rate;
+use super::retry::{GiveUp, Tried, Waits};
+use super::throttle::{self, Throttle};
+use super::{Invalid, Refusal};
+use crate::outcome::{Failure, Outcome};
+use crate::policy::Guards;
+use crate::prng::Prng;
+use crate::time::Mono;
+
+/// A keeper: which question it asks, and by which rule it refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stage {
+    /// Its name, which is also the key it is configured by.
+    pub name: &'static str,
+    /// The rule in refusals, metrics and `Proxy-Status`.
+    pub rule: &'static str,
+    /// What it asks.
+    pub question: &'static str,
+    /// True if it is asked for every try, false if once for a request.
+    pub every_try: bool,
+}
+
+/// The order.
+pub const STAGES: [Stage; 11] = [
+    once("limits.pending", "limit", "is there room in this node at all?"),
+    once("timeout", "deadline", "is there time left?"),
+    once("bulkhead", "bulkhead", "is there a place among the calls of this route?"),
+    each("breaker", "breaker", "is the upstream thought well?"),
+    each("concurrency", "concurrency", "does the upstream serve one more without a queue?"),
+    each("throttle", "throttle", "does the upstream take on what it is sent?"),
+    each("rate", "rate", "is the configured rate kept?"),
+    each("learned_limit", "learned", "is the upstream's own limit, as learned, kept?"),
+    each("health", "health", "which endpoint is healthy, not yet tried, less loaded?"),
+    each("try_timeout", "deadline", "did this try answer in time?"),
+    each("retry", "budget", "is another try safe, in time, and afforded?"),
+];
+
+const fn once(name: &'static str, rule: &'static str, question: &'static str) -> Stage {
+    Stage { name, rule, question, every_try: false }
+}
+
+const fn each(name: &'static str, rule: &'static str, question: &'static str) -> Stage {
+    Stage { name, rule, question, every_try: true }
+}
+
+/// The guards of one route at run time.
+pub struct Pipeline {
+    guards: Guards,
+    breaker: Option<SharedBreaker>,
+    bulkhead: Mutex<Bulkhead>,
+    /// Shared by every route to the same destination.
+    budget: Arc<Mutex<Budget>>,
+    limits: Option<Mutex<Limits>>,
+    hedge: Option<Mutex<Hedge>>,
+}
+
+/// What few routes have, behind one lock.
+struct Limits {
+    throttle: Option<Throttle>,
+    rate: Option<Rate>,
+    learned: Option<Learned>,
+    concurrency: Option<Concurrency>,
+    prng: Prng,
+}
+
+/// Leave to make one try. Give it back with [`Pipeline::report`] or [`Pipeline::release`].
+#[must_use = "what is not given back counts as on its way"]
+#[derive(Debug)]
+pub struct Leave {
+    breaker: Option<SharedPermit>,
+    limits: Option<Held>,
+    /// When it was given.
+    pub since: Mono,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    throttle: Option<throttle::Permit>,
+    learned: Option<learned::Permit>,
+    concurrency: Option<concurrency::Permit>,
+}
+
+/// What a try came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Answered<'a> {
+    /// Its status, if there was an answer.
+    pub status: Option<u16>,
+    /// `Retry-After` of a failure.
+    pub retry_after: Option<Duration>,
+    /// What its headers say about limits.
+    pub signals: Option<&'a Signals>,
+}
+
+/// Why there is no other try.
+#[derive(Clone, Debug, PartialEq)]
+pub enum NoRetry {
+    /// It would not be right, or not worth it.
+    GaveUp(GiveUp),
+    /// The deadline comes first.
+    TooLate,
+    /// The traffic does not afford it.
+    NotAfforded(Refusal),
+}
+
+impl Pipeline {
+    /// Every guard as it begins. `sheets` as in [`SharedBreaker::new`]; `tell` hears the breaker.
+    ///
+    /// # Errors
+    /// [`Invalid`] with the first number that makes no guard.
+    pub fn new(
+        guards: Guards,
+        budget: Arc<Mutex<Budget>>,
+        (seed, sheets): (u64, usize),
+        now: Mono,
+        tell: impl Fn(&Told) + Send + Sync + 'static,
+    ) -> Result<Self, Invalid> {
+        guards.check()?;
+        let mut prng = Prng::new(seed);
+        let breaker = match guards.breaker.clone() {
+            Some(config) => Some(SharedBreaker::new(config, prng.next_u64(), sheets, now, tell)?),
+            None => None,
+        };
+        let limits = Limits {
+            throttle: guards.throttle.clone().map(|config| Throttle::new(config, now)).transpose()?,
+            rate: guards.rate.map(Rate::new).transpose()?,
+            learned: guards.learned_limit.map(|config| Learned::new(config, now)).transpose()?,
+            concurrency: guards.concurrency.map(|config| Concurrency::new(config, now)).transpose()?,
+            prng: prng.fork(),
+        };
+        let hedge = guards.hedge.map(|config| Hedge::new(config, now)).transpose()?.map(Mutex::new);
+        Ok(Self {
+            breaker,
+            bulkhead: Mutex::new(Bulkhead::new(guards.bulkhead)),
+            budget,
+            limits: limits.any().then(|| Mutex::new(limits)),
+            hedge,
+            guards,
+        })
+    }
+
+    /// The configuration it follows.
+    #[must_use]
+    pub fn guards(&self) -> &Guards {
+        &self.guards
+    }
+
+    /// The breaker, if there is one.
+    #[must_use]
+    pub fn breaker(&self) -> Option<&SharedBreaker> {
+        self.breaker.as_ref()
+    }
+
+    /// Counts a request and asks for a place. Every request that was counted, refused ones too, is ended with
+    /// [`Self::end`], and every place that was given is left with [`Self::leave`].
+    ///
+    /// # Errors
+    /// The deadline's refusal, or the bulkhead's.
+    pub fn enter(&self, now: Mono, deadline: &Deadline, priority: Priority) -> Result<Entry, Refusal> {
+        lock(&self.budget).deposit(now);
+        deadline.check(now)?;
+        lock(&self.bulkhead).enter(now, deadline.at(), priority)
+    }
+
+    /// A place is free again. Whoever is named has it now.
+    pub fn leave(&self) -> Option<Ticket> {
+        lock(&self.bulkhead).leave()
+    }
+
+    /// The wait is over without a place. `None` if the place was given just before.
+    pub fn abandon(&self, ticket: Ticket) -> Option<Refusal> {
+        lock(&self.bulkhead).abandon(ticket)
+    }
+
+    /// What somebody is told who had to make room for a more urgent call.
+    #[must_use]
+    pub fn evicted(&self) -> Refusal {
+        lock(&self.bulkhead).refusal()
+    }
+
+    /// Calls on their way, and calls waiting for a place.
+    #[must_use]
+    pub fn load(&self) -> (u32, u32) {
+        let bulkhead = lock(&self.bulkhead);
+        (bulkhead.in_flight(), bulkhead.waiting())
+    }
+
+    /// A request is over.
+    pub fn end(&self) {
+        lock(&self.budget).end();
+    }
+
+    /// Asks leave for one try.
+    ///
+    /// # Errors
+    /// The refusal of the first keeper that says no.
+    #[inline]
+    pub fn admit(&self, now: Mono) -> Result<Leave, Refusal> {
+        let breaker = match &self.breaker {
+            Some(breaker) => Some(breaker.admit(now)?),
+            None => None,
+        };
+        let limits = match &self.limits {
+            None => None,
+            Some(limits) => match lock(limits).admit(now) {
+                Ok(held) => Some(held),
+                Err(refusal) => {
+                    self.give_back(breaker);
+                    return Err(refusal);
+                }
+            },
+        };
+        Ok(Leave { breaker, limits, since: now })
+    }
+
+    /// Takes in what a try came to. `took` runs from the leave to the head of the answer.
+    #[inline]
+    pub fn report(&self, now: Mono, leave: Leave, outcome: Outcome, took: Duration, answered: Answered<'_>) {
+        if let (Some(limits), Some(held)) = (&self.limits, leave.limits) {
+            lock(limits).record(now, held, outcome, answered);
+        }
+        if let (Some(hedge), Outcome::Success) = (&self.hedge, outcome) {
+            lock(hedge).record(now, took);
+        }
+        if let (Some(breaker), Some(permit)) = (&self.breaker, leave.breaker) {
+            let report = Report { retry_after: answered.retry_after, ..Report::new(outcome, took) };
+            breaker.report(now, permit, report);
+        }
+    }
+
+    /// The try was not made, or says nothing about the upstream.
+    pub fn release(&self, leave: Leave) {
+        if let (Some(limits), Some(held)) = (&self.limits, leave.limits) {
+            lock(limits).record(leave.since, held, Outcome::Ignored, Answered::default());
+        }
+        self.give_back(leave.breaker);
+    }
+
+    /// The answer has begun, and its end will be reported later: the upstream does not hang.
+    pub fn answered(&self, leave: &mut Leave) {
+        if let (Some(breaker), Some(permit)) = (&self.breaker, &mut leave.breaker) {
+            breaker.answered(permit);
+        }
+    }
+
+    /// The wait before another try, with the coin that pays for it. Give the coin back with [`Self::done`] when the try
+    /// is over.
+    ///
+    /// # Errors
+    /// [`NoRetry`].
+    pub fn next_try(
+        &self,
+        now: Mono,
+        tried: Tried,
+        waits: &mut Waits,
+        deadline: &Deadline,
+        prng: &mut Prng,
+    ) -> Result<(Duration, Coin), NoRetry> {
+        let wait = self.guards.retry.next_wait(tried, waits, prng).map_err(NoRetry::GaveUp)?;
+        if !deadline.affords(now, wait) {
+            return Err(NoRetry::TooLate);
+        }
+        let coin = lock(&self.budget).withdraw(now, &self.guards.budget).map_err(NoRetry::NotAfforded)?;
+        Ok((wait, coin))
+    }
+
+    /// When a second copy of a call is worth sending.
+    ///
+    /// # Errors
+    /// [`Withheld`] if there will be none; also where no hedge is configured.
+    pub fn hedge_due(&self, now: Mono, call: hedge::Call) -> Result<Mono, Withheld> {
+        self.hedge.as_ref().map_or(Err(Withheld::Exhausted { sent: 0 }), |hedge| lock(hedge).due(now, call))
+    }
+
+    /// A second copy, paid for from the budget.
+    ///
+    /// # Errors
+    /// [`Withheld`] with the reason.
+    pub fn hedge(&self, now: Mono, call: hedge::Call) -> Result<Coin, Withheld> {
+        let Some(hedge) = &self.hedge else { return Err(Withheld::Exhausted { sent: 0 }) };
+        let mut coin = None;
+        lock(hedge).fire(now, call, || {
+            coin = lock(&self.budget).withdraw(now, &self.guards.budget).ok();
+            coin.is_some()
+        })?;
+        coin.ok_or(Withheld::NotAfforded)
+    }
+
+    /// An extra try is over.
+    pub fn done(&self, coin: Coin) {
+        lock(&self.budget).done(coin);
+    }
+
+    /// Lets the breaker's time pass.
+    pub fn on_time(&self, now: Mono) {
+        if let Some(breaker) = &self.breaker {
+            breaker.on_time(now);
+        }
+    }
+
+    /// When a try may be admitted, as far as the breaker knows: `None` for now.
+    #[must_use]
+    pub fn admits_at(&self) -> Option<Mono> {
+        self.breaker.as_ref().and_then(SharedBreaker::admits_at)
+    }
+
+    /// What the breaker would say to a call that came now, without counting it.
+    #[must_use]
+    pub fn would_refuse(&self, now: Mono) -> Option<Refusal> {
+        let breaker = self.breaker.as_ref()?;
+        let at = breaker.admits_at().filter(|at| now < *at)?;
+        Some(Refusal::BreakerOpen { state: breaker.state(), retry_in: now.until(at), seen: breaker.seen(now) })
+    }
+
+    /// What is believed of the upstream's own limit.
+    #[must_use]
+    pub fn belief(&self) -> Option<learned::Belief> {
+        lock(self.limits.as_ref()?).learned.as_ref().map(Learned::belief)
+    }
+
+    /// How many calls at once are thought right.
+    #[must_use]
+    pub fn concurrency(&self) -> Option<u32> {
+        lock(self.limits.as_ref()?).concurrency.as_ref().map(Concurrency::limit)
+    }
+
+    fn give_back(&self, permit: Option<SharedPermit>) {
+        if let (Some(breaker), Some(permit)) = (&self.breaker, permit) {
+            breaker.release(permit);
+        }
+    }
+}
+
+impl std::fmt::Debug for Pipeline {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pipeline").field("breaker", &self.breaker).finish_non_exhaustive()
+    }
+}
+
+impl Limits {
+    fn any(&self) -> bool {
+        self.throttle.is_some() || self.rate.is_some() || self.learned.is_some() || self.concurrency.is_some()
+    }
+
+    fn admit(&mut self, now: Mono) -> Result<Held, Refusal> {
+        let mut held = Held::default();
+        match self.admit_into(now, &mut held) {
+            Ok(()) => Ok(held),
+            Err(refusal) => {
+                // The throttle has counted a request that was not taken on, which is its way; the others forget it.
+                self.record(now, Held { throttle: None, ..held }, Outcome::Ignored, Answered::default());
+                Err(refusal)
+            }
+        }
+    }
+
+    fn admit_into(&mut self, now: Mono, held: &mut Held) -> Result<(), Refusal> {
+        if let Some(concurrency) = &mut self.concurrency {
+            // First, since a place can be given back without a trace, and an allowance cannot.
+            held.concurrency = Some(concurrency.admit(now)?);
+        }
+        if let Some(throttle) = &mut self.throttle {
+            held.throttle = Some(throttle.admit(now, 0, &mut self.prng)?);
+        }
+        if let Some(rate) = &mut self.rate {
+            rate.admit(now, 1)?;
+        }
+        if let Some(learned) = &mut self.learned {
+            held.learned = Some(learned.admit(now)?);
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, now: Mono, held: Held, outcome: Outcome, answered: Answered<'_>) {
+        if let (Some(concurrency), Some(permit)) = (&mut self.concurrency, held.concurrency) {
+            concurrency.record(now, permit, outcome);
+        }
+        if let (Some(throttle), Some(permit)) = (&mut self.throttle, held.throttle) {
+            match outcome {
+                Outcome::Ignored => throttle.forget(now, permit),
+                _ => throttle.record(now, permit, was_taken_on(outcome)),
+            }
+        }
+        if let (Some(learned), Some(permit)) = (&mut self.learned, held.learned) {
+            let answer = answered.status.map_or(learned::Answer::Unknown, learned::Answer::of_status);
+            let nothing = Signals::default();
+            learned.record(now, permit, answer, answered.signals.unwrap_or(&nothing));
+        }
+    }
+}
+
+/// An upstream that answers has taken the call on, whatever it answers, but for "too many" and "not now".
+fn was_taken_on(outcome: Outcome) -> bool {
+    match outcome {
+        Outcome::Failure(Failure::Status(status)) => status != 503,
+        Outcome::Failure(_) => false,
+        Outcome::Success | Outcome::Ignored => true,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while locked cannot leave a machine half-changed in a way worse than refusing all calls.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::breaker::{BreakerConfig, WindowConfig};
+    use super::super::bulkhead::BulkheadConfig;
+    use super::super::concurrency::ConcurrencyConfig;
+    use super::super::hedge::HedgeConfig;
+    use super::super::learned::LearnedConfig;
+    use super::super::rate::RateConfig;
+    use super::super::throttle::ThrottleConfig;
+    use super::*;
+
+    fn pipeline(guards: Guards) -> Pipeline {
+        let budget = Arc::new(Mutex::new(Budget::new(Mono::ZERO)));
+        Pipeline::new(guards, budget, (1, 1), Mono::ZERO, |_| {}).expect("sane")
+    }
+
+    fn every_limit() -> Guards {
+        Guards {
+            throttle: Some(ThrottleConfig::default()),
+            rate: Some(RateConfig { cells: 10, per: Duration::from_secs(1), burst: 5 }),
+            learned_limit: Some(LearnedConfig::default()),
+            concurrency: Some(ConcurrencyConfig::default()),
+            hedge: Some(HedgeConfig::default()),
+            bulkhead: BulkheadConfig { calls_max: 1, waiting_max: 0, ..BulkheadConfig::default() },
+            breaker: Some(BreakerConfig { window: WindowConfig::Calls(4), calls_min: 4, ..BreakerConfig::default() }),
+            ..Guards::default()
+        }
+    }
+
+    #[test]
+    fn each_keeper_refuses_by_its_rule_and_keeps_nothing() {
+        let pipeline = pipeline(every_limit());
+        let (now, deadline) = (Mono::from_millis(1), Deadline::new(Mono::ZERO, Duration::from_secs(1), None));
+        assert_eq!(pipeline.enter(now, &deadline, Priority::Normal), Ok(Entry::Admitted));
+        let full = pipeline.enter(now, &deadline, Priority::Normal).unwrap_err();
+        assert_eq!((full.rule(), pipeline.load()), ("bulkhead", (1, 0)));
+        let late = pipeline.enter(Mono::from_millis(2_000), &deadline, Priority::Normal).unwrap_err();
+        assert_eq!((late.rule(), pipeline.leave()), ("deadline", None));
+        let mut held: Vec<Leave> = Vec::new();
+        let refusal = loop {
+            match pipeline.admit(now) {
+                Ok(leave) => held.push(leave),
+                Err(refusal) => break refusal,
+            }
+        };
+        assert_eq!((held.len(), refusal.rule()), (5, "rate"), "a burst of five");
+        for leave in held.drain(..4) {
+            let answered = Answered { status: Some(503), ..Answered::default() };
+            pipeline.report(now, leave, Outcome::Failure(Failure::Status(503)), Duration::ZERO, answered);
+        }
+        let refusal = pipeline.admit(Mono::from_millis(500)).unwrap_err();
+        assert_eq!(refusal.rule(), "breaker", "it comes before the limits");
+        assert_eq!(pipeline.would_refuse(now).map(|refusal| refusal.rule()), Some("breaker"));
+        assert!(pipeline.admits_at().is_some());
+        held.into_iter().for_each(|leave| pipeline.release(leave));
+        assert_eq!(
+            pipeline.limits.as_ref().map(|limits| lock(limits).concurrency.as_ref().map(Concurrency::in_flight)),
+            Some(Some(0))
+        );
+        assert_eq!(pipeline.breaker().map(SharedBreaker::in_flight), Some(0));
+        assert_eq!(pipeline.concurrency(), Some(ConcurrencyConfig::default().limit_initial));
+        assert!(pipeline.belief().is_some());
+        assert_eq!(pipeline.guards().rate, every_limit().rate);
+        assert!(format!("{pipeline:?}").starts_with("Pipeline"));
+    }
+
+    #[test]
+    fn retries_and_hedges_are_paid_from_one_purse() {
+        let guards = Guards { hedge: Some(HedgeConfig { samples_min: 20, ..HedgeConfig::default() }), ..every_limit() };
+        let pipeline = pipeline(Guards { rate: None, ..guards });
+        let (mut prng, mut waits, mut now) = (Prng::new(1), Waits::default(), Mono::ZERO);
+        let deadline = Deadline::new(now, Duration::from_secs(60), None);
+        let call = hedge::Call { started: Mono::ZERO, hedges: 0, idempotent: true };
+        assert!(pipeline.hedge_due(now, call).is_err(), "nothing is known yet");
+        for _ in 0..20 {
+            let leave = pipeline.admit(now).expect("well");
+            now = now + Duration::from_millis(10);
+            let answered = Answered { status: Some(200), ..Answered::default() };
+            pipeline.report(now, leave, Outcome::Success, Duration::from_millis(10), answered);
+        }
+        let late = hedge::Call { started: now, ..call };
+        let due = pipeline.hedge_due(now, late).expect("twenty are known");
+        assert!(pipeline.hedge(now, late).is_err(), "too soon");
+        let coin = pipeline.hedge(due, late).expect("three are always afforded");
+        let tried = Tried {
+            attempts: 1,
+            failure: Failure::Timeout,
+            idempotent: true,
+            replayable: true,
+            owned_above: false,
+            elapsed: Duration::ZERO,
+            pushback: None,
+        };
+        let mut next = |tried| pipeline.next_try(now, tried, &mut waits, &deadline, &mut prng);
+        let coins: Vec<Coin> = std::iter::from_fn(|| next(tried).ok().map(|(_, coin)| coin)).collect();
+        assert_eq!(coins.len(), 2, "one is out for the hedge");
+        assert!(matches!(next(tried), Err(NoRetry::NotAfforded(Refusal::BudgetSpent { out: 3, .. }))));
+        assert_eq!(next(Tried { idempotent: false, ..tried }), Err(NoRetry::GaveUp(GiveUp::NotSafe)));
+        pipeline.done(coin);
+        assert!(next(tried).is_ok());
+        let soon = Deadline::new(now, Duration::ZERO, None);
+        let late = pipeline.next_try(now, tried, &mut Waits::default(), &soon, &mut Prng::new(2));
+        assert_eq!(late.unwrap_err(), NoRetry::TooLate);
+        pipeline.end();
+    }
+
+    #[test]
+    fn the_order_is_written_down_and_every_rule_in_it_exists() {
+        assert!(STAGES.iter().all(|stage| Refusal::RULES.contains(&stage.rule)), "{STAGES:?}");
+        let split = STAGES.iter().position(|stage| stage.every_try).expect("some are asked for every try");
+        assert!(STAGES[split..].iter().all(|stage| stage.every_try), "once before each");
+        let plain = pipeline(Guards { breaker: None, ..Guards::default() });
+        let leave = plain.admit(Mono::ZERO).expect("nobody asks");
+        plain.release(leave);
+        assert!(plain.admits_at().is_none() && plain.belief().is_none() && plain.concurrency().is_none());
+        let call = hedge::Call { started: Mono::ZERO, hedges: 0, idempotent: true };
+        assert!(plain.hedge_due(Mono::ZERO, call).is_err() && plain.hedge(Mono::ZERO, call).is_err());
+        plain.on_time(Mono::ZERO);
+        assert!(plain.would_refuse(Mono::ZERO).is_none() && plain.breaker().is_none());
+    }
+}
