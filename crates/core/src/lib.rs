@@ -6,6 +6,7 @@
 //! - [`spool`]: what waits to be delivered, in which order, and what becomes of it.
 //! - [`journal`]: the facts we keep, linked by cause.
 //! - [`ledger`]: exact accounts of every record accepted and received.
+//! - [`whatif`]: traffic against the guards in virtual time.
 //! - [`policy`] goes down to the gateway, [`observation`] comes up from it.
 
 pub mod balance;
@@ -20,3 +21,4 @@ pub mod prng;
 pub mod spool;
 pub mod time;
 pub mod units;
+pub mod whatif;
