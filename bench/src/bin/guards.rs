@@ -1,14 +1,17 @@
 //! What a healthy call costs in its guards: ours beside those of other Rust libraries, in alternating runs.
 //!
 //! `cargo run --release --manifest-path bench/Cargo.toml --bin guards -- [--rounds N] [--calls N]`
+//! `... --bin guards -- --instructions` counts instructions instead (valgrind's callgrind), which a noisy machine does
+//! not disturb, and compares them with what `bench/instructions.txt` records; `--record` writes that file anew.
 //!
 //! Counts CPU time of the calling threads, not wall time. One thread, then two threads on one breaker, since that is
 //! where locks and shared counters show. Every contestant is asked and told of a success, nothing else: the call itself
 //! is empty. Ours is told the time (`seawall`), and reads the clock itself, twice a call, to be asked like the others
-//! (`seawall+clock`). Ratios are taken within a round, so that what disturbs the machine disturbs all of them.
+//! (`seawall+clock`). `seawall pipeline` is every default guard of a route for one healthy call: deadline, budget,
+//! bulkhead, breaker, and the way back. Ratios are taken within a round, so that what disturbs the machine disturbs all of them.
 
 use std::hint::black_box;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -16,7 +19,12 @@ use anyhow::{Context as _, bail};
 use failsafe::CircuitBreaker as _;
 use rustix::time::{ClockId, clock_gettime};
 use seawall_core::guard::breaker::{BreakerConfig, SharedBreaker};
+use seawall_core::guard::budget::Budget;
+use seawall_core::guard::bulkhead::{Entry, Priority};
+use seawall_core::guard::deadline::Deadline;
+use seawall_core::guard::pipeline::{Answered, Pipeline};
 use seawall_core::outcome::Outcome;
+use seawall_core::policy::Guards;
 use seawall_core::time::Mono;
 use tower::{Layer as _, Service as _, service_fn};
 use tower_resilience_circuitbreaker::CircuitBreakerLayer;
@@ -31,7 +39,12 @@ struct Contestant {
 }
 
 fn main() -> anyhow::Result<()> {
-    let (rounds, calls) = options()?;
+    let Options { rounds, calls, mode } = options()?;
+    match mode {
+        Mode::Times => {}
+        Mode::Instructions { record } => return instructions(record),
+        Mode::Only(name) => return only(&name, calls),
+    }
     for threads in [1, 2] {
         println!("{threads} thread(s), {calls} calls each, {rounds} rounds; CPU ns per call");
         let contestants = contestants();
@@ -56,18 +69,85 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn options() -> anyhow::Result<(usize, u64)> {
-    let (mut rounds, mut calls) = (9, 2_000_000);
+struct Options {
+    rounds: usize,
+    calls: u64,
+    mode: Mode,
+}
+
+enum Mode {
+    Times,
+    Instructions { record: bool },
+    /// One contestant, for somebody who counts from outside.
+    Only(String),
+}
+
+fn options() -> anyhow::Result<Options> {
+    let mut options = Options { rounds: 9, calls: 2_000_000, mode: Mode::Times };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
-        let value = args.next().with_context(|| format!("`{arg}` wants a number"))?;
+        let mut value = || args.next().with_context(|| format!("`{arg}` wants a value"));
         match arg.as_str() {
-            "--rounds" => rounds = value.parse()?,
-            "--calls" => calls = value.parse()?,
-            _ => bail!("unknown option `{arg}`; known are --rounds and --calls"),
+            "--rounds" => options.rounds = value()?.parse()?,
+            "--calls" => options.calls = value()?.parse()?,
+            "--only" => options.mode = Mode::Only(value()?),
+            "--instructions" => options.mode = Mode::Instructions { record: false },
+            "--record" => options.mode = Mode::Instructions { record: true },
+            _ => bail!("unknown option `{arg}`; known are --rounds, --calls, --instructions and --record"),
         }
     }
-    Ok((rounds, calls))
+    Ok(options)
+}
+
+fn only(name: &str, calls: u64) -> anyhow::Result<()> {
+    let contestants = contestants();
+    let contestant = contestants.iter().find(|contestant| contestant.name == name);
+    (contestant.with_context(|| format!("nobody is called `{name}`"))?.of_thread)(0)(calls);
+    Ok(())
+}
+
+/// Ours, whose instructions are recorded.
+const RECORDED: [&str; 2] = ["seawall", "seawall pipeline"];
+const RECORD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/instructions.txt");
+/// More than this share above the record is a regression.
+const TOLERANCE: f64 = 0.03;
+
+fn instructions(record: bool) -> anyhow::Result<()> {
+    let recorded = std::fs::read_to_string(RECORD).unwrap_or_default();
+    let (mut written, mut worse) = (String::new(), Vec::new());
+    for name in RECORDED {
+        // The difference of two runs: what starting costs is in both.
+        let (few, many) = (50_000, 150_000);
+        let per_call = (count(name, many)? - count(name, few)?) as f64 / (many - few) as f64;
+        let known = recorded.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")?.parse::<f64>().ok());
+        let beside = known.map_or("nothing recorded".into(), |known| format!("{known:.1} recorded"));
+        println!("{name}: {per_call:.1} instructions per call, {beside}");
+        if known.is_some_and(|known| per_call > known * (1.0 + TOLERANCE)) {
+            worse.push(name);
+        }
+        written += &format!("{name}: {per_call:.1}\n");
+    }
+    if record {
+        std::fs::write(RECORD, written)?;
+        return Ok(());
+    }
+    if worse.is_empty() { Ok(()) } else { bail!("more instructions than recorded: {}", worse.join(", ")) }
+}
+
+/// Instructions of a run with one contestant.
+fn count(name: &str, calls: u64) -> anyhow::Result<i64> {
+    let out = tempfile::NamedTempFile::new()?;
+    let status = std::process::Command::new("valgrind")
+        .args(["--tool=callgrind", "--quiet"])
+        .arg(format!("--callgrind-out-file={}", out.path().display()))
+        .arg(std::env::current_exe()?)
+        .args(["--only", name, "--calls", &calls.to_string()])
+        .status()
+        .context("cannot start valgrind (Debian's package `valgrind`)")?;
+    anyhow::ensure!(status.success(), "valgrind ended with {status}");
+    let text = std::fs::read_to_string(out.path())?;
+    let total = text.lines().find_map(|line| line.strip_prefix("summary: ")).context("callgrind gave no summary")?;
+    Ok(total.trim().parse()?)
 }
 
 /// CPU nanoseconds per call, over all threads.
@@ -103,7 +183,7 @@ fn spread(figures: &[f64]) -> [f64; 3] {
 }
 
 fn contestants() -> Vec<Contestant> {
-    vec![seawall(), seawall_with_clock(), recloser(), failsafe(), tower_resilience()]
+    vec![seawall(), seawall_with_clock(), pipeline(), recloser(), failsafe(), tower_resilience()]
 }
 
 fn seawall() -> Contestant {
@@ -139,6 +219,33 @@ fn seawall_with_clock() -> Contestant {
         })
     };
     Contestant { name: "seawall+clock", of_thread: Box::new(of_thread) }
+}
+
+fn pipeline() -> Contestant {
+    let budget = Arc::new(Mutex::new(Budget::new(Mono::ZERO)));
+    let pipeline = Pipeline::new(Guards::default(), budget, (1, 4), Mono::ZERO, |_| {});
+    let pipeline = Arc::new(pipeline.expect("the default guards are sane"));
+    let of_thread = move |_| -> Op {
+        let (pipeline, mut at) = (Arc::clone(&pipeline), 0);
+        Box::new(move |calls| {
+            for _ in 0..calls {
+                at += 10_000;
+                let now = black_box(Mono::from_nanos(at));
+                let deadline = Deadline::new(now, Duration::from_secs(30), None);
+                if pipeline.enter(now, &deadline, Priority::Normal) != Ok(Entry::Admitted) {
+                    continue;
+                }
+                if let Ok(leave) = pipeline.admit(now) {
+                    black_box(deadline.of_try(now, Duration::from_secs(30)));
+                    let took = Duration::from_nanos(5_000);
+                    pipeline.report(now, leave, Outcome::Success, took, Answered::default());
+                }
+                black_box(pipeline.leave());
+                pipeline.end();
+            }
+        })
+    };
+    Contestant { name: "seawall pipeline", of_thread: Box::new(of_thread) }
 }
 
 fn our_breaker() -> Arc<SharedBreaker> {
