@@ -20,5 +20,7 @@ pub mod policy;
 pub mod prng;
 pub mod spool;
 pub mod time;
+#[cfg(feature = "tower")]
+pub mod tower;
 pub mod units;
 pub mod whatif;
