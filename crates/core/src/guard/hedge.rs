@@ -5,8 +5,8 @@
 //! 2013: after the 95th percentile, for about 5 % more load).
 //!
 //! Invariants: never before `delay_min`, never later than `delay_max` for each copy; nothing before `samples_min` calls
-//! were seen; at most `hedges_max` copies; only idempotent calls; the budget is asked last, so that nothing is withdrawn
-//! for a hedge that is not sent. Deciding does not allocate.
+//! were seen; at most `hedges_max` copies; only idempotent calls; the budget is asked last, so that nothing is
+//! withdrawn for a hedge that is not sent. Deciding does not allocate.
 //!
 //! Record the time from the call's begin to its first answer, or to its end without one, hedged or not. Then the share
 //! of calls above the delay stays what it would be without hedging (a hedged call has already taken longer than the

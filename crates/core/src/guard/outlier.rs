@@ -2,18 +2,18 @@
 //!
 //! Picture a team where one falls behind. Every call is noted where it went (O(1)). So many failures in a row eject at
 //! once. At the end of each interval the endpoints are compared with each other: one whose success rate lies far below
-//! the mean (mean - factor · standard deviation; source: Envoy, "Outlier detection"), or whose latency lies far above the
-//! median, is ejected too. An ejection lasts base · count, up to a cap, with jitter so that they do not end together; the
-//! count falls by one with every interval spent well.
+//! the mean (mean - factor · standard deviation; source: Envoy, "Outlier detection"), or whose latency lies far above
+//! the median, is ejected too. An ejection lasts base · count, up to a cap, with jitter so that they do not end
+//! together; the count falls by one with every interval spent well.
 //!
 //! Latency is compared with medians, because one slow endpoint moves a mean and a deviation and so hides itself: beyond
 //! `latency_factor` times the median *and* beyond five median absolute deviations, so that peers that are all alike are
 //! not told apart by a hair.
 //!
-//! Invariants: never more than `ejected_max` of the endpoints are out at a time, where one may always go if another stays;
-//! when fewer than `panic_below` are well, counting those that fail their health check, ejections are ignored (all sick is
-//! more likely our own mistake, and a few would be buried); an ejected endpoint returns at its time. O(endpoints) for an
-//! interval; recording does not allocate.
+//! Invariants: never more than `ejected_max` of the endpoints are out at a time, where one may always go if another
+//! stays; when fewer than `panic_below` are well, counting those that fail their health check, ejections are ignored
+//! (all sick is more likely our own mistake, and a few would be buried); an ejected endpoint returns at its time.
+//! O(endpoints) for an interval; recording does not allocate.
 //! Not here: health checks (`health.rs`), the choice (`balance`), what counts as a failure (`outcome.rs`).
 
 use std::time::Duration;
@@ -387,8 +387,8 @@ impl Outlier {
         let rates = || self.endpoints.iter().filter(|seen| judged(seen)).map(Endpoint::success_rate);
         let mean = rates().sum::<f64>() / count as f64;
         let variance = rates().map(|rate| (rate - mean).powi(2)).sum::<f64>() / count as f64;
-        // One of n lies at most sqrt(n - 1) deviations from the mean, so that with four or fewer endpoints the usual 1.9
-        // could never be met (Samuelson's inequality).
+        // One of n lies at most sqrt(n - 1) deviations from the mean, so that with four or fewer endpoints the usual
+        // 1.9 could never be met (Samuelson's inequality).
         let factor = self.config.success_deviations.min(0.95 * (count as f64 - 1.0).sqrt());
         (mean - factor * variance.sqrt()).min(mean - self.config.success_margin.get())
     }

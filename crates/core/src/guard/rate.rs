@@ -356,8 +356,8 @@ impl KeyedRate {
     }
 }
 
-/// A key's digest: BLAKE3 with the process's own secret, so that nobody can choose keys that share a limit with another's.
-/// Parts are told apart by their length. Of a million keys two share one with a chance of 1 in 37 million.
+/// A key's digest: BLAKE3 with the process's own secret, so that nobody can choose keys that share a limit with
+/// another's. Parts are told apart by their length. Of a million keys two share one with a chance of 1 in 37 million.
 #[must_use]
 pub fn key_of(secret: &[u8; 32], parts: &[&[u8]]) -> u64 {
     let mut hasher = blake3::Hasher::new_keyed(secret);
