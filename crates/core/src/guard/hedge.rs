@@ -295,7 +295,9 @@ mod tests {
         ] {
             assert_eq!(message(config), told);
         }
-        assert!(Hedge::new(HedgeConfig { samples_min: 20, ..default }, Mono::ZERO).is_ok());
+        let milli = Duration::from_millis(1);
+        let least = HedgeConfig { samples_min: 20, delay_min: milli, delay_max: milli, ..default };
+        assert!(Hedge::new(least, Mono::ZERO).is_ok());
     }
 
     proptest! {

@@ -181,6 +181,7 @@ mod tests {
         let message = Latencies::new(Duration::from_nanos(7), Mono::ZERO).unwrap_err().to_string();
         assert_eq!(message, "`window` is 7ns; allowed is 8ns to about 584 years");
         assert!(Latencies::new(Duration::MAX, Mono::ZERO).is_err());
+        assert!(Latencies::new(Duration::from_nanos(8), Mono::ZERO).is_ok());
     }
 
     #[test]

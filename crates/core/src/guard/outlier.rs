@@ -517,12 +517,20 @@ mod tests {
         assert_eq!(interval(&mut outlier, 20, &[(0, 1), (0, 1), (0, 1), (0, 1), (3, 1)]), "", "within the margin");
         let mut few = Outlier::new(OutlierConfig { requests_min: 101, ..config() }, 5, Mono::ZERO).unwrap();
         assert_eq!(interval(&mut few, 10, &one_bad), "", "too few requests");
+        let mut enough = Outlier::new(OutlierConfig { requests_min: 100, ..config() }, 5, Mono::ZERO).unwrap();
+        assert_eq!(interval(&mut enough, 10, &one_bad), "4 out to 40s, 64% below 65.44%, x1");
+        let mut slow = Outlier::new(OutlierConfig { requests_min: 100, ..config() }, 3, Mono::ZERO).unwrap();
+        assert_eq!(interval(&mut slow, 10, &[(0, 1), (0, 1), (0, 9)]), "2 out to 40s, 9ms beside 1ms, x1");
     }
 
     #[test]
     fn the_slow_one_is_found_and_does_not_hide_itself() {
         let mut outlier = Outlier::new(config(), 3, Mono::ZERO).unwrap();
         assert_eq!(interval(&mut outlier, 10, &[(0, 10), (0, 12), (0, 2_000)]), "2 out to 40s, 2s beside 12ms, x1");
+        let mut outlier = Outlier::new(config(), 5, Mono::ZERO).unwrap();
+        let alike = |odd_ms| [(0, 10), (0, 10), (0, 10), (0, 10), (0, odd_ms)];
+        assert_eq!(interval(&mut outlier, 10, &alike(29)), "", "less than three times the median");
+        assert_eq!(interval(&mut outlier, 20, &alike(31)), "4 out to 50s, 31ms beside 10ms, x1");
         let mut outlier = Outlier::new(config(), 5, Mono::ZERO).unwrap();
         let wide = [(0, 10), (0, 20), (0, 30), (0, 60), (0, 95)];
         assert_eq!(interval(&mut outlier, 10, &wide), "", "more than three times the median, but they differ anyway");

@@ -408,6 +408,17 @@ mod tests {
     }
 
     #[test]
+    fn an_emptied_pace_lets_cells_pass_evenly_and_no_burst() {
+        let pace = Pace::new(1, 100, 5);
+        let mut tat = pace.empty_at(Mono::ZERO);
+        for cell in 1..=8 {
+            let due = Mono::from_nanos(cell * 100);
+            assert!(pace.admit(tat, due - Duration::from_nanos(1), 1).is_err());
+            tat = pace.admit(tat, due, 1).unwrap();
+        }
+    }
+
+    #[test]
     fn heavier_than_a_burst_is_no_matter_of_time() {
         assert_eq!(
             run(config(5, 1_000, 3), &[(0, 4), (0, 3), (9, 4), (99_999, 4)]),

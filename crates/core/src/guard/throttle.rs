@@ -279,6 +279,14 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_that_comes_after_its_slice_has_left_changes_nothing() {
+        let (mut throttle, mut prng) = (Throttle::new(plain(&[2.0]), Mono::ZERO).unwrap(), Prng::new(1));
+        let permit = throttle.admit(Mono::ZERO, 0, &mut prng).unwrap();
+        throttle.record(Mono::from_millis(120_000), permit, true);
+        assert_eq!(throttle.judge(Mono::from_millis(120_000), 0), (0.0, 0, 0));
+    }
+
+    #[test]
     fn classes_count_apart() {
         let mut throttle = Throttle::new(plain(&[3.0, 1.5]), Mono::ZERO).unwrap();
         for class in [0, 1] {
