@@ -14,7 +14,7 @@
 //!   low quantile of window means over `baseline_window`; and while calls are refused anyway, every sixth window runs
 //!   at 0.9 / tolerance of the limit, just below the knee, so that a tenth of the means never contains a queue.
 //! - *Measuring causes refusals*, because the limit is pinned to a minimum. The dips above happen only while calls are
-//!   refused anyway; they drain the queue and leave nearly all tills busy (measured: below 5 % of throughput with ten
+//!   refused anyway; they drain the queue and leave nearly all tills busy (measured: about 5 % of throughput with ten
 //!   tills, 3 % with 25). Without refusals there are none.
 //! - *An upstream that has become slower for good is strangled*, because its latency looks like a queue. If the limit
 //!   has shrunk by two fifths, twice, and latency has not followed, it was no queue: the baseline is learned anew, the
