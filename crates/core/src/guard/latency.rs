@@ -1,8 +1,9 @@
 //! Latencies of the recent past, by quantile: a histogram in fixed memory that forgets.
 //!
-//! Picture a ruler whose marks lie ever further apart: up to a microsecond every 64 ns, then 16 marks for each doubling,
-//! up to 73 minutes. A latency is counted between two marks; a quantile answers with the upper one. There are
-//! [`SLICES`] rulers, one for each slice of the window, and their sum: when a slice has passed, its counts leave the sum.
+//! Picture a ruler whose marks lie ever further apart: up to a microsecond every 64 ns, then 16 marks for each
+//! doubling, up to 73 minutes. A latency is counted between two marks; a quantile answers with the upper one. There are
+//! [`SLICES`] rulers, one for each slice of the window, and their sum: when a slice has passed, its counts leave the
+//! sum.
 //!
 //! Invariants: the answer is never below the true order statistic and at most [`ERROR`] above it (64 ns below a
 //! microsecond; all above 73 minutes counts as that); the sum is the sum of the live slices; 20 KB, all taken at the
@@ -180,6 +181,7 @@ mod tests {
         let message = Latencies::new(Duration::from_nanos(7), Mono::ZERO).unwrap_err().to_string();
         assert_eq!(message, "`window` is 7ns; allowed is 8ns to about 584 years");
         assert!(Latencies::new(Duration::MAX, Mono::ZERO).is_err());
+        assert!(Latencies::new(Duration::from_nanos(8), Mono::ZERO).is_ok());
     }
 
     #[test]

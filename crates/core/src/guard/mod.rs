@@ -16,6 +16,7 @@ pub mod health;
 pub mod hedge;
 pub mod latency;
 pub mod learned;
+pub mod outlier;
 pub mod pipeline;
 pub mod rate;
 pub mod retry;

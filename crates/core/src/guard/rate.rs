@@ -356,8 +356,8 @@ impl KeyedRate {
     }
 }
 
-/// A key's digest: BLAKE3 with the process's own secret, so that nobody can choose keys that share a limit with another's.
-/// Parts are told apart by their length. Of a million keys two share one with a chance of 1 in 37 million.
+/// A key's digest: BLAKE3 with the process's own secret, so that nobody can choose keys that share a limit with
+/// another's. Parts are told apart by their length. Of a million keys two share one with a chance of 1 in 37 million.
 #[must_use]
 pub fn key_of(secret: &[u8; 32], parts: &[&[u8]]) -> u64 {
     let mut hasher = blake3::Hasher::new_keyed(secret);
@@ -405,6 +405,17 @@ mod tests {
             run(config(5, 1_000, 3), &steps),
             "0 yes, 0 yes, 0 yes, 0 no(200), 199 no(200), 200 yes, 201 no(400), 1000 yes, 1000 no(1200), 1200 yes"
         );
+    }
+
+    #[test]
+    fn an_emptied_pace_lets_cells_pass_evenly_and_no_burst() {
+        let pace = Pace::new(1, 100, 5);
+        let mut tat = pace.empty_at(Mono::ZERO);
+        for cell in 1..=8 {
+            let due = Mono::from_nanos(cell * 100);
+            assert!(pace.admit(tat, due - Duration::from_nanos(1), 1).is_err());
+            tat = pace.admit(tat, due, 1).unwrap();
+        }
     }
 
     #[test]

@@ -6,11 +6,12 @@
 //! Source: Google, "Site Reliability Engineering", chapter 21, "Client-Side Throttling".
 //!
 //! Two things the formula leaves open. A call counts when it is asked for, refused here or not, else the throttle would
-//! forget at once why it throttles. But a call that is on its way has not been refused yet: for `pending_grace` it counts
-//! neither way. Without that, the first tenth of a second of traffic, all of it unanswered, throttles itself; with it, an
-//! upstream that hangs is still seen, a grace later.
+//! forget at once why it throttles. But a call that is on its way has not been refused yet: for `pending_grace` it
+//! counts neither way. Without that, the first tenth of a second of traffic, all of it unanswered, throttles itself;
+//! with it, an upstream that hangs is still seen, a grace later.
 //!
 //! Classes count apart: the unimportant may be throttled while the important is not.
+//!
 //! Invariants: accepts never exceed requests; 0 <= p < 1, so that some call always gets through to find the way back; a
 //! lost [`Permit`] counts as not taken on. A fixed 24 slices a class; no decision allocates.
 //! Not here: what counts as taken on (the driver's; a 404 is, a 503 is not), retries, breaking the circuit (`breaker.rs`).
@@ -32,8 +33,8 @@ pub struct ThrottleConfig {
     pub multipliers: Vec<f64>,
     /// What counts as recent.
     pub window: Duration,
-    /// For so long a call on its way counts neither way, rounded up to a slice (1/24 of the window). Zero is the formula
-    /// as published, for services whose answers come at once.
+    /// For so long a call on its way counts neither way, rounded up to a slice (1/24 of the window). Zero is the
+    /// formula as published, for services whose answers come at once.
     pub pending_grace: Duration,
 }
 
@@ -237,7 +238,8 @@ mod tests {
 
     #[test]
     fn the_published_anchor() {
-        // The order matters for what is let through, not for what is counted: 40 taken on first, then 60 more asked for.
+        // The order matters for what is let through, not for what is counted: 40 taken on first, then 60 more asked
+        // for.
         let mut throttle = Throttle::new(plain(&[2.0]), Mono::ZERO).unwrap();
         ask(&mut throttle, Mono::ZERO, 0, 100, 40);
         assert_eq!(throttle.probability(Mono::ZERO, 0).get(), 20.0 / 101.0);
@@ -274,6 +276,14 @@ mod tests {
         let before = throttle.classes[0].sum.requests;
         throttle.forget(Mono::from_millis(20_000), permit);
         assert_eq!(throttle.classes[0].sum.requests, before - 1);
+    }
+
+    #[test]
+    fn an_answer_that_comes_after_its_slice_has_left_changes_nothing() {
+        let (mut throttle, mut prng) = (Throttle::new(plain(&[2.0]), Mono::ZERO).unwrap(), Prng::new(1));
+        let permit = throttle.admit(Mono::ZERO, 0, &mut prng).unwrap();
+        throttle.record(Mono::from_millis(120_000), permit, true);
+        assert_eq!(throttle.judge(Mono::from_millis(120_000), 0), (0.0, 0, 0));
     }
 
     #[test]

@@ -4,7 +4,6 @@
 mod async_client;
 #[path = "../../examples/sync-client.rs"]
 mod sync_client;
-#[cfg(feature = "tower")]
 #[path = "../../examples/tower-layer.rs"]
 mod tower_layer;
 
@@ -18,7 +17,6 @@ fn an_asynchronous_client() {
     async_client::main().expect("loopback works");
 }
 
-#[cfg(feature = "tower")]
 #[test]
 fn a_tower_layer() {
     tower_layer::main();

@@ -3,20 +3,22 @@
 //! Picture a shop with so many tills. While a till is free, a visit takes as long as serving takes (the baseline). Once
 //! all are busy, one more customer inside makes nobody served sooner, and every visit longer: calls on their way =
 //! throughput · mean latency (Little's law). So the limit grows while latency stays at its baseline and calls press
-//! against it, and shrinks in proportion when latency rises. It settles where latency is `tolerance` above the baseline.
+//! against it, and shrinks in proportion when latency rises. It settles where latency is `tolerance` above the
+//! baseline.
 //!
 //! It works in windows of at least `samples_min` calls. A window's mean is trusted no further than its own spread says:
-//! two standard errors are added to the tolerance. After the limit has changed, one mean latency goes by before the next
-//! window begins. Known faults of its relatives, and what is done instead:
+//! two standard errors are added to the tolerance. After the limit has changed, one mean latency goes by before the
+//! next window begins. Known faults of its relatives, and what is done instead:
 //!
 //! - *The baseline drifts in a long overload*, because the latency it is learned from contains the queue. Here it is a
-//!   low quantile of window means over `baseline_window`; and while calls are refused anyway, every sixth window runs at
-//!   0.9 / tolerance of the limit, just below the knee, so that a tenth of the means never contains a queue.
+//!   low quantile of window means over `baseline_window`; and while calls are refused anyway, every sixth window runs
+//!   at 0.9 / tolerance of the limit, just below the knee, so that a tenth of the means never contains a queue.
 //! - *Measuring causes refusals*, because the limit is pinned to a minimum. The dips above happen only while calls are
-//!   refused anyway; they drain the queue and leave nearly all tills busy (measured: below 5 % of throughput with ten
+//!   refused anyway; they drain the queue and leave nearly all tills busy (measured: about 5 % of throughput with ten
 //!   tills, 3 % with 25). Without refusals there are none.
-//! - *An upstream that has become slower for good is strangled*, because its latency looks like a queue. If the limit has
-//!   shrunk by a third and latency has not followed, it was no queue: the baseline is learned anew, the limit restored.
+//! - *An upstream that has become slower for good is strangled*, because its latency looks like a queue. If the limit
+//!   has shrunk by two fifths, twice, and latency has not followed, it was no queue: the baseline is learned anew, the
+//!   limit restored.
 //! - *Constant timeouts look healthy*, because they have no spread. Here timeouts and refusals are drops, no latencies;
 //!   more than `drop_share` of them shrink the limit, once for all calls that were on their way together.
 //! - *Quiet hours let the limit grow without end*. Here it grows only when it was reached.
@@ -202,10 +204,11 @@ struct Window {
     refused: u32,
 }
 
-/// A time of shrinking: what was before it.
+/// A time of shrinking: what was before it, and at its last test.
 #[derive(Clone, Copy, Debug)]
 struct Episode {
     limit: f64,
+    first: (f64, f64),
     calls: f64,
     mean: f64,
     unmoved: u32,
@@ -252,8 +255,8 @@ impl Concurrency {
 
     /// Gives the place back and takes in what the call came to. Tells what followed when this ended a window.
     ///
-    /// A success is a latency. Timeouts, refusals to serve and lost connections are drops. Other failures, and calls that
-    /// are ignored, say nothing: an error may come sooner than any honest answer.
+    /// A success is a latency. Timeouts, refusals to serve and lost connections are drops. Other failures, and calls
+    /// that are ignored, say nothing: an error may come sooner than any honest answer.
     pub fn record(&mut self, now: Mono, permit: Permit, outcome: Outcome) -> Option<Change> {
         self.in_flight = self.in_flight.saturating_sub(1);
         let window = &mut self.window;
@@ -361,12 +364,15 @@ impl Concurrency {
 
     fn shrink(&mut self, now: Mono, window: Window, mean: f64, bound: f64, healthy_max: f64) -> Why {
         let calls = f64::from(window.peak).min(self.limit).max(1.0);
-        let fresh = Episode { limit: self.limit, calls, mean, unmoved: 0 };
+        let fresh = Episode { limit: self.limit, first: (calls, mean), calls, mean, unmoved: 0 };
         let episode = self.episode.get_or_insert(fresh);
         // A queue of our making: latency is in proportion to calls. None: it is the same. Halfway between is the judge.
-        if calls <= 0.7 * episode.calls {
-            let moved = mean / episode.mean <= (calls / episode.calls).sqrt();
-            episode.unmoved = if moved { 0 } else { episode.unmoved + 1 };
+        let moved = |(from_calls, from_mean): (f64, f64)| mean / from_mean <= (calls / from_calls).sqrt();
+        if calls <= 0.6 * episode.calls {
+            episode.unmoved = if moved((episode.calls, episode.mean)) { 0 } else { episode.unmoved + 1 };
+            (episode.calls, episode.mean) = (calls, mean);
+        } else if calls <= f64::from(self.config.limit_min) && !moved(episode.first) {
+            episode.unmoved += 1; // It cannot shrink further: compare with the beginning.
         }
         if episode.unmoved >= 2 && mean < healthy_max {
             self.limit = episode.limit;
@@ -376,7 +382,9 @@ impl Concurrency {
             self.baseline_nanos = Some(mean);
             return Why::Slower;
         }
-        self.limit = calls * (bound / mean).clamp(0.5, 1.0);
+        // Once suspected, it is put to the test: the first window may have seen the change itself and prove nothing.
+        let suspected = episode.unmoved > 0;
+        self.limit = calls * if suspected { 0.55 } else { (bound / mean).clamp(0.5, 1.0) };
         Why::Queueing
     }
 }

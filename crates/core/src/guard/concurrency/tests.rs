@@ -139,7 +139,7 @@ fn shop(arrivals_per_s: f64) -> Shop {
 
 #[track_caller]
 fn assert_near_knee(tally: Tally, tills: f64) {
-    assert!((0.95 * tills..1.5 * tills).contains(&tally.limit()), "limit {}: {tally:?}", tally.limit());
+    assert!((0.95 * tills..1.6 * tills).contains(&tally.limit()), "limit {}: {tally:?}", tally.limit());
 }
 
 #[test]
@@ -220,7 +220,7 @@ fn slower_for_good_is_no_queue() {
     shop.serve_ms = 50.0;
     shop.run(30);
     let tally = shop.run(60);
-    assert!(tally.served > 60 * 395, "well again: {tally:?}");
+    assert!(tally.refused * 50 < tally.arrivals, "well again: {tally:?}");
 }
 
 #[test]

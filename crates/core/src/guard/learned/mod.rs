@@ -1,25 +1,26 @@
-//! Learned limit: finds out how many calls per second an upstream allows without having been told, and stays just below.
+//! Learned limit: finds out how many calls per second an upstream allows without having been told, and stays just
+//! below.
 //!
 //! Picture somebody finding the height of a ceiling in the dark. FREE: no ceiling was ever felt, all calls pass. A
-//! refusal (429 or 503): PAUSE, then one trial call at a time until one is taken. HOLD: calls are paced at `hold` of what
-//! is believed. When the last refusals are paid for, PROBE: the pace rises, slowly near the ceiling, faster beyond it,
-//! until the next refusal, and every step that passed is the new belief.
+//! refusal (429 or 503): PAUSE, then one trial call at a time until one is taken. HOLD: calls are paced at `hold` of
+//! what is believed. When the last refusals are paid for, PROBE: the pace rises, slowly near the ceiling, faster beyond
+//! it, until the next refusal, and every step that passed is the new belief.
 //!
 //! How a refusal becomes a number. From one time that everything is used up to the next, the upstream has taken exactly
 //! what it allows, whatever it counts with: fixed or sliding windows, a token bucket. So after the second refusal in a
-//! row the belief is accepted calls / time between. After a probe it is the last step that passed.
+//! row the belief is accepted calls / time between, and not below what was accepted over the last 15 to 20 s unless the
+//! limit fell by far: a sliding window gives back what was taken a window ago. After a probe it is the last step that
+//! passed. A refusal at a pace that was thought safe also halves what may go at once; steps that pass give it back.
 //!
-//! A refusal at a pace that was thought safe also halves what may go at once; steps that pass give it back.
+//! Other evidence: `RateLimit` headers are believed at once, up and down, until refusals contradict; what they say is
+//! left is spread over the time it must last. `Retry-After` is obeyed up to `pause_max`; every fourth time one trial
+//! call goes out early, and if it is taken the next wish counts half (a refused one restores it). Latency that doubles
+//! while fewer calls come back than go out is a queue at a limit that nobody refuses at: the belief is what came back.
 //!
-//! Other evidence: `RateLimit` headers are believed at once, up and down, until refusals contradict; what they say is left
-//! is spread over the time it must last. `Retry-After` is obeyed up to `pause_max`; every fourth time one trial call goes
-//! out early, and if it is taken the next wish counts half (a refused one restores it). Latency that doubles while fewer
-//! calls come back than go out is a queue at a limit that nobody refuses at: the belief is what came back.
-//!
-//! Invariants: probing costs at most about `refusal_share_max` of calls (a probe begins only when the refusals of the last
-//! one are paid for); one refused flight is one piece of evidence; a refusal never raises the belief and at most quarters
-//! it; calls that pass without pressing against the pace prove nothing; after `forget_after` without evidence nothing is
-//! believed. Memory is fixed; no call allocates.
+//! Invariants: probing costs at most about `refusal_share_max` of calls (a probe begins only when the refusals of the
+//! last one are paid for); one refused flight is one piece of evidence; a refusal never raises the belief and at most
+//! quarters it; calls that pass without pressing against the pace prove nothing; after `forget_after` without evidence
+//! nothing is believed. Memory is fixed; no call allocates.
 //! Not here: waiting for `retry_in` (the driver's: pacing needs somebody who waits), who else uses up the same limit.
 
 mod signals;

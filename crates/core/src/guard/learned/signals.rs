@@ -2,10 +2,10 @@
 //! a header that makes no sense is as if it were not there.
 //!
 //! - `Retry-After`: seconds or an HTTP date (RFC 9110 section 10.2.3).
-//! - `RateLimit-Policy: "name";q=100;w=60` and `RateLimit: "name";r=50;t=30` (draft-ietf-httpapi-ratelimit-headers-08 and
-//!   later); `RateLimit: limit=100, remaining=50, reset=30` and `RateLimit-Policy: 100;w=60` (-07).
-//! - `RateLimit-Limit`, `-Remaining`, `-Reset` (-06 and before), with and without `X-`, also as `X-Rate-Limit-...`. A reset
-//!   may be seconds from now, a Unix time, or that in milliseconds: its size tells.
+//! - `RateLimit-Policy: "name";q=100;w=60` and `RateLimit: "name";r=50;t=30` (draft-ietf-httpapi-ratelimit-headers-08
+//!   and later); `RateLimit: limit=100, remaining=50, reset=30` and `RateLimit-Policy: 100;w=60` (-07).
+//! - `RateLimit-Limit`, `-Remaining`, `-Reset` (-06 and before), with and without `X-`, also as `X-Rate-Limit-...`. A
+//!   reset may be seconds from now, a Unix time, or that in milliseconds: its size tells.
 //!
 //! Of several policies the tightest counts. Policies that count something else than requests (`qu`) are left out.
 
