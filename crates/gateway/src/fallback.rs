@@ -7,7 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER};
 use http::{Method, Response, StatusCode};
+use seawall_core::guard::Refusal;
 use seawall_core::id::RecordId;
+use seawall_core::journal::Seq;
 use seawall_core::policy::Fallback;
 use seawall_core::spool::NewRecord;
 use seawall_store::EnqueueError;
@@ -29,6 +31,7 @@ pub(crate) async fn apply(worker: &Arc<Worker>, mut call: Call, reason: Reason) 
         return Answer::verdict(verdict).build();
     }
     let fallbacks = call.route.policy.fallbacks.clone();
+    let cause = if fallbacks.is_empty() { None } else { cause(worker, &call, &reason) };
     let mut refused = None;
     for fallback in &fallbacks {
         // Nothing but the spool keeps a write behind the older ones of its key.
@@ -51,21 +54,32 @@ pub(crate) async fn apply(worker: &Arc<Worker>, mut call: Call, reason: Reason) 
             Fallback::Upstream(other) => other_upstream(worker, &mut call, *other).await,
         };
         if let Some(answer) = answer {
-            return mark(worker, &call, fallback.name(), &reason, answer);
+            return mark(worker, &call, (fallback.name(), cause), &reason, answer);
         }
     }
     refused.unwrap_or_else(|| no_fallback(worker, call, reason))
+}
+
+/// The journal's entry that tells why this answer is not the upstream's.
+fn cause(worker: &Worker, call: &Call, reason: &Reason) -> Option<Seq> {
+    match reason {
+        // The breaker has told already, and what waits is told by the spool.
+        Reason::Refused(Refusal::BreakerOpen { .. }) | Reason::Behind | Reason::Client(_) => call.route.cause(),
+        Reason::Refused(_) | Reason::Failed(..) => {
+            Some(call.route.failing(worker.node.clock.now(), &reason_words(reason)))
+        }
+    }
 }
 
 /// Marks an answer as reduced, counts it, and tells the journal when it is the first.
 fn mark(
     worker: &Arc<Worker>,
     call: &Call,
-    how: &'static str,
+    (how, cause): (&'static str, Option<Seq>),
     reason: &Reason,
     mut answer: Response<ResBody>,
 ) -> Response<ResBody> {
-    let since = call.route.degraded(how);
+    let since = call.route.degraded(how, cause);
     worker.counts[call.id.index()].degraded(how);
     let (name, value) = degraded(how, since);
     answer.headers_mut().insert(name, value);

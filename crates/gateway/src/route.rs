@@ -26,6 +26,8 @@ use crate::clock::Clock;
 
 /// Answers are called whole again when none was reduced for this long.
 const DEGRADED_LINGER: Duration = Duration::from_secs(2);
+/// Calls that fail within this long of each other are one story, told once.
+const FAILING_LINGER: Duration = Duration::from_secs(10);
 
 pub(crate) struct RouteState {
     pub(crate) policy: Route,
@@ -47,6 +49,10 @@ struct Guards {
     waiters: BTreeMap<Ticket, oneshot::Sender<()>>,
     /// What the journal last said of this route: the cause of what comes next.
     last_entry: Option<Seq>,
+    /// What was in force when the first call came: failing calls are told because of it.
+    begun: Option<Seq>,
+    /// The entry that says how calls fail, and when one last did.
+    failing: Option<(Seq, Mono)>,
     degraded_entry: Option<Seq>,
 }
 
@@ -65,6 +71,8 @@ impl RouteState {
             bulkhead: Bulkhead::new(policy.guards.bulkhead),
             waiters: BTreeMap::new(),
             last_entry: cause,
+            begun: cause,
+            failing: None,
             degraded_entry: None,
         };
         Self {
@@ -149,13 +157,30 @@ impl RouteState {
         self.lock().budget.withdraw(now)
     }
 
-    /// What the journal last said of this route.
+    /// What the journal last said of this route, its failing calls included.
     pub(crate) fn cause(&self) -> Option<Seq> {
-        self.lock().last_entry
+        let guards = self.lock();
+        guards.last_entry.max(guards.failing.map(|(entry, _)| entry))
+    }
+
+    /// Notes a call that failed or was refused, and what the journal says of it. Told before anything stands in for
+    /// the upstream: what fills the spool must not be told before its cause.
+    pub(crate) fn failing(&self, now: Mono, reason: &str) -> Seq {
+        let mut guards = self.lock();
+        let told = guards.failing.filter(|(_, last)| now.since(*last) < FAILING_LINGER);
+        let entry = told.map_or_else(
+            || {
+                let draft = Draft::new(Kind::CallsFailing, self.subject()).because(guards.begun);
+                self.journal.record(draft.with("upstream", &self.upstream_name).with("reason", reason))
+            },
+            |(entry, _)| entry,
+        );
+        guards.failing = Some((entry, now));
+        entry
     }
 
     /// Notes a reduced answer. Tells since when answers have been reduced.
-    pub(crate) fn degraded(&self, how: &str) -> Wall {
+    pub(crate) fn degraded(&self, how: &str, cause: Option<Seq>) -> Wall {
         self.degraded_last.store(self.clock.now().as_nanos(), Relaxed);
         let since = self.degraded_since.load(Relaxed);
         if since != 0 {
@@ -164,7 +189,7 @@ impl RouteState {
         let wall = self.clock.wall();
         if self.degraded_since.compare_exchange(0, wall.as_millis().max(1), Relaxed, Relaxed).is_ok() {
             let mut guards = self.lock();
-            let draft = Draft::new(Kind::DegradedStarted, self.subject()).because(guards.last_entry).with("how", how);
+            let draft = Draft::new(Kind::DegradedStarted, self.subject()).because(cause).with("how", how);
             let seq = self.journal.record(draft);
             guards.degraded_entry = Some(seq);
             guards.last_entry = Some(seq);
