@@ -140,7 +140,11 @@ impl Disk for LookDisk {
         let mut names: BTreeSet<String> = there.into_iter().collect();
         for (path, known) in seen.files.iter().filter(|(path, _)| path.parent() == Some(dir)) {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if matches!(known, Known::Removed) { names.remove(&name) } else { names.insert(name) };
+            if matches!(known, Known::Removed) {
+                names.remove(&name)
+            } else {
+                names.insert(name)
+            };
         }
         Ok(names.into_iter().collect())
     }

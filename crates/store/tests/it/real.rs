@@ -183,7 +183,10 @@ fn changes_in_memory_are_seen_by_everybody_who_looks() {
     disk.rename(&path("a"), &path("b")).unwrap();
     disk.create(&path("c"), 3).unwrap().set_len(5).unwrap();
     assert_eq!(disk.create(&path("c"), 3).unwrap_err().kind(), std::io::ErrorKind::AlreadyExists);
-    assert_eq!((disk.list(dir.path()).unwrap(), disk.read(&path("c")).unwrap()), (vec!["b".into(), "c".into()], vec![0; 5]));
+    assert_eq!(
+        (disk.list(dir.path()).unwrap(), disk.read(&path("c")).unwrap()),
+        (vec!["b".into(), "c".into()], vec![0; 5])
+    );
     disk.remove(&path("c")).unwrap();
     for gone in ["a", "c", "never"] {
         assert_eq!(disk.open(&path(gone)).unwrap_err().kind(), std::io::ErrorKind::NotFound);
