@@ -128,6 +128,29 @@ fn the_spool_outlives_the_node() {
     );
 }
 
+/// Who asks again after a restart gets the same answer, marked as what it is.
+#[test]
+fn a_key_outlives_the_node() {
+    let (well, server) = Server::moody();
+    let (node, place) = place(&server, "5s").node_of();
+    let ask = |node: &Node| node.post("/w", "Idempotency-Key: \"k\"\r\n", "x");
+    let location = ask(&node).must("location");
+    node.kill();
+    let node = place.node();
+    let again = ask(&node);
+    assert_eq!((again.status, again.must("location")), (202, location.clone()));
+    assert_eq!(again.must("idempotency-replayed"), "true");
+    assert!(again.must("seawall-degraded").starts_with("spool; since=20"), "{again:?}");
+    assert!(again.must("proxy-status").starts_with("seawall; details="), "{again:?}");
+    well.store(true, Relaxed);
+    wait_until("it is delivered", || node.spooled() == 0);
+    let settled = ask(&node);
+    assert_eq!((settled.status, settled.must("location")), (202, location));
+    assert_eq!(settled.json()["state"], "delivered");
+    assert_eq!(settled.header("seawall-degraded"), None, "what has arrived is not reduced");
+    assert_eq!(node.post("/w", "Idempotency-Key: k\r\n", "y").status, 422);
+}
+
 /// Between two words of a pipelining client, too: what was read is answered, the rest is not begun.
 #[test]
 fn a_stop_under_load_loses_no_answer() {

@@ -12,6 +12,7 @@ use seawall_core::id::RecordId;
 use seawall_core::journal::Seq;
 use seawall_core::policy::Fallback;
 use seawall_core::spool::NewRecord;
+use seawall_core::time::Wall;
 use seawall_store::EnqueueError;
 use serde_json::json;
 
@@ -141,6 +142,7 @@ async fn spool(
     let record = record(worker, call, &write, reason);
     let attending = write.claiming.attend();
     let may_have_arrived = call.may_have_arrived;
+    let since = call.route.degraded_since().unwrap_or_else(|| node.clock.wall());
     // In a task of its own: a client that goes away now must not leave the account in doubt.
     let kept = worker.tasks.spawn(async move {
         let kept = node.spool.enqueue(&record).await;
@@ -157,7 +159,7 @@ async fn spool(
         }
         match kept {
             Ok(enqueued) => {
-                let (answer, done) = accepted(enqueued.id, "waiting", &identity.key);
+                let (answer, done) = accepted(enqueued.id, "waiting", &identity.key, Some(since));
                 claiming.finish(node.clock.now(), done);
                 Ok(answer)
             }
@@ -192,14 +194,12 @@ fn record(worker: &Worker, call: &Call, write: &Write, reason: &Reason) -> NewRe
     }
 }
 
-/// The answer to a write that was accepted before: where it is in its life.
-pub(crate) fn accepted_before(id: RecordId, state: &str, key: &HeaderValue) -> Response<ResBody> {
-    let mut response = accepted(id, state, key).0;
-    response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
-    response
+/// The answer to a write that was accepted before: where it is in its life, and since when it is held, if it is.
+pub(crate) fn accepted_before(id: RecordId, state: &str, key: &HeaderValue, held: Option<Wall>) -> Response<ResBody> {
+    accepted(id, state, key, held).0
 }
 
-fn accepted(id: RecordId, state: &str, key: &HeaderValue) -> (Response<ResBody>, DoneAnswer) {
+fn accepted(id: RecordId, state: &str, key: &HeaderValue, held: Option<Wall>) -> (Response<ResBody>, DoneAnswer) {
     let location = format!("{RECORDS_PATH}{id}");
     let body = Bytes::from(format!("{}\n", json!({ "id": id, "state": state, "location": location })));
     let mut response = Response::new(ResBody::whole(body.clone()));
@@ -208,6 +208,7 @@ fn accepted(id: RecordId, state: &str, key: &HeaderValue) -> (Response<ResBody>,
     headers.insert(LOCATION, HeaderValue::from_str(&location).unwrap_or(HeaderValue::from_static("/")));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(IDEMPOTENCY_KEY, key.clone());
+    headers.extend(held.map(|since| degraded(Fallback::Spool.name(), since)));
     let done = DoneAnswer { status: StatusCode::ACCEPTED, headers: headers.clone(), body };
     (response, done)
 }

@@ -185,6 +185,8 @@ fn a_spooled_key_answers_the_same_when_asked_again() {
     let again = world.post("/a", "Idempotency-Key: k1\r\n", "x");
     assert_eq!((first.status, again.status), (202, 202));
     assert_eq!(first.must("location"), again.must("location"));
+    assert_eq!(first.must("seawall-degraded"), again.must("seawall-degraded"), "still reduced");
+    assert_eq!(again.must("idempotency-replayed"), "true");
     assert_eq!(world.post("/a", "Idempotency-Key: k1\r\n", "y").status, 422);
     wait_until("one record is held", || {
         let depth = world.store.spool.depth();
