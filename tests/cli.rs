@@ -159,6 +159,8 @@ fn a_stopped_nodes_folder_is_read() {
     let only = place.seawall(&["journal", "--data", "data", "--kind", "node_stopped", "--json"]).json();
     assert_eq!(only["entries"].as_array().map(Vec::len), Some(1));
     assert_eq!(files(&place.path().join("data")), before, "looking changes nothing");
+    let key = dead["idempotency_key"].as_str().unwrap();
+    assert!(key.starts_with("seawall-") && !key.contains('\n'), "as the client and the upstream know it: {key:?}");
     for arguments in [&["status"][..], &["journal"], &["spool", "ls"], &["spool", "show", "1"], &["ledger"]] {
         let said = place.seawall(&[arguments, &["--admin", &admin]].concat());
         assert_eq!((said.code, said.out.as_str()), (3, ""), "{arguments:?}");
