@@ -61,6 +61,10 @@ fn a_dead_letter_is_found_shown_and_delivered_after_all() {
     assert!(!shown.out.contains("the payload") && !shown.out.contains("hush"), "no payload, no secret: {}", shown.out);
     assert!(!shown.out.contains('\u{1b}'), "what an upstream said does not steer the terminal");
 
+    let told = node.get(&format!("/.seawall/records/{id}")).json();
+    assert_eq!((&told["state"], &told["status"]), (&"parked".into(), &Value::Null), "{told}");
+    assert!(told["reason"].as_str().unwrap().contains("422"), "whoever asks for the outcome is told why: {told}");
+
     mode.store(200, Relaxed);
     let retried = seawall(&["spool", "retry", &id]);
     assert_eq!((retried.code, retried.out), (0, format!("record {id} waits for delivery again\n")));

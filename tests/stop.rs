@@ -116,7 +116,8 @@ fn the_spool_outlives_the_node() {
     let node = place.node();
     wait_until("they are delivered", || node.spooled() == 0);
     for location in kept {
-        assert_eq!(node.get(&location).json()["state"], "delivered");
+        let became = node.get(&location).json();
+        assert_eq!((&became["state"], &became["status"]), (&"delivered".into(), &200.into()), "{became}");
     }
     let journal = node.journal();
     assert_eq!(journal.last("store_recovered")["fields"]["waiting"], "5");

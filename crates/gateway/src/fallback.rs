@@ -12,6 +12,7 @@ use seawall_core::id::RecordId;
 use seawall_core::journal::Seq;
 use seawall_core::policy::Fallback;
 use seawall_core::spool::NewRecord;
+use seawall_core::spool::index::Outcome;
 use seawall_core::time::Wall;
 use seawall_store::EnqueueError;
 use serde_json::json;
@@ -308,12 +309,21 @@ pub(crate) async fn record_state(worker: &Worker, id: &str, method: &Method) -> 
     };
     match worker.node.spool.get(id).await {
         Ok(Some(account)) => {
+            let (status, reason) = match account.settled.as_ref().map(|settled| &settled.outcome) {
+                Some(Outcome::Delivered { status }) => (Some(*status), None),
+                Some(Outcome::Discarded { reason }) => (None, Some(reason)),
+                None => (None, account.parked.as_ref().map(|parked| &parked.reason)),
+            };
+            // Of a record that has left nothing is kept but what became of it.
+            let held = account.record.as_ref();
             let state = json!({
                 "id": id,
                 "state": account.state.name(),
-                "attempts": account.attempts,
-                "last_error": account.last_error,
-                "accepted_at": account.record.as_ref().map(|record| record.accepted.rfc3339()),
+                "status": status,
+                "reason": reason,
+                "attempts": held.map(|_| account.attempts),
+                "last_error": held.map(|_| &account.last_error),
+                "accepted_at": held.map(|record| record.accepted.rfc3339()),
                 "settled_at": account.settled.as_ref().map(|settled| settled.at.rfc3339()),
             });
             let mut response = Response::new(ResBody::whole(Bytes::from(format!("{state}\n"))));
