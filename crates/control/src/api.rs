@@ -279,7 +279,7 @@ async fn spool(State(admin): State<Admin>, query: RawQuery) -> Result<Response, 
 #[must_use]
 pub fn account_json(account: &Account, now: Wall) -> Value {
     let mut body = json!({
-        "id": account.id, "state": account.state, "attempts": account.attempts, "last_error": account.last_error,
+        "id": account.id, "state": account.state, "attempts": account.record.as_ref().map(|_| account.attempts), "last_error": account.last_error,
         "parked": null, "settled": null,
     });
     if let Some(parked) = &account.parked {
