@@ -12,6 +12,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use seawall_core::guard::Refusal;
+use seawall_core::guard::breaker::StateName;
 use seawall_core::ledger::{Counts, Summary, Verdict};
 use seawall_core::observation::{LATENCY_BUCKETS_S, NodeSnapshot, RouteSnapshot};
 use seawall_core::outcome::Failure;
@@ -21,7 +22,7 @@ use crate::Admin;
 use crate::api::only;
 use crate::parts::AdminParts;
 
-const BREAKER_STATES: [&str; 4] = ["closed", "open", "half_open", "off"];
+const BREAKER_OFF: &str = "off";
 const FALLBACKS: [&str; 4] = ["spool", "stale", "static", "upstream"];
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
@@ -189,7 +190,7 @@ fn breakers(text: &mut Text, routes: &[RouteSnapshot]) {
     let name = "seawall_breaker_state";
     text.family(name, "gauge", "1 for the state the breaker is in, 0 for the others.");
     for route in routes {
-        for state in BREAKER_STATES {
+        for state in StateName::ALL.map(StateName::name).into_iter().chain([BREAKER_OFF]) {
             let is = u8::from(route.breaker.state == state);
             text.sample(name, &[("route", &route.name), ("state", state)], is);
         }

@@ -20,7 +20,7 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use seawall_core::guard::Refusal;
 use seawall_core::guard::deadline::Deadline;
-use seawall_core::guard::retry::Tried as TriedFacts;
+use seawall_core::guard::retry::{Pushback, Tried as TriedFacts, Waits};
 use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::outcome::{Failure, Outcome, is_idempotent, judge_status};
 use seawall_core::time::Mono;
@@ -31,13 +31,13 @@ use crate::http::body::{ClientBody, Progress, ReqBody, ResBody, Tracked};
 use crate::http::conn::ConnState;
 use crate::http::gate::{VERDICT_HEADER, Verdict};
 use crate::http::headers::{
-    self, EXPECTED_TIMEOUT_MS, Hop, IDEMPOTENCY_KEY, PROXY_STATUS, Present, SEAWALL_RECORD, X_REQUEST_ID,
+    self, EXPECTED_TIMEOUT_MS, Hop, IDEMPOTENCY_KEY, PROXY_STATUS, Present, RETRY_OWNER, SEAWALL_RECORD, X_REQUEST_ID,
 };
 use crate::node::{Limiter, Node, Used, Worker};
 use crate::pool::{EndpointLoad, Link};
 use crate::records::Fate;
 use crate::relay::{Relay, Wish};
-use crate::route::{Pass, Place, RouteState};
+use crate::route::{Pass, Place, Retry, RouteState};
 use crate::stale;
 use crate::writes::{BadKey, Claimed, Claiming, DoneAnswer, Identity, Stamped};
 
@@ -170,6 +170,10 @@ pub(crate) struct Call {
     pub(crate) idempotent: bool,
     pub(crate) tried: u64,
     pub(crate) attempts: u32,
+    pub(crate) began: Mono,
+    pub(crate) waits: Waits,
+    /// True if a layer above us repeats it when it fails, so that we do not.
+    pub(crate) retried_above: bool,
     /// True once a copy of it may have been carried out without our having seen a good answer: from here on a no says
     /// nothing about that copy.
     pub(crate) may_have_arrived: bool,
@@ -360,6 +364,9 @@ async fn prepare(
         deadline,
         tried: 0,
         attempts: 0,
+        began: started,
+        waits: Waits::default(),
+        retried_above: present.has(Present::RETRY_OWNER),
         may_have_arrived: false,
         write: None,
         stale_key,
@@ -373,6 +380,9 @@ async fn prepare(
         Box::pin(begin_write(worker, &mut call, body, client_key)).await?;
     }
     headers::to_upstream(&mut call.headers, present, &Hop { peer: &peer.ip_text, via: &node.via });
+    if !call.retried_above && call.can_be_sent_again() && call.route.policy.guards.retry.attempts_max > 1 {
+        call.headers.insert(RETRY_OWNER, node.via.clone());
+    }
     if let Some(Write { stamped: Some(stamped), .. }) = &call.write
         && let Ok(stamp) = HeaderValue::from_str(&stamped.stamp)
     {
@@ -398,12 +408,10 @@ impl Call {
 }
 
 fn refuse_if_open(route: &RouteState, now: Mono) -> Result<(), Refusal> {
-    match route.admits_at() {
-        Some(at) if now < at && route.policy.fallbacks.is_empty() => {
-            Err(Refusal::BreakerOpen { retry_in: now.until(at), seen: route.seen(now) })
-        }
-        _ => Ok(()),
+    if !route.policy.fallbacks.is_empty() {
+        return Ok(());
     }
+    route.would_refuse(now).map_or(Ok(()), Err)
 }
 
 /// Reads a body whole if it may be needed again and is small enough; passes it on as it comes otherwise.
@@ -561,6 +569,8 @@ pub(crate) async fn attempt_loop(
 ) -> Result<Received, Reason> {
     let counts = &worker.counts[call.id.index()];
     let upstream = call.route.policy.upstream;
+    // Held while a retry waits and while it is made: both are load that the budget must know of.
+    let mut _retry = None;
     loop {
         call.attempts += 1;
         let (failure, answer, retry_after) = match try_once(worker, call, upstream, &mut place).await {
@@ -578,7 +588,10 @@ pub(crate) async fn attempt_loop(
         };
         counts.failed(failure);
         match next_wait(worker, call, failure, retry_after) {
-            Some(wait) => tokio::time::sleep(wait).await,
+            Some((wait, retry)) => {
+                _retry = Some(retry);
+                tokio::time::sleep(wait).await;
+            }
             None => return Err(Reason::Failed(failure, answer)),
         }
         counts.retries.add(1);
@@ -586,24 +599,31 @@ pub(crate) async fn attempt_loop(
 }
 
 /// The wait before another try, if one is safe, in time and afforded.
-fn next_wait(worker: &Arc<Worker>, call: &Call, failure: Failure, retry_after: Option<Duration>) -> Option<Duration> {
+fn next_wait(
+    worker: &Arc<Worker>,
+    call: &mut Call,
+    failure: Failure,
+    retry_after: Option<Duration>,
+) -> Option<(Duration, Retry)> {
+    let now = worker.node.clock.now();
     let facts = TriedFacts {
         attempts: call.attempts,
         failure,
         idempotent: call.idempotent,
         replayable: call.body.replayable(),
-        retry_after,
+        owned_above: call.retried_above,
+        elapsed: now.since(call.began),
+        pushback: retry_after.map(Pushback::After),
     };
     let wait = {
         let mut prng = worker.prng.lock().unwrap_or_else(PoisonError::into_inner);
-        call.route.policy.guards.retry.next_wait(facts, &mut prng)?
+        call.route.policy.guards.retry.next_wait(facts, &mut call.waits, &mut prng).ok()?
     };
-    let now = worker.node.clock.now();
     if !call.deadline.affords(now, wait) {
         return None;
     }
     match call.route.withdraw(now) {
-        Ok(()) => Some(wait),
+        Ok(retry) => Some((wait, retry)),
         Err(refusal) => {
             worker.counts[call.id.index()].refused(&refusal);
             None
@@ -628,7 +648,7 @@ pub(crate) async fn try_once(
     place: &mut Option<Place>,
 ) -> Tried {
     let now = worker.node.clock.now();
-    match call.route.admit(now) {
+    match call.route.admit(worker.index, now) {
         Ok(pass) => try_with(worker, call, upstream, place, now, pass).await,
         Err(refusal) => Tried::Refused(refusal),
     }
@@ -820,16 +840,15 @@ fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, r
     };
     let body = match (content, outcome) {
         (Content::Whole(bytes), _) => {
-            relay.pass.record(now, outcome);
+            relay.pass.report(now, now, outcome, retry_after);
             ResBody::whole(bytes)
         }
         (Content::Arriving(incoming, link), _) => {
             let mut pass = Some(relay.pass);
-            if outcome.is_failure()
-                && let Some(pass) = pass.take()
-            {
-                pass.record(now, outcome);
+            if outcome.is_failure() {
+                pass.take().into_iter().for_each(|pass| pass.report(now, now, outcome, retry_after));
             }
+            pass.iter_mut().for_each(Pass::answered);
             let announced = headers::announces_trailers(&parts.headers);
             ResBody::Relay(Box::new(Relay {
                 incoming,

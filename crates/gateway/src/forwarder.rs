@@ -14,7 +14,7 @@ use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Response, Uri};
 use http_body_util::BodyExt as _;
 use seawall_core::guard::deadline::Deadline;
-use seawall_core::guard::retry::RetryConfig;
+use seawall_core::guard::retry::{Backoff, RetryConfig, Waits};
 use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::journal::{Draft, Kind};
 use seawall_core::outcome::Failure;
@@ -34,11 +34,8 @@ use crate::route::RouteState;
 /// Beyond the deadline of a try: an expired lease would hand the record to somebody else while we still send it.
 const LEASE_SLACK: Duration = Duration::from_secs(30);
 /// Between tries of the same record.
-const BACKOFF: RetryConfig = RetryConfig {
-    attempts_max: u32::MAX,
-    backoff_base: Duration::from_millis(100),
-    backoff_max: Duration::from_secs(5),
-};
+const BACKOFF_BASE: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// How often it looks even if nobody calls.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const LAST_WORDS_BYTES: usize = 512;
@@ -219,6 +216,9 @@ fn call(route: &Arc<RouteState>, id: RouteId, record: &NewRecord, now: Mono) -> 
         idempotent: true,
         tried: 0,
         attempts: 1,
+        began: now,
+        waits: Waits::default(),
+        retried_above: false,
         may_have_arrived: false,
         write: None,
         stale_key: None,
@@ -249,9 +249,11 @@ async fn put_back(
 ) -> Delivered {
     let jittered = {
         let mut prng = worker.prng.lock().unwrap_or_else(PoisonError::into_inner);
-        BACKOFF.backoff(attempts + 1, &mut prng)
+        let backoff = Backoff::Exponential { base: BACKOFF_BASE, multiplier: 2.0 };
+        let patient = RetryConfig { backoff, wait_max: BACKOFF_MAX, ..RetryConfig::default() };
+        patient.wait(attempts + 1, &mut Waits::default(), &mut prng)
     };
-    let wait = retry_after.map_or(jittered, |wish| wish.min(BACKOFF.backoff_max * 12).max(jittered));
+    let wait = retry_after.map_or(jittered, |wish| wish.min(BACKOFF_MAX * 12).max(jittered));
     let _ = worker.node.spool.nack(lease, wait, error).await;
     Delivered::Failed
 }

@@ -104,7 +104,7 @@ impl Gateway {
         }
         let mut threads = Vec::new();
         for (index, listeners) in listeners.into_iter().enumerate() {
-            let worker = Worker::new(&node, workers.max(1), prng.next_u64());
+            let worker = Worker::new(&node, (index, workers.max(1)), prng.next_u64());
             let job = Job { worker, stop: stop.clone(), first: index == 0, cause };
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
@@ -208,7 +208,7 @@ impl Hosted {
 pub async fn run_here(parts: Parts) -> Result<Hosted, StartError> {
     let (net, seed, cause) = (parts.net, parts.seed, parts.cause);
     let node = Arc::new(Node::new(parts));
-    let worker = Worker::new(&node, 1, seed);
+    let worker = Worker::new(&node, (0, 1), seed);
     let mut listeners = Vec::new();
     for wanted in &node.policy.listeners {
         let address = wanted.address;
@@ -289,6 +289,7 @@ fn spawn_all(job: Job, listeners: Vec<Listener>) -> TaskTracker {
     tasks.spawn(watch::sweep_pools(Arc::clone(&worker), stop.now.clone()));
     if first {
         tasks.spawn(watch::watch_spool(Arc::clone(&worker), stop.now.clone()));
+        tasks.spawn(watch::watch_guards(Arc::clone(&worker), stop.now.clone()));
         tasks.spawn(watch::watch_limits(Arc::clone(&worker), stop.now.clone()));
         for (place, upstream) in worker.node.policy.upstreams.iter().enumerate() {
             let id = UpstreamId(u32::try_from(place).unwrap_or(u32::MAX));

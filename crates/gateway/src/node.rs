@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use http::HeaderValue;
 use seawall_core::balance::{Candidate, choose};
 use seawall_core::guard::Refusal;
+use seawall_core::guard::budget::Budget;
 use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::journal::Seq;
 use seawall_core::observation::{EndpointSnapshot, LimitSnapshot, NodeSnapshot, RouteSnapshot, UpstreamSnapshot};
@@ -23,7 +24,7 @@ use crate::net::Net;
 use crate::observe::{Rejections, RouteCounts, finish};
 use crate::pool::{EndpointLoad, EndpointPool};
 use crate::records::Records;
-use crate::route::RouteState;
+use crate::route::{self, RouteState};
 use crate::stale::Stale;
 use crate::writes::Claims;
 
@@ -83,16 +84,28 @@ pub(crate) struct Worker {
     pub(crate) counts: Vec<RouteCounts>,
     pub(crate) rejections: Rejections,
     pub(crate) prng: Mutex<Prng>,
+    /// Which worker it is, from zero.
+    pub(crate) index: usize,
     pub(crate) tasks: TaskTracker,
 }
 
 impl Node {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { policy, spool, journal, records, clock, net, cause, .. } = parts;
+        let Parts { policy, spool, journal, records, clock, net, cause, seed, .. } = parts;
         let upstreams: Vec<UpstreamState> = policy.upstreams.iter().map(UpstreamState::new).collect();
+        let budgets: Vec<_> = upstreams.iter().map(|_| Arc::new(Mutex::new(Budget::new(clock.now())))).collect();
+        let mut seeds = Prng::new(seed).fork();
         let routes = policy.routes.iter().map(|route| {
-            let upstream = upstreams[route.upstream.index()].name.clone();
-            Arc::new(RouteState::new(route.clone(), upstream, journal.clone(), clock.clone(), cause))
+            let upstream = route.upstream.index();
+            let shared = route::Shared {
+                upstream_name: upstreams[upstream].name.clone(),
+                budget: Arc::clone(&budgets[upstream]),
+                journal: journal.clone(),
+                clock: clock.clone(),
+                cause,
+                seed: seeds.next_u64(),
+            };
+            Arc::new(RouteState::new(route.clone(), shared))
         });
         let via = HeaderValue::from_str(&format!("1.1 seawall-{}", policy.node));
         Self {
@@ -217,8 +230,8 @@ impl UpstreamState {
 }
 
 impl Worker {
-    /// A worker of `workers` in all: each gets its share of the connections an endpoint may have.
-    pub(crate) fn new(node: &Arc<Node>, workers: usize, seed: u64) -> Arc<Self> {
+    /// Worker `index` of `workers` in all: each gets its share of the connections an endpoint may have.
+    pub(crate) fn new(node: &Arc<Node>, (index, workers): (usize, usize), seed: u64) -> Arc<Self> {
         let pools = node.policy.upstreams.iter().zip(&node.upstreams).map(|(upstream, state)| {
             let share = (upstream.connections_max as usize).div_ceil(workers);
             let pool = |endpoint: &EndpointState| {
@@ -233,6 +246,7 @@ impl Worker {
             counts: node.routes.iter().map(|_| RouteCounts::default()).collect(),
             rejections: Rejections::default(),
             prng: Mutex::new(Prng::new(seed)),
+            index,
             tasks: TaskTracker::new(),
         });
         node.workers.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&worker));

@@ -167,7 +167,7 @@ impl Relay {
     /// Slow is who is slow to answer, not whose answer is long: the time runs to the head.
     fn record(&mut self, now: Mono, outcome: Outcome) {
         if let Some(pass) = self.pass.take() {
-            pass.record_from(now, self.head_at, outcome);
+            pass.report(now, self.head_at, outcome, None);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A route at run time: its guards behind one lock, what they told the journal, and whether its answers are reduced.
+//! A route at run time: its guards, what they told the journal, and whether its answers are reduced.
 //!
 //! Leave is given as values that give themselves back: a [`Place`] in the bulkhead, a [`Pass`] of the breaker. A call
 //! that is dropped half way (its client went away) leaves no permit behind.
@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use seawall_core::guard::breaker::{Breaker, Permit, StateName, Transition};
-use seawall_core::guard::budget::Budget;
-use seawall_core::guard::bulkhead::{Bulkhead, Entry, Ticket};
+use seawall_core::guard::Refusal;
+use seawall_core::guard::breaker::{Report, SharedBreaker, SharedPermit, StateName, Told, Transition};
+use seawall_core::guard::budget::{Budget, Coin};
+use seawall_core::guard::bulkhead::{Bulkhead, Entry, Priority, Ticket};
 use seawall_core::guard::deadline::Deadline;
-use seawall_core::guard::{Refusal, Seen};
 use seawall_core::journal::{Draft, Kind, Seq};
 use seawall_core::observation::BreakerSnapshot;
 use seawall_core::outcome::Outcome;
@@ -32,8 +32,11 @@ const FAILING_LINGER: Duration = Duration::from_secs(10);
 pub(crate) struct RouteState {
     pub(crate) policy: Route,
     pub(crate) upstream_name: String,
-    guards: Mutex<Guards>,
-    journal: Journal,
+    breaker: Option<SharedBreaker>,
+    /// The account of retries, which every route to this upstream shares.
+    budget: Arc<Mutex<Budget>>,
+    queue: Mutex<Queue>,
+    voice: Arc<Voice>,
     clock: Clock,
     /// Since when answers are reduced, in milliseconds of [`Wall`]; zero while whole.
     degraded_since: AtomicU64,
@@ -41,100 +44,97 @@ pub(crate) struct RouteState {
     degraded_last: AtomicU64,
 }
 
-struct Guards {
-    breaker: Option<Breaker>,
-    budget: Budget,
+struct Queue {
     bulkhead: Bulkhead,
     /// Who waits for a place.
     waiters: BTreeMap<Ticket, oneshot::Sender<()>>,
-    /// What the journal last said of this route: the cause of what comes next.
-    last_entry: Option<Seq>,
-    /// What was in force when the first call came: failing calls are told because of it.
-    begun: Option<Seq>,
-    /// The entry that says how calls fail, and when one last did.
-    failing: Option<(Seq, Mono)>,
-    degraded_entry: Option<Seq>,
 }
 
+/// What is shared by the routes of a node, for one of them.
+pub(crate) struct Shared {
+    pub(crate) upstream_name: String,
+    pub(crate) budget: Arc<Mutex<Budget>>,
+    pub(crate) journal: Journal,
+    pub(crate) clock: Clock,
+    /// The entry that led to all this.
+    pub(crate) cause: Option<Seq>,
+    pub(crate) seed: u64,
+}
+
+/// Workers that mark calls on a sheet of their own; more of them share sheets.
+const SHEETS: usize = 16;
+
 impl RouteState {
-    pub(crate) fn new(
-        policy: Route,
-        upstream_name: String,
-        journal: Journal,
-        clock: Clock,
-        cause: Option<Seq>,
-    ) -> Self {
-        let now = clock.now();
-        let guards = Guards {
-            breaker: policy.guards.breaker.clone().map(|config| Breaker::new(config, now)),
-            budget: Budget::new(policy.guards.budget, now),
-            bulkhead: Bulkhead::new(policy.guards.bulkhead),
-            waiters: BTreeMap::new(),
-            last_entry: cause,
-            begun: cause,
-            failing: None,
-            degraded_entry: None,
-        };
+    pub(crate) fn new(policy: Route, shared: Shared) -> Self {
+        let Shared { upstream_name, budget, journal, clock, cause, seed } = shared;
+        let voice = Arc::new(Voice {
+            journal,
+            subject: format!("route:{}", policy.name),
+            upstream_name: upstream_name.clone(),
+            said: Mutex::new(Said { last: cause, begun: cause, failing: None, degraded: None }),
+        });
+        let breaker = policy.guards.breaker.clone().map(|config| {
+            let voice = Arc::clone(&voice);
+            SharedBreaker::new(config, seed, SHEETS, clock.now(), move |told| voice.tell(told))
+                .expect("a policy's guards are checked where it is read")
+        });
+        let bulkhead = Bulkhead::new(policy.guards.bulkhead);
         Self {
             policy,
             upstream_name,
-            guards: Mutex::new(guards),
-            journal,
+            breaker,
+            budget,
+            queue: Mutex::new(Queue { bulkhead, waiters: BTreeMap::new() }),
+            voice,
             clock,
             degraded_since: AtomicU64::new(0),
             degraded_last: AtomicU64::new(0),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Guards> {
-        // A panic while locked cannot leave the machines half-changed in a way worse than refusing all calls.
-        self.guards.lock().unwrap_or_else(PoisonError::into_inner)
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        // A panic while locked cannot leave the machine half-changed in a way worse than refusing all calls.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn budget(&self) -> MutexGuard<'_, Budget> {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts a request and gets it a place, waiting for one if need be.
     pub(crate) async fn enter(self: &Arc<Self>, now: Mono, deadline: Deadline) -> Result<Place, Refusal> {
+        self.budget().deposit(now);
+        let request = Request(Arc::clone(self));
         let (ticket, until, admitted) = {
-            let mut guards = self.lock();
-            guards.budget.deposit(now);
-            match guards.bulkhead.enter(now, deadline.at())? {
-                Entry::Admitted => return Ok(Place { route: Arc::clone(self) }),
-                Entry::Waiting(ticket, until) => {
+            let mut queue = self.queue();
+            match queue.bulkhead.enter(now, deadline.at(), Priority::Normal)? {
+                Entry::Admitted => return Ok(Place { request }),
+                Entry::Waiting { ticket, until, evicted } => {
+                    if let Some(evicted) = evicted {
+                        // Its sender is dropped, which wakes it.
+                        queue.waiters.remove(&evicted);
+                    }
                     let (admit, admitted) = oneshot::channel();
-                    guards.waiters.insert(ticket, admit);
+                    queue.waiters.insert(ticket, admit);
                     (ticket, until, admitted)
                 }
             }
         };
         let mut waiting = Waiting { route: self, ticket, given: false };
-        match tokio::time::timeout_at(self.clock.instant(until), admitted).await {
-            Ok(Ok(())) => {
-                waiting.given = true;
-                Ok(Place { route: Arc::clone(self) })
-            }
-            Ok(Err(_)) | Err(_) => {
-                let refusal = waiting.give_up();
-                waiting.given = true;
-                refusal.map_or_else(|| Ok(Place { route: Arc::clone(self) }), Err)
-            }
+        let served = tokio::time::timeout_at(self.clock.instant(until), admitted).await;
+        waiting.given = true;
+        match served {
+            Ok(Ok(())) => Ok(Place { request }),
+            // Made to make room for a more urgent one.
+            Ok(Err(_)) => Err(self.queue().bulkhead.refusal()),
+            Err(_) => waiting.give_up().map_or_else(|| Ok(Place { request }), Err),
         }
     }
 
-    /// Asks the breaker.
-    pub(crate) fn admit(self: &Arc<Self>, now: Mono) -> Result<Pass, Refusal> {
-        let mut guards = self.lock();
-        let Some(breaker) = guards.breaker.as_mut() else {
-            return Ok(Pass { route: Arc::clone(self), permit: None, started: now });
-        };
-        let expired = breaker.on_time(now);
-        let admitted = breaker.admit(now);
-        if let Some(transition) = expired {
-            self.tell(&mut guards, transition);
-        }
-        let (permit, transition) = admitted?;
-        if let Some(transition) = transition {
-            self.tell(&mut guards, transition);
-        }
-        Ok(Pass { route: Arc::clone(self), permit: Some(permit), started: now })
+    /// Asks the breaker, on behalf of a worker.
+    pub(crate) fn admit(self: &Arc<Self>, worker: usize, now: Mono) -> Result<Pass, Refusal> {
+        let permit = self.breaker.as_ref().map(|breaker| breaker.admit(worker, now)).transpose()?;
+        Ok(Pass { route: Arc::clone(self), permit, started: now })
     }
 
     /// Leave without asking, for calls that are no business of this breaker.
@@ -142,41 +142,41 @@ impl RouteState {
         Pass { route: Arc::clone(self), permit: None, started: now }
     }
 
-    /// What the breaker sees.
-    pub(crate) fn seen(&self, now: Mono) -> Seen {
-        self.lock().breaker.as_mut().map_or_else(Seen::default, |breaker| breaker.seen(now))
+    /// What the breaker would say to a call that came now, without counting it.
+    pub(crate) fn would_refuse(&self, now: Mono) -> Option<Refusal> {
+        let breaker = self.breaker.as_ref()?;
+        let at = breaker.admits_at().filter(|at| now < *at)?;
+        Some(Refusal::BreakerOpen { state: breaker.state(), retry_in: now.until(at), seen: breaker.seen(now) })
     }
 
     /// When the breaker will admit a call, if not now. For the forwarder, who can wait.
     pub(crate) fn admits_at(&self) -> Option<Mono> {
-        self.lock().breaker.as_ref().and_then(Breaker::admits_at)
+        self.breaker.as_ref().and_then(SharedBreaker::admits_at)
+    }
+
+    /// Lets the breaker's time pass: calls that hang count whether or not another one comes.
+    pub(crate) fn on_time(&self, now: Mono) {
+        if let Some(breaker) = &self.breaker {
+            breaker.on_time(now);
+        }
     }
 
     /// Takes one retry from the budget.
-    pub(crate) fn withdraw(&self, now: Mono) -> Result<(), Refusal> {
-        self.lock().budget.withdraw(now)
+    pub(crate) fn withdraw(self: &Arc<Self>, now: Mono) -> Result<Retry, Refusal> {
+        let coin = self.budget().withdraw(now, &self.policy.guards.budget)?;
+        Ok(Retry { route: Arc::clone(self), coin: Some(coin) })
     }
 
     /// What the journal last said of this route, its failing calls included.
     pub(crate) fn cause(&self) -> Option<Seq> {
-        let guards = self.lock();
-        guards.last_entry.max(guards.failing.map(|(entry, _)| entry))
+        let said = self.voice.said();
+        said.last.max(said.failing.map(|(entry, _)| entry))
     }
 
     /// Notes a call that failed or was refused, and what the journal says of it. Told before anything stands in for
     /// the upstream: what fills the spool must not be told before its cause.
     pub(crate) fn failing(&self, now: Mono, reason: &str) -> Seq {
-        let mut guards = self.lock();
-        let told = guards.failing.filter(|(_, last)| now.since(*last) < FAILING_LINGER);
-        let entry = told.map_or_else(
-            || {
-                let draft = Draft::new(Kind::CallsFailing, self.subject()).because(guards.begun);
-                self.journal.record(draft.with("upstream", &self.upstream_name).with("reason", reason))
-            },
-            |(entry, _)| entry,
-        );
-        guards.failing = Some((entry, now));
-        entry
+        self.voice.say_failing(now, reason)
     }
 
     /// Notes a reduced answer. Tells since when answers have been reduced.
@@ -188,11 +188,7 @@ impl RouteState {
         }
         let wall = self.clock.wall();
         if self.degraded_since.compare_exchange(0, wall.as_millis().max(1), Relaxed, Relaxed).is_ok() {
-            let mut guards = self.lock();
-            let draft = Draft::new(Kind::DegradedStarted, self.subject()).because(cause).with("how", how);
-            let seq = self.journal.record(draft);
-            guards.degraded_entry = Some(seq);
-            guards.last_entry = Some(seq);
+            self.voice.say_degraded(how, cause);
         }
         wall
     }
@@ -204,12 +200,7 @@ impl RouteState {
             return;
         }
         if self.degraded_since.compare_exchange(since, 0, Relaxed, Relaxed).is_ok() {
-            let mut guards = self.lock();
-            let lasted = self.clock.wall().since(Wall::from_millis(since));
-            let draft = Draft::new(Kind::DegradedEnded, self.subject())
-                .because(guards.degraded_entry.take())
-                .with("lasted", format_duration(lasted));
-            guards.last_entry = Some(self.journal.record(draft));
+            self.voice.say_whole(self.clock.wall().since(Wall::from_millis(since)));
         }
     }
 
@@ -219,11 +210,13 @@ impl RouteState {
 
     /// The breaker at a glance, calls on their way, calls waiting.
     pub(crate) fn look(&self, now: Mono) -> (BreakerSnapshot, u64, u64) {
-        let mut guards = self.lock();
-        let (in_flight, waiting) = (guards.bulkhead.in_flight(), guards.bulkhead.waiting());
-        let snapshot = match guards.breaker.as_mut() {
+        let (in_flight, waiting) = {
+            let queue = self.queue();
+            (queue.bulkhead.in_flight(), queue.bulkhead.waiting())
+        };
+        let snapshot = match &self.breaker {
             None => BreakerSnapshot { state: "off", ..BreakerSnapshot::default() },
-            Some(breaker) => {
+            Some(breaker) => breaker.look(now, |breaker| {
                 let seen = breaker.seen(now);
                 let rate = |part: u32| Ratio::of(part.into(), seen.calls.into()).map(Ratio::get);
                 BreakerSnapshot {
@@ -233,38 +226,15 @@ impl RouteState {
                     since_s: now.since(breaker.since()).as_secs_f64(),
                     opened_total: breaker.opened_total(),
                 }
-            }
+            }),
         };
         (snapshot, in_flight.into(), waiting.into())
     }
 
-    fn subject(&self) -> String {
-        format!("route:{}", self.policy.name)
-    }
-
-    fn tell(&self, guards: &mut Guards, transition: Transition) {
-        let kind = match transition.to {
-            StateName::Open => Kind::BreakerOpened,
-            StateName::HalfOpen => Kind::BreakerHalfOpened,
-            StateName::Closed => Kind::BreakerClosed,
-        };
-        let seen = transition.seen;
-        let mut draft = Draft::new(kind, self.subject())
-            .because(guards.last_entry)
-            .with("upstream", &self.upstream_name)
-            .with("calls", seen.calls)
-            .with("failed", seen.failed)
-            .with("slow", seen.slow);
-        if let Some(open_for) = transition.open_for {
-            draft = draft.with("open_for", format_duration(open_for));
-        }
-        guards.last_entry = Some(self.journal.record(draft));
-    }
-
     fn leave(&self) {
-        let mut guards = self.lock();
-        while let Some(next) = guards.bulkhead.leave() {
-            let taken = guards.waiters.remove(&next).is_some_and(|admit| admit.send(()).is_ok());
+        let mut queue = self.queue();
+        while let Some(next) = queue.bulkhead.leave() {
+            let taken = queue.waiters.remove(&next).is_some_and(|admit| admit.send(()).is_ok());
             if taken {
                 return;
             }
@@ -273,14 +243,120 @@ impl RouteState {
     }
 }
 
+/// What the journal hears of a route.
+struct Voice {
+    journal: Journal,
+    subject: String,
+    upstream_name: String,
+    said: Mutex<Said>,
+}
+
+struct Said {
+    /// What the journal last said of this route: the cause of what comes next.
+    last: Option<Seq>,
+    /// What was in force when the first call came: failing calls are told because of it.
+    begun: Option<Seq>,
+    /// The entry that says how calls fail, and when one last did.
+    failing: Option<(Seq, Mono)>,
+    degraded: Option<Seq>,
+}
+
+impl Voice {
+    fn said(&self) -> MutexGuard<'_, Said> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, told: &Told) {
+        let Some(Transition { from, to, why, seen, open_for, share }) = told.transition else { return };
+        let kind = match to {
+            StateName::Open => Kind::BreakerOpened,
+            StateName::HalfOpen => Kind::BreakerHalfOpened,
+            StateName::Closed => Kind::BreakerClosed,
+            StateName::Recovering => Kind::BreakerRecovering,
+            StateName::Disabled | StateName::ForcedOpen | StateName::ObserveOnly => Kind::BreakerSet,
+        };
+        let mut said = self.said();
+        let mut draft = Draft::new(kind, &self.subject)
+            .because(said.last)
+            .with("upstream", &self.upstream_name)
+            .with("from", from.name())
+            .with("why", why.name())
+            .with("calls", seen.calls)
+            .with("failed", seen.failed)
+            .with("slow", seen.slow);
+        if kind == Kind::BreakerSet {
+            draft = draft.with("to", to.name());
+        }
+        if let Some(open_for) = open_for {
+            draft = draft.with("open_for", format_duration(open_for));
+        }
+        if let Some(share) = share {
+            draft = draft.with("share", share);
+        }
+        said.last = Some(self.journal.record(draft));
+    }
+
+    fn say_failing(&self, now: Mono, reason: &str) -> Seq {
+        let mut said = self.said();
+        let told = said.failing.filter(|(_, last)| now.since(*last) < FAILING_LINGER);
+        let entry = told.map_or_else(
+            || {
+                let draft = Draft::new(Kind::CallsFailing, &self.subject).because(said.begun);
+                self.journal.record(draft.with("upstream", &self.upstream_name).with("reason", reason))
+            },
+            |(entry, _)| entry,
+        );
+        said.failing = Some((entry, now));
+        entry
+    }
+
+    fn say_degraded(&self, how: &str, cause: Option<Seq>) {
+        let mut said = self.said();
+        let draft = Draft::new(Kind::DegradedStarted, &self.subject).because(cause).with("how", how);
+        let seq = self.journal.record(draft);
+        (said.degraded, said.last) = (Some(seq), Some(seq));
+    }
+
+    fn say_whole(&self, lasted: Duration) {
+        let mut said = self.said();
+        let draft = Draft::new(Kind::DegradedEnded, &self.subject)
+            .because(said.degraded.take())
+            .with("lasted", format_duration(lasted));
+        said.last = Some(self.journal.record(draft));
+    }
+}
+
+/// A request that the budget counts as in work.
+struct Request(Arc<RouteState>);
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.0.budget().end();
+    }
+}
+
 /// A place in the bulkhead.
 pub(crate) struct Place {
-    route: Arc<RouteState>,
+    request: Request,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.route.leave();
+        self.request.0.leave();
+    }
+}
+
+/// A retry that the budget affords, until it is over.
+pub(crate) struct Retry {
+    route: Arc<RouteState>,
+    coin: Option<Coin>,
+}
+
+impl Drop for Retry {
+    fn drop(&mut self) {
+        if let Some(coin) = self.coin.take() {
+            self.route.budget().done(coin);
+        }
     }
 }
 
@@ -294,9 +370,9 @@ struct Waiting<'a> {
 impl Waiting<'_> {
     /// `None` if the place was given in the last moment.
     fn give_up(&self) -> Option<Refusal> {
-        let mut guards = self.route.lock();
-        guards.waiters.remove(&self.ticket);
-        guards.bulkhead.abandon(self.ticket)
+        let mut queue = self.route.queue();
+        queue.waiters.remove(&self.ticket);
+        queue.bulkhead.abandon(self.ticket)
     }
 }
 
@@ -311,28 +387,27 @@ impl Drop for Waiting<'_> {
 /// The breaker's leave for one try.
 pub(crate) struct Pass {
     route: Arc<RouteState>,
-    permit: Option<Permit>,
+    permit: Option<SharedPermit>,
     started: Mono,
 }
 
 impl Pass {
     /// Tells the breaker what the try came to.
-    pub(crate) fn record(mut self, now: Mono, outcome: Outcome) {
-        self.tell(now, now, outcome);
+    pub(crate) fn record(self, now: Mono, outcome: Outcome) {
+        self.report(now, now, outcome, None);
     }
 
-    /// Tells it now what was answered at `answered_at`.
-    pub(crate) fn record_from(mut self, now: Mono, answered_at: Mono, outcome: Outcome) {
-        self.tell(now, answered_at, outcome);
+    /// Tells it now what was answered at `answered_at`, and what the upstream asked for.
+    pub(crate) fn report(mut self, now: Mono, answered_at: Mono, outcome: Outcome, retry_after: Option<Duration>) {
+        let (Some(permit), Some(breaker)) = (self.permit.take(), &self.route.breaker) else { return };
+        let report = Report { retry_after, ..Report::new(outcome, answered_at.since(self.started)) };
+        breaker.report(now, permit, report);
     }
 
-    fn tell(&mut self, now: Mono, answered_at: Mono, outcome: Outcome) {
-        let Some(permit) = self.permit.take() else { return };
-        let mut guards = self.route.lock();
-        let took = answered_at.since(self.started);
-        let transition = guards.breaker.as_mut().and_then(|breaker| breaker.record(now, permit, outcome, took));
-        if let Some(transition) = transition {
-            self.route.tell(&mut guards, transition);
+    /// The answer has begun: whoever still has the pass waits for its end, and the upstream does not hang.
+    pub(crate) fn answered(&mut self) {
+        if let (Some(permit), Some(breaker)) = (&mut self.permit, &self.route.breaker) {
+            breaker.answered(permit);
         }
     }
 }
@@ -340,6 +415,8 @@ impl Pass {
 impl Drop for Pass {
     fn drop(&mut self) {
         // Nobody knows what it came to: it says nothing about the upstream.
-        self.tell(self.started, self.started, Outcome::Ignored);
+        if let (Some(permit), Some(breaker)) = (self.permit.take(), &self.route.breaker) {
+            breaker.release(permit);
+        }
     }
 }

@@ -73,6 +73,19 @@ async fn check(worker: &Worker, upstream: UpstreamId, endpoint: usize, config: &
     if status.is_success() || status.is_redirection() { Ok(()) } else { Err(format!("answered {status}")) }
 }
 
+/// Lets the breakers' time pass: an upstream that hangs answers nothing, and traffic that has stopped asks nothing.
+pub(crate) async fn watch_guards(worker: Arc<Worker>, stop: CancellationToken) {
+    loop {
+        let now = worker.node.clock.now();
+        worker.node.routes.iter().for_each(|route| route.on_time(now));
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LEVEL_EVERY) => {}
+        }
+    }
+}
+
 /// Tells the journal when the spool begins to fill, is empty again, is nearly full, or refuses.
 pub(crate) async fn watch_spool(worker: Arc<Worker>, stop: CancellationToken) {
     let node = Arc::clone(&worker.node);

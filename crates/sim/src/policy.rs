@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use seawall_core::guard::breaker::BreakerConfig;
+use seawall_core::guard::breaker::{BreakerConfig, HalfOpen, OpenWait};
 use seawall_core::guard::budget::BudgetConfig;
 use seawall_core::guard::bulkhead::BulkheadConfig;
 use seawall_core::guard::health::HealthConfig;
@@ -56,17 +56,28 @@ fn events() -> Route {
             timeout: Duration::from_secs(2),
             try_timeout: Duration::from_millis(700),
             retry: RetryConfig::default(),
-            budget: BudgetConfig { ratio: Ratio::new(0.2).unwrap_or(Ratio::ONE), floor_per_s: 3.0 },
+            budget: BudgetConfig {
+                ratio: Ratio::new(0.2).unwrap_or(Ratio::ONE),
+                floor_per_s: 3.0,
+                ..BudgetConfig::default()
+            },
             breaker: Some(BreakerConfig {
                 calls_min: 10,
-                open_for: Duration::from_secs(2),
-                open_for_max: Duration::from_secs(8),
-                half_open_calls: 2,
-                half_open_for: Duration::from_secs(5),
+                wait: OpenWait {
+                    first: Duration::from_secs(2),
+                    max: Some(Duration::from_secs(8)),
+                    ..OpenWait::default()
+                },
+                half_open: HalfOpen { calls: 2, probe_for: Some(Duration::from_secs(5)), ..HalfOpen::default() },
                 ..BreakerConfig::default()
             }),
             // Fewer places than producers: some wait, some are refused.
-            bulkhead: BulkheadConfig { calls_max: 4, waiting_max: 2, wait_max: Duration::from_millis(300) },
+            bulkhead: BulkheadConfig {
+                calls_max: 4,
+                waiting_max: 2,
+                wait_max: Duration::from_millis(300),
+                ..BulkheadConfig::default()
+            },
             replay_bytes_max: 64 << 10,
             answer_bytes_max: 1 << 10,
         },

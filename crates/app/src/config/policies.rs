@@ -1,12 +1,14 @@
 //! Policies: the guards by name, and what stands in when they gave up.
 
 use std::cell::Cell;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
-use seawall_core::guard::breaker::{BreakerConfig, SlowRule, WindowConfig};
+use seawall_core::guard::breaker::{BreakerConfig, HalfOpen, OpenWait, Ramp, SlowRule, WindowConfig};
 use seawall_core::guard::budget::BudgetConfig;
-use seawall_core::guard::bulkhead::BulkheadConfig;
-use seawall_core::guard::retry::RetryConfig;
+use seawall_core::guard::bulkhead::{BulkheadConfig, Order};
+use seawall_core::guard::retry::{Backoff, Jitter, RetryConfig, RetryOn};
+use seawall_core::outcome::Failure;
 use seawall_core::policy::{Delivery, Fallback, Guards};
 use seawall_core::units::{self, Ratio, format_duration, format_size};
 
@@ -172,22 +174,91 @@ fn warn_of_idle_settings(section: &Section<'_>, rules: &Rules, store: &StoreConf
     }
 }
 
-const RETRY: Keys = Keys { of: "`retry`", known: &["attempts", "backoff", "budget", "budget_floor"], later: &[] };
+const RETRY: Keys = Keys {
+    of: "`retry`",
+    known: &["attempts", "backoff", "growth", "jitter", "on", "total", "retry_after_max", "budget", "budget_floor"],
+    later: &[],
+};
 
 fn read_retry(field: Field<'_>) -> (RetryConfig, BudgetConfig) {
     let (retry, budget) = (RetryConfig::default(), BudgetConfig::default());
     if field.is_off() {
-        return (RetryConfig { attempts_max: 1, ..retry }, budget);
+        return (RetryConfig::off(), budget);
     }
     let section = field.section(RETRY);
     let backoff = section.field("backoff").and_then(read_backoff);
-    let (backoff_base, backoff_max) = backoff.unwrap_or((retry.backoff_base, retry.backoff_max));
+    let (base, wait_max) = backoff.unwrap_or((Duration::from_millis(50), retry.wait_max));
     let ratio = section.field("budget").and_then(|field| field.ratio(Ratio::ZERO..=Ratio::ONE));
     let floor = section.field("budget_floor").and_then(|field| field.rate(0.0..=1_000_000.0));
-    (
-        RetryConfig { attempts_max: section.count("attempts", retry.attempts_max, 1..=20), backoff_base, backoff_max },
-        BudgetConfig { ratio: ratio.unwrap_or(budget.ratio), floor_per_s: floor.unwrap_or(budget.floor_per_s) },
-    )
+    let growth = section.field("growth").and_then(|field| field.parsed(|text| parse_growth(text, base)));
+    let read = RetryConfig {
+        attempts_max: section.count("attempts", retry.attempts_max, 1..=20),
+        backoff: growth.unwrap_or(Backoff::Exponential { base, multiplier: 2.0 }),
+        jitter: section.field("jitter").and_then(|field| field.parsed(parse_jitter)).unwrap_or(retry.jitter),
+        wait_max,
+        total_max: section.field("total").and_then(|field| field.duration(MILLISECOND..=DAY)),
+        retry_after_max: section.duration("retry_after_max", retry.retry_after_max, Duration::ZERO..=DAY),
+        on: section.field("on").and_then(read_retry_on).unwrap_or(retry.on),
+    };
+    let budget = BudgetConfig {
+        ratio: ratio.unwrap_or(budget.ratio),
+        floor_per_s: floor.unwrap_or(budget.floor_per_s),
+        ..budget
+    };
+    (read, budget)
+}
+
+/// `exponential`, `x1.5`, `linear`, `fixed`, `fibonacci`, `decorrelated`, `smooth`.
+fn parse_growth(text: &str, base: Duration) -> Result<Backoff, String> {
+    if let Some(multiplier) = text.strip_prefix('x').and_then(|number| number.parse::<f64>().ok()) {
+        return match multiplier {
+            1.0..=100.0 => Ok(Backoff::Exponential { base, multiplier }),
+            _ => Err(format!("`{text}` is out of range: x1 to x100")),
+        };
+    }
+    match text {
+        "exponential" => Ok(Backoff::Exponential { base, multiplier: 2.0 }),
+        "linear" => Ok(Backoff::Linear { base, step: base }),
+        "fixed" => Ok(Backoff::Fixed(base)),
+        "fibonacci" => Ok(Backoff::Fibonacci { base }),
+        "decorrelated" => Ok(Backoff::Decorrelated { base }),
+        "smooth" => Ok(Backoff::DecorrelatedSmooth { base }),
+        _ => Err(format!(
+            "`{text}` is no growth; known are exponential, x1.5 and the like, linear, fixed, fibonacci, decorrelated, \
+             smooth"
+        )),
+    }
+}
+
+/// `full`, `equal`, `none`, or a percentage up and down.
+fn parse_jitter(text: &str) -> Result<Jitter, String> {
+    match text {
+        "full" => Ok(Jitter::Full),
+        "equal" => Ok(Jitter::Equal),
+        "none" => Ok(Jitter::None),
+        share => match units::parse_ratio(share) {
+            Ok(share) => Ok(Jitter::Share(share)),
+            Err(_) => Err(format!("`{text}` is no jitter; known are full, equal, none, and a share such as `25%`")),
+        },
+    }
+}
+
+/// Kinds of failure and statuses: `[timeout, connect_refused, 503]`.
+fn read_retry_on(field: Field<'_>) -> Option<RetryOn> {
+    let (mut kinds, mut statuses) = (Vec::new(), Vec::new());
+    for item in field.list_or_one() {
+        let Some(text) = item.text() else { continue };
+        match text.parse::<u16>() {
+            Ok(status @ 500..=599) => statuses.push(status),
+            Ok(_) => item.error(format!("`{text}` is no status of failure: 500 to 599")),
+            Err(_) if Failure::NAMES.contains(&text) => kinds.push(text),
+            Err(_) => {
+                let hint = hint_of(text, Failure::NAMES);
+                item.error_with(format!("`{text}` is no kind of failure"), hint);
+            }
+        }
+    }
+    RetryOn::only(kinds, statuses)
 }
 
 /// `50ms..1s`, or one duration for both.
@@ -212,12 +283,16 @@ const BREAKER: Keys = Keys {
     known: &[
         "failure_rate",
         "slow",
+        "consecutive_failures",
         "window",
         "calls_min",
         "open_for",
         "open_for_max",
+        "open_for_jitter",
+        "retry_after_max",
         "half_open_calls",
         "half_open_for",
+        "ramp",
     ],
     later: &[],
 };
@@ -227,18 +302,62 @@ fn read_breaker(field: Field<'_>) -> Option<BreakerConfig> {
         return None;
     }
     let (section, default) = (field.section(BREAKER), BreakerConfig::default());
+    let told_before = field.reader.count();
     let failure_rate = section.field("failure_rate").and_then(|field| field.ratio(one_per_mille()..=Ratio::ONE));
     let window = section.field("window").and_then(read_window).unwrap_or(default.window);
-    let (open_for, open_for_max) = read_open_for(&section, &default);
-    Some(BreakerConfig {
+    let (open_for, open_for_max) = read_open_for(&section, &default.wait);
+    let jitter = section.field("open_for_jitter").and_then(|field| field.ratio(Ratio::ZERO..=Ratio::ONE));
+    let heeds = section.field("retry_after_max").filter(|field| !field.is_off());
+    let ignores = section.field("retry_after_max").is_some_and(|field| field.is_off());
+    let retry_after_max = heeds.and_then(|field| field.duration(Duration::ZERO..=DAY));
+    let half_open_for = default.half_open.probe_for.unwrap_or(Duration::from_secs(10));
+    let breaker = BreakerConfig {
         failure_rate_max: failure_rate.unwrap_or(default.failure_rate_max),
         slow: section.field("slow").and_then(read_slow),
+        consecutive_failures_max: section
+            .field("consecutive_failures")
+            .and_then(|field| NonZeroU32::new(field.count(1..=1_000_000)?)),
         calls_min: read_calls_min(&section, window, default.calls_min),
         window,
-        open_for,
-        open_for_max,
-        half_open_calls: section.count("half_open_calls", default.half_open_calls, 1..=1_000),
-        half_open_for: section.duration("half_open_for", default.half_open_for, MILLISECOND..=HOUR),
+        wait: OpenWait {
+            first: open_for,
+            max: Some(open_for_max),
+            jitter: jitter.unwrap_or(default.wait.jitter),
+            retry_after_max: if ignores { None } else { retry_after_max.or(default.wait.retry_after_max) },
+            ..default.wait
+        },
+        half_open: HalfOpen {
+            calls: section.count("half_open_calls", default.half_open.calls, 1..=1_000),
+            probe_for: Some(section.duration("half_open_for", half_open_for, MILLISECOND..=HOUR)),
+            ..default.half_open
+        },
+        ramp: section.field("ramp").filter(|field| !field.is_off()).and_then(read_ramp),
+        ..default
+    };
+    if let Err(invalid) = breaker.check() {
+        if field.reader.count() > told_before {
+            return None;
+        }
+        // What the readers above let through and still makes no breaker.
+        section.field(invalid.key).unwrap_or(field).error(invalid.to_string());
+        return None;
+    }
+    Some(breaker)
+}
+
+/// `1% 5% 25% each 10s`.
+fn read_ramp(field: Field<'_>) -> Option<Ramp> {
+    field.parsed(|text| {
+        let wanted = || format!("`{text}` is no ramp, such as `1% 5% 25% each 10s`");
+        let (shares, step_for) = text.split_once(" each ").ok_or_else(wanted)?;
+        let step_for = units::parse_duration(step_for.trim()).map_err(|error| error.to_string())?;
+        let shares = shares.split([' ', ',']).filter(|share| !share.is_empty()).map(units::parse_ratio);
+        let steps = shares.collect::<Result<Vec<Ratio>, _>>().map_err(|error| error.to_string())?;
+        let ramp = Ramp { steps, step_for, ..Ramp::default() };
+        match (BreakerConfig { ramp: Some(ramp.clone()), ..BreakerConfig::default() }).check() {
+            Ok(()) => Ok(ramp),
+            Err(invalid) => Err(format!("`{text}` is out of range: {}", invalid.allowed)),
+        }
     })
 }
 
@@ -251,7 +370,7 @@ fn read_slow(field: Field<'_>) -> Option<SlowRule> {
     field.parsed(|text| match parse_slow(text)? {
         (rate, _) if rate < one_per_mille() => Err(format!("`{text}` is out of range: 0.1% to 100%")),
         (_, over) if over.is_zero() => Err(format!("`{text}`: every call takes longer than that")),
-        (rate_max, over) => Ok(SlowRule { rate_max, over }),
+        (rate_max, over) => Ok(SlowRule { rate_max, over, in_flight: true }),
     })
 }
 
@@ -269,7 +388,7 @@ fn read_window(field: Field<'_>) -> Option<WindowConfig> {
             return Err(format!("`{text}` needs a unit, such as `{text} calls` or `{text}s`"));
         }
         match units::parse_duration(text) {
-            Ok(span) if (Duration::from_millis(100)..=HOUR).contains(&span) => Ok(WindowConfig::Time(span)),
+            Ok(span) if (Duration::from_millis(100)..=HOUR).contains(&span) => Ok(WindowConfig::time(span)),
             Ok(_) => Err(format!("`{text}` is out of range: 100ms to 1h")),
             Err(_) => Err(format!("`{text}` is not a window, such as `100 calls` or `10s`")),
         }
@@ -289,12 +408,11 @@ fn read_calls_min(section: &Section<'_>, window: WindowConfig, default: u32) -> 
     calls_min
 }
 
-fn read_open_for(section: &Section<'_>, default: &BreakerConfig) -> (Duration, Duration) {
-    let open_for = section.duration("open_for", default.open_for, MILLISECOND..=HOUR);
-    let Some(field) = section.field("open_for_max") else {
-        return (open_for, default.open_for_max.max(open_for));
-    };
-    let open_for_max = field.duration(MILLISECOND..=DAY).unwrap_or(open_for.max(default.open_for_max));
+fn read_open_for(section: &Section<'_>, default: &OpenWait) -> (Duration, Duration) {
+    let open_for = section.duration("open_for", default.first, MILLISECOND..=HOUR);
+    let usual_max = default.max.map_or(open_for, |max| max.max(open_for));
+    let Some(field) = section.field("open_for_max") else { return (open_for, usual_max) };
+    let open_for_max = field.duration(MILLISECOND..=DAY).unwrap_or(usual_max);
     if open_for_max < open_for {
         field.error(format!(
             "{} is less than `open_for`, {}",
@@ -305,7 +423,7 @@ fn read_open_for(section: &Section<'_>, default: &BreakerConfig) -> (Duration, D
     (open_for, open_for_max)
 }
 
-const BULKHEAD: Keys = Keys { of: "`bulkhead`", known: &["calls", "waiting", "wait"], later: &[] };
+const BULKHEAD: Keys = Keys { of: "`bulkhead`", known: &["calls", "waiting", "wait", "order"], later: &[] };
 
 fn read_bulkhead(field: Field<'_>) -> BulkheadConfig {
     let (section, default) = (field.section(BULKHEAD), BulkheadConfig::default());
@@ -313,6 +431,15 @@ fn read_bulkhead(field: Field<'_>) -> BulkheadConfig {
         calls_max: section.count("calls", default.calls_max, 1..=1_000_000),
         waiting_max: section.count("waiting", default.waiting_max, 0..=1_000_000),
         wait_max: section.duration("wait", default.wait_max, Duration::ZERO..=HOUR),
+        order: section.field("order").and_then(|field| field.parsed(parse_order)).unwrap_or(default.order),
+    }
+}
+
+fn parse_order(text: &str) -> Result<Order, String> {
+    match text {
+        "fifo" => Ok(Order::Fifo),
+        "adaptive_lifo" => Ok(Order::AdaptiveLifo),
+        _ => Err(format!("`{text}` is no order; known are fifo and adaptive_lifo")),
     }
 }
 

@@ -85,12 +85,12 @@ fn the_whole_grammar_is_understood() {
     assert_eq!(events.matcher.methods, ["POST"]);
     assert_eq!(events.guards.timeout, Duration::from_secs(2));
     assert_eq!(events.guards.try_timeout, Duration::from_millis(700));
-    assert_eq!((events.guards.retry.attempts_max, events.guards.retry.backoff_max), (4, Duration::from_secs(1)));
+    assert_eq!((events.guards.retry.attempts_max, events.guards.retry.wait_max), (4, Duration::from_secs(1)));
     assert_eq!((events.guards.budget.ratio.to_string(), events.guards.budget.floor_per_s), ("10%".into(), 3.0));
     let breaker = events.guards.breaker.as_ref().unwrap();
     assert_eq!((breaker.window, breaker.calls_min), (WindowConfig::Calls(10), 10));
     assert_eq!(breaker.slow.unwrap().over, Duration::from_millis(500));
-    assert_eq!((breaker.open_for, breaker.open_for_max), (Duration::from_secs(90), Duration::from_secs(90)));
+    assert_eq!((breaker.wait.first, breaker.wait.max), (Duration::from_secs(90), Some(Duration::from_secs(90))));
     assert_eq!((events.guards.bulkhead.calls_max, events.guards.bulkhead.waiting_max), (256, 0));
     assert_eq!((events.guards.replay_bytes_max, events.guards.answer_bytes_max), (131_072, 0));
     assert_eq!(events.fallbacks, [Fallback::Spool]);
@@ -110,7 +110,7 @@ fn the_whole_grammar_is_understood() {
     let plain = policy.route(RouteId(2));
     assert!(plain.fallbacks.is_empty() && plain.guards.breaker.is_some());
     let time = policy.route(RouteId(3)).guards.breaker.as_ref().unwrap();
-    assert_eq!((time.window, time.calls_min), (WindowConfig::Time(Duration::from_secs(10)), 500));
+    assert_eq!((time.window, time.calls_min), (WindowConfig::time(Duration::from_secs(10)), 500));
     let queue = policy.upstream(UpstreamId(0));
     assert_eq!(queue.endpoints[1].zone.as_deref(), Some("us-west"));
     assert_eq!(queue.endpoints[2].address, "queue.example:80");

@@ -119,7 +119,7 @@ impl Parts {
 
 /// In plain words: is anything reduced, and what?
 fn summary(parts: &AdminParts, snapshot: &NodeSnapshot) -> String {
-    let open = snapshot.routes.iter().filter(|route| matches!(route.breaker.state, "open" | "half_open")).count();
+    let open = snapshot.routes.iter().filter(|route| !matches!(route.breaker.state, "closed" | "off")).count();
     let degraded = snapshot.routes.iter().filter(|route| route.degraded_since_ms.is_some()).count();
     let sick = snapshot.upstreams.iter().flat_map(|upstream| &upstream.endpoints).filter(|it| !it.healthy).count();
     let (mut class, mut words) = ("good", Vec::new());
@@ -155,7 +155,11 @@ fn route_row(route: &RouteSnapshot, now: Wall) -> String {
     let (class, word) = match state {
         "closed" => ("good", "closed"),
         "half_open" => ("warn", "half-open"),
+        "recovering" => ("warn", "recovering"),
         "open" => ("bad", "open"),
+        "forced_open" => ("bad", "forced open"),
+        "disabled" => ("none", "disabled"),
+        "observe_only" => ("none", "observes only"),
         "off" => ("none", "off"),
         _ => ("none", "unknown"),
     };

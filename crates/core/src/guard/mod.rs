@@ -13,7 +13,6 @@ pub mod bulkhead;
 pub mod deadline;
 pub mod health;
 pub mod retry;
-mod window;
 
 use std::fmt;
 use std::time::Duration;
@@ -25,7 +24,10 @@ use crate::units::{Ratio, format_duration};
 pub enum Refusal {
     /// The breaker is open, or its probes are all out.
     BreakerOpen {
-        /// Until it lets a probe through.
+        /// Its state: open, half-open with every probe out, recovering with the share of this moment used up, or forced
+        /// open by hand.
+        state: breaker::StateName,
+        /// Until it may let a call through.
         retry_in: Duration,
         /// What it saw when it opened.
         seen: Seen,
@@ -44,14 +46,23 @@ pub enum Refusal {
         /// The time there was.
         timeout: Duration,
     },
+    /// Less time is left than such a call usually takes.
+    DeadlineTooShort {
+        /// What is left.
+        left: Duration,
+        /// The median of such calls.
+        usual: Duration,
+    },
     /// The traffic does not afford another retry.
     BudgetSpent {
         /// The share of traffic that may be retries.
         ratio: Ratio,
         /// Requests in the window.
         requests: u64,
-        /// Retries in the window, those waiting in backoff included.
+        /// Retries and hedges in the window, those waiting in backoff included.
         retries: u64,
+        /// Of those, waiting or under way now.
+        out: u64,
     },
     /// Every endpoint fails its health check.
     NoHealthyEndpoint {
@@ -71,8 +82,8 @@ pub enum Refusal {
     },
 }
 
-/// The numbers that opened a breaker.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+/// What a breaker counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Seen {
     /// Calls in the window.
     pub calls: u32,
@@ -80,6 +91,36 @@ pub struct Seen {
     pub failed: u32,
     /// Of those, slow.
     pub slow: u32,
+    /// Of those, both.
+    pub slow_failed: u32,
+}
+
+impl Seen {
+    pub(crate) fn add(&mut self, failed: bool, slow: bool) {
+        self.calls = self.calls.saturating_add(1);
+        self.failed = self.failed.saturating_add(u32::from(failed));
+        self.slow = self.slow.saturating_add(u32::from(slow));
+        self.slow_failed = self.slow_failed.saturating_add(u32::from(failed && slow));
+    }
+
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.calls = self.calls.saturating_add(other.calls);
+        self.failed = self.failed.saturating_add(other.failed);
+        self.slow = self.slow.saturating_add(other.slow);
+        self.slow_failed = self.slow_failed.saturating_add(other.slow_failed);
+    }
+}
+
+/// A number that makes no guard. Refused where a configuration becomes a machine, so that nothing panics later.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{key}` is {value}; allowed is {allowed}")]
+pub struct Invalid {
+    /// The offending key, as it is written in a configuration.
+    pub key: &'static str,
+    /// What it is.
+    pub value: String,
+    /// What it may be.
+    pub allowed: &'static str,
 }
 
 impl Refusal {
@@ -89,7 +130,7 @@ impl Refusal {
         match self {
             Self::BreakerOpen { .. } => "breaker",
             Self::BulkheadFull { .. } => "bulkhead",
-            Self::DeadlineSpent { .. } => "deadline",
+            Self::DeadlineSpent { .. } | Self::DeadlineTooShort { .. } => "deadline",
             Self::BudgetSpent { .. } => "budget",
             Self::NoHealthyEndpoint { .. } => "health",
             Self::LimitReached { .. } => "limit",
@@ -107,7 +148,7 @@ impl Refusal {
             | Self::BulkheadFull { retry_in, .. }
             | Self::NoHealthyEndpoint { retry_in, .. }
             | Self::LimitReached { retry_in, .. } => Some(*retry_in),
-            Self::DeadlineSpent { .. } | Self::BudgetSpent { .. } => None,
+            Self::DeadlineSpent { .. } | Self::DeadlineTooShort { .. } | Self::BudgetSpent { .. } => None,
         }
     }
 
@@ -115,7 +156,7 @@ impl Refusal {
     #[must_use]
     pub const fn status(&self) -> u16 {
         match self {
-            Self::DeadlineSpent { .. } => 504,
+            Self::DeadlineSpent { .. } | Self::DeadlineTooShort { .. } => 504,
             _ => 503,
         }
     }
@@ -126,7 +167,7 @@ impl Refusal {
         match self {
             Self::BreakerOpen { .. } | Self::NoHealthyEndpoint { .. } => "destination_unavailable",
             Self::BulkheadFull { .. } | Self::LimitReached { .. } => "connection_limit_reached",
-            Self::DeadlineSpent { .. } => "http_response_timeout",
+            Self::DeadlineSpent { .. } | Self::DeadlineTooShort { .. } => "http_response_timeout",
             Self::BudgetSpent { .. } => "destination_unavailable",
         }
     }
@@ -135,9 +176,13 @@ impl Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::BreakerOpen { retry_in, seen } => write!(
+            Self::BreakerOpen { state: breaker::StateName::ForcedOpen, .. } => {
+                f.write_str("the breaker was opened by hand")
+            }
+            Self::BreakerOpen { state, retry_in, seen } => write!(
                 f,
-                "the breaker is open ({} failed and {} slow of {} calls); next probe in {}",
+                "the breaker is {} ({} failed and {} slow of {} calls); next probe in {}",
+                state.name().replace('_', "-"),
                 seen.failed,
                 seen.slow,
                 seen.calls,
@@ -147,8 +192,15 @@ impl fmt::Display for Refusal {
                 write!(f, "{calls_max} calls are on their way already and {waiting} wait")
             }
             Self::DeadlineSpent { timeout } => write!(f, "nothing is left of {}", format_duration(*timeout)),
-            Self::BudgetSpent { ratio, requests, retries } => {
-                write!(f, "{retries} retries for {requests} requests are what a budget of {ratio} affords")
+            Self::DeadlineTooShort { left, usual } => {
+                let (left, usual) = (format_duration(whole_millis(*left)), format_duration(whole_millis(*usual)));
+                write!(f, "{left} are left for what usually takes {usual}")
+            }
+            Self::BudgetSpent { ratio, requests, retries, out } => {
+                write!(
+                    f,
+                    "{retries} retries for {requests} requests are what a budget of {ratio} affords; {out} are out"
+                )
             }
             Self::NoHealthyEndpoint { endpoints, .. } => write!(f, "none of {endpoints} endpoints is healthy"),
             Self::LimitReached { limit, value, .. } => write!(f, "the limit `{limit}` of {value} is reached"),
@@ -167,12 +219,12 @@ mod tests {
     #[test]
     fn every_refusal_tells_rule_numbers_and_when_to_come_back() {
         let second = Duration::from_secs(1);
-        let seen = Seen { calls: 20, failed: 12, slow: 3 };
+        let seen = Seen { calls: 20, failed: 12, slow: 3, slow_failed: 1 };
         let refusals = [
-            Refusal::BreakerOpen { retry_in: second, seen },
+            Refusal::BreakerOpen { state: breaker::StateName::Open, retry_in: second, seen },
             Refusal::BulkheadFull { calls_max: 4, waiting: 2, retry_in: second },
             Refusal::DeadlineSpent { timeout: second },
-            Refusal::BudgetSpent { ratio: Ratio::new(0.2).unwrap(), requests: 10, retries: 2 },
+            Refusal::BudgetSpent { ratio: Ratio::new(0.2).unwrap(), requests: 10, retries: 2, out: 1 },
             Refusal::NoHealthyEndpoint { endpoints: 2, retry_in: second },
             Refusal::LimitReached { limit: "pending", value: 9, retry_in: second },
         ];
@@ -184,7 +236,7 @@ mod tests {
                 "the breaker is open (12 failed and 3 slow of 20 calls); next probe in 1s",
                 "4 calls are on their way already and 2 wait",
                 "nothing is left of 1s",
-                "2 retries for 10 requests are what a budget of 20% affords",
+                "2 retries for 10 requests are what a budget of 20% affords; 1 are out",
                 "none of 2 endpoints is healthy",
                 "the limit `pending` of 9 is reached",
             ]

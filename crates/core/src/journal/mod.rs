@@ -120,6 +120,10 @@ kinds! {
     BreakerHalfOpened = "breaker_half_opened",
     /// A breaker lets everything through again.
     BreakerClosed = "breaker_closed",
+    /// A breaker lets a share of the calls through; the share is in the fields.
+    BreakerRecovering = "breaker_recovering",
+    /// A breaker was disabled, forced open or made to observe only, by hand.
+    BreakerSet = "breaker_set",
     /// An endpoint fails its health check.
     EndpointUnhealthy = "endpoint_unhealthy",
     /// An endpoint passes its health check again.

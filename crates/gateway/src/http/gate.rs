@@ -13,7 +13,7 @@
 use memchr::memchr;
 
 /// The header that carries a verdict to the chain. A client that sends it is refused.
-pub(crate) const VERDICT_HEADER: &str = "seawall-gate-verdict";
+pub const VERDICT_HEADER: &str = "seawall-gate-verdict";
 
 /// What the gate tolerates in size.
 #[derive(Clone, Copy, Debug)]

@@ -29,6 +29,9 @@ pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempote
 /// The caller's remaining patience in milliseconds, as Envoy writes it.
 pub(crate) const EXPECTED_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 
+/// Who repeats the request when it fails, so that nobody below does.
+pub(crate) const RETRY_OWNER: HeaderName = HeaderName::from_static(seawall_core::guard::retry::RETRY_OWNER_HEADER);
+
 /// What `Connection` may not take away: framing, identity, and what we vouch for.
 const PROTECTED: [&str; 10] = [
     "host",
@@ -83,6 +86,7 @@ present! {
     VERDICT = 13, "seawall-gate-verdict";
     IDEMPOTENCY_KEY = 14, "idempotency-key";
     EXPECTED_TIMEOUT = 15, "x-envoy-expected-rq-timeout-ms";
+    RETRY_OWNER = 16, "seawall-retry-owner";
 }
 
 impl Present {

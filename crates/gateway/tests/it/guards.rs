@@ -41,7 +41,7 @@ fn a_failed_get_is_tried_again_and_a_post_is_not() {
 fn the_budget_bounds_retries() {
     let server = Server::start(|_, _| unavailable());
     let mut route = route("r", 0);
-    route.guards.budget = BudgetConfig { ratio: Ratio::new(0.2).unwrap(), floor_per_s: 0.0 };
+    route.guards.budget = BudgetConfig { ratio: Ratio::new(0.2).unwrap(), floor_per_s: 0.0, ..BudgetConfig::default() };
     let world = World::new(policy(vec![route], vec![upstream("u", &[server.address])]));
     let mut client = world.client();
     for _ in 0..100 {
@@ -86,8 +86,11 @@ fn the_breaker_opens_tells_the_journal_and_finds_its_way_back() {
 fn slow_answers_open_the_breaker_too() {
     let server = Server::start(|_, _| Do::Wait(Duration::from_millis(30), Box::new(ok("slow"))));
     let mut route = route("r", 0);
-    let slow =
-        seawall_core::guard::breaker::SlowRule { rate_max: Ratio::new(0.6).unwrap(), over: Duration::from_millis(10) };
+    let slow = seawall_core::guard::breaker::SlowRule {
+        rate_max: Ratio::new(0.6).unwrap(),
+        over: Duration::from_millis(10),
+        in_flight: true,
+    };
     route.guards.breaker = Some(seawall_core::guard::breaker::BreakerConfig { slow: Some(slow), ..breaker() });
     let world = World::new(policy(vec![route], vec![upstream("u", &[server.address])]));
     let statuses: Vec<u16> = (0..5).map(|_| world.get("/").status).collect();
@@ -105,7 +108,8 @@ fn the_bulkhead_queues_a_few_and_refuses_the_rest() {
         ok("done")
     });
     let mut route = route("r", 0);
-    route.guards.bulkhead = BulkheadConfig { calls_max: 1, waiting_max: 1, wait_max: Duration::from_secs(10) };
+    route.guards.bulkhead =
+        BulkheadConfig { calls_max: 1, waiting_max: 1, wait_max: Duration::from_secs(10), ..BulkheadConfig::default() };
     let world = World::new(policy(vec![route], vec![upstream("u", &[server.address])]));
     let barrier = Barrier::new(2);
     std::thread::scope(|scope| {
@@ -132,7 +136,12 @@ fn nobody_waits_longer_than_they_have_time() {
     let server = Server::start(|_, _| Do::Hang);
     let mut route = route("r", 0);
     route.guards.timeout = Duration::from_millis(200);
-    route.guards.bulkhead = BulkheadConfig { calls_max: 1, waiting_max: 5, wait_max: Duration::from_millis(50) };
+    route.guards.bulkhead = BulkheadConfig {
+        calls_max: 1,
+        waiting_max: 5,
+        wait_max: Duration::from_millis(50),
+        ..BulkheadConfig::default()
+    };
     let world = World::new(policy(vec![route], vec![upstream("u", &[server.address])]));
     std::thread::scope(|scope| {
         let first = scope.spawn(|| world.get("/1").status);
@@ -287,8 +296,7 @@ fn an_open_breaker_does_not_make_a_client_send_its_body() {
     let mut route = route("r", 0);
     route.guards.retry.attempts_max = 1;
     route.guards.breaker = Some(seawall_core::guard::breaker::BreakerConfig {
-        open_for: Duration::from_secs(60),
-        open_for_max: Duration::from_secs(60),
+        wait: crate::world::fixed_wait(Duration::from_secs(60)),
         ..breaker()
     });
     let world = World::new(policy(vec![route], vec![upstream("u", &[server.address])]));

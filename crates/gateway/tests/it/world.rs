@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use seawall_core::guard::breaker::BreakerConfig;
+use seawall_core::guard::breaker::{BreakerConfig, HalfOpen, OpenWait};
 use seawall_core::guard::budget::BudgetConfig;
 use seawall_core::guard::bulkhead::BulkheadConfig;
-use seawall_core::guard::retry::RetryConfig;
+use seawall_core::guard::retry::{Backoff, RetryConfig};
 use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::journal::Kind;
 use seawall_core::observation::{NodeSnapshot, RouteSnapshot};
@@ -270,10 +270,11 @@ pub fn route(name: &str, upstream: u32) -> Route {
             try_timeout: Duration::from_secs(5),
             retry: RetryConfig {
                 attempts_max: 3,
-                backoff_base: Duration::from_millis(1),
-                backoff_max: Duration::from_millis(5),
+                backoff: Backoff::Exponential { base: Duration::from_millis(1), multiplier: 2.0 },
+                wait_max: Duration::from_millis(5),
+                ..RetryConfig::default()
             },
-            budget: BudgetConfig { ratio: Ratio::new(0.2).unwrap(), floor_per_s: 100.0 },
+            budget: BudgetConfig { ratio: Ratio::new(0.2).unwrap(), floor_per_s: 100.0, ..BudgetConfig::default() },
             breaker: None,
             bulkhead: BulkheadConfig::default(),
             replay_bytes_max: 64 << 10,
@@ -294,12 +295,15 @@ pub fn spooling(name: &str, upstream: u32) -> Route {
     Route { fallbacks: vec![Fallback::Spool], order_by: Some("shipment-id".into()), ..route(name, upstream) }
 }
 
+pub fn fixed_wait(wait: Duration) -> OpenWait {
+    OpenWait { first: wait, multiplier: 1.0, max: Some(wait), ..OpenWait::default() }
+}
+
 pub fn breaker() -> BreakerConfig {
     BreakerConfig {
         calls_min: 4,
-        open_for: Duration::from_millis(300),
-        open_for_max: Duration::from_millis(300),
-        half_open_calls: 1,
+        wait: fixed_wait(Duration::from_millis(300)),
+        half_open: HalfOpen { calls: 1, ..HalfOpen::default() },
         ..BreakerConfig::default()
     }
 }
