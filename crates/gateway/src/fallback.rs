@@ -83,8 +83,11 @@ fn mark(
 ) -> Response<ResBody> {
     let since = call.route.degraded(how, cause);
     worker.counts[call.id.index()].degraded(how);
-    let (name, value) = degraded(how, since);
-    answer.headers_mut().insert(name, value);
+    // The spool's answer is marked already, with what is told again to whoever repeats the key.
+    if how != Fallback::Spool.name() {
+        let (name, value) = degraded(how, since);
+        answer.headers_mut().insert(name, value);
+    }
     answer.headers_mut().insert(PROXY_STATUS, reason_status(reason));
     answer
 }
