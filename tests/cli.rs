@@ -1,7 +1,10 @@
 //! The command line against a running node, a stopped one, and none.
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
+use std::time::SystemTime;
 
 use serde_json::Value;
 
@@ -57,6 +60,10 @@ fn a_dead_letter_is_found_shown_and_delivered_after_all() {
     shown.shows(&["POST", "/events", "s-1", "field `weight`", "is missing", "answered 503", "body_bytes"]);
     assert!(!shown.out.contains("the payload") && !shown.out.contains("hush"), "no payload, no secret: {}", shown.out);
     assert!(!shown.out.contains('\u{1b}'), "what an upstream said does not steer the terminal");
+
+    let told = node.get(&format!("/.seawall/records/{id}")).json();
+    assert_eq!((&told["state"], &told["status"]), (&"parked".into(), &Value::Null), "{told}");
+    assert!(told["reason"].as_str().unwrap().contains("422"), "whoever asks for the outcome is told why: {told}");
 
     mode.store(200, Relaxed);
     let retried = seawall(&["spool", "retry", &id]);
@@ -146,11 +153,18 @@ fn a_stopped_nodes_folder_is_read() {
     for key in ["id", "state", "parked", "target", "idempotency_key", "record", "order_key"] {
         assert_eq!(dead[key], live[key], "{key}");
     }
+    let before = files(&place.path().join("data"));
     place.seawall(&["spool", "ls", "--state", "parked", "--data", "data"]).shows(&["parked", "s-1"]);
+    let books = place.seawall(&["ledger", "--data", "data", "--json"]).json();
+    assert_eq!((&books["totals"]["parked"], &books["verdict"]), (&1.into(), &"unknown".into()), "{books}");
+    place.seawall(&["ledger", "--data", "data"]).shows(&["STREAM", "events"]);
     let journal = place.seawall(&["journal", "--data", "data"]);
     journal.shows(&["node_started", "record_parked", "node_draining", "node_stopped"]);
     let only = place.seawall(&["journal", "--data", "data", "--kind", "node_stopped", "--json"]).json();
     assert_eq!(only["entries"].as_array().map(Vec::len), Some(1));
+    assert_eq!(files(&place.path().join("data")), before, "looking changes nothing");
+    let key = dead["idempotency_key"].as_str().unwrap();
+    assert!(key.starts_with("seawall-") && !key.contains('\n'), "as the client and the upstream know it: {key:?}");
     for arguments in [&["status"][..], &["journal"], &["spool", "ls"], &["spool", "show", "1"], &["ledger"]] {
         let said = place.seawall(&[arguments, &["--admin", &admin]].concat());
         assert_eq!((said.code, said.out.as_str()), (3, ""), "{arguments:?}");
@@ -160,6 +174,38 @@ fn a_stopped_nodes_folder_is_read() {
     assert_eq!(none.code, 1);
     none.tells(&["`elsewhere` is not the data directory of a node"]);
     assert!(!place.path().join("elsewhere").exists(), "looking makes nothing");
+}
+
+/// After kill -9 too: what a start would cut, mend and count is seen as after it, and left for it to do.
+#[test]
+fn looking_at_what_a_crash_left_changes_nothing() {
+    let (node, place, id, ..) = with_a_dead_letter();
+    node.kill();
+    let data = place.path().join("data");
+    let before = files(&data);
+    for arguments in [&["journal"][..], &["spool", "ls"], &["spool", "show", &id.to_string()], &["ledger"]] {
+        let said = place.seawall(&[arguments, &["--data", "data"]].concat());
+        assert_eq!((said.code, said.err.as_str()), (0, ""), "{said:?}");
+    }
+    assert_eq!(files(&data), before);
+    std::fs::remove_file(data.join("LOCK")).unwrap();
+    place.seawall(&["spool", "ls", "--data", "data"]).shows(&["parked", "s-1"]);
+    assert!(!data.join("LOCK").exists(), "a copy is read as well, and stays as it is");
+}
+
+/// Every file below a folder: its name, its bytes, and when it was last written.
+fn files(dir: &Path) -> BTreeMap<PathBuf, (Vec<u8>, SystemTime)> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            let written = path.metadata().unwrap().modified().unwrap();
+            found.insert(path.clone(), (std::fs::read(&path).unwrap(), written));
+        }
+    }
+    found
 }
 
 /// Somebody else behind the address is not taken for a node.

@@ -62,11 +62,20 @@ fn your_own_events_behind_seawall_until_ctrl_c() {
 
 #[test]
 fn ctrl_c_in_the_middle_leaves_nobody() {
+    stopped_in_the_middle(Signal::INT);
+}
+
+#[test]
+fn a_terminal_that_is_closed_in_the_middle_leaves_nobody() {
+    stopped_in_the_middle(Signal::HUP);
+}
+
+fn stopped_in_the_middle(by: Signal) {
     let place = Place::empty();
     let arguments = ["demo", "--only", "after", "--speed", "2"];
     let mut demo = Process::start(place.command(&arguments).env("TMPDIR", place.path()));
     wait_until("trouble begins", || demo.lines().iter().any(|line| line.contains("brown-out")));
-    demo.signal(Signal::INT);
+    demo.signal(by);
     assert_eq!(code(demo.wait()), 1);
     assert!(demo.lines().iter().any(|line| line.contains("stopped by")), "{:?}", demo.lines().last());
     assert_eq!(processes_of(place.path()), 0);

@@ -20,6 +20,7 @@ fn a_port_that_is_taken() {
     let said = place.refused(&["run"]);
     assert_eq!(said.code, 1);
     said.tells(&[&format!("cannot listen on `{taken}`"), "another process listens there"]);
+    assert!(!place.data().exists(), "nothing is left behind that would be in the way of another name");
     let place = Place::new(&config("127.0.0.1:0", "127.0.0.1:1"));
     let said = place.refused(&["run", "--admin", &taken]);
     assert_eq!(said.code, 1);
@@ -106,6 +107,38 @@ fn a_folder_that_is_damaged_is_not_opened_as_if_it_were_whole() {
     let said = place.refused(&["run"]);
     assert_eq!(said.code, 1);
     said.tells(&["META", "is not Seawall's description of a data directory"]);
+}
+
+/// Bytes that were promised to somebody and do not read as written: a person decides.
+#[test]
+fn a_damaged_spool_is_opened_only_by_a_person_who_says_so() {
+    let (well, server) = Server::moody();
+    let text = config("127.0.0.1:0", &server.address.to_string());
+    let place = Place::new(&text.replace("retry: off,", "retry: off, fallback: spool,"));
+    let node = place.node();
+    for n in 1..=3 {
+        assert_eq!(node.post("/w", "", &format!("payload number {n}")).status, 202);
+    }
+    assert_eq!(crate::process::code(node.stop()), 0);
+    let segment = place.data().join("spool/0000000001.log");
+    let mut bytes = std::fs::read(&segment).unwrap();
+    let at = bytes.windows(16).position(|window| window == b"payload number 2").unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(&segment, &bytes).unwrap();
+    let said = place.refused(&["run"]);
+    assert_eq!(said.code, 1);
+    said.tells(&["0000000001.log` is damaged at byte", "`seawall run --quarantine` goes on with what can be saved"]);
+    assert_eq!(std::fs::read(&segment).unwrap(), bytes, "refusing changes nothing");
+    let looked = place.seawall(&["spool", "ls", "--data", "data"]);
+    assert_eq!(looked.out.lines().count(), 3, "{looked:?}");
+    looked.tells(&["is damaged: this is what can be saved"]);
+    assert_eq!(std::fs::read(&segment).unwrap(), bytes, "and so does looking");
+    let node = place.node_with(&["run", "--quarantine"], &[]);
+    assert_eq!(node.spooled(), 2);
+    assert_eq!(node.journal().last("store_recovered")["fields"]["damaged_files"], "1");
+    assert_eq!(std::fs::read(place.data().join("spool/0000000001.log.damaged")).unwrap(), bytes);
+    well.store(true, std::sync::atomic::Ordering::Relaxed);
+    crate::house::wait_until("what was saved arrives", || node.spooled() == 0);
 }
 
 #[test]

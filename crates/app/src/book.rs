@@ -51,6 +51,13 @@ pub enum OpenBookError {
     Log(#[from] StoreError),
 }
 
+impl OpenBookError {
+    fn named(name: &str) -> impl FnOnce(RefError) -> Self {
+        let name = name.to_owned();
+        move |source| Self::Name { name, source }
+    }
+}
+
 /// The account of one node. Cheap to clone.
 #[derive(Clone)]
 pub struct Book(Arc<Shared>);
@@ -95,32 +102,48 @@ impl Book {
         producer: &str,
         streams: impl IntoIterator<Item = String>,
     ) -> Result<(Self, Keeper), OpenBookError> {
-        let named = |name: &str| {
-            let name = name.to_owned();
-            move |source| OpenBookError::Name { name, source }
-        };
         let (reserve, reservations) = mpsc::channel(RESERVATIONS_MAX);
-        let ledger = replay(producer, records).map_err(named(producer))?;
+        let book = Self::of(store, records, producer, reserve)?;
+        let epoch = book.lock().ledger.next_epoch();
+        if let Err(error) = book.keep(&Event::Began { epoch }).await? {
+            tracing::error!(%error, "the ledger refused to begin an epoch: nothing will be numbered");
+        }
+        for stream in streams {
+            let issuer =
+                Issuer::new(&*stream, producer, epoch).map_err(OpenBookError::named(&stream))?.with_block(BLOCK);
+            book.lock().issuers.insert(stream, issuer);
+        }
+        book.recall(&store.spool).await?;
+        book.reserve_all().await?;
+        Ok((book.clone(), Keeper { book, reservations }))
+    }
+
+    /// Reads a stopped node's account back, to be looked at: no epoch begins and no number is given out.
+    ///
+    /// # Errors
+    /// [`OpenBookError`].
+    pub async fn look(store: &Store, records: &[Vec<u8>], producer: &str) -> Result<Self, OpenBookError> {
+        let book = Self::of(store, records, producer, mpsc::channel(1).0)?;
+        book.recall(&store.spool).await?;
+        Ok(book)
+    }
+
+    fn of(
+        store: &Store,
+        records: &[Vec<u8>],
+        producer: &str,
+        reserve: mpsc::Sender<Event>,
+    ) -> Result<Self, OpenBookError> {
+        let ledger = replay(producer, records).map_err(OpenBookError::named(producer))?;
         let books = Books { ledger, issuers: BTreeMap::new(), unnumbered: BTreeMap::new() };
-        let book = Self(Arc::new(Shared {
+        Ok(Self(Arc::new(Shared {
             books: Mutex::new(books),
             key: LedgerKey::new(store.secret.0),
             producer: producer.to_owned(),
             log: store.ledger.clone(),
             journal: store.journal.clone(),
             reserve,
-        }));
-        let epoch = book.lock().ledger.next_epoch();
-        if let Err(error) = book.keep(&Event::Began { epoch }).await? {
-            tracing::error!(%error, "the ledger refused to begin an epoch: nothing will be numbered");
-        }
-        for stream in streams {
-            let issuer = Issuer::new(&*stream, producer, epoch).map_err(named(&stream))?.with_block(BLOCK);
-            book.lock().issuers.insert(stream, issuer);
-        }
-        book.recall(&store.spool).await?;
-        book.reserve_all().await?;
-        Ok((book.clone(), Keeper { book, reservations }))
+        })))
     }
 
     /// Ends the epoch cleanly: numbers that were reserved and never given out are void, not in doubt.

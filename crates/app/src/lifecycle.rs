@@ -59,6 +59,7 @@ async fn live(config: AppConfig) -> anyhow::Result<ExitCode> {
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     // Before anything is written: a start that fails here leaves nothing behind.
     let admin_listener = listen_admin(&config.admin).await?;
+    Gateway::could_listen(&config.policy).map_err(hinted(|error: &seawall_gateway::StartError| error.hint()))?;
     let Opened { store, engine, report, ledger_records } = open_store(&config, &clock)?;
     let threads = engine.spawn_threads().context("cannot start the store's threads")?;
     let cause = begin_journal(&store, &config, &report);
@@ -154,11 +155,12 @@ impl Signals {
 
 /// Opens a data directory with the limits of its configuration.
 pub(crate) fn open_store(config: &AppConfig, clock: &RealClock) -> anyhow::Result<Opened<RealDisk>> {
-    let StoreConfig { path, spool_bytes_max, journal_bytes_max, record_bytes_max } = config.store.clone();
+    let StoreConfig { path, spool_bytes_max, journal_bytes_max, record_bytes_max, on_damage } = config.store.clone();
     let options = StoreOptions {
         spool_bytes_max,
         journal_bytes_max,
         record_bytes_max,
+        on_damage,
         ..StoreOptions::new(path, config.policy.node.clone())
     };
     let secret: [u8; 32] = entropy()?;
@@ -175,15 +177,19 @@ fn begin_journal(store: &Store, config: &AppConfig, report: &RecoveryReport) -> 
             .with("version", env!("CARGO_PKG_VERSION"))
             .with("epoch", store.epoch),
     );
-    let torn: u64 = [&report.spool, &report.journal, &report.ledger].iter().map(|log| log.torn_bytes).sum();
-    journal.record(
-        Draft::new(Kind::StoreRecovered, "store")
-            .because(Some(started))
-            .with("waiting", report.waiting)
-            .with("parked", report.parked)
-            .with("torn_bytes", torn)
-            .with("unreadable", report.unreadable),
-    );
+    let logs = [&report.spool, &report.journal, &report.ledger];
+    let recovered = Draft::new(Kind::StoreRecovered, "store")
+        .because(Some(started))
+        .with("waiting", report.waiting)
+        .with("parked", report.parked)
+        .with("torn_bytes", logs.iter().map(|log| log.torn_bytes).sum::<u64>())
+        .with("unreadable", report.unreadable);
+    journal.record(match report.is_damaged() {
+        false => recovered,
+        true => recovered
+            .with("damaged_files", logs.iter().map(|log| log.damaged.len()).sum::<usize>())
+            .with("lost", logs.iter().map(|log| log.lost).sum::<u64>()),
+    });
     if report.is_damaged() {
         tracing::error!(?report, "the store was damaged; what could be saved goes on");
     }
@@ -229,7 +235,7 @@ fn admin(
 
 async fn listen_admin(config: &AdminConfig) -> anyhow::Result<TcpListener> {
     TcpListener::bind(config.address).await.with_context(|| {
-        format!("cannot listen on `{}` for the admin API; choose another `admin.address`", config.address)
+        format!("cannot listen on `{}` for the admin API; choose another `admin.address` (`--admin`)", config.address)
     })
 }
 

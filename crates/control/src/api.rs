@@ -279,7 +279,7 @@ async fn spool(State(admin): State<Admin>, query: RawQuery) -> Result<Response, 
 #[must_use]
 pub fn account_json(account: &Account, now: Wall) -> Value {
     let mut body = json!({
-        "id": account.id, "state": account.state, "attempts": account.attempts, "last_error": account.last_error,
+        "id": account.id, "state": account.state, "attempts": account.record.as_ref().map(|_| account.attempts), "last_error": account.last_error,
         "parked": null, "settled": null,
     });
     if let Some(parked) = &account.parked {
@@ -294,9 +294,11 @@ pub fn account_json(account: &Account, now: Wall) -> Value {
     if let Some(record) = &account.record {
         let order_key = record.order_key.as_ref().map(|key| String::from_utf8_lossy(key).into_owned());
         let headers: Vec<&str> = record.headers.iter().map(|(name, _)| name.as_str()).collect();
+        // What keeps the keys of routes and callers apart stands before it, on lines of its own.
+        let key = record.idempotency_key.rsplit('\n').next();
         let facts = json!({
             "upstream": record.upstream, "route": record.route, "order_key": order_key,
-            "idempotency_key": record.idempotency_key, "method": record.method, "target": record.target,
+            "idempotency_key": key, "method": record.method, "target": record.target,
             "headers": headers, "body_bytes": record.body.len(), "accepted": rfc3339(record.accepted),
             "age_s": now.since(record.accepted).as_secs_f64(), "first_failure": record.first_failure,
             "record": record.ledger,

@@ -164,8 +164,10 @@ pub fn parse_size(text: &str) -> Result<u64, UnitError> {
 pub fn parse_ratio(text: &str) -> Result<Ratio, UnitError> {
     let text = text.trim();
     let Some(number) = text.strip_suffix('%') else {
-        if text.parse::<f64>().is_ok() {
-            return Err(UnitError::Missing { text: text.into(), example: format!("{text}%") });
+        if let Ok(number) = text.parse::<f64>() {
+            let share = Ratio::new(number).filter(|_| number > 0.0);
+            let example = share.map_or_else(|| format!("{text}%"), |share| format!("{share}` or `{text}%"));
+            return Err(UnitError::Missing { text: text.into(), example });
         }
         return Err(UnitError::NotANumber { text: text.into(), what: "a percentage", example: "50%" });
     };
@@ -319,7 +321,8 @@ mod tests {
         assert!(parse_size("64KiB1B").is_err());
         assert!(parse_size("64kb").unwrap_err().to_string().contains("unknown unit `kb`"));
         assert!(parse_size("99999999999TiB").unwrap_err().to_string().contains("16 EiB"));
-        assert_eq!(parse_ratio("0.5").unwrap_err().to_string(), "`0.5` needs a unit, such as `0.5%`");
+        assert_eq!(parse_ratio("0.5").unwrap_err().to_string(), "`0.5` needs a unit, such as `50%` or `0.5%`");
+        assert_eq!(parse_ratio("20").unwrap_err().to_string(), "`20` needs a unit, such as `20%`");
         assert_eq!(parse_ratio("150%").unwrap_err().to_string(), "`150%` is out of range: 0% to 100%");
         assert!(parse_ratio("half").is_err());
         assert!(parse_ratio("x%").is_err());

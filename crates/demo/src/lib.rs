@@ -175,15 +175,19 @@ fn parent_gone() -> CancellationToken {
     gone
 }
 
-/// SIGINT or SIGTERM.
-async fn stop_asked() -> &'static str {
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => "SIGINT",
-        _ = terminate.recv() => "SIGTERM",
+/// SIGINT, SIGTERM, or a terminal that is gone. Heard from the call on, not only once somebody waits.
+fn stop_asked() -> impl Future<Output = &'static str> {
+    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+    let signals = kinds.map(signal);
+    async move {
+        let [Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)] = signals else {
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = interrupt.recv() => "SIGINT",
+            _ = terminate.recv() => "SIGTERM",
+            _ = hangup.recv() => "SIGHUP",
+        }
     }
 }
 
@@ -201,6 +205,7 @@ pub async fn run(args: DemoArgs, seawall: PathBuf) -> anyhow::Result<bool> {
 /// # Errors
 /// As for [`run`].
 pub async fn run_with(args: DemoArgs, programs: Programs) -> anyhow::Result<bool> {
+    let stopped = stop_asked();
     let plan = Plan::new(&args)?;
     let dir = tempfile::Builder::new().prefix("seawall-demo-").tempdir().context("cannot make a temporary folder")?;
     let before = Stage::new(Run::Before, &plan, &programs, dir.path().join("before"))?;
@@ -218,7 +223,7 @@ pub async fn run_with(args: DemoArgs, programs: Programs) -> anyhow::Result<bool
     // One place hears the signals for all of it, so that none is missed in between.
     let result = tokio::select! {
         result = story => result,
-        signal = stop_asked() => concluded.get().ok_or_else(|| anyhow!("stopped by {signal}")),
+        signal = stopped => concluded.get().ok_or_else(|| anyhow!("stopped by {signal}")),
     };
     before.stop().await;
     after.stop().await;

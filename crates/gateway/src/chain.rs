@@ -504,11 +504,14 @@ async fn claim(worker: &Arc<Worker>, call: &mut Call, body: Bytes) -> Result<Wri
 /// does not.
 async fn known_to_spool(worker: &Arc<Worker>, call: &Call) -> Option<Response<ResBody>> {
     let identity = &call.write.as_ref()?.identity;
-    let known = worker.node.spool.lookup(&identity.owned.0).await.ok()??;
+    let spool = &worker.node.spool;
+    let known = spool.lookup(&identity.owned.0).await.ok()??;
     if known.fingerprint != identity.fingerprint {
         return Some(fallback::key_conflict());
     }
-    Some(fallback::accepted_before(known.id, known.state.name(), &identity.key))
+    // What has left is nobody's reduced answer any more.
+    let held = spool.get(known.id).await.ok().flatten().and_then(|account| Some(account.record?.accepted));
+    Some(replayed(fallback::accepted_before(known.id, known.state.name(), &identity.key, held)))
 }
 
 /// The answer the first request with this key got.
@@ -516,6 +519,10 @@ fn replay(done: &DoneAnswer) -> Response<ResBody> {
     let mut response = Response::new(ResBody::whole(done.body.clone()));
     *response.status_mut() = done.status;
     *response.headers_mut() = done.headers.clone();
+    replayed(response)
+}
+
+fn replayed(mut response: Response<ResBody>) -> Response<ResBody> {
     response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
     let details = HeaderValue::from_static("seawall; details=\"the answer the first request with this key got\"");
     response.headers_mut().insert(PROXY_STATUS, details);

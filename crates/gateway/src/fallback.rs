@@ -7,9 +7,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER};
 use http::{Method, Response, StatusCode};
+use seawall_core::guard::Refusal;
 use seawall_core::id::RecordId;
+use seawall_core::journal::Seq;
 use seawall_core::policy::Fallback;
 use seawall_core::spool::NewRecord;
+use seawall_core::spool::index::Outcome;
+use seawall_core::time::Wall;
 use seawall_store::EnqueueError;
 use serde_json::json;
 
@@ -29,6 +33,7 @@ pub(crate) async fn apply(worker: &Arc<Worker>, mut call: Call, reason: Reason) 
         return Answer::verdict(verdict).build();
     }
     let fallbacks = call.route.policy.fallbacks.clone();
+    let cause = if fallbacks.is_empty() { None } else { cause(worker, &call, &reason) };
     let mut refused = None;
     for fallback in &fallbacks {
         // Nothing but the spool keeps a write behind the older ones of its key.
@@ -51,24 +56,38 @@ pub(crate) async fn apply(worker: &Arc<Worker>, mut call: Call, reason: Reason) 
             Fallback::Upstream(other) => other_upstream(worker, &mut call, *other).await,
         };
         if let Some(answer) = answer {
-            return mark(worker, &call, fallback.name(), &reason, answer);
+            return mark(worker, &call, (fallback.name(), cause), &reason, answer);
         }
     }
     refused.unwrap_or_else(|| no_fallback(worker, call, reason))
+}
+
+/// The journal's entry that tells why this answer is not the upstream's.
+fn cause(worker: &Worker, call: &Call, reason: &Reason) -> Option<Seq> {
+    match reason {
+        // The breaker has told already, and what waits is told by the spool.
+        Reason::Refused(Refusal::BreakerOpen { .. }) | Reason::Behind | Reason::Client(_) => call.route.cause(),
+        Reason::Refused(_) | Reason::Failed(..) => {
+            Some(call.route.failing(worker.node.clock.now(), &reason_words(reason)))
+        }
+    }
 }
 
 /// Marks an answer as reduced, counts it, and tells the journal when it is the first.
 fn mark(
     worker: &Arc<Worker>,
     call: &Call,
-    how: &'static str,
+    (how, cause): (&'static str, Option<Seq>),
     reason: &Reason,
     mut answer: Response<ResBody>,
 ) -> Response<ResBody> {
-    let since = call.route.degraded(how);
+    let since = call.route.degraded(how, cause);
     worker.counts[call.id.index()].degraded(how);
-    let (name, value) = degraded(how, since);
-    answer.headers_mut().insert(name, value);
+    // The spool's answer is marked already, with what is told again to whoever repeats the key.
+    if how != Fallback::Spool.name() {
+        let (name, value) = degraded(how, since);
+        answer.headers_mut().insert(name, value);
+    }
     answer.headers_mut().insert(PROXY_STATUS, reason_status(reason));
     answer
 }
@@ -127,6 +146,7 @@ async fn spool(
     let record = record(worker, call, &write, reason);
     let attending = write.claiming.attend();
     let may_have_arrived = call.may_have_arrived;
+    let since = call.route.degraded_since().unwrap_or_else(|| node.clock.wall());
     // In a task of its own: a client that goes away now must not leave the account in doubt.
     let kept = worker.tasks.spawn(async move {
         let kept = node.spool.enqueue(&record).await;
@@ -143,7 +163,7 @@ async fn spool(
         }
         match kept {
             Ok(enqueued) => {
-                let (answer, done) = accepted(enqueued.id, "waiting", &identity.key);
+                let (answer, done) = accepted(enqueued.id, "waiting", &identity.key, Some(since));
                 claiming.finish(node.clock.now(), done);
                 Ok(answer)
             }
@@ -178,14 +198,12 @@ fn record(worker: &Worker, call: &Call, write: &Write, reason: &Reason) -> NewRe
     }
 }
 
-/// The answer to a write that was accepted before: where it is in its life.
-pub(crate) fn accepted_before(id: RecordId, state: &str, key: &HeaderValue) -> Response<ResBody> {
-    let mut response = accepted(id, state, key).0;
-    response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
-    response
+/// The answer to a write that was accepted before: where it is in its life, and since when it is held, if it is.
+pub(crate) fn accepted_before(id: RecordId, state: &str, key: &HeaderValue, held: Option<Wall>) -> Response<ResBody> {
+    accepted(id, state, key, held).0
 }
 
-fn accepted(id: RecordId, state: &str, key: &HeaderValue) -> (Response<ResBody>, DoneAnswer) {
+fn accepted(id: RecordId, state: &str, key: &HeaderValue, held: Option<Wall>) -> (Response<ResBody>, DoneAnswer) {
     let location = format!("{RECORDS_PATH}{id}");
     let body = Bytes::from(format!("{}\n", json!({ "id": id, "state": state, "location": location })));
     let mut response = Response::new(ResBody::whole(body.clone()));
@@ -194,6 +212,7 @@ fn accepted(id: RecordId, state: &str, key: &HeaderValue) -> (Response<ResBody>,
     headers.insert(LOCATION, HeaderValue::from_str(&location).unwrap_or(HeaderValue::from_static("/")));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(IDEMPOTENCY_KEY, key.clone());
+    headers.extend(held.map(|since| degraded(Fallback::Spool.name(), since)));
     let done = DoneAnswer { status: StatusCode::ACCEPTED, headers: headers.clone(), body };
     (response, done)
 }
@@ -293,12 +312,21 @@ pub(crate) async fn record_state(worker: &Worker, id: &str, method: &Method) -> 
     };
     match worker.node.spool.get(id).await {
         Ok(Some(account)) => {
+            let (status, reason) = match account.settled.as_ref().map(|settled| &settled.outcome) {
+                Some(Outcome::Delivered { status }) => (Some(*status), None),
+                Some(Outcome::Discarded { reason }) => (None, Some(reason)),
+                None => (None, account.parked.as_ref().map(|parked| &parked.reason)),
+            };
+            // Of a record that has left nothing is kept but what became of it.
+            let held = account.record.as_ref();
             let state = json!({
                 "id": id,
                 "state": account.state.name(),
-                "attempts": account.attempts,
-                "last_error": account.last_error,
-                "accepted_at": account.record.as_ref().map(|record| record.accepted.rfc3339()),
+                "status": status,
+                "reason": reason,
+                "attempts": held.map(|_| account.attempts),
+                "last_error": held.map(|_| &account.last_error),
+                "accepted_at": held.map(|record| record.accepted.rfc3339()),
                 "settled_at": account.settled.as_ref().map(|settled| settled.at.rfc3339()),
             });
             let mut response = Response::new(ResBody::whole(Bytes::from(format!("{state}\n"))));

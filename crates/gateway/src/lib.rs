@@ -29,6 +29,7 @@ use std::time::Duration;
 use seawall_core::id::UpstreamId;
 use seawall_core::journal::Seq;
 use seawall_core::observation::NodeSnapshot;
+use seawall_core::policy::Policy;
 use seawall_core::prng::Prng;
 use tokio_util::task::TaskTracker;
 
@@ -112,6 +113,14 @@ impl Gateway {
             threads.push(thread);
         }
         Ok(Self { node, addresses, stop, threads, grace })
+    }
+
+    /// Asks whether every listener of a policy could listen now, for those who want to know before they write anything.
+    ///
+    /// # Errors
+    /// [`StartError::Listen`], as [`Gateway::start`] would.
+    pub fn could_listen(policy: &Policy) -> Result<(), StartError> {
+        policy.listeners.iter().try_for_each(|listener| ask(listener.address))
     }
 
     /// Where it listens, in the policy's order: tells the port where port 0 was asked for.
@@ -219,13 +228,18 @@ struct Job {
     cause: Option<Seq>,
 }
 
+/// Sharing a port among our workers would also share it with another node of the same user: asked first, alone.
+fn ask(address: SocketAddr) -> Result<(), StartError> {
+    if address.port() != 0 {
+        drop(listen_shared(address, false).map_err(|source| StartError::Listen { address, source })?);
+    }
+    Ok(())
+}
+
 /// Listens once per worker on the same address.
 fn bind(address: SocketAddr, listeners: &mut [Vec<std::net::TcpListener>]) -> Result<SocketAddr, StartError> {
     let failed = |source| StartError::Listen { address, source };
-    if address.port() != 0 {
-        // Sharing a port among our workers would also share it with another node of the same user: ask first, alone.
-        drop(listen_shared(address, false).map_err(failed)?);
-    }
+    ask(address)?;
     let mut actual = address;
     for (index, listeners) in listeners.iter_mut().enumerate() {
         let listener = listen_shared(actual, true).map_err(failed)?;

@@ -29,6 +29,8 @@ use crate::clock::Clock;
 
 /// Answers are called whole again when none was reduced for this long.
 const DEGRADED_LINGER: Duration = Duration::from_secs(2);
+/// Calls that fail within this long of each other are one story, told once.
+const FAILING_LINGER: Duration = Duration::from_secs(10);
 
 pub(crate) struct RouteState {
     pub(crate) policy: Route,
@@ -65,7 +67,7 @@ impl RouteState {
             journal,
             subject: format!("route:{}", policy.name),
             upstream_name: upstream_name.clone(),
-            said: Mutex::new(Said { last: cause, degraded: None }),
+            said: Mutex::new(Said { last: cause, begun: cause, failing: None, degraded: None }),
         });
         let hears = Arc::clone(&voice);
         let guards = policy.guards.clone();
@@ -156,13 +158,20 @@ impl RouteState {
         Ok((wait, Retry { route: Arc::clone(self), coin: Some(coin) }))
     }
 
-    /// What the journal last said of this route.
+    /// What the journal last said of this route, its failing calls included.
     pub(crate) fn cause(&self) -> Option<Seq> {
-        self.voice.said().last
+        let said = self.voice.said();
+        said.last.max(said.failing.map(|(entry, _)| entry))
+    }
+
+    /// Notes a call that failed or was refused, and what the journal says of it. Told before anything stands in for
+    /// the upstream: what fills the spool must not be told before its cause.
+    pub(crate) fn failing(&self, now: Mono, reason: &str) -> Seq {
+        self.voice.say_failing(now, reason)
     }
 
     /// Notes a reduced answer. Tells since when answers have been reduced.
-    pub(crate) fn degraded(&self, how: &str) -> Wall {
+    pub(crate) fn degraded(&self, how: &str, cause: Option<Seq>) -> Wall {
         self.degraded_last.store(self.clock.now().as_nanos(), Relaxed);
         let since = self.degraded_since.load(Relaxed);
         if since != 0 {
@@ -170,7 +179,7 @@ impl RouteState {
         }
         let wall = self.clock.wall();
         if self.degraded_since.compare_exchange(0, wall.as_millis().max(1), Relaxed, Relaxed).is_ok() {
-            self.voice.say_degraded(how);
+            self.voice.say_degraded(how, cause);
         }
         wall
     }
@@ -233,6 +242,10 @@ struct Voice {
 struct Said {
     /// What the journal last said of this route: the cause of what comes next.
     last: Option<Seq>,
+    /// What was in force when the first call came: failing calls are told because of it.
+    begun: Option<Seq>,
+    /// The entry that says how calls fail, and when one last did.
+    failing: Option<(Seq, Mono)>,
     degraded: Option<Seq>,
 }
 
@@ -271,9 +284,23 @@ impl Voice {
         said.last = Some(self.journal.record(draft));
     }
 
-    fn say_degraded(&self, how: &str) {
+    fn say_failing(&self, now: Mono, reason: &str) -> Seq {
         let mut said = self.said();
-        let draft = Draft::new(Kind::DegradedStarted, &self.subject).because(said.last).with("how", how);
+        let told = said.failing.filter(|(_, last)| now.since(*last) < FAILING_LINGER);
+        let entry = told.map_or_else(
+            || {
+                let draft = Draft::new(Kind::CallsFailing, &self.subject).because(said.begun);
+                self.journal.record(draft.with("upstream", &self.upstream_name).with("reason", reason))
+            },
+            |(entry, _)| entry,
+        );
+        said.failing = Some((entry, now));
+        entry
+    }
+
+    fn say_degraded(&self, how: &str, cause: Option<Seq>) {
+        let mut said = self.said();
+        let draft = Draft::new(Kind::DegradedStarted, &self.subject).because(cause).with("how", how);
         let seq = self.journal.record(draft);
         (said.degraded, said.last) = (Some(seq), Some(seq));
     }

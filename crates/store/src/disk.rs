@@ -1,10 +1,11 @@
-//! The only door to files. [`RealDisk`] opens it to the machine, [`SimDisk`] to a simulated one that forgets what was
-//! not synced.
+//! The only door to files. [`RealDisk`] opens it to the machine, [`LookDisk`] to the machine without changing anything,
+//! [`SimDisk`] to a simulated one that forgets what was not synced.
 //!
 //! The contract, as POSIX and journaling file systems give it: bytes written are safe after [`DiskFile::sync_data`]
 //! returned `Ok`; a name made, changed or removed is safe after [`Disk::sync_dir`] of its folder; a failed sync says
 //! nothing about anything written before it, and repeating it proves nothing.
 
+mod look;
 mod real;
 mod sim;
 
@@ -12,6 +13,7 @@ use std::fmt::Debug;
 use std::io;
 use std::path::Path;
 
+pub use look::{LookDisk, LookFile};
 pub use real::{RealDisk, RealFile, RealLock};
 pub use sim::{Fault, SimDisk, SimFile, SimLock};
 

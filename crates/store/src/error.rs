@@ -91,14 +91,14 @@ impl OpenError {
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::InUse { .. } => Some("stop the other node, or give this one its own `store.path`"),
-            Self::OtherNode { .. } => Some("give the node its old name, or another `store.path`"),
-            Self::NotOurs { .. } | Self::Foreign { .. } => Some("point `store.path` at a directory of its own"),
+            Self::InUse { .. } => Some("stop the other node, or give this one its own `store.path` (`--data`)"),
+            Self::OtherNode { .. } => Some("give the node its old name, or another `store.path` (`--data`)"),
+            Self::NotOurs { .. } | Self::Foreign { .. } => {
+                Some("point `store.path` (`--data`) at a directory of its own")
+            }
             Self::Newer { .. } => Some("start the version that wrote it, or a later one"),
             Self::Older { .. } => Some("drain it with the version that wrote it"),
-            Self::Damaged { .. } => {
-                Some("check the disk; open with damage quarantined to go on with what can be saved")
-            }
+            Self::Damaged { .. } => Some("check the disk; `seawall run --quarantine` goes on with what can be saved"),
             Self::Io { source, .. } => match source.kind() {
                 io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                     Some("the node must be able to write to `store.path`")

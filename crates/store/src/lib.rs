@@ -32,7 +32,7 @@ mod options;
 mod spool;
 
 pub use clock::{Clock, ClockFn};
-pub use disk::{Disk, RealDisk, SimDisk};
+pub use disk::{Disk, LookDisk, RealDisk, SimDisk};
 pub use embedded::{Engine, EngineThreads, LogReport, Opened, RecoveryReport};
 pub use error::{EnqueueError, OpenError, StoreError};
 pub use journal::{Journal, QUEUE_ENTRIES_MAX, Query, SUBSCRIBER_LAG_MAX, TAIL_ENTRIES_MAX};

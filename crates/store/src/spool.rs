@@ -384,7 +384,7 @@ impl SpoolShared {
         }
     }
 
-    fn depth(&self) -> SpoolDepth {
+    pub(crate) fn depth(&self) -> SpoolDepth {
         let oldest = self.oldest.load(Ordering::Relaxed);
         SpoolDepth {
             waiting: self.waiting.load(Ordering::Relaxed),

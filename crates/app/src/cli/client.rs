@@ -22,7 +22,7 @@ pub(super) enum CallError {
     /// Nobody there.
     #[error(
         "cannot reach a node at `{url}`: {reason}\n\
-         is it running? `--admin URL` names another one; `--data DIR` reads a stopped node's directory"
+         is it running? `--admin URL` names another one; `--data DIR` reads the journal, spool or ledger of a stopped one"
     )]
     Unreachable {
         /// Where we looked.

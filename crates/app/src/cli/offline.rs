@@ -1,59 +1,92 @@
-//! Reading a stopped node's data directory, when there is no node to ask.
+//! Reading a stopped node's data directory, when there is no node to ask: as its next start would find it, without
+//! changing a byte of it.
 
+use std::io::{self, Write as _};
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
+use seawall_control::LedgerPort as _;
 use seawall_control::api::{account_json, entry_json};
 use seawall_core::id::RecordId;
+use seawall_core::ledger::Summary;
 use seawall_core::spool::State;
-use seawall_store::{Clock as _, OpenError, Opened, Query, RealDisk, Store, StoreOptions};
+use seawall_store::disk::LockError;
+use seawall_store::{Clock as _, Disk as _, LookDisk, OnDamage, OpenError, Opened, Query, Store, StoreOptions};
 use serde_json::{Value, json};
 
+use crate::book;
 use crate::clock::RealClock;
 
-/// The journal of a larger node must not be shortened to our default by looking at it.
+/// The journal of a larger node must not look shorter than it is.
 const JOURNAL_BYTES_MAX: u64 = 1 << 50;
 
-/// Opens the directory, reads from it, closes it again. The answers have the shape of the admin API's.
-pub(super) async fn read<T>(dir: &Path, look: impl AsyncFnOnce(&Store) -> anyhow::Result<T>) -> anyhow::Result<T> {
+/// A stopped node's store, open.
+pub(super) struct Found {
+    store: Store,
+    node: String,
+    ledger_records: Vec<Vec<u8>>,
+}
+
+/// Opens the directory, looks, closes it again. The answers have the shape of the admin API's.
+async fn read<T>(dir: &Path, look: impl AsyncFnOnce(&Found) -> anyhow::Result<T>) -> anyhow::Result<T> {
     if !dir.join("META").is_file() {
         bail!("`{}` is not the data directory of a node", dir.display());
     }
-    let opened = open(dir)?;
-    let threads = opened.engine.spawn_threads().context("cannot start the store's threads")?;
-    let store = opened.store;
-    let seen = look(&store).await;
-    store.close().await;
-    drop(store);
-    threads.join();
-    seen
+    let seen = match open(dir) {
+        Ok((Opened { store, engine, report, ledger_records }, node)) => {
+            if report.is_damaged() {
+                let _ = writeln!(io::stderr(), "seawall: `{}` is damaged: this is what can be saved", dir.display());
+            }
+            let threads = engine.spawn_threads().context("cannot start the store's threads")?;
+            let found = Found { store, node, ledger_records };
+            let seen = look(&found).await;
+            found.store.close().await;
+            drop(found);
+            threads.join();
+            seen
+        }
+        Err(error) => Err(told(error)),
+    };
+    // A node that has started meanwhile has changed what we were reading: that is no damage, and no answer either.
+    match LookDisk::default().lock(&dir.join("LOCK")) {
+        Err(LockError::Held { pid }) => Err(told(OpenError::InUse { dir: dir.into(), pid })),
+        _ => seen,
+    }
 }
 
 /// A directory belongs to a node by name: whoever looks from outside takes the name it finds there.
-fn open(dir: &Path) -> anyhow::Result<Opened<RealDisk>> {
+fn open(dir: &Path) -> Result<(Opened<LookDisk>, String), OpenError> {
+    let disk = LookDisk::default();
     let attempt = |node: &str| {
-        let options = StoreOptions { journal_bytes_max: JOURNAL_BYTES_MAX, ..StoreOptions::new(dir, node) };
-        Store::open(RealDisk, options, RealClock::new(), || [0; 32])
+        let options = StoreOptions {
+            journal_bytes_max: JOURNAL_BYTES_MAX,
+            on_damage: OnDamage::Quarantine,
+            ..StoreOptions::new(dir, node)
+        };
+        Store::open(disk.clone(), options, RealClock::new(), || [0; 32])
     };
-    let opened = match attempt("seawall") {
-        Err(OpenError::OtherNode { found, .. }) => attempt(&found),
-        other => other,
-    };
-    opened.map_err(|error| match error.hint() {
-        Some(_) if matches!(error, OpenError::InUse { .. }) => {
-            anyhow::anyhow!("{error}; ask it: leave out `--data`")
-        }
+    let any = "seawall";
+    match attempt(any) {
+        Ok(opened) => Ok((opened, any.into())),
+        Err(OpenError::OtherNode { found, .. }) => attempt(&found).map(|opened| (opened, found)),
+        Err(error) => Err(error),
+    }
+}
+
+fn told(error: OpenError) -> anyhow::Error {
+    match error.hint() {
+        _ if matches!(error, OpenError::InUse { .. }) => anyhow::anyhow!("{error}; ask it: leave out `--data`"),
         Some(hint) => anyhow::anyhow!("{error}; {hint}"),
         None => anyhow::Error::new(error),
-    })
+    }
 }
 
 /// As `/api/journal`: forwards from a number, otherwise the newest.
 pub(super) async fn journal(dir: &Path, query: Query, newest: bool) -> anyhow::Result<Value> {
     let limit = query.limit;
-    read(dir, async |store| {
+    read(dir, async |found| {
         let all = if newest { Query { limit: usize::MAX, ..query } } else { query };
-        let mut entries = store.journal.query(all).await?;
+        let mut entries = found.store.journal.query(all).await?;
         let skip = if newest { entries.len().saturating_sub(limit) } else { 0 };
         entries.drain(..skip);
         Ok(json!({ "entries": entries.iter().map(entry_json).collect::<Vec<_>>() }))
@@ -63,8 +96,8 @@ pub(super) async fn journal(dir: &Path, query: Query, newest: bool) -> anyhow::R
 
 /// As `/api/spool`.
 pub(super) async fn spool(dir: &Path, state: Option<State>, limit: usize) -> anyhow::Result<Value> {
-    read(dir, async |store| {
-        let (accounts, now) = (store.spool.list(state, limit).await?, RealClock::new().wall());
+    read(dir, async |found| {
+        let (accounts, now) = (found.store.spool.list(state, limit).await?, RealClock::new().wall());
         let records: Vec<Value> = accounts.iter().map(|account| account_json(account, now)).collect();
         Ok(json!({ "records": records }))
     })
@@ -73,10 +106,19 @@ pub(super) async fn spool(dir: &Path, state: Option<State>, limit: usize) -> any
 
 /// As `/api/spool/ID`.
 pub(super) async fn record(dir: &Path, id: u64) -> anyhow::Result<Value> {
-    read(dir, async |store| {
-        let account = store.spool.get(RecordId(id)).await?;
+    read(dir, async |found| {
+        let account = found.store.spool.get(RecordId(id)).await?;
         let account = account.with_context(|| format!("there is no record {id}"))?;
         Ok(account_json(&account, RealClock::new().wall()))
     })
     .await
+}
+
+/// As `/api/ledger`.
+pub(super) async fn ledger(dir: &Path) -> anyhow::Result<Value> {
+    let summary: Summary = read(dir, async |found| {
+        Ok(book::Book::look(&found.store, &found.ledger_records, &found.node).await?.summary())
+    })
+    .await?;
+    Ok(serde_json::to_value(summary)?)
 }

@@ -41,6 +41,7 @@ pub(super) const LEDGER_EXAMPLES: &str = "\
 Examples:
   seawall ledger
   seawall ledger --seal --json
+  seawall ledger --data ./seawall-data         a stopped node's
 
 Exit status: 0 balanced or unknown so far; 1 imbalanced; 3 the node cannot be reached.";
 
@@ -80,9 +81,9 @@ pub(super) struct StatusArgs {
 #[derive(Args, Clone, Debug)]
 pub(super) struct LedgerArgs {
     #[command(flatten)]
-    reader: Reader,
+    from: OfflineReader,
     /// Seal every stream first: what is missing then is lost
-    #[arg(long)]
+    #[arg(long, conflicts_with = "data")]
     seal: bool,
 }
 
@@ -221,12 +222,13 @@ pub(super) async fn status(args: &StatusArgs) -> anyhow::Result<Ended> {
 }
 
 pub(super) async fn ledger(args: &LedgerArgs) -> anyhow::Result<Ended> {
-    let client = args.reader.client()?;
-    let answer = match args.seal {
-        true => client.post("/api/ledger/seal", &Value::Null).await?,
-        false => client.get("/api/ledger").await?,
+    let reader = &args.from.reader;
+    let answer = match &args.from.data {
+        Some(dir) => offline::ledger(dir).await?,
+        None if args.seal => reader.client()?.post("/api/ledger/seal", &Value::Null).await?,
+        None => reader.client()?.get("/api/ledger").await?,
     };
-    args.reader.print(&answer, |answer| show::ledger(answer, args.reader.paint()))?;
+    reader.print(&answer, |answer| show::ledger(answer, reader.paint()))?;
     Ok(if answer["verdict"] == "imbalanced" { Ended::Found } else { Ended::Well })
 }
 

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::Args;
+use seawall_store::OnDamage;
 
 use super::{CONFIG_FILE, UsageError};
 use crate::config::{self, AppConfig, Quick};
@@ -38,6 +39,9 @@ pub(super) struct RunArgs {
     /// The data directory, before what the configuration says
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// Go on with what can be saved of a damaged data directory; damaged files are kept as `*.damaged`
+    #[arg(long)]
+    quarantine: bool,
     /// How log lines look
     #[arg(long, value_enum, default_value_t = Format::Text)]
     log: Format,
@@ -47,7 +51,10 @@ pub(super) struct RunArgs {
 }
 
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
-    let config = configure(args, Path::new(CONFIG_FILE))?;
+    let mut config = configure(args, Path::new(CONFIG_FILE))?;
+    if args.quarantine {
+        config.store.on_damage = OnDamage::Quarantine;
+    }
     logs::begin(args.log, args.log_level);
     lifecycle::run(config)
 }

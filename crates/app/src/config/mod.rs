@@ -26,6 +26,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use seawall_core::policy::Policy;
+use seawall_store::OnDamage;
 use sha2::{Digest as _, Sha256};
 
 pub use finding::{Finding, Report, Severity, Spot};
@@ -60,6 +61,8 @@ pub struct StoreConfig {
     pub journal_bytes_max: u64,
     /// Bytes of one record, head and body.
     pub record_bytes_max: u64,
+    /// What to do about damage; never said by a file, as a person decides it for one start.
+    pub on_damage: OnDamage,
 }
 
 impl Default for StoreConfig {
@@ -69,6 +72,7 @@ impl Default for StoreConfig {
             spool_bytes_max: 1 << 30,
             journal_bytes_max: 256 << 20,
             record_bytes_max: 1 << 20,
+            on_damage: OnDamage::Refuse,
         }
     }
 }

@@ -111,6 +111,7 @@ pub(super) fn store(field: Field<'_>) -> StoreConfig {
         spool_bytes_max: section.size("spool_max", default.spool_bytes_max, MIB..=64 * TIB),
         journal_bytes_max: section.size("journal_max", default.journal_bytes_max, MIB..=TIB),
         record_bytes_max: section.size("record_max", default.record_bytes_max, KIB..=GIB),
+        on_damage: default.on_damage,
     };
     if store.record_bytes_max > store.spool_bytes_max {
         let written = section.field("record_max").or_else(|| section.field("spool_max"));

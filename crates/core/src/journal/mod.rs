@@ -128,6 +128,8 @@ kinds! {
     EndpointUnhealthy = "endpoint_unhealthy",
     /// An endpoint passes its health check again.
     EndpointHealthy = "endpoint_healthy",
+    /// Calls of a route that has fallbacks begin to fail or to be refused; the first reason is in the fields.
+    CallsFailing = "calls_failing",
     /// A route's answers are reduced.
     DegradedStarted = "degraded_started",
     /// A route's answers are whole again.

@@ -305,9 +305,14 @@ impl Ledger {
     /// The account may be new: no number was ever reserved in it.
     fn leave_out(&mut self, stream: &str, epoch: u64, total: u64) -> Result<bool, ApplyError> {
         check_name("stream", stream)?;
-        let accounts = self.streams.entry(stream.into()).or_default();
-        let account = accounts.entry(epoch).or_insert_with(|| Account::new(0));
-        if epoch < self.epoch {
+        // Nothing was left out: no account comes of that.
+        if total == 0 {
+            return Ok(false);
+        }
+        self.begin(epoch);
+        let is_over = epoch < self.epoch;
+        let account = self.streams.entry(stream.into()).or_default().entry(epoch).or_insert_with(|| Account::new(0));
+        if is_over {
             account.crash();
         }
         Ok(account.unnumbered(total))

@@ -895,6 +895,17 @@ fn an_event_that_makes_no_sense_is_refused_with_reason() {
     assert!(Ledger::new("a b").is_err());
 }
 
+/// Found by chance: an account that came of nothing was called known.
+#[test]
+fn nothing_left_out_is_no_account_and_a_later_epoch_begins() {
+    let mut ledger = Ledger::new(NODE).unwrap();
+    let left_out = |epoch, total| Event::Unnumbered { stream: "a".into(), epoch, total };
+    assert_eq!(ledger.apply(&left_out(0, 0)), Ok(Applied::Known));
+    assert_eq!(ledger, Ledger::new(NODE).unwrap());
+    assert_eq!(ledger.apply(&left_out(5, 1)), Ok(Applied::Changed));
+    assert_eq!(ledger.next_epoch(), 6, "an account is never ahead of its book");
+}
+
 #[test]
 fn the_summary_has_the_names_of_the_api() {
     let (mut world, _) = stream(2, &[1]);
@@ -953,6 +964,8 @@ fn likely() -> impl Strategy<Value = Event> {
         }),
         1 => (stream(), epoch(), seq()).prop_map(|(stream, epoch, issued)| Event::Closed { stream, epoch, issued }),
         2 => (stream(), epoch()).prop_map(|(stream, epoch)| Event::Sealed { stream, epoch }),
+        2 => (stream(), epoch(), 0..3_u64)
+            .prop_map(|(stream, epoch, total)| Event::Unnumbered { stream, epoch, total }),
     ]
 }
 

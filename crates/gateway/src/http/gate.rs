@@ -434,13 +434,11 @@ fn check_request_line(line: &[u8]) -> Result<(Option<&[u8]>, bool), Verdict> {
     if matches!(method, b"CONNECT" | b"TRACE") {
         return Err(Verdict::Method);
     }
-    Ok((check_target(method, target)?, one_one))
+    Ok((check_target(target)?, one_one))
 }
 
-fn check_target<'a>(method: &[u8], target: &'a [u8]) -> Result<Option<&'a [u8]>, Verdict> {
-    if target == b"*" {
-        return if method == b"OPTIONS" { Ok(None) } else { Err(Verdict::Target) };
-    }
+/// A path, or an absolute target. `*` is neither: whoever asks a gateway about "the server as a whole" means no upstream.
+fn check_target(target: &[u8]) -> Result<Option<&[u8]>, Verdict> {
     let (authority, path) = match target.strip_prefix(b"http://") {
         Some(rest) => {
             let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
@@ -702,12 +700,13 @@ mod tests {
     #[test]
     fn request_lines() {
         let line = |line: &str| verdict(&format!("{line}\r\nHost: h\r\n\r\n"));
-        assert_eq!(line("OPTIONS * HTTP/1.1"), "passes");
+        assert_eq!(line("OPTIONS /a HTTP/1.1"), "passes");
         assert_eq!(line("PROPFIND /a%20b;c=d?e=[f]|g HTTP/1.1"), "passes");
         let cases = [
             ("CONNECT h:443 HTTP/1.1", "method"),
             ("TRACE / HTTP/1.1", "method"),
             ("GET * HTTP/1.1", "target"),
+            ("OPTIONS * HTTP/1.1", "target"),
             ("GET a HTTP/1.1", "target"),
             ("GET /a#b HTTP/1.1", "target"),
             ("GET /\u{e9} HTTP/1.1", "target"),

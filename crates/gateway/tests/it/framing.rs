@@ -45,6 +45,7 @@ fn no_request_with_two_meanings_reaches_the_upstream() {
         ("absolute-form host differs", "GET http://a/ HTTP/1.1\r\nHost: b\r\n\r\n".into(), 400),
         ("CONNECT", "CONNECT h:443 HTTP/1.1\r\nHost: h:443\r\n\r\n".into(), 405),
         ("TRACE", "TRACE / HTTP/1.1\r\nHost: h\r\n\r\n".into(), 405),
+        ("OPTIONS *", "OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n".into(), 400),
         ("150 headers", format!("GET / HTTP/1.1\r\nHost: h\r\n{many_headers}\r\n"), 431),
         ("40 KB header", format!("GET / HTTP/1.1\r\nHost: h\r\nA: {long_header}\r\n\r\n"), 431),
         ("HTTP/2 in clear", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), 505),
@@ -75,7 +76,7 @@ fn a_bad_chunk_is_the_clients_fault_and_never_a_whole_body() {
 fn what_is_well_formed_passes() {
     let (server, world) = strict();
     for request in [
-        "OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n".to_owned(),
+        "OPTIONS /a HTTP/1.1\r\nHost: h\r\n\r\n".to_owned(),
         "GET http://h:80/abs?q=1 HTTP/1.1\r\nHost: h:80\r\n\r\n".to_owned(),
         "\r\n\r\nGET /blank-lines-first HTTP/1.1\r\nHost: h\r\n\r\n".to_owned(),
         "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3;a=b\r\nabc\r\n0\r\n\r\n".to_owned(),
@@ -84,7 +85,7 @@ fn what_is_well_formed_passes() {
         assert_eq!(world.client().ask(&request).status, 200, "{request:?}");
     }
     let lines: Vec<String> = server.seen().iter().map(|seen| seen.line().to_owned()).collect();
-    assert_eq!(lines[0], "OPTIONS * HTTP/1.1");
+    assert_eq!(lines[0], "OPTIONS /a HTTP/1.1");
     assert_eq!(lines[1], "GET /abs?q=1 HTTP/1.1");
 }
 

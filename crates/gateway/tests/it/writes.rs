@@ -59,6 +59,25 @@ fn a_write_that_cannot_be_taken_is_kept_and_delivered_later() {
     assert_eq!(world.entries(Kind::SpoolFilling).len(), 1);
 }
 
+/// Where no breaker has opened, the journal names what the calls came to; a start of the node explains nothing.
+#[test]
+fn what_led_to_a_reduced_answer_is_told_before_it() {
+    let (well, server) = moody();
+    let world = world_of(&server);
+    assert_eq!(world.post("/", "", "1").status, 202);
+    assert_eq!(world.post("/", "", "2").status, 202);
+    wait_until("the journal knows", || !world.entries(Kind::SpoolFilling).is_empty());
+    let [failing] = world.entries(Kind::CallsFailing).try_into().expect("one story, told once");
+    assert_eq!((failing.subject.as_str(), failing.fields["upstream"].as_str()), ("route:events", "queue"));
+    assert_eq!(failing.fields["reason"], "answered 503");
+    let [degraded] = world.entries(Kind::DegradedStarted).try_into().unwrap();
+    assert_eq!(degraded.cause, Some(failing.seq));
+    // Whoever looks at the spool may see it fill before or after the first answer was marked.
+    let filling = world.entries(Kind::SpoolFilling)[0].cause;
+    assert!(filling == Some(failing.seq) || filling == Some(degraded.seq), "{filling:?}");
+    well.store(true, Relaxed);
+}
+
 #[test]
 fn order_is_kept_per_key_even_for_those_that_come_when_it_is_well_again() {
     let (well, server) = moody();
@@ -166,6 +185,8 @@ fn a_spooled_key_answers_the_same_when_asked_again() {
     let again = world.post("/a", "Idempotency-Key: k1\r\n", "x");
     assert_eq!((first.status, again.status), (202, 202));
     assert_eq!(first.must("location"), again.must("location"));
+    assert_eq!(first.must("seawall-degraded"), again.must("seawall-degraded"), "still reduced");
+    assert_eq!(again.must("idempotency-replayed"), "true");
     assert_eq!(world.post("/a", "Idempotency-Key: k1\r\n", "y").status, 422);
     wait_until("one record is held", || {
         let depth = world.store.spool.depth();

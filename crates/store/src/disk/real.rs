@@ -108,7 +108,7 @@ impl Disk for RealDisk {
     }
 }
 
-fn written_pid(file: &mut File) -> u32 {
+pub(super) fn written_pid(file: &mut File) -> u32 {
     let mut text = String::new();
     let _ = file.take(32).read_to_string(&mut text);
     text.trim().parse().unwrap_or(0)

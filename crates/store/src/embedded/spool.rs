@@ -419,7 +419,12 @@ impl<D: Disk> SpoolEngine<D> {
         match done {
             Ok(()) => {
                 batch.needs_sync = false;
-                if std::mem::take(&mut batch.has_work) {
+                let has_work = std::mem::take(&mut batch.has_work);
+                if has_work || !answers.is_empty() {
+                    // Before anybody is told: who has an answer must find it in the depth.
+                    self.publish();
+                }
+                if has_work {
                     self.shared.announce_work();
                 }
                 answers.into_iter().for_each(Answer::confirm);
@@ -428,6 +433,7 @@ impl<D: Disk> SpoolEngine<D> {
                 self.is_disk_full = true;
                 self.owed.extend(entries);
                 self.take_back(&enqueued);
+                self.publish();
                 answers.into_iter().for_each(|answer| answer.refuse(&enqueued));
             }
             // Unanswered: whether these were kept is not known.
@@ -809,12 +815,15 @@ impl Replay {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+    use std::task::{Context, Wake};
+
     use seawall_core::spool::wire::Writer;
     use seawall_core::time::{Mono, Wall};
 
     use super::*;
     use crate::clock::ClockFn;
-    use crate::disk::SimDisk;
+    use crate::disk::{Fault, SimDisk};
 
     fn options(on_damage: OnDamage) -> StoreOptions {
         StoreOptions { record_bytes_max: 1000, spool_segment_bytes: 0, on_damage, ..StoreOptions::new("data", "n") }
@@ -846,6 +855,54 @@ mod tests {
         assert!(disk.read(&report.log.damaged[0]).is_ok());
         assert!(engine.next_id > IDS_SKIPPED);
         assert!(format!("{engine:?}").contains("Clock"));
+    }
+
+    /// Notes the depth at the moment an answer arrives.
+    struct SeenAt(Arc<SpoolShared>, Mutex<Option<SpoolDepth>>);
+
+    impl Wake for SeenAt {
+        fn wake(self: Arc<Self>) {
+            *self.1.lock().unwrap() = Some(self.0.depth());
+        }
+    }
+
+    #[test]
+    fn whoever_has_an_answer_finds_it_in_the_depth() {
+        let disk = SimDisk::new(1);
+        let (mut engine, _) = open(&disk, OnDamage::Refuse).unwrap();
+        let (spool, mut queue) = crate::Spool::new(engine.shared());
+        let mut at_the_answer = |fault: Option<Fault>| {
+            let seen = Arc::new(SeenAt(engine.shared(), Mutex::new(None)));
+            let (waker, record) = (seen.clone().into(), record(if fault.is_some() { "b" } else { "a" }));
+            let mut enqueued = std::pin::pin!(spool.enqueue(&record));
+            assert!(enqueued.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+            if let Some(fault) = fault {
+                disk.fail_call(1, fault);
+            }
+            engine.run_batch([queue.try_recv().unwrap()]);
+            seen.1.lock().unwrap().expect("an answer")
+        };
+        assert_eq!(at_the_answer(None).waiting, 1);
+        let full = at_the_answer(Some(Fault::NoSpace));
+        assert_eq!((full.waiting, full.disk_full), (1, true));
+    }
+
+    fn record(key: &str) -> NewRecord {
+        NewRecord {
+            upstream: "queue".into(),
+            route: "events".into(),
+            order_key: None,
+            idempotency_key: key.into(),
+            fingerprint: [0; 32],
+            ledger: None,
+            method: "POST".into(),
+            target: "/".into(),
+            headers: Vec::new(),
+            body: Vec::new(),
+            accepted: Wall::default(),
+            first_failure: "timeout".into(),
+            attempts: 1,
+        }
     }
 
     #[test]

@@ -72,7 +72,7 @@ fn a_flipped_bit_in_the_middle_is_told_and_costs_one_record() {
     let text = error.to_string();
     assert!(text.starts_with("segment `data/spool/0000000001.log` is damaged at byte 4"), "{text}");
     assert!(text.contains("do not match their checksums"), "{text}");
-    assert!(error.hint().unwrap().contains("quarantined"));
+    assert!(error.hint().unwrap().contains("`seawall run --quarantine`"));
     let keys = saved(&disk, 1);
     assert!(!keys.contains(&"k1".into()), "{keys:?}");
 }
