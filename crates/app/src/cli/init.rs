@@ -136,7 +136,7 @@ upstreams:
 policies:
   writes:
     timeout: 5s                       # for everything: tries, waits, backoff
-    try_timeout: 2s
+    try_timeout: 1500ms
     retry: {{ attempts: 3, backoff: 50ms..1s }}   # only where it is safe; at most 20 % of traffic
     breaker: {{ failure_rate: 50%, slow: 60% over 1s, window: 100 calls, open_for: 10s }}
 {writes}  reads:

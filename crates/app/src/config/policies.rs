@@ -15,6 +15,7 @@ use seawall_core::guard::throttle::ThrottleConfig;
 use seawall_core::outcome::Failure;
 use seawall_core::policy::{Delivery, Fallback, Guards};
 use seawall_core::units::{self, Ratio, format_duration, format_size};
+use seawall_core::whatif::audit::{Expects, audit};
 
 use super::reader::{Field, Keys, Section, hint_of, parse_slow};
 use super::tree::Data;
@@ -118,6 +119,7 @@ const POLICY: Keys = Keys {
         "fallback",
         "order_by",
         "delivery",
+        "expects",
     ],
     later: &["hedge"],
 };
@@ -127,6 +129,7 @@ fn read_policy(entry: Field<'_>, upstreams: &Upstreams<'_>, store: &StoreConfig)
         entry.reader.error(entry.key_spot, problem);
     }
     let (section, default) = (entry.section(POLICY), Rules::default());
+    let told_before = entry.reader.count();
     let timeout = section.duration("timeout", TIMEOUT, MILLISECOND..=DAY);
     let (retry, budget) = section.field("retry").map(read_retry).unwrap_or_default();
     let guards = Guards {
@@ -149,7 +152,37 @@ fn read_policy(entry: Field<'_>, upstreams: &Upstreams<'_>, store: &StoreConfig)
     let delivery = section.field("delivery").map(read_delivery).unwrap_or_default();
     let rules = Rules { guards, fallbacks, order_by, delivery };
     warn_of_idle_settings(&section, &rules, store);
+    let expects = section.field("expects").map(read_expects).unwrap_or_default();
+    // Arithmetic on numbers that were not understood would only confuse.
+    if entry.reader.count() == told_before {
+        warn_of_what_cannot_work(entry, &section, &rules, &expects);
+    }
     rules
+}
+
+const EXPECTS: Keys =
+    Keys { of: "`expects`", known: &["rate", "failure_rate", "caller_attempts", "caller_timeout"], later: &[] };
+
+/// What is said of the traffic.
+fn read_expects(field: Field<'_>) -> Expects {
+    let (section, default) = (field.section(EXPECTS), Expects::default());
+    let failure_rate = section.field("failure_rate").and_then(|field| field.ratio(Ratio::ZERO..=Ratio::ONE));
+    Expects {
+        per_second: section.field("rate").and_then(|field| field.rate(0.000_01..=1e9)),
+        failure_rate: failure_rate.unwrap_or(default.failure_rate),
+        caller_attempts: section.count("caller_attempts", 1, 1..=100),
+        caller_timeout: section.field("caller_timeout").and_then(|field| field.duration(MILLISECOND..=DAY)),
+        ..default
+    }
+}
+
+/// What plain arithmetic finds. Only what was written is blamed: defaults suit most.
+fn warn_of_what_cannot_work(entry: Field<'_>, policy: &Section<'_>, rules: &Rules, expects: &Expects) {
+    for line in audit(&rules.guards, expects) {
+        let of_traffic = policy.field("expects").filter(|_| line.of_traffic);
+        let Some(field) = policy.field(line.key).or(of_traffic) else { continue };
+        entry.reader.warning(field.spot(), line.message, line.fix);
+    }
 }
 
 fn read_try_timeout(section: &Section<'_>, timeout: Duration) -> Duration {

@@ -1,12 +1,18 @@
 //! A text in, a report out: `tests/bad.txt` holds every kind of mistake with the report it must give, word for word.
 
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use seawall_core::guard::breaker::WindowConfig;
+use seawall_core::guard::bulkhead::Order;
+use seawall_core::guard::rate::RateConfig;
+use seawall_core::guard::retry::{Backoff, Jitter};
 use seawall_core::id::{RouteId, UpstreamId};
+use seawall_core::outcome::Failure;
 use seawall_core::policy::{Fallback, Limits, PathMatch};
+use seawall_core::units::Ratio;
 
 use super::policies::Rules;
 use super::*;
@@ -109,7 +115,23 @@ fn the_whole_grammar_is_understood() {
     assert_eq!(quotes.fallbacks[2], Fallback::Static { status: 200, content_type: "application/json".into(), body });
     let plain = policy.route(RouteId(2));
     assert!(plain.fallbacks.is_empty() && plain.guards.breaker.is_some());
-    let time = policy.route(RouteId(3)).guards.breaker.as_ref().unwrap();
+    let timed = &policy.route(RouteId(3)).guards;
+    assert_eq!(timed.rate, Some(RateConfig { cells: 100, per: Duration::from_secs(1), burst: 20 }));
+    let limits = timed.concurrency.map(|limit| (limit.limit_initial, limit.limit_min, limit.limit_max));
+    assert_eq!(limits, Some((10, 2, 50)));
+    assert_eq!(timed.throttle.as_ref().map(|throttle| throttle.multipliers.clone()), Some(vec![1.5]));
+    assert!(timed.learned_limit.is_some() && timed.bulkhead.order == Order::AdaptiveLifo);
+    let retry = &timed.retry;
+    assert_eq!(retry.backoff, Backoff::Decorrelated { base: Duration::from_millis(100) });
+    assert_eq!(
+        (retry.jitter, retry.total_max),
+        (Jitter::Share(Ratio::new(0.25).unwrap()), Some(Duration::from_secs(20)))
+    );
+    assert!(retry.on.takes(Failure::Status(503)) && !retry.on.takes(Failure::Status(500)));
+    let time = timed.breaker.as_ref().unwrap();
+    assert_eq!((time.wait.jitter.to_string(), time.wait.retry_after_max), ("20%".into(), None));
+    assert_eq!(time.consecutive_failures_max.map(NonZeroU32::get), Some(7));
+    assert_eq!(time.ramp.as_ref().map(|ramp| ramp.steps.len()), Some(3));
     assert_eq!((time.window, time.calls_min), (WindowConfig::time(Duration::from_secs(10)), 500));
     let queue = policy.upstream(UpstreamId(0));
     assert_eq!(queue.endpoints[1].zone.as_deref(), Some("us-west"));

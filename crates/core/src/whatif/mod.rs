@@ -10,6 +10,7 @@
 //! down is the retries its failure made.
 //! What is not: connections, bytes, the choice between endpoints, fallbacks (a call that ends in one counts as failed).
 
+pub mod audit;
 mod dependency;
 mod report;
 mod traffic;
