@@ -239,7 +239,9 @@ impl Gate {
             if blank > 0 {
                 return Ok(blank);
             }
-            if let Some(end) = head_end(input, 0)? {
+            // No further than a head may be long, so that a long one is refused for its length however it comes.
+            let near = &input[..input.len().min(self.limits.head_bytes_max + 1)];
+            if let Some(end) = head_end(near, 0)? {
                 self.pass_head(&input[..end], out)?;
                 return Ok(end);
             }
@@ -771,6 +773,14 @@ mod tests {
             assert!((400..600).contains(&verdict.status()) && !verdict.words().is_empty());
         }
         assert_eq!(Verdict::by_name("nothing"), None);
+    }
+
+    /// Found by fuzzing: what makes a head wrong beyond its greatest length was seen if it came at once, and not if it
+    /// came in pieces.
+    #[test]
+    fn a_head_that_is_too_long_is_that_and_nothing_else() {
+        let long = format!("GET / HTTP/1.1\r\nHost: h\r\nA: {}\nB: 1\r\n\r\n", "a".repeat(1_024));
+        assert_eq!(verdict(&long), Verdict::HeadTooLong.name());
     }
 
     proptest! {
