@@ -152,6 +152,10 @@ fn routes(text: &mut Text, routes: &[RouteSnapshot]) {
     failures(text, routes);
     let help = "Retries sent.";
     text.per_route(routes, "seawall_retries_total", "counter", help, |route| route.retries_total);
+    let help = "Second copies sent of calls that were slow to answer.";
+    text.per_route(routes, "seawall_hedges_total", "counter", help, |route| route.hedges_total);
+    let help = "Second copies that answered first.";
+    text.per_route(routes, "seawall_hedges_won_total", "counter", help, |route| route.hedges_won_total);
     let help = "Retries that the budget refused.";
     text.per_route(routes, "seawall_retries_refused_total", "counter", help, |route| route.retries_refused_total);
     let help = "Free resends after a pooled connection turned out to be closed.";

@@ -45,6 +45,10 @@ pub struct RouteSnapshot {
     pub failures_total: u64,
     /// Retries sent.
     pub retries_total: u64,
+    /// Second copies sent of calls that were slow to answer.
+    pub hedges_total: u64,
+    /// Of those, answered first.
+    pub hedges_won_total: u64,
     /// Retries the budget refused.
     pub retries_refused_total: u64,
     /// Free resends on a stale pooled connection.

@@ -12,6 +12,7 @@ use crate::guard::concurrency::ConcurrencyConfig;
 use crate::guard::health::HealthConfig;
 use crate::guard::hedge::HedgeConfig;
 use crate::guard::learned::LearnedConfig;
+use crate::guard::outlier::OutlierConfig;
 use crate::guard::rate::RateConfig;
 use crate::guard::retry::RetryConfig;
 use crate::guard::throttle::ThrottleConfig;
@@ -168,6 +169,8 @@ pub struct Guards {
     pub concurrency: Option<ConcurrencyConfig>,
     /// Second copies of slow calls.
     pub hedge: Option<HedgeConfig>,
+    /// True to refuse a request at once whose caller waits for less time than such calls usually take.
+    pub look_ahead: bool,
     /// Request bodies up to this many bytes are kept whole so that they may be sent again or spooled.
     pub replay_bytes_max: u64,
     /// Answers of a known length up to this many bytes are read whole before their first byte goes on, so that a cut
@@ -190,6 +193,7 @@ impl Default for Guards {
             learned_limit: None,
             concurrency: None,
             hedge: None,
+            look_ahead: false,
             replay_bytes_max: 64 << 10,
             answer_bytes_max: 64 << 10,
         }
@@ -268,6 +272,8 @@ pub struct Upstream {
     pub endpoints: Vec<Endpoint>,
     /// Active health checks, if any.
     pub health: Option<HealthConfig>,
+    /// Takes endpoints out that do worse than their peers, if set.
+    pub outlier: Option<OutlierConfig>,
     /// Connections at most per endpoint.
     pub connections_max: u32,
     /// A pooled connection is dropped after this long without use; keep it below the upstream's own.

@@ -20,6 +20,7 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use seawall_core::guard::Refusal;
 use seawall_core::guard::deadline::Deadline;
+use seawall_core::guard::hedge;
 use seawall_core::guard::learned::Signals;
 use seawall_core::guard::pipeline::{Answered, NoRetry};
 use seawall_core::guard::retry::{Pushback, Tried as TriedFacts, Waits};
@@ -27,7 +28,6 @@ use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::outcome::{Failure, Outcome, is_idempotent, judge_status};
 use seawall_core::time::Mono;
 
-use crate::fallback;
 use crate::http::answer::Answer;
 use crate::http::body::{ClientBody, Progress, ReqBody, ResBody, Tracked};
 use crate::http::conn::ConnState;
@@ -42,6 +42,7 @@ use crate::relay::{Relay, Wish};
 use crate::route::{Pass, Place, Retry, RouteState};
 use crate::stale;
 use crate::writes::{BadKey, Claimed, Claiming, DoneAnswer, Identity, Stamped};
+use crate::{ejection, fallback};
 
 /// Who is at the other end of a client's connection, and where it came in.
 pub(crate) struct Peer {
@@ -395,6 +396,25 @@ async fn prepare(
 }
 
 impl Call {
+    /// A second copy of a call that can be sent again.
+    fn twin(&self) -> Self {
+        let body = match &self.body {
+            Kept::Whole(bytes) => Kept::Whole(bytes.clone()),
+            Kept::Empty | Kept::Once(..) => Kept::Empty,
+        };
+        Self {
+            route: Arc::clone(&self.route),
+            method: self.method.clone(),
+            target: self.target.clone(),
+            headers: self.headers.clone(),
+            body,
+            write: None,
+            stale_key: None,
+            conn: self.conn.as_ref().map(Arc::clone),
+            ..*self
+        }
+    }
+
     /// True if sending it once more is safe.
     pub(crate) fn can_be_sent_again(&self) -> bool {
         self.body.replayable() && self.idempotent
@@ -575,7 +595,7 @@ pub(crate) async fn attempt_loop(
     let mut _retry = None;
     loop {
         call.attempts += 1;
-        let (failure, answer, retry_after) = match try_once(worker, call, upstream, &mut place).await {
+        let (failure, answer, retry_after) = match try_hedged(worker, call, upstream, &mut place).await {
             Tried::Answered(received) => return Ok(received),
             Tried::Refused(refusal) => {
                 counts.refused(&refusal);
@@ -654,6 +674,49 @@ pub(crate) async fn try_once(
     }
 }
 
+/// One try, and a second copy of it when the first is slower to answer than most: the first good answer wins, and the
+/// other is dropped, which cancels it.
+async fn try_hedged(worker: &Arc<Worker>, call: &mut Call, upstream: UpstreamId, place: &mut Option<Place>) -> Tried {
+    let (clock, route) = (&worker.node.clock, Arc::clone(&call.route));
+    let copied = hedge::Call { started: clock.now(), hedges: 0, idempotent: call.can_be_sent_again() };
+    let due = if call.write.is_some() { None } else { route.hedge_due(clock.now(), copied) };
+    let Some(due) = due else { return try_once(worker, call, upstream, place).await };
+    let mut twin = call.twin();
+    let mut received = {
+        let mut first = std::pin::pin!(try_once(worker, call, upstream, place));
+        tokio::select! {
+            biased;
+            tried = &mut first => return tried,
+            () = tokio::time::sleep_until(clock.instant(due)) => {}
+        }
+        let Some(_copy) = route.hedge(clock.now(), copied) else { return first.await };
+        worker.counts[twin.id.index()].hedges.add(1);
+        // The place in the bulkhead stays with the first: two copies are one request.
+        let mut nowhere = None;
+        let mut second = std::pin::pin!(try_once(worker, &mut twin, upstream, &mut nowhere));
+        tokio::select! {
+            biased;
+            tried = &mut first => match tried {
+                Tried::Answered(_) | Tried::ClientBroke | Tried::ClientTooSlow => return tried,
+                failed => match second.await {
+                    Tried::Answered(received) => received,
+                    _ => return failed,
+                },
+            },
+            tried = &mut second => match tried {
+                Tried::Answered(received) => received,
+                _ => return first.await,
+            },
+        }
+    };
+    worker.counts[call.id.index()].hedges_won.add(1);
+    call.may_have_arrived = true;
+    if let ResBody::Relay(relay) = &mut received.body {
+        relay.keep_place(place.take());
+    }
+    Tried::Answered(received)
+}
+
 /// One try with another upstream than the route's: the route's breaker has no opinion of it.
 pub(crate) async fn try_unguarded(worker: &Arc<Worker>, call: &mut Call, upstream: UpstreamId) -> Tried {
     let now = worker.node.clock.now();
@@ -678,6 +741,7 @@ async fn try_with(
     let until = call.deadline.of_try(now, call.route.policy.guards.try_timeout);
     let exchange = exchange(worker, call, upstream, endpoint, now, until);
     let exchanged = tokio::time::timeout_at(node.clock.instant(until), exchange).await;
+    note_outlier(worker, call, (upstream, endpoint), now, &exchanged);
     match exchanged {
         Ok(Ok(Exchanged { parts, content, at: now })) => {
             let relay = RelayParts { worker, pass, load, place, upstream, endpoint };
@@ -702,6 +766,28 @@ async fn try_with(
             Tried::Failed { failure: Failure::Timeout, answer: None, retry_after: None }
         }
     }
+}
+
+/// Tells how an endpoint did, so that it can be compared with its peers.
+fn note_outlier(
+    worker: &Worker,
+    call: &Call,
+    (upstream, endpoint): (UpstreamId, usize),
+    began: Mono,
+    exchanged: &Result<Result<Exchanged, Failure>, tokio::time::error::Elapsed>,
+) {
+    if worker.node.upstreams[upstream.index()].outlier.is_none() {
+        return;
+    }
+    let outcome = match exchanged {
+        Ok(Ok(exchanged)) => judge_status(exchanged.parts.status.as_u16()),
+        Ok(Err(_)) if call.body.client_broke_it() => Outcome::Ignored,
+        Ok(Err(failure)) => Outcome::Failure(*failure),
+        Err(_) if call.body.is_still_coming() || call.awaits_connection => Outcome::Ignored,
+        Err(_) => Outcome::Failure(Failure::Timeout),
+    };
+    let took = worker.node.clock.now().since(began);
+    ejection::note(worker, upstream, endpoint, outcome, took);
 }
 
 fn no_healthy_endpoint(worker: &Worker, upstream: UpstreamId) -> Refusal {

@@ -6,6 +6,7 @@
 
 mod chain;
 mod clock;
+mod ejection;
 mod fallback;
 mod forwarder;
 pub mod http;

@@ -10,6 +10,7 @@ use http::HeaderValue;
 use seawall_core::balance::{Candidate, choose};
 use seawall_core::guard::Refusal;
 use seawall_core::guard::budget::Budget;
+use seawall_core::guard::outlier::Outlier;
 use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::journal::Seq;
 use seawall_core::observation::{EndpointSnapshot, LimitSnapshot, NodeSnapshot, RouteSnapshot, UpstreamSnapshot};
@@ -70,12 +71,15 @@ pub(crate) struct Node {
 pub(crate) struct UpstreamState {
     pub(crate) name: String,
     pub(crate) endpoints: Vec<EndpointState>,
+    pub(crate) outlier: Option<Mutex<Outlier>>,
 }
 
 pub(crate) struct EndpointState {
     pub(crate) endpoint: Endpoint,
     pub(crate) load: Arc<EndpointLoad>,
     pub(crate) healthy: AtomicBool,
+    /// Ejected as an outlier, and that is heeded.
+    pub(crate) ejected: AtomicBool,
 }
 
 pub(crate) struct Worker {
@@ -90,7 +94,8 @@ pub(crate) struct Worker {
 impl Node {
     pub(crate) fn new(parts: Parts) -> Self {
         let Parts { policy, spool, journal, records, clock, net, cause, seed, .. } = parts;
-        let upstreams: Vec<UpstreamState> = policy.upstreams.iter().map(UpstreamState::new).collect();
+        let upstreams: Vec<UpstreamState> =
+            policy.upstreams.iter().map(|upstream| UpstreamState::new(upstream, clock.now())).collect();
         let budgets: Vec<_> = upstreams.iter().map(|_| Arc::new(Mutex::new(Budget::new(clock.now())))).collect();
         let mut seeds = Prng::new(seed).fork();
         let routes = policy.routes.iter().map(|route| {
@@ -206,13 +211,18 @@ fn descriptors_max() -> u64 {
 }
 
 impl UpstreamState {
-    fn new(upstream: &seawall_core::policy::Upstream) -> Self {
+    fn new(upstream: &seawall_core::policy::Upstream, now: seawall_core::time::Mono) -> Self {
         let endpoints = upstream.endpoints.iter().map(|endpoint| EndpointState {
             endpoint: endpoint.clone(),
             load: Arc::new(EndpointLoad::default()),
             healthy: AtomicBool::new(true),
+            ejected: AtomicBool::new(false),
         });
-        Self { name: upstream.name.clone(), endpoints: endpoints.collect() }
+        let outlier = upstream.outlier.map(|config| {
+            let outlier = Outlier::new(config, upstream.endpoints.len(), now);
+            Mutex::new(outlier.expect("a policy's guards are checked where it is read"))
+        });
+        Self { name: upstream.name.clone(), endpoints: endpoints.collect(), outlier }
     }
 
     fn snapshot(&self) -> UpstreamSnapshot {
@@ -257,7 +267,7 @@ impl Worker {
             return only.healthy.load(Relaxed).then_some(0);
         }
         let candidates = endpoints.iter().enumerate().map(|(place, state)| Candidate {
-            healthy: state.healthy.load(Relaxed),
+            healthy: state.healthy.load(Relaxed) && !state.ejected.load(Relaxed),
             tried: place < 64 && tried & (1 << place) != 0,
             in_flight: state.load.in_flight.load(Relaxed),
         });

@@ -35,6 +35,8 @@ pub(crate) struct RouteCounts {
     pub(crate) refused: [Count; Refusal::RULES.len()],
     pub(crate) degraded: [Count; DEGRADED.len()],
     pub(crate) retries: Count,
+    pub(crate) hedges: Count,
+    pub(crate) hedges_won: Count,
     pub(crate) resends: Count,
     pub(crate) cancelled: Count,
     pub(crate) cut: Count,
@@ -79,6 +81,8 @@ impl RouteCounts {
         add_named(&mut sum.refused, &Refusal::RULES, &self.refused);
         add_named(&mut sum.degraded, &DEGRADED, &self.degraded);
         sum.retries_total += self.retries.get();
+        sum.hedges_total += self.hedges.get();
+        sum.hedges_won_total += self.hedges_won.get();
         sum.resends_total += self.resends.get();
         sum.cancelled_total += self.cancelled.get();
         sum.cut_total += self.cut.get();

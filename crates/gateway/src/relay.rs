@@ -124,6 +124,11 @@ impl Relay {
         }
     }
 
+    /// Holds a place in the bulkhead until its end.
+    pub(crate) fn keep_place(&mut self, place: Option<Place>) {
+        self._place = place;
+    }
+
     pub(crate) fn size_hint(&self) -> SizeHint {
         self.incoming.size_hint()
     }

@@ -13,6 +13,7 @@ use seawall_core::guard::breaker::{StateName, Told, Transition};
 use seawall_core::guard::budget::{Budget, Coin};
 use seawall_core::guard::bulkhead::{Entry, Priority, Ticket};
 use seawall_core::guard::deadline::Deadline;
+use seawall_core::guard::hedge;
 use seawall_core::guard::pipeline::{Answered, Leave, NoRetry, Pipeline};
 use seawall_core::guard::retry::{Tried, Waits};
 use seawall_core::journal::{Draft, Kind, Seq};
@@ -143,6 +144,17 @@ impl RouteState {
     /// Lets the breaker's time pass: calls that hang count whether or not another one comes.
     pub(crate) fn on_time(&self, now: Mono) {
         self.guards.on_time(now);
+    }
+
+    /// When a second copy of a call is worth sending, if at all.
+    pub(crate) fn hedge_due(&self, now: Mono, call: hedge::Call) -> Option<Mono> {
+        self.guards.hedge_due(now, call).ok()
+    }
+
+    /// A second copy that the budget affords.
+    pub(crate) fn hedge(self: &Arc<Self>, now: Mono, call: hedge::Call) -> Option<Retry> {
+        let coin = self.guards.hedge(now, call).ok()?;
+        Some(Retry { route: Arc::clone(self), coin: Some(coin) })
     }
 
     /// The wait before another try, if one is safe, in time and afforded.
@@ -334,7 +346,7 @@ impl Drop for Place {
     }
 }
 
-/// A retry that the budget affords, until it is over.
+/// An extra try that the budget affords, until it is over.
 pub(crate) struct Retry {
     route: Arc<RouteState>,
     coin: Option<Coin>,

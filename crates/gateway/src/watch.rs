@@ -13,6 +13,7 @@ use seawall_core::journal::{Draft, Kind, Seq};
 use seawall_core::time::Mono;
 use tokio_util::sync::CancellationToken;
 
+use crate::ejection;
 use crate::http::body::ReqBody;
 use crate::node::Worker;
 
@@ -43,6 +44,7 @@ pub(crate) async fn check_endpoint(
         };
         if let Some(healthy) = health.on_check(&config, failed.is_none()) {
             state.healthy.store(healthy, Relaxed);
+            ejection::on_health(node.upstreams[upstream.index()].outlier.as_ref(), endpoint, healthy);
             let kind = if healthy { Kind::EndpointHealthy } else { Kind::EndpointUnhealthy };
             let mut draft = Draft::new(kind, subject.clone()).because(last);
             if let Some(reason) = failed {
@@ -78,6 +80,7 @@ pub(crate) async fn watch_guards(worker: Arc<Worker>, stop: CancellationToken) {
     loop {
         let now = worker.node.clock.now();
         worker.node.routes.iter().for_each(|route| route.on_time(now));
+        ejection::on_time(&worker, now);
         tokio::select! {
             biased;
             () = stop.cancelled() => return,

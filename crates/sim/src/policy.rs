@@ -93,6 +93,7 @@ fn queue() -> Upstream {
         name: QUEUE.into(),
         endpoints: vec![Endpoint { address: format!("{QUEUE}:{QUEUE_PORT}"), zone: None }],
         health: Some(HealthConfig { every: Duration::from_secs(1), ..HealthConfig::default() }),
+        outlier: None,
         connections_max: 6,
         idle_timeout: Duration::from_secs(4),
         connect_timeout: Duration::from_millis(500),

@@ -8,6 +8,7 @@ use seawall_core::guard::breaker::{BreakerConfig, HalfOpen, OpenWait, Ramp, Slow
 use seawall_core::guard::budget::BudgetConfig;
 use seawall_core::guard::bulkhead::{BulkheadConfig, Order};
 use seawall_core::guard::concurrency::ConcurrencyConfig;
+use seawall_core::guard::hedge::HedgeConfig;
 use seawall_core::guard::learned::LearnedConfig;
 use seawall_core::guard::rate::RateConfig;
 use seawall_core::guard::retry::{Backoff, Jitter, RetryConfig, RetryOn};
@@ -114,6 +115,8 @@ const POLICY: Keys = Keys {
         "throttle",
         "rate",
         "learned_limit",
+        "hedge",
+        "look_ahead",
         "replay_max",
         "answer_max",
         "fallback",
@@ -121,7 +124,7 @@ const POLICY: Keys = Keys {
         "delivery",
         "expects",
     ],
-    later: &["hedge"],
+    later: &[],
 };
 
 fn read_policy(entry: Field<'_>, upstreams: &Upstreams<'_>, store: &StoreConfig) -> Rules {
@@ -143,7 +146,8 @@ fn read_policy(entry: Field<'_>, upstreams: &Upstreams<'_>, store: &StoreConfig)
         throttle: section.field("throttle").and_then(read_throttle),
         rate: section.field("rate").and_then(read_rate),
         learned_limit: section.field("learned_limit").and_then(read_learned),
-        hedge: None,
+        hedge: section.field("hedge").and_then(read_hedge),
+        look_ahead: section.field("look_ahead").is_some_and(read_switch),
         replay_bytes_max: section.size("replay_max", WHOLE_BYTES_MAX, 0..=GIB),
         answer_bytes_max: section.size("answer_max", WHOLE_BYTES_MAX, 0..=GIB),
     };
@@ -557,6 +561,46 @@ fn read_rate(field: Field<'_>) -> Option<RateConfig> {
         let burst = burst.ok_or_else(|| format!("`{text}` is no rate, such as `100/s burst 20`"))?;
         Ok(RateConfig { cells: cells as u32, per: Duration::from_secs(span.into()), burst })
     })
+}
+
+const HEDGE: Keys = Keys { of: "`hedge`", known: &["after", "min", "max"], later: &[] };
+
+/// `p95`, or bounds beside it.
+fn read_hedge(field: Field<'_>) -> Option<HedgeConfig> {
+    let default = HedgeConfig::default();
+    if field.is_off() {
+        return None;
+    }
+    let quantile = |field: Field<'_>| {
+        field.parsed(|text| match text.strip_prefix('p').map(str::parse::<f64>) {
+            Some(Ok(percent @ 50.0..=99.9)) => Ok(percent / 100.0),
+            Some(Ok(_)) => Err(format!("`{text}` is out of range: p50 to p99.9")),
+            _ => Err(format!("`{text}` is no percentile, such as `p95`")),
+        })
+    };
+    let (share, delay_min, delay_max) = if field.peek().is_some() {
+        (quantile(field), default.delay_min, default.delay_max)
+    } else {
+        let section = field.section(HEDGE);
+        let share = section.field("after").map_or(Some(default.quantile.get()), quantile);
+        let delay_min = section.duration("min", default.delay_min, MILLISECOND..=HOUR);
+        (share, delay_min, section.duration("max", default.delay_max.max(delay_min), delay_min..=HOUR))
+    };
+    let share = share?;
+    let quantile = Ratio::new(share)?;
+    // As many as it takes for the percentile to be something else than the slowest of all.
+    let samples_min = default.samples_min.max((1.0 / (1.0 - share)).ceil() as u32);
+    Some(HedgeConfig { quantile, samples_min, delay_min, delay_max, ..default })
+}
+
+/// `on` or `off`.
+fn read_switch(field: Field<'_>) -> bool {
+    let switch = field.parsed(|text| match text {
+        "on" | "true" => Ok(true),
+        "off" | "false" => Ok(false),
+        _ => Err(format!("`{text}` is neither `on` nor `off`")),
+    });
+    switch.unwrap_or(false)
 }
 
 /// `on`.

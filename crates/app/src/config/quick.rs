@@ -74,6 +74,7 @@ fn policy(listener: Listener, address: String, options: &Quick) -> Policy {
         name: "default".into(),
         endpoints: vec![Endpoint { address, zone: None }],
         health: None,
+        outlier: None,
         connections_max: CONNECTIONS_MAX,
         idle_timeout: IDLE_TIMEOUT,
         connect_timeout: CONNECT_TIMEOUT,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use seawall_core::guard::breaker::WindowConfig;
 use seawall_core::guard::bulkhead::Order;
+use seawall_core::guard::outlier::OutlierConfig;
 use seawall_core::guard::rate::RateConfig;
 use seawall_core::guard::retry::{Backoff, Jitter};
 use seawall_core::id::{RouteId, UpstreamId};
@@ -121,6 +122,9 @@ fn the_whole_grammar_is_understood() {
     assert_eq!(limits, Some((10, 2, 50)));
     assert_eq!(timed.throttle.as_ref().map(|throttle| throttle.multipliers.clone()), Some(vec![1.5]));
     assert!(timed.learned_limit.is_some() && timed.bulkhead.order == Order::AdaptiveLifo);
+    let hedge = timed.hedge.unwrap();
+    assert_eq!((hedge.quantile, hedge.delay_min), (Ratio::new(0.9).unwrap(), Duration::from_millis(10)));
+    assert!(timed.look_ahead);
     let retry = &timed.retry;
     assert_eq!(retry.backoff, Backoff::Decorrelated { base: Duration::from_millis(100) });
     assert_eq!(
@@ -137,6 +141,10 @@ fn the_whole_grammar_is_understood() {
     assert_eq!(queue.endpoints[1].zone.as_deref(), Some("us-west"));
     assert_eq!(queue.endpoints[2].address, "queue.example:80");
     assert_eq!((queue.connections_max, queue.idle_timeout), (64, Duration::from_secs(9)));
+    let outlier = queue.outlier.unwrap();
+    assert_eq!((outlier.consecutive_failures, outlier.latency_factor), (7, Some(2.5)));
+    assert_eq!((outlier.ejection_base, outlier.ejected_max.to_string()), (Duration::from_secs(10), "50%".into()));
+    assert_eq!(policy.upstream(UpstreamId(1)).outlier, Some(OutlierConfig::default()));
     let health = queue.health.as_ref().unwrap();
     assert_eq!((health.path.as_str(), health.unhealthy_after, health.healthy_after), ("/healthz", 5, 1));
     assert_eq!(policy.upstream(UpstreamId(1)).endpoints[0].address, "127.0.0.1:7002");

@@ -4,8 +4,10 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use seawall_core::guard::health::HealthConfig;
+use seawall_core::guard::outlier::OutlierConfig;
 use seawall_core::id::UpstreamId;
 use seawall_core::policy::{Endpoint, Upstream};
+use seawall_core::units::Ratio;
 
 use super::address::{parse_endpoint, parse_url};
 use super::finding::Spot;
@@ -83,7 +85,7 @@ impl<'n> Upstreams<'n> {
 
 const UPSTREAM: Keys = Keys {
     of: "this upstream",
-    known: &["url", "endpoints", "health", "connections", "idle_timeout", "connect_timeout"],
+    known: &["url", "endpoints", "health", "outlier", "connections", "idle_timeout", "connect_timeout"],
     later: &[],
 };
 
@@ -110,6 +112,7 @@ fn read_upstream(entry: Field<'_>, place: &Place) -> Upstream {
         name: entry.key.into(),
         endpoints,
         health: section.field("health").and_then(read_health),
+        outlier: section.field("outlier").and_then(read_outlier),
         connections_max: section.count("connections", CONNECTIONS_MAX, 1..=65_535),
         idle_timeout: section.duration("idle_timeout", IDLE_TIMEOUT, MILLISECOND..=HOUR),
         connect_timeout: section.duration("connect_timeout", CONNECT_TIMEOUT, MILLISECOND..=HOUR),
@@ -144,6 +147,55 @@ fn read_endpoint<'n>(item: Field<'n>, place: &Place) -> Option<(Field<'n>, Endpo
     let zone = section.field("zone").and_then(|field| read_zone(field, place));
     let field = section.required("address", "\"host:port\"")?;
     field.parsed(parse_endpoint).map(|address| (field, Endpoint { address, zone }))
+}
+
+const OUTLIER: Keys = Keys {
+    of: "`outlier`",
+    known: &[
+        "consecutive_failures",
+        "interval",
+        "requests_min",
+        "latency_factor",
+        "eject_for",
+        "eject_for_max",
+        "ejected_max",
+    ],
+    later: &[],
+};
+
+/// `on`, or numbers.
+fn read_outlier(field: Field<'_>) -> Option<OutlierConfig> {
+    let default = OutlierConfig::default();
+    if field.is_off() {
+        return None;
+    }
+    if field.peek() == Some("on") {
+        return Some(default);
+    }
+    let section = field.section(OUTLIER);
+    let ejection_base = section.duration("eject_for", default.ejection_base, MILLISECOND..=HOUR);
+    let factor = section.field("latency_factor").filter(|field| !field.is_off()).map(|field| {
+        field.parsed(|text| match text.strip_prefix('x').map(str::parse::<f64>) {
+            Some(Ok(factor @ 1.1..=1_000.0)) => Ok(factor),
+            _ => Err(format!("`{text}` is no factor, such as `x3` (x1.1 to x1000)")),
+        })
+    });
+    let without_latency = section.field("latency_factor").is_some_and(|field| field.is_off());
+    let ejected_max = section.field("ejected_max").and_then(|field| field.ratio(Ratio::ZERO..=Ratio::ONE));
+    Some(OutlierConfig {
+        consecutive_failures: section.count("consecutive_failures", default.consecutive_failures, 1..=1_000_000),
+        interval: section.duration("interval", default.interval, MILLISECOND..=HOUR),
+        requests_min: section.count("requests_min", default.requests_min, 1..=1_000_000),
+        latency_factor: if without_latency { None } else { factor.flatten().or(default.latency_factor) },
+        ejection_base,
+        ejection_max: section.duration(
+            "eject_for_max",
+            default.ejection_max.max(ejection_base),
+            ejection_base..=HOUR * 24,
+        ),
+        ejected_max: ejected_max.unwrap_or(default.ejected_max),
+        ..default
+    })
 }
 
 const HEALTH: Keys =

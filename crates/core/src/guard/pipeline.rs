@@ -23,6 +23,7 @@ use super::bulkhead::{Bulkhead, Entry, Priority, Ticket};
 use super::concurrency::{self, Concurrency};
 use super::deadline::Deadline;
 use super::hedge::{self, Hedge, Withheld};
+use super::latency::Latencies;
 use super::learned::{self, Learned, Signals};
 use super::rate::Rate;
 use super::retry::{GiveUp, Tried, Waits};
@@ -32,6 +33,7 @@ use crate::outcome::{Failure, Outcome};
 use crate::policy::Guards;
 use crate::prng::Prng;
 use crate::time::Mono;
+use crate::units::Ratio;
 
 /// A keeper: which question it asks, and by which rule it refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +80,14 @@ pub struct Pipeline {
     budget: Arc<Mutex<Budget>>,
     limits: Option<Mutex<Limits>>,
     hedge: Option<Mutex<Hedge>>,
+    /// How long such calls usually take, where anybody asks.
+    usual: Option<Mutex<Latencies>>,
 }
+
+/// How far back "usually" looks.
+const USUAL_WINDOW: Duration = Duration::from_secs(60);
+/// Calls seen before anything is called usual.
+const USUAL_MIN: u64 = 20;
 
 /// What few routes have, behind one lock.
 struct Limits {
@@ -153,6 +162,7 @@ impl Pipeline {
             concurrency: guards.concurrency.map(|config| Concurrency::new(config, now)).transpose()?,
             prng: prng.fork(),
         };
+        let usual = if guards.look_ahead { Some(Mutex::new(Latencies::new(USUAL_WINDOW, now)?)) } else { None };
         let hedge = guards.hedge.map(|config| Hedge::new(config, now)).transpose()?.map(Mutex::new);
         Ok(Self {
             breaker,
@@ -160,6 +170,7 @@ impl Pipeline {
             budget,
             limits: limits.any().then(|| Mutex::new(limits)),
             hedge,
+            usual,
             guards,
         })
     }
@@ -183,8 +194,14 @@ impl Pipeline {
     /// The deadline's refusal, or the bulkhead's.
     pub fn enter(&self, now: Mono, deadline: &Deadline, priority: Priority) -> Result<Entry, Refusal> {
         lock(&self.budget).deposit(now);
-        deadline.check(now)?;
+        deadline.check_ahead(now, self.usual(now))?;
         lock(&self.bulkhead).enter(now, deadline.at(), priority)
+    }
+
+    /// The median of recent calls, where it is asked for and enough are known.
+    fn usual(&self, now: Mono) -> Option<Duration> {
+        let mut usual = lock(self.usual.as_ref()?);
+        if usual.count(now) < USUAL_MIN { None } else { usual.quantile(now, Ratio::new(0.5)?) }
     }
 
     /// A place is free again. Whoever is named has it now.
@@ -247,6 +264,9 @@ impl Pipeline {
         if let (Some(hedge), Outcome::Success) = (&self.hedge, outcome) {
             lock(hedge).record(now, took);
         }
+        if let (Some(usual), Outcome::Success) = (&self.usual, outcome) {
+            lock(usual).record(now, took);
+        }
         if let (Some(breaker), Some(permit)) = (&self.breaker, leave.breaker) {
             let report = Report { retry_after: answered.retry_after, ..Report::new(outcome, took) };
             breaker.report(now, permit, report);
@@ -282,7 +302,8 @@ impl Pipeline {
         prng: &mut Prng,
     ) -> Result<(Duration, Coin), NoRetry> {
         let wait = self.guards.retry.next_wait(tried, waits, prng).map_err(NoRetry::GaveUp)?;
-        if !deadline.affords(now, wait) {
+        let needs = self.usual(now).map_or(wait, |usual| wait.saturating_add(usual));
+        if !deadline.affords(now, needs) {
             return Err(NoRetry::TooLate);
         }
         let coin = lock(&self.budget).withdraw(now, &self.guards.budget).map_err(NoRetry::NotAfforded)?;
@@ -532,6 +553,31 @@ mod tests {
         let late = pipeline.next_try(now, tried, &mut Waits::default(), &soon, &mut Prng::new(2));
         assert_eq!(late.unwrap_err(), NoRetry::TooLate);
         pipeline.end();
+    }
+
+    #[test]
+    fn what_cannot_be_answered_in_time_is_not_begun() {
+        let pipeline = pipeline(Guards { look_ahead: true, ..Guards::default() });
+        let patient = |ms| Deadline::new(Mono::ZERO, Duration::from_millis(ms), None);
+        let enter = |ms| pipeline.enter(Mono::ZERO, &patient(ms), Priority::Normal);
+        assert!(enter(5).is_ok(), "nothing is known yet");
+        for _ in 0..20 {
+            let leave = pipeline.admit(Mono::ZERO).expect("well");
+            pipeline.report(Mono::ZERO, leave, Outcome::Success, Duration::from_millis(100), Answered::default());
+        }
+        assert!(matches!(enter(90), Err(Refusal::DeadlineTooShort { .. })));
+        assert!(enter(200).is_ok());
+        let tried = Tried {
+            attempts: 1,
+            failure: Failure::ConnectRefused,
+            idempotent: true,
+            replayable: true,
+            owned_above: false,
+            elapsed: Duration::ZERO,
+            pushback: None,
+        };
+        let next = pipeline.next_try(Mono::ZERO, tried, &mut Waits::default(), &patient(100), &mut Prng::new(1));
+        assert_eq!(next.unwrap_err(), NoRetry::TooLate, "a retry would not be answered either");
     }
 
     #[test]

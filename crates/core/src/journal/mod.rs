@@ -128,6 +128,10 @@ kinds! {
     EndpointUnhealthy = "endpoint_unhealthy",
     /// An endpoint passes its health check again.
     EndpointHealthy = "endpoint_healthy",
+    /// An endpoint does worse than its peers and gets no calls for a while.
+    EndpointEjected = "endpoint_ejected",
+    /// An ejected endpoint gets calls again.
+    EndpointReturned = "endpoint_returned",
     /// Calls of a route that has fallbacks begin to fail or to be refused; the first reason is in the fields.
     CallsFailing = "calls_failing",
     /// A route's answers are reduced.

@@ -6,5 +6,6 @@ mod answers;
 mod framing;
 mod guards;
 mod limits;
+mod pipeline;
 mod world;
 mod writes;

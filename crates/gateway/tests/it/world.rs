@@ -317,6 +317,7 @@ pub fn upstream(name: &str, endpoints: &[SocketAddr]) -> Upstream {
             .map(|address| Endpoint { address: address.to_string(), zone: Some("here".into()) })
             .collect(),
         health: None,
+        outlier: None,
         connections_max: 64,
         idle_timeout: Duration::from_secs(10),
         connect_timeout: Duration::from_secs(1),

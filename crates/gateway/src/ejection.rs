@@ -1,0 +1,85 @@
+//! Outlier ejection, carried out: what each try came to is told to `core::guard::outlier`, and what it decides is put
+//! where endpoints are chosen, and into the journal.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use seawall_core::guard::outlier::{Event, Outlier, Reason};
+use seawall_core::id::UpstreamId;
+use seawall_core::journal::{Draft, Kind};
+use seawall_core::outcome::Outcome;
+use seawall_core::time::Mono;
+use seawall_core::units::format_duration;
+
+use crate::node::Worker;
+
+/// Tells what a try at an endpoint came to.
+pub(crate) fn note(worker: &Worker, upstream: UpstreamId, endpoint: usize, outcome: Outcome, took: Duration) {
+    let state = &worker.node.upstreams[upstream.index()];
+    let Some(outlier) = &state.outlier else { return };
+    let now = worker.node.clock.now();
+    let mut outlier = outlier.lock().unwrap_or_else(PoisonError::into_inner);
+    let event = {
+        let mut prng = worker.prng.lock().unwrap_or_else(PoisonError::into_inner);
+        outlier.record(now, endpoint, outcome, took, &mut prng)
+    };
+    if let Some(event) = event {
+        carry_out(worker, upstream, now, &outlier, event);
+    }
+}
+
+/// Tells that a health check has changed its mind.
+pub(crate) fn on_health(outlier: Option<&Mutex<Outlier>>, endpoint: usize, healthy: bool) {
+    if let Some(outlier) = outlier {
+        outlier.lock().unwrap_or_else(PoisonError::into_inner).on_health(endpoint, healthy);
+    }
+}
+
+/// Compares endpoints and brings back those whose time is over.
+pub(crate) fn on_time(worker: &Worker, now: Mono) {
+    for (place, state) in worker.node.upstreams.iter().enumerate() {
+        let Some(outlier) = &state.outlier else { continue };
+        let mut outlier = outlier.lock().unwrap_or_else(PoisonError::into_inner);
+        if now < outlier.due() {
+            continue;
+        }
+        let events = {
+            let mut prng = worker.prng.lock().unwrap_or_else(PoisonError::into_inner);
+            outlier.on_time(now, &mut prng)
+        };
+        let upstream = UpstreamId(u32::try_from(place).unwrap_or(u32::MAX));
+        events.into_iter().for_each(|event| carry_out(worker, upstream, now, &outlier, event));
+    }
+}
+
+fn carry_out(worker: &Worker, upstream: UpstreamId, now: Mono, outlier: &Outlier, event: Event) {
+    let state = &worker.node.upstreams[upstream.index()];
+    // All of them: a panic makes every ejected endpoint usable, and its end none.
+    for (place, endpoint) in state.endpoints.iter().enumerate() {
+        endpoint.ejected.store(!outlier.is_usable(place), Relaxed);
+    }
+    let subject = |place: usize| {
+        let address = state.endpoints.get(place).map_or("?", |endpoint| endpoint.endpoint.address.as_str());
+        format!("endpoint:{}/{address}", state.name)
+    };
+    let draft = match event {
+        Event::Ejected { endpoint, reason, until, count } => {
+            let draft = Draft::new(Kind::EndpointEjected, subject(endpoint))
+                .with("for", format_duration(now.until(until)))
+                .with("count", count);
+            match reason {
+                Reason::Consecutive { failures } => draft.with("why", "consecutive").with("failures", failures),
+                Reason::SuccessRate { rate, bound } => {
+                    draft.with("why", "success_rate").with("rate", rate).with("bound", bound)
+                }
+                Reason::Latency { mean, median } => draft
+                    .with("why", "latency")
+                    .with("mean", format_duration(mean))
+                    .with("median", format_duration(median)),
+            }
+        }
+        Event::Returned { endpoint } => Draft::new(Kind::EndpointReturned, subject(endpoint)),
+    };
+    worker.node.journal.record(draft);
+}
