@@ -2,12 +2,14 @@
 
 mod check;
 mod client;
+mod explain;
 mod init;
 mod offline;
 mod read;
 mod run;
 mod show;
 mod table;
+mod which;
 
 #[cfg(test)]
 mod tests;
@@ -59,6 +61,9 @@ enum Command {
     /// Check a configuration and print everything that is wrong with it
     #[command(after_help = check::EXAMPLES)]
     Check(check::CheckArgs),
+    /// What a request of a route meets, in which order, with which numbers, and the worst that can come of it
+    #[command(after_help = explain::EXAMPLES)]
+    Explain(explain::ExplainArgs),
     /// Write a commented configuration after a few questions
     #[command(after_help = init::EXAMPLES)]
     Init(init::InitArgs),
@@ -121,6 +126,7 @@ fn perform(command: Command) -> anyhow::Result<ExitCode> {
         Command::DemoRole { role } => return block_on(seawall_demo::play(role)).map(|()| ExitCode::SUCCESS),
         Command::Completions { shell } => completions(shell)?,
         Command::Check(args) => check::run(&args)?,
+        Command::Explain(args) => explain::run(&args)?,
         Command::Init(args) => init::run(&args)?,
         Command::Status(args) => block_on(read::status(&args))?,
         Command::Journal(args) => block_on(read::journal(&args))?,

@@ -33,6 +33,8 @@ pub use quick::{Quick, admin_address, quick};
 pub use tree::Environment;
 
 use finding::Source;
+pub(crate) use reader::hint_of;
+
 use reader::{Field, Keys, Reader};
 
 /// A configuration file longer than this is not one.
