@@ -116,7 +116,7 @@ impl Span {
     /// what chance does to small numbers.
     fn is_like(&self, row: &Row, troubles: &[usize], tolerance: f64) -> bool {
         let offered = self.offered.max(f64::from(row.offered)).max(1.0);
-        let chance = 2.0 / offered;
+        let chance = 1.5 / offered.sqrt();
         let share = |count: f64, of: f64| count / of.max(1.0);
         let row_share = |count: u32| share(count.into(), row.offered.into());
         let near = |mine: f64, theirs: u32| (share(mine, self.offered) - row_share(theirs)).abs() <= tolerance + chance;

@@ -11,7 +11,7 @@ use seawall_core::whatif::Row;
 
 use super::Side;
 use super::plan::{traffic_words, trouble_words};
-use super::words::{SPAN_HEADINGS, differences, ms, sentences, span_rows};
+use super::words::{SPAN_HEADINGS, differences, sentences, span_rows};
 
 /// Steps a plot has at most; longer runs are drawn by means (and worst cases, where the worst is what matters).
 const STEPS_MAX: usize = 600;
@@ -41,11 +41,11 @@ pub(super) fn page(sides: &[Side]) -> String {
     body += "</div>\n";
     if let [a, b] = sides {
         body += "<h2>The difference</h2>\n";
-        table(&mut body, "figures of both, and their difference", &["", "A", "B", "B - A"], &differences(a, b));
+        table(&mut body, "sums", "figures of both, and their difference", &["", "A", "B", "B - A"], &differences(a, b));
     }
     for side in sides {
         put!(body, "<h2>Where something changes: {}</h2>\n", escape(&side.subject.label));
-        table(&mut body, "seconds alike, as one line each", &SPAN_HEADINGS, &span_rows(side));
+        table(&mut body, "spans", "seconds alike, as one line each", &SPAN_HEADINGS, &span_rows(side));
     }
     body += MODELLED;
     format!(
@@ -76,8 +76,11 @@ fn told(page: &mut String, side: &Side) {
     page.push_str("</dl>\n");
 }
 
-fn table(page: &mut String, label: &str, headings: &[&str], rows: &[Vec<String>]) {
-    put!(page, "<div class=\"wide\" tabindex=\"0\" role=\"region\" aria-label=\"{label}\"><table><thead><tr>");
+fn table(page: &mut String, class: &str, label: &str, headings: &[&str], rows: &[Vec<String>]) {
+    put!(
+        page,
+        "<div class=\"wide\" tabindex=\"0\" role=\"region\" aria-label=\"{label}\"><table class=\"{class}\"><thead><tr>"
+    );
     for heading in headings {
         put!(page, "<th scope=\"col\">{heading}</th>");
     }
@@ -191,13 +194,22 @@ impl Scale {
     }
 }
 
-/// The next of 1, 2, 5, 10, ...
+/// A power of ten of milliseconds.
+fn decade_words(decade: f64) -> String {
+    if decade < 3.0 { format!("{} ms", 10_f64.powf(decade)) } else { format!("{} s", 10_f64.powf(decade - 3.0)) }
+}
+
+/// The next round number.
 fn round_up(value: f64) -> f64 {
     if value <= 1.0 {
         return 1.0;
     }
     let power = 10_f64.powf(value.log10().floor());
-    [1.0, 2.0, 5.0, 10.0].into_iter().map(|step| step * power).find(|step| *step >= value).unwrap_or(value)
+    [1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0]
+        .into_iter()
+        .map(|step| step * power)
+        .find(|step| *step >= value)
+        .unwrap_or(value)
 }
 
 const WIDTH: f64 = 1_000.0;
@@ -267,7 +279,7 @@ fn lanes(page: &mut String, drawn: &Drawn<'_>, scale: &Scale, place: usize) {
     while decade <= high {
         let mark = log(10_f64.powf(decade));
         put!(drawing, "<line class=\"mark\" x1=\"0\" x2=\"{WIDTH}\" y1=\"{mark:.1}\" y2=\"{mark:.1}\"/>");
-        marks.push((mark, ms(10_f64.powf(decade)).replace(".0", "").replace(".00", "")));
+        marks.push((mark, decade_words(decade)));
         decade += 1.0;
     }
     polylines(&mut drawing, "p99", &drawn.points(|step| step.latency.map(|(_, p99)| log(p99))));
@@ -279,9 +291,12 @@ fn lanes(page: &mut String, drawn: &Drawn<'_>, scale: &Scale, place: usize) {
     area(&mut drawing, "breakers", &bars(drawn, |step| (0.0, step.not_closed)), scale.breakers);
     lane(page, "breakers", "Breakers", &[("breakers", "not closed")], &up_to(scale.breakers), &drawing);
 
-    let mut drawing = String::new();
-    area(&mut drawing, "queued", &bars(drawn, |step| (0.0, step.queued)), scale.queued);
-    lane(page, "queued", "At the dependency", &[("queued", "calls waiting")], &up_to(scale.queued), &drawing);
+    // Without a capacity nobody ever waits there.
+    if drawn.side.scenario.dependency.workers.is_some() {
+        let mut drawing = String::new();
+        area(&mut drawing, "queued", &bars(drawn, |step| (0.0, step.queued)), scale.queued);
+        lane(page, "queued", "At the dependency", &[("queued", "calls waiting")], &up_to(scale.queued), &drawing);
+    }
     if drawn.seconds_per_step() > 1.5 {
         put!(page, "<p class=\"soft\">Each step is {:.0} s.</p>\n", drawn.seconds_per_step());
     }
@@ -345,7 +360,10 @@ fn ticks(page: &mut String, seconds: f64) {
             (_, 60..) => format!("{} min", at / 60),
             _ => format!("{at} s"),
         };
-        put!(page, "<span style=\"left:{:.1}%\">{words}</span>", 100.0 * f64::from(at) / seconds);
+        let left = 100.0 * f64::from(at) / seconds;
+        // The last one must not stand out of a small screen.
+        let class = if left > 96.0 { " class=\"last\"" } else { "" };
+        put!(page, "<span{class} style=\"left:{left:.1}%\">{words}</span>");
         at += step;
     }
     page.push_str("</div>");
@@ -368,13 +386,13 @@ main{max-width:76rem;margin:auto;padding:1rem}h1{font-size:1.6rem;margin:.5rem 0
 overflow-wrap:anywhere}.sides{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:0 2.5rem}\
 section{min-width:0}dl{margin:0}dl div{display:grid;grid-template-columns:6rem 1fr;gap:.5rem;border-bottom:1px solid var(--line);\
 padding:.2rem 0}dt{color:var(--soft)}dd{margin:0}.soft{color:var(--soft)}\
-figure{margin:1.2rem 0 0}figcaption{font-size:.9rem;font-weight:600}.key{font-weight:400;color:var(--soft);margin-left:.8em;\
+figure{margin:1.2rem 0 0}figcaption{font-size:.9rem;font-weight:600;padding-bottom:.5rem}.key{font-weight:400;color:var(--soft);margin-left:.8em;\
 white-space:nowrap}.key i{display:inline-block;width:.9em;height:.7em;margin-right:.3em}\
 .plot{position:relative;height:7rem;margin-left:3.6rem;border:solid var(--line);border-width:1px 0}\
 .plot svg{display:block;width:100%;height:100%}.scale{position:absolute;right:100%;margin-right:.4rem;transform:translateY(-50%);\
 font-size:.75rem;line-height:1;color:var(--soft);white-space:nowrap}\
 .ticks{position:relative;height:1.2rem;margin-left:3.6rem;font-size:.75rem;color:var(--soft)}\
-.ticks span{position:absolute;transform:translateX(-50%);white-space:nowrap}\
+.ticks span{position:absolute;transform:translateX(-50%);white-space:nowrap}.ticks .last{transform:translateX(-100%)}\
 polyline{fill:none;stroke-width:1.6;vector-effect:non-scaling-stroke}\
 .offered{stroke:var(--ink);stroke-dasharray:5 3}.sent{stroke:var(--sent)}.p50{stroke:var(--p50)}\
 .p99{stroke:var(--p99);stroke-dasharray:4 2}polygon.good{fill:var(--good);opacity:.55}.band{fill:var(--band);opacity:.13}\
@@ -387,7 +405,8 @@ i.queued{background:var(--p50);opacity:.7}.key i{vertical-align:middle}\
 .rule6{fill:var(--r6);background:var(--r6)}.rule7{fill:var(--r7);background:var(--r7)}.rule8{fill:var(--r8);background:var(--r8)}\
 .rule9{fill:var(--r9);background:var(--r9)}.rule10{fill:var(--r10);background:var(--r10)}\
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}\
-th,td{padding:.2rem .8rem .2rem 0;text-align:left;border-bottom:1px solid var(--line);white-space:nowrap}";
+th,td{padding:.2rem .8rem .2rem 0;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}\
+.sums :first-child,.spans :last-child{text-align:left}";
 
 #[cfg(test)]
 mod tests {
@@ -434,7 +453,7 @@ mod tests {
                 let opened = page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
                 assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
             }
-            let plots = 5 * sides.len();
+            let plots = 4 * sides.len();
             assert_eq!(page.matches("role=\"img\" aria-labelledby=").count(), plots);
             assert_eq!(page.matches("<rect class=\"band\"").count(), plots, "the fault is shaded in each");
             assert_eq!(page.matches("<title>20s..30s down</title>").count(), plots);
@@ -478,6 +497,7 @@ mod tests {
 
     #[test]
     fn scales_end_at_round_numbers() {
-        assert_eq!([0.0, 0.5, 1.0, 1.2, 2.1, 50.0, 101.0].map(round_up), [1.0, 1.0, 1.0, 2.0, 5.0, 50.0, 200.0]);
+        assert_eq!([0.0, 0.5, 1.0, 1.2, 2.1, 50.0, 101.0].map(round_up), [1.0, 1.0, 1.0, 1.5, 3.0, 50.0, 150.0]);
+        assert_eq!([-1.0, 0.0, 2.0, 3.0, 4.0].map(decade_words), ["0.1 ms", "1 ms", "100 ms", "1 s", "10 s"]);
     }
 }

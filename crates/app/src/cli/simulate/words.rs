@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use seawall_core::units::format_duration;
-use seawall_core::whatif::{Scenario, Summary, Traffic};
+use seawall_core::whatif::{Ailment, Scenario, Summary, Traffic};
 
 use super::Side;
 use super::fold::{Span, fold};
@@ -101,25 +101,34 @@ fn breaker_words(side: &Side) -> String {
     if side.subject.guards.breaker.is_none() {
         return "off".into();
     }
-    let has_troubles = !side.scenario.dependency.troubles.is_empty();
-    let times = if summary.opened == 1 { "once".into() } else { format!("{} times in all", grouped(summary.opened)) };
-    let when = match (summary.to_open_s, summary.first_opened_s) {
-        (Some(after), _) => format!("opens {} after the {} begins", seconds(after), trouble_noun(&side.scenario)),
-        (None, Some(at)) if has_troubles => format!("opens at {}, before anything is wrong", seconds(at)),
-        (None, Some(at)) => format!("opens at {}, although nothing is wrong for long", seconds(at)),
-        (None, None) => return "never opens".into(),
+    let Some(opened) = summary.first_opened_s else { return "never opens".into() };
+    let troubles = &side.scenario.dependency.troubles;
+    // The one that began last before it opened is thought to be what opened it.
+    let begun =
+        troubles.iter().filter(|trouble| trouble.from.as_secs_f64() <= opened).max_by_key(|trouble| trouble.from);
+    let when = match begun {
+        Some(trouble) => {
+            let after = opened - trouble.from.as_secs_f64();
+            let which = if troubles.len() > 1 { format!(" ({})", trouble_words(trouble)) } else { String::new() };
+            format!("opens {} after the {} begins{which}", seconds(after), trouble_noun(trouble.ailment))
+        }
+        None if troubles.is_empty() => format!("opens at {}, although nothing is wrong for long", seconds(opened)),
+        None => format!("opens at {}, before anything is wrong", seconds(opened)),
     };
-    let refused = summary.refused.get("breaker").copied().unwrap_or(0);
-    format!("{when}, {times}; refuses {} of {} requests", grouped(refused), grouped(summary.offered))
+    let times = if summary.opened == 1 { "once".into() } else { format!("{} times in all", grouped(summary.opened)) };
+    let refused = grouped(summary.refused.get("breaker").copied().unwrap_or(0));
+    // Where callers try again, more is refused than was asked for.
+    match side.scenario.layers.len() {
+        1 => format!("{when}, {times}; refuses {refused} of {} requests", grouped(summary.offered)),
+        _ => format!("{when}, {times}; refuses {refused} calls"),
+    }
 }
 
-fn trouble_noun(scenario: &Scenario) -> &'static str {
-    use seawall_core::whatif::Ailment::{Down, Fails, Hangs, Slow};
-    let first = scenario.dependency.troubles.iter().min_by_key(|trouble| trouble.from);
-    match first.map(|trouble| trouble.ailment) {
-        Some(Down | Hangs) => "outage",
-        Some(Slow(_)) => "slowness",
-        Some(Fails(_)) | None => "failing",
+fn trouble_noun(ailment: Ailment) -> &'static str {
+    match ailment {
+        Ailment::Down | Ailment::Hangs => "outage",
+        Ailment::Slow(_) => "slowness",
+        Ailment::Fails(_) => "failing",
     }
 }
 
@@ -228,8 +237,8 @@ pub(super) fn differences(a: &Side, b: &Side) -> Vec<Vec<String>> {
         ("latency, half, ms", 1, |it| Some(it.latency_p50_ms)),
         ("latency, 99 of 100, ms", 1, |it| Some(it.latency_p99_ms)),
         ("breakers opened", 0, |it| Some(it.opened as f64)),
-        ("opens after, s", 1, |it| it.to_open_s),
-        ("recovers after, s", 1, |it| it.to_recover_s),
+        ("opens after the first fault begins, s", 1, |it| it.to_open_s),
+        ("recovers after the last ends, s", 1, |it| it.to_recover_s),
     ];
     let (of_a, of_b) = (&a.report.summary, &b.report.summary);
     let mut rows: Vec<Vec<String>> =
@@ -293,7 +302,7 @@ pub(super) fn ms(ms: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use seawall_core::whatif::{Ailment, Report, Row, Trouble};
+    use seawall_core::whatif::{Report, Row, Trouble};
 
     use super::super::tests::side;
     use super::*;
@@ -344,6 +353,12 @@ mod tests {
         side.report.summary = Summary { offered: 10, good: 7, ..Summary::default() };
         assert_eq!(said(&side, "breaker"), "never opens");
         assert!(said(&side, "answered").ends_with("0 failed or were refused, 3 still on their way at the end"));
+        side.report.summary.first_opened_s = Some(23.0);
+        side.scenario.layers.insert(0, side.scenario.layers[0].clone());
+        assert_eq!(said(&side, "breaker"), "opens 3.0 s after the slowness begins, 0 times in all; refuses 0 calls");
+        let early = Trouble { from: Duration::from_secs(5), until: Duration::from_secs(6), ailment: Ailment::Down };
+        side.scenario.dependency.troubles.insert(0, early);
+        assert!(said(&side, "breaker").starts_with("opens 3.0 s after the slowness begins (20s..30s slow x3), "));
         side.report.summary.first_opened_s = Some(4.0);
         assert!(said(&side, "breaker").starts_with("opens at 4.0 s, before anything is wrong"));
         side.scenario.dependency.troubles.clear();
@@ -393,7 +408,10 @@ mod tests {
         b.report.summary = Summary { good: 12, refused: BTreeMap::from([("breaker", 4)]), ..Summary::default() };
         let rows = differences(&a, &b);
         assert!(rows.contains(&vec!["good".into(), "10".into(), "12".into(), "+2".into()]), "{rows:?}");
-        assert!(rows.contains(&vec!["opens after, s".into(), "3.0".into(), "-".into(), "-".into()]), "{rows:?}");
+        assert!(
+            rows.contains(&vec!["opens after the first fault begins, s".into(), "3.0".into(), "-".into(), "-".into()]),
+            "{rows:?}"
+        );
         assert!(rows.contains(&vec!["refused by breaker".into(), "0".into(), "4".into(), "+4".into()]), "{rows:?}");
         let text = both(&a, &b);
         assert!(text.contains("A is f, route r; B is f, route r") && text.contains("B - A"), "{text}");
