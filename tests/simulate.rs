@@ -93,15 +93,16 @@ fn two_configurations_meet_the_same_traffic() {
     let both = said(&place, &[&compare[..], &["--json"]].concat()).json();
     assert_eq!(both["a"]["summary"]["offered"], both["b"]["summary"]["offered"]);
     assert_eq!(
-        [&both["a"], &both["b"]].map(|side| side["scenario"]["breaker_blind_below_per_s"].as_f64()),
-        [Some(10.0), Some(2.0)]
+        [&both["a"], &both["b"]]
+            .map(|side| (side["scenario"]["breaker_blind_below_per_s"].as_f64().unwrap() * 100.0).round()),
+        [750.0, 83.0]
     );
     let text = said(&place, &compare);
     text.shows(&[
         "A is seawall.yaml, route quotes; B is other.yaml, route quotes",
         "B - A",
-        "blind below 10 requests/s",
-        "blind below 2 requests/s",
+        "blind below about 7.5 requests/s",
+        "blind below about 0.8 requests/s",
     ]);
 }
 

@@ -119,7 +119,12 @@ impl Span {
         let chance = 1.5 / offered.sqrt();
         let share = |count: f64, of: f64| count / of.max(1.0);
         let row_share = |count: u32| share(count.into(), row.offered.into());
-        let near = |mine: f64, theirs: u32| (share(mine, self.offered) - row_share(theirs)).abs() <= tolerance + chance;
+        // Of one or two requests a second shares say nothing.
+        let few = self.offered.min(row.offered.into()) < 3.0;
+        let near = |mine: f64, theirs: u32| match few {
+            true => (mine - f64::from(theirs)).abs() <= 4.0,
+            false => (share(mine, self.offered) - row_share(theirs)).abs() <= tolerance + chance,
+        };
         let rules = self.refused.keys().chain(row.refused.keys());
         let mut refused = rules.map(|rule| (self.refused.get(rule).copied(), row.refused.get(rule).copied()));
         // A breaker that flaps for an hour is one line in the end, not thousands.
@@ -142,7 +147,7 @@ impl Span {
             return true;
         }
         let factor = self.p50_ms / row.latency_p50_ms;
-        factor.max(1.0 / factor) <= 1.0 + 5.0 * tolerance
+        factor.max(1.0 / factor) <= 1.0 + 5.0 * tolerance + 4.0 / self.good.min(row.good.into()).sqrt()
     }
 }
 
@@ -183,6 +188,13 @@ mod tests {
         assert_eq!((spans[2].refused["breaker"], spans[2].refused["budget"]), (90.0, 0.1));
         assert_eq!((spans[2].troubles.as_slice(), spans[6].troubles.as_slice()), (&[0][..], &[1][..]));
         assert_eq!(spans.iter().map(|span| span.seconds).sum::<u64>(), 60, "no second is left out");
+    }
+
+    #[test]
+    fn a_quiet_route_is_not_told_second_by_second() {
+        let count = |second: u64| [3, 0, 4, 1, 2, 6][(second % 6) as usize];
+        let rows: Vec<Row> = (0..60).map(|second| row(second, count(second), count(second))).collect();
+        assert_eq!(fold(&rows, &[]).len(), 1);
     }
 
     #[test]

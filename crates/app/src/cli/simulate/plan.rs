@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use seawall_core::guard::breaker::{BreakerConfig, WindowConfig};
+use seawall_core::guard::breaker::WindowConfig;
 use seawall_core::policy::{Guards, Route};
 use seawall_core::units::{format_duration, parse_duration, parse_ratio};
 use seawall_core::whatif::{Ailment, Dependency, Latency, Layer, RateLimit, Scenario, Traffic, Trouble};
@@ -176,16 +176,17 @@ pub(super) fn trouble_words(trouble: &Trouble) -> String {
 /// What a breaker can see of a total outage, by arithmetic.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Sight {
-    /// Below so many calls a second, over all nodes, it never opens; zero where there is no such rate.
+    /// Below about so many requests a second, over all nodes, it does not open, but by chance; zero where there is no
+    /// such rate.
     pub(super) blind_below_per_s: f64,
     /// So many calls in a row must fail on a node, its window full of good ones before.
     pub(super) failures: f64,
 }
 
 impl Sight {
-    /// Of a breaker on each of some nodes that get `per_second` calls between them.
-    pub(super) fn of(breaker: &BreakerConfig, nodes: u32, per_second: f64) -> Self {
-        let nodes = f64::from(nodes);
+    /// Of a breaker on each of some nodes that get `per_second` requests between them; `None` where it is off.
+    pub(super) fn of(guards: &Guards, nodes: u32, per_second: f64) -> Option<Self> {
+        let (breaker, nodes) = (guards.breaker.as_ref()?, f64::from(nodes));
         let share = breaker.failure_rate_max.get();
         let (blind, failures) = match breaker.window {
             // A full window of N: the oldest good ones go as the failed ones come.
@@ -193,14 +194,23 @@ impl Sight {
             // The window never holds more than a node's rate times its span.
             WindowConfig::Time { span, .. } => {
                 let (span, calls_min) = (span.as_secs_f64(), f64::from(breaker.calls_min));
-                (calls_min / span * nodes, (share * span * per_second / nodes).ceil().max(1.0))
+                let failures = (share * span * per_second / nodes).ceil().max(1.0);
+                (requests_for(guards, calls_min / span) * nodes, failures)
             }
         };
-        match breaker.consecutive_failures_max {
+        Some(match breaker.consecutive_failures_max {
             Some(most) => Self { blind_below_per_s: 0.0, failures: failures.min(most.get().into()) },
             None => Self { blind_below_per_s: blind, failures },
-        }
+        })
     }
+}
+
+/// Requests a second on one node that come to so many calls a second when every call fails: each is tried
+/// `attempts_max` times, as far as the budget affords it.
+fn requests_for(guards: &Guards, calls_per_s: f64) -> f64 {
+    let tries = f64::from(guards.retry.attempts_max);
+    let (ratio, floor) = (guards.budget.ratio.get(), guards.budget.floor_per_s);
+    (calls_per_s / tries).max((calls_per_s - floor) / (1.0 + ratio))
 }
 
 /// Calls a second on average, as far as they can be told beforehand.
@@ -264,7 +274,7 @@ pub(super) fn as_json(subject: &Subject, scenario: &Scenario) -> Value {
         _ => Value::Null,
     };
     let nodes = scenario.layers.last().map_or(1, |layer| layer.instances);
-    let sight = subject.guards.breaker.as_ref().map(|breaker| Sight::of(breaker, nodes, mean_rate(scenario)));
+    let sight = Sight::of(&subject.guards, nodes, mean_rate(scenario));
     json!({
         "config": subject.config,
         "route": subject.route,
@@ -281,7 +291,8 @@ pub(super) fn as_json(subject: &Subject, scenario: &Scenario) -> Value {
 mod tests {
     use std::num::NonZeroU32;
 
-    use seawall_core::units::Ratio;
+    use seawall_core::guard::breaker::BreakerConfig;
+    use seawall_core::guard::retry::RetryConfig;
 
     use super::*;
 
@@ -317,18 +328,28 @@ mod tests {
 
     #[test]
     fn what_a_breaker_sees_is_arithmetic() {
-        let of_calls = BreakerConfig { window: WindowConfig::Calls(100), ..BreakerConfig::default() };
-        let sight = Sight::of(&of_calls, 3, 10.0);
-        assert_eq!((sight.blind_below_per_s, sight.failures), (0.0, 50.0), "half of a hundred");
-        let window = WindowConfig::time(Duration::from_secs(10));
-        let of_time = BreakerConfig { window, calls_min: 20, ..BreakerConfig::default() };
-        let sight = Sight::of(&of_time, 1, 100.0);
-        assert_eq!((sight.blind_below_per_s, sight.failures), (2.0, 500.0), "20 in 10 s; half of 10 s of 100/s");
-        assert_eq!(Sight::of(&of_time, 3, 100.0).blind_below_per_s, 6.0, "each node sees a third");
-        let in_a_row = BreakerConfig { consecutive_failures_max: NonZeroU32::new(5), ..of_time };
-        let sight = Sight::of(&in_a_row, 1, 0.1);
-        assert_eq!((sight.blind_below_per_s, sight.failures), (0.0, 1.0));
-        let strict = BreakerConfig { failure_rate_max: Ratio::ONE, ..of_calls };
-        assert_eq!(Sight::of(&strict, 1, 1.0).failures, 100.0);
+        let guards = |window, calls_min| {
+            let breaker = BreakerConfig { window, calls_min, ..BreakerConfig::default() };
+            Guards { breaker: Some(breaker), retry: RetryConfig::off(), ..Guards::default() }
+        };
+        let sight = |guards: &Guards, nodes, per_second| {
+            let sight = Sight::of(guards, nodes, per_second).unwrap();
+            (sight.blind_below_per_s, sight.failures)
+        };
+        assert_eq!(sight(&guards(WindowConfig::Calls(100), 20), 3, 10.0), (0.0, 50.0), "half of a hundred");
+        let of_time = guards(WindowConfig::time(Duration::from_secs(10)), 20);
+        assert_eq!(sight(&of_time, 1, 100.0), (2.0, 500.0), "20 in 10 s; half of 10 s of 100/s");
+        assert_eq!(sight(&of_time, 3, 100.0).0, 6.0, "each node sees a third");
+        // Retries are calls too. Three tries, within a fifth of the requests and one a second: 10 calls/s are 7.5
+        // requests and 2.5 retries. Where the floor affords every retry, a third of the calls are requests.
+        let retry = RetryConfig::default();
+        let retried = Guards { retry: retry.clone(), ..guards(WindowConfig::time(Duration::from_secs(10)), 100) };
+        assert!((sight(&retried, 1, 1.0).0 - 7.5).abs() < 1e-9);
+        let retried = Guards { retry, ..guards(WindowConfig::time(Duration::from_secs(10)), 3) };
+        assert!((sight(&retried, 1, 1.0).0 - 0.1).abs() < 1e-9);
+        let mut in_a_row = of_time;
+        in_a_row.breaker.as_mut().unwrap().consecutive_failures_max = NonZeroU32::new(5);
+        assert_eq!(sight(&in_a_row, 1, 0.1), (0.0, 1.0));
+        assert_eq!(Sight::of(&Guards { breaker: None, ..Guards::default() }, 1, 1.0), None);
     }
 }

@@ -48,7 +48,6 @@ fn heading(label: &str, scenario: &Scenario) -> String {
 /// What happened, most wanted first: a name and words each.
 pub(super) fn sentences(side: &Side) -> Vec<(&'static str, String)> {
     let summary = &side.report.summary;
-    let percent = |share: f64| format!("{:.2} %", share * 100.0);
     let unfinished = summary.offered.saturating_sub(summary.good + summary.failed);
     let still =
         if unfinished > 0 { format!(", {} still on their way at the end", grouped(unfinished)) } else { String::new() };
@@ -56,7 +55,7 @@ pub(super) fn sentences(side: &Side) -> Vec<(&'static str, String)> {
         "answered",
         format!(
             "{} of {} requests; {} failed or were refused{still}",
-            percent(summary.goodput_ratio),
+            answered_percent(summary),
             grouped(summary.offered),
             grouped(summary.failed)
         ),
@@ -96,6 +95,14 @@ pub(super) fn sentences(side: &Side) -> Vec<(&'static str, String)> {
     said
 }
 
+/// A failure in a million is not rounded away.
+fn answered_percent(summary: &Summary) -> String {
+    match summary.failed {
+        0 if summary.good > 0 => "100 %".into(),
+        _ => format!("{:.2} %", (summary.goodput_ratio * 100.0).min(99.99)),
+    }
+}
+
 fn breaker_words(side: &Side) -> String {
     let summary = &side.report.summary;
     if side.subject.guards.breaker.is_none() {
@@ -112,8 +119,8 @@ fn breaker_words(side: &Side) -> String {
             let which = if troubles.len() > 1 { format!(" ({})", trouble_words(trouble)) } else { String::new() };
             format!("opens {} after the {} begins{which}", seconds(after), trouble_noun(trouble.ailment))
         }
-        None if troubles.is_empty() => format!("opens at {}, although nothing is wrong for long", seconds(opened)),
-        None => format!("opens at {}, before anything is wrong", seconds(opened)),
+        None if troubles.is_empty() => format!("opens at {}, without any fault", seconds(opened)),
+        None => format!("opens at {}, before the first fault", seconds(opened)),
     };
     let times = if summary.opened == 1 { "once".into() } else { format!("{} times in all", grouped(summary.opened)) };
     let refused = grouped(summary.refused.get("breaker").copied().unwrap_or(0));
@@ -158,21 +165,18 @@ fn refusal_words(summary: &Summary) -> String {
 }
 
 fn sight_words(side: &Side) -> Option<String> {
-    let breaker = side.subject.guards.breaker.as_ref()?;
     let nodes = side.scenario.layers.last().map_or(1, |layer| layer.instances);
     let rate = mean_rate(&side.scenario);
-    let sight = Sight::of(breaker, nodes, rate);
-    let each = if nodes > 1 { format!(" on each of {nodes} nodes") } else { String::new() };
+    let sight = Sight::of(&side.subject.guards, nodes, rate)?;
+    let callers = &side.scenario.layers[..side.scenario.layers.len() - 1];
+    let at_most = callers.iter().fold(rate, |rate, layer| rate * f64::from(layer.guards.retry.attempts_max));
     if sight.blind_below_per_s > 0.0 {
-        let here = if rate < sight.blind_below_per_s { ": this traffic, it never opens" } else { "" };
-        return Some(format!("blind below {} requests/s{here}", figure(sight.blind_below_per_s)));
+        let here = if at_most < sight.blind_below_per_s { ", as here: it opens by chance, if ever" } else { "" };
+        return Some(format!("blind below about {} requests/s{here}", figure(sight.blind_below_per_s)));
     }
-    let takes = sight.failures / (rate / f64::from(nodes));
-    Some(format!(
-        "needs {} failed calls{each}, {} of a total outage at this rate; longer at a lower one",
-        sight.failures,
-        seconds(takes)
-    ))
+    let each = if nodes > 1 { format!(" on each of {nodes} nodes") } else { String::new() };
+    let takes = seconds(sight.failures / (rate / f64::from(nodes)));
+    Some(format!("needs {} failed calls{each}: {takes} of requests at this rate, less with retries", sight.failures))
 }
 
 /// Where something changes.
@@ -352,6 +356,9 @@ mod tests {
         let mut side = side(Ailment::Slow(3.0));
         side.report.summary = Summary { offered: 10, good: 7, ..Summary::default() };
         assert_eq!(said(&side, "breaker"), "never opens");
+        assert!(said(&side, "answered").starts_with("100 % of 10 requests; 0 failed"));
+        let hardly = Summary { failed: 1, goodput_ratio: 0.999_999, ..Summary::default() };
+        assert_eq!(answered_percent(&hardly), "99.99 %");
         assert!(said(&side, "answered").ends_with("0 failed or were refused, 3 still on their way at the end"));
         side.report.summary.first_opened_s = Some(23.0);
         side.scenario.layers.insert(0, side.scenario.layers[0].clone());
@@ -360,9 +367,9 @@ mod tests {
         side.scenario.dependency.troubles.insert(0, early);
         assert!(said(&side, "breaker").starts_with("opens 3.0 s after the slowness begins (20s..30s slow x3), "));
         side.report.summary.first_opened_s = Some(4.0);
-        assert!(said(&side, "breaker").starts_with("opens at 4.0 s, before anything is wrong"));
+        assert!(said(&side, "breaker").starts_with("opens at 4.0 s, before the first fault"));
         side.scenario.dependency.troubles.clear();
-        assert!(said(&side, "breaker").starts_with("opens at 4.0 s, although nothing is wrong for long"));
+        assert!(said(&side, "breaker").starts_with("opens at 4.0 s, without any fault"));
         assert_eq!(said(&side, "recovery"), "");
         side.subject.guards.breaker = None;
         assert_eq!((said(&side, "breaker").as_str(), said(&side, "sight").as_str()), ("off", ""));
@@ -373,15 +380,15 @@ mod tests {
     #[test]
     fn a_breaker_says_what_it_cannot_see() {
         let mut side = side(Ailment::Down);
-        assert_eq!(
-            said(&side, "sight"),
-            "needs 50 failed calls, 0.5 s of a total outage at this rate; longer at a lower one"
-        );
+        assert_eq!(said(&side, "sight"), "needs 50 failed calls: 0.5 s of requests at this rate, less with retries");
         let breaker = side.subject.guards.breaker.as_mut().unwrap();
         breaker.window = seawall_core::guard::breaker::WindowConfig::time(Duration::from_secs(10));
-        assert_eq!(said(&side, "sight"), "blind below 2 requests/s");
-        side.scenario.traffic = Traffic::Constant { per_second: 1.5 };
-        assert_eq!(said(&side, "sight"), "blind below 2 requests/s: this traffic, it never opens");
+        assert_eq!(said(&side, "sight"), "blind below about 0.8 requests/s");
+        side.scenario.traffic = Traffic::Constant { per_second: 0.5 };
+        assert_eq!(said(&side, "sight"), "blind below about 0.8 requests/s, as here: it opens by chance, if ever");
+        let callers = seawall_core::whatif::Layer::naive("callers", 1, Duration::from_secs(1), 4);
+        side.scenario.layers.insert(0, callers);
+        assert_eq!(said(&side, "sight"), "blind below about 0.8 requests/s", "four tries each are 2/s");
     }
 
     #[test]
