@@ -10,7 +10,7 @@ use crate::process::Process;
 use crate::server::Server;
 
 /// A browser of its own, with a profile of its own.
-struct Browser {
+pub struct Browser {
     driver: Process,
     port: u16,
     session: String,
@@ -18,7 +18,7 @@ struct Browser {
 }
 
 impl Browser {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let (port, profile) = (port(), tempfile::tempdir().unwrap());
         let mut command = Command::new("chromedriver");
         command.arg(format!("--port={port}")).env("HOME", profile.path()).env("TMPDIR", profile.path());
@@ -64,27 +64,27 @@ impl Browser {
         self.ask("POST", &format!("/session/{}/{path}", self.session), body)
     }
 
-    fn open(&self, url: &str) {
+    pub fn open(&self, url: &str) {
         self.command("url", &json!({ "url": url }));
     }
 
     /// What an expression in the page comes to.
-    fn eval(&self, expression: &str) -> Value {
+    pub fn eval(&self, expression: &str) -> Value {
         self.command("execute/sync", &json!({ "script": format!("return ({expression})"), "args": [] }))
     }
 
-    fn text(&self, selector: &str) -> String {
+    pub fn text(&self, selector: &str) -> String {
         let found = self.eval(&format!("document.querySelector({selector:?})?.textContent"));
         found.as_str().unwrap_or_else(|| panic!("nothing at {selector}")).to_owned()
     }
 
     /// A screen of this size, as a phone would have it.
-    fn screen(&self, width: u32, height: u32) {
+    pub fn screen(&self, width: u32, height: u32) {
         let params = json!({ "width": width, "height": height, "deviceScaleFactor": 2, "mobile": true });
         self.command("goog/cdp/execute", &json!({ "cmd": "Emulation.setDeviceMetricsOverride", "params": params }));
     }
 
-    fn scheme(&self, scheme: &str) {
+    pub fn scheme(&self, scheme: &str) {
         let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
         self.command(
             "goog/cdp/execute",
@@ -93,7 +93,7 @@ impl Browser {
     }
 
     /// What the page complained about since last asked.
-    fn complaints(&self) -> Vec<Value> {
+    pub fn complaints(&self) -> Vec<Value> {
         self.command("se/log", &json!({ "type": "browser" })).as_array().unwrap().clone()
     }
 }

@@ -19,4 +19,5 @@ mod refused;
 mod seen;
 mod server;
 mod sick;
+mod simulate;
 mod stop;

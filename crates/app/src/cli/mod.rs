@@ -2,12 +2,15 @@
 
 mod check;
 mod client;
+mod explain;
 mod init;
 mod offline;
 mod read;
 mod run;
 mod show;
+mod simulate;
 mod table;
+mod which;
 
 #[cfg(test)]
 mod tests;
@@ -35,6 +38,8 @@ Examples:
   seawall demo                                               the story, before and after, in two minutes
   seawall run --listen :8080 --upstream http://localhost:3000
   seawall init && seawall check && seawall run
+  seawall explain events
+  seawall simulate --route events --fault \"60s..90s down\"
   seawall status
   seawall journal --follow --kind breaker_opened
   seawall spool ls --state parked
@@ -59,6 +64,12 @@ enum Command {
     /// Check a configuration and print everything that is wrong with it
     #[command(after_help = check::EXAMPLES)]
     Check(check::CheckArgs),
+    /// What a request of a route meets, in which order, with which numbers, and the worst that can come of it
+    #[command(after_help = explain::EXAMPLES)]
+    Explain(explain::ExplainArgs),
+    /// Play traffic against the guards of a configuration in virtual time, and tell what they do to it
+    #[command(after_help = simulate::EXAMPLES)]
+    Simulate(Box<simulate::SimulateArgs>),
     /// Write a commented configuration after a few questions
     #[command(after_help = init::EXAMPLES)]
     Init(init::InitArgs),
@@ -121,6 +132,8 @@ fn perform(command: Command) -> anyhow::Result<ExitCode> {
         Command::DemoRole { role } => return block_on(seawall_demo::play(role)).map(|()| ExitCode::SUCCESS),
         Command::Completions { shell } => completions(shell)?,
         Command::Check(args) => check::run(&args)?,
+        Command::Explain(args) => explain::run(&args)?,
+        Command::Simulate(args) => simulate::run(&args)?,
         Command::Init(args) => init::run(&args)?,
         Command::Status(args) => block_on(read::status(&args))?,
         Command::Journal(args) => block_on(read::journal(&args))?,

@@ -60,11 +60,11 @@ pub struct Finding {
 
 /// A text and what to call it in messages.
 #[derive(Clone, Debug)]
-pub(super) struct Source {
-    pub(super) name: String,
-    pub(super) text: String,
+pub(crate) struct Source {
+    pub(crate) name: String,
+    pub(crate) text: String,
     /// True for an option of the command line: it has no lines to count.
-    pub(super) is_argument: bool,
+    pub(crate) is_argument: bool,
 }
 
 impl Source {
@@ -79,7 +79,7 @@ impl Source {
         rest.split(['\r', '\n']).next().unwrap_or_default()
     }
 
-    pub(super) fn finding(&self, severity: Severity, spot: Spot, message: String, hint: Option<String>) -> Finding {
+    pub(crate) fn finding(&self, severity: Severity, spot: Spot, message: String, hint: Option<String>) -> Finding {
         Finding {
             source: self.name.clone(),
             line: spot.line.max(1),

@@ -33,7 +33,10 @@ pub use finding::{Finding, Report, Severity, Spot};
 pub use quick::{Quick, admin_address, quick};
 pub use tree::Environment;
 
-use finding::Source;
+pub(crate) use finding::Source;
+pub(crate) use policies::parse_rate_limit;
+pub(crate) use reader::hint_of;
+
 use reader::{Field, Keys, Reader};
 
 /// A configuration file longer than this is not one.

@@ -539,28 +539,28 @@ fn read_throttle(field: Field<'_>) -> Option<ThrottleConfig> {
 
 /// `100/s`, or `100/s burst 20`.
 fn read_rate(field: Field<'_>) -> Option<RateConfig> {
-    if field.is_off() {
-        return None;
+    if field.is_off() { None } else { field.parsed(parse_rate_limit) }
+}
+
+/// Reads `100/s`, or `100/s burst 20`.
+pub(crate) fn parse_rate_limit(text: &str) -> Result<RateConfig, String> {
+    let (rate, burst) = text.split_once(" burst ").map_or((text, None), |(rate, burst)| (rate, Some(burst)));
+    let per_second = units::parse_rate(rate.trim()).map_err(|error| error.to_string())?;
+    // In whole cells over the shortest time that has them, so that nothing is rounded but the most crooked rates.
+    let spans = [1_u32, 60, 3_600, 86_400];
+    let whole = |span: &u32| (per_second * f64::from(*span)).fract() == 0.0;
+    let span = spans.into_iter().find(whole).unwrap_or(86_400);
+    let cells = (per_second * f64::from(span)).round();
+    if !(1.0..=1e9).contains(&cells) {
+        return Err(format!("`{text}` is out of range: 1/d to 1000000000/s"));
     }
-    field.parsed(|text| {
-        let (rate, burst) = text.split_once(" burst ").map_or((text, None), |(rate, burst)| (rate, Some(burst)));
-        let per_second = units::parse_rate(rate.trim()).map_err(|error| error.to_string())?;
-        // In whole cells over the shortest time that has them, so that nothing is rounded but the most crooked rates.
-        let spans = [1_u32, 60, 3_600, 86_400];
-        let whole = |span: &u32| (per_second * f64::from(*span)).fract() == 0.0;
-        let span = spans.into_iter().find(whole).unwrap_or(86_400);
-        let cells = (per_second * f64::from(span)).round();
-        if !(1.0..=1e9).contains(&cells) {
-            return Err(format!("`{text}` is out of range: 1/d to 1000000000/s"));
-        }
-        let burst = match burst {
-            Some(burst) => burst.trim().parse::<u32>().ok().filter(|burst| *burst > 0),
-            // A tenth of a second's worth.
-            None => Some(((per_second / 10.0) as u32).max(1)),
-        };
-        let burst = burst.ok_or_else(|| format!("`{text}` is no rate, such as `100/s burst 20`"))?;
-        Ok(RateConfig { cells: cells as u32, per: Duration::from_secs(span.into()), burst })
-    })
+    let burst = match burst {
+        Some(burst) => burst.trim().parse::<u32>().ok().filter(|burst| *burst > 0),
+        // A tenth of a second's worth.
+        None => Some(((per_second / 10.0) as u32).max(1)),
+    };
+    let burst = burst.ok_or_else(|| format!("`{text}` is no rate, such as `100/s burst 20`"))?;
+    Ok(RateConfig { cells: cells as u32, per: Duration::from_secs(span.into()), burst })
 }
 
 const HEDGE: Keys = Keys { of: "`hedge`", known: &["after", "min", "max"], later: &[] };

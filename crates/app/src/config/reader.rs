@@ -50,7 +50,7 @@ impl<'s> Reader<'s> {
 }
 
 /// Did-you-mean over known names, or all of them when none is close.
-pub(super) fn hint_of<'k>(written: &str, known: impl IntoIterator<Item = &'k str> + Clone) -> String {
+pub(crate) fn hint_of<'k>(written: &str, known: impl IntoIterator<Item = &'k str> + Clone) -> String {
     if let Some(word) = closest(written, known.clone()) {
         return format!("did you mean `{word}`?");
     }

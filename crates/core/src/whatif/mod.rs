@@ -99,8 +99,17 @@ impl Scenario {
     /// # Errors
     /// [`Invalid`] with the first number that makes no experiment.
     pub fn run(&self) -> Result<Report, Invalid> {
+        self.run_telling(&mut |_| {})
+    }
+
+    /// Plays it, and tells after each second of virtual time how far it is: for whoever shows progress. What is told
+    /// changes nothing.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_telling(&self, tell: &mut dyn FnMut(Duration)) -> Result<Report, Invalid> {
         self.check()?;
-        world::play(self)
+        world::play(self, tell)
     }
 
     fn check(&self) -> Result<(), Invalid> {

@@ -110,9 +110,10 @@ struct World<'a> {
     all_latencies_us: Vec<u32>,
     rows: Vec<Row>,
     first_opened: Option<Mono>,
+    tell: &'a mut dyn FnMut(Duration),
 }
 
-pub(super) fn play(scenario: &Scenario) -> Result<Report, Invalid> {
+pub(super) fn play(scenario: &Scenario, tell: &mut dyn FnMut(Duration)) -> Result<Report, Invalid> {
     let mut seeds = Prng::new(scenario.seed);
     let mut world = World {
         scenario,
@@ -136,6 +137,7 @@ pub(super) fn play(scenario: &Scenario) -> Result<Report, Invalid> {
         all_latencies_us: Vec::new(),
         rows: Vec::new(),
         first_opened: None,
+        tell,
     };
     world.at(scenario.traffic.first(), Event::Arrive);
     world.after(TICK, Event::Tick);
@@ -488,6 +490,7 @@ impl World<'_> {
 
     fn second(&mut self) {
         self.close_row();
+        (self.tell)(self.now.since(Mono::ZERO));
         self.after(Duration::from_secs(1), Event::Second);
     }
 
