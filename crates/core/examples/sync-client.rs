@@ -86,7 +86,13 @@ impl Client {
         let (mut waits, mut attempts, mut coin) = (Waits::default(), 0, None);
         loop {
             attempts += 1;
-            let leave = self.guards.admit(self.now()).map_err(CallError::Refused)?;
+            let leave = match self.guards.admit(self.now()) {
+                Ok(leave) => leave,
+                Err(refusal) => {
+                    coin.take().into_iter().for_each(|coin| self.guards.done(coin));
+                    return Err(CallError::Refused(refusal));
+                }
+            };
             let patience = self.now().until(deadline.of_try(self.now(), try_timeout));
             let result = exchange(self.address, question, patience);
             let (now, took) = (self.now(), self.now().since(leave.since));

@@ -151,7 +151,11 @@ impl Held {
             Entry::Admitted => held.has_place = true,
             Entry::Waiting { ticket, evicted, .. } => {
                 debug_assert!(evicted.is_none(), "all are of one urgency");
-                return Err(pipeline.abandon(ticket).unwrap_or_else(|| pipeline.evicted()));
+                match pipeline.abandon(ticket) {
+                    Some(refusal) => return Err(refusal),
+                    // Somebody left in the same moment and gave it the place.
+                    None => held.has_place = true,
+                }
             }
         }
         held.leave = Some(pipeline.admit(now)?);

@@ -8,7 +8,7 @@
 
 use std::borrow::Cow;
 use std::convert::Infallible;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -174,6 +174,8 @@ pub(crate) struct Call {
     pub(crate) tried: u64,
     pub(crate) attempts: u32,
     pub(crate) began: Mono,
+    /// What it shares with its second copy, if it may have one.
+    pub(crate) copies: Option<Arc<Copies>>,
     pub(crate) waits: Waits,
     /// True if a layer above us repeats it when it fails, so that we do not.
     pub(crate) retried_above: bool,
@@ -190,6 +192,14 @@ pub(crate) struct Call {
     pub(crate) awaits_connection: bool,
     /// True if the caller said how long it waits: the upstream is told what is left.
     pub(crate) tells_patience: bool,
+}
+
+/// What the copies of a call share.
+pub(crate) struct Copies {
+    /// When the first was sent.
+    started: Mono,
+    /// Where they went, a bit for each endpoint.
+    tried: AtomicU64,
 }
 
 /// A write that must not be lost.
@@ -368,6 +378,7 @@ async fn prepare(
         tried: 0,
         attempts: 0,
         began: started,
+        copies: None,
         waits: Waits::default(),
         retried_above: present.has(Present::RETRY_OWNER),
         may_have_arrived: false,
@@ -411,6 +422,7 @@ impl Call {
             write: None,
             stale_key: None,
             conn: self.conn.as_ref().map(Arc::clone),
+            copies: self.copies.as_ref().map(Arc::clone),
             ..*self
         }
     }
@@ -669,7 +681,10 @@ pub(crate) async fn try_once(
 ) -> Tried {
     let now = worker.node.clock.now();
     match call.route.admit(now) {
-        Ok(pass) => try_with(worker, call, upstream, place, now, pass).await,
+        Ok(mut pass) => {
+            pass.asked_at(call.copies.as_ref().map_or(now, |copies| copies.started));
+            try_with(worker, call, upstream, place, now, pass).await
+        }
         Err(refusal) => Tried::Refused(refusal),
     }
 }
@@ -681,6 +696,7 @@ async fn try_hedged(worker: &Arc<Worker>, call: &mut Call, upstream: UpstreamId,
     let copied = hedge::Call { started: clock.now(), hedges: 0, idempotent: call.can_be_sent_again() };
     let due = if call.write.is_some() { None } else { route.hedge_due(clock.now(), copied) };
     let Some(due) = due else { return try_once(worker, call, upstream, place).await };
+    call.copies = Some(Arc::new(Copies { started: copied.started, tried: AtomicU64::new(0) }));
     let mut twin = call.twin();
     let mut received = {
         let mut first = std::pin::pin!(try_once(worker, call, upstream, place));
@@ -733,10 +749,14 @@ async fn try_with(
     pass: Pass,
 ) -> Tried {
     let node = &worker.node;
-    let Some(endpoint) = worker.choose(upstream, call.tried) else {
+    let by_copies = call.copies.as_ref().map_or(0, |copies| copies.tried.load(Relaxed));
+    let Some(endpoint) = worker.choose(upstream, call.tried | by_copies) else {
         return Tried::Refused(no_healthy_endpoint(worker, upstream));
     };
     call.tried |= 1 << (endpoint as u64 % 64);
+    if let Some(copies) = &call.copies {
+        copies.tried.fetch_or(1 << (endpoint as u64 % 64), Relaxed);
+    }
     let load = InFlight::new(&node.upstreams[upstream.index()].endpoints[endpoint].load);
     let until = call.deadline.of_try(now, call.route.policy.guards.try_timeout);
     let exchange = exchange(worker, call, upstream, endpoint, now, until);
@@ -947,6 +967,7 @@ fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, r
                 pass,
                 head_at: now,
                 status: parts.status.as_u16(),
+                signals: signals.map(Box::new),
                 trailers_announced: announced,
                 worker: Arc::clone(relay.worker),
                 route: call.id,

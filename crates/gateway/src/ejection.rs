@@ -1,8 +1,8 @@
 //! Outlier ejection, carried out: what each try came to is told to `core::guard::outlier`, and what it decides is put
 //! where endpoints are chosen, and into the journal.
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use seawall_core::guard::outlier::{Event, Outlier, Reason};
@@ -12,7 +12,7 @@ use seawall_core::outcome::Outcome;
 use seawall_core::time::Mono;
 use seawall_core::units::format_duration;
 
-use crate::node::Worker;
+use crate::node::{UpstreamState, Worker};
 
 /// Tells what a try at an endpoint came to.
 pub(crate) fn note(worker: &Worker, upstream: UpstreamId, endpoint: usize, outcome: Outcome, took: Duration) {
@@ -29,10 +29,19 @@ pub(crate) fn note(worker: &Worker, upstream: UpstreamId, endpoint: usize, outco
     }
 }
 
-/// Tells that a health check has changed its mind.
-pub(crate) fn on_health(outlier: Option<&Mutex<Outlier>>, endpoint: usize, healthy: bool) {
-    if let Some(outlier) = outlier {
-        outlier.lock().unwrap_or_else(PoisonError::into_inner).on_health(endpoint, healthy);
+/// Tells that a health check has changed its mind: with too few left that are well, ejections are not heeded any more.
+pub(crate) fn on_health(state: &UpstreamState, endpoint: usize, healthy: bool) {
+    let Some(outlier) = &state.outlier else { return };
+    let mut outlier = outlier.lock().unwrap_or_else(PoisonError::into_inner);
+    outlier.on_health(endpoint, healthy);
+    publish(state, &outlier);
+}
+
+/// Puts what is decided where endpoints are chosen. All of them: a panic makes every ejected endpoint usable, and its end
+/// none.
+fn publish(state: &UpstreamState, outlier: &Outlier) {
+    for (place, endpoint) in state.endpoints.iter().enumerate() {
+        endpoint.ejected.store(!outlier.is_usable(place), Relaxed);
     }
 }
 
@@ -55,10 +64,7 @@ pub(crate) fn on_time(worker: &Worker, now: Mono) {
 
 fn carry_out(worker: &Worker, upstream: UpstreamId, now: Mono, outlier: &Outlier, event: Event) {
     let state = &worker.node.upstreams[upstream.index()];
-    // All of them: a panic makes every ejected endpoint usable, and its end none.
-    for (place, endpoint) in state.endpoints.iter().enumerate() {
-        endpoint.ejected.store(!outlier.is_usable(place), Relaxed);
-    }
+    publish(state, outlier);
     let subject = |place: usize| {
         let address = state.endpoints.get(place).map_or("?", |endpoint| endpoint.endpoint.address.as_str());
         format!("endpoint:{}/{address}", state.name)
@@ -66,7 +72,7 @@ fn carry_out(worker: &Worker, upstream: UpstreamId, now: Mono, outlier: &Outlier
     let draft = match event {
         Event::Ejected { endpoint, reason, until, count } => {
             let draft = Draft::new(Kind::EndpointEjected, subject(endpoint))
-                .with("for", format_duration(now.until(until)))
+                .with("for", format_duration(whole_millis(now.until(until))))
                 .with("count", count);
             match reason {
                 Reason::Consecutive { failures } => draft.with("why", "consecutive").with("failures", failures),
@@ -75,11 +81,16 @@ fn carry_out(worker: &Worker, upstream: UpstreamId, now: Mono, outlier: &Outlier
                 }
                 Reason::Latency { mean, median } => draft
                     .with("why", "latency")
-                    .with("mean", format_duration(mean))
-                    .with("median", format_duration(median)),
+                    .with("mean", format_duration(whole_millis(mean)))
+                    .with("median", format_duration(whole_millis(median))),
             }
         }
         Event::Returned { endpoint } => Draft::new(Kind::EndpointReturned, subject(endpoint)),
     };
     worker.node.journal.record(draft);
+}
+
+/// As people read it.
+fn whole_millis(duration: Duration) -> Duration {
+    Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }

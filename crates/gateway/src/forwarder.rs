@@ -217,6 +217,7 @@ fn call(route: &Arc<RouteState>, id: RouteId, record: &NewRecord, now: Mono) -> 
         tried: 0,
         attempts: 1,
         began: now,
+        copies: None,
         waits: Waits::default(),
         retried_above: false,
         may_have_arrived: false,

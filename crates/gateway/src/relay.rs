@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
+use seawall_core::guard::learned::Signals;
 use seawall_core::guard::pipeline::Answered;
 use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::outcome::{Failure, Outcome};
@@ -68,6 +69,8 @@ pub(crate) struct Relay {
     pub(crate) pass: Option<Pass>,
     pub(crate) head_at: Mono,
     pub(crate) status: u16,
+    /// What its head says about limits.
+    pub(crate) signals: Option<Box<Signals>>,
     pub(crate) trailers_announced: bool,
     pub(crate) worker: Arc<Worker>,
     pub(crate) route: RouteId,
@@ -174,7 +177,8 @@ impl Relay {
     /// Slow is who is slow to answer, not whose answer is long: the time runs to the head.
     fn record(&mut self, now: Mono, outcome: Outcome) {
         if let Some(pass) = self.pass.take() {
-            let answered = Answered { status: Some(self.status), ..Answered::default() };
+            let signals = self.signals.as_deref();
+            let answered = Answered { status: Some(self.status), signals, ..Answered::default() };
             pass.report(now, self.head_at, outcome, answered);
         }
     }

@@ -38,7 +38,8 @@ pub(crate) struct RouteState {
     pub(crate) upstream_name: String,
     guards: Pipeline,
     /// Who waits for a place.
-    waiters: Mutex<BTreeMap<Ticket, oneshot::Sender<()>>>,
+    /// Those evicted stay until they have heard of it, without a way to be admitted.
+    waiters: Mutex<BTreeMap<Ticket, Option<oneshot::Sender<()>>>>,
     voice: Arc<Voice>,
     clock: Clock,
     /// Since when answers are reduced, in milliseconds of [`Wall`]; zero while whole.
@@ -59,7 +60,7 @@ pub(crate) struct Shared {
 }
 
 /// Threads that mark calls on a sheet of their own; more of them take a lock.
-const SHEETS: usize = 64;
+const SHEETS: usize = 32;
 
 impl RouteState {
     pub(crate) fn new(policy: Route, shared: Shared) -> Self {
@@ -86,7 +87,7 @@ impl RouteState {
         }
     }
 
-    fn waiters(&self) -> MutexGuard<'_, BTreeMap<Ticket, oneshot::Sender<()>>> {
+    fn waiters(&self) -> MutexGuard<'_, BTreeMap<Ticket, Option<oneshot::Sender<()>>>> {
         self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -101,10 +102,10 @@ impl RouteState {
                 Entry::Waiting { ticket, until, evicted } => {
                     if let Some(evicted) = evicted {
                         // Its sender is dropped, which wakes it.
-                        waiters.remove(&evicted);
+                        waiters.insert(evicted, None);
                     }
                     let (admit, admitted) = oneshot::channel();
-                    waiters.insert(ticket, admit);
+                    waiters.insert(ticket, Some(admit));
                     (ticket, until, admitted)
                 }
             }
@@ -114,9 +115,8 @@ impl RouteState {
         waiting.given = true;
         match served {
             Ok(Ok(())) => Ok(Place { request }),
-            // Made to make room for a more urgent one.
-            Ok(Err(_)) => Err(self.guards.evicted()),
-            Err(_) => waiting.give_up().map_or_else(|| Ok(Place { request }), Err),
+            // Made to make room for a more urgent one; or the time was over.
+            Ok(Err(_)) | Err(_) => waiting.give_up().map_or_else(|| Ok(Place { request }), Err),
         }
     }
 
@@ -234,7 +234,7 @@ impl RouteState {
     fn leave(&self) {
         let mut waiters = self.waiters();
         while let Some(next) = self.guards.leave() {
-            let taken = waiters.remove(&next).is_some_and(|admit| admit.send(()).is_ok());
+            let taken = waiters.remove(&next).flatten().is_some_and(|admit| admit.send(()).is_ok());
             if taken {
                 return;
             }
@@ -371,8 +371,10 @@ impl Waiting<'_> {
     /// `None` if the place was given in the last moment.
     fn give_up(&self) -> Option<Refusal> {
         let mut waiters = self.route.waiters();
-        waiters.remove(&self.ticket);
-        self.route.guards.abandon(self.ticket)
+        match waiters.remove(&self.ticket) {
+            Some(None) => Some(self.route.guards.evicted()),
+            _ => self.route.guards.abandon(self.ticket),
+        }
     }
 }
 
@@ -401,6 +403,13 @@ impl Pass {
         let Some(leave) = self.leave.take() else { return };
         let took = answered_at.since(leave.since);
         self.route.guards.report(now, leave, outcome, took, answered);
+    }
+
+    /// The call was first asked at this moment, by this copy of it or by another.
+    pub(crate) fn asked_at(&mut self, at: Mono) {
+        if let Some(leave) = &mut self.leave {
+            leave.asked = at;
+        }
     }
 
     /// The answer has begun: whoever still has the pass waits for its end, and the upstream does not hang.

@@ -44,7 +44,7 @@ pub(crate) async fn check_endpoint(
         };
         if let Some(healthy) = health.on_check(&config, failed.is_none()) {
             state.healthy.store(healthy, Relaxed);
-            ejection::on_health(node.upstreams[upstream.index()].outlier.as_ref(), endpoint, healthy);
+            ejection::on_health(&node.upstreams[upstream.index()], endpoint, healthy);
             let kind = if healthy { Kind::EndpointHealthy } else { Kind::EndpointUnhealthy };
             let mut draft = Draft::new(kind, subject.clone()).because(last);
             if let Some(reason) = failed {

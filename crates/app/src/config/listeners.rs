@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use seawall_core::id::{RouteId, UpstreamId};
+use seawall_core::outcome::is_idempotent;
 use seawall_core::policy::{Fallback, Listener, Match, PathMatch, Route};
 
 use super::address::{clash, parse_listen};
@@ -118,11 +119,27 @@ fn read_route<'n>(item: Field<'n>, upstreams: &Upstreams<'_>, policies: &Policie
         check_fallbacks(field, &rules, &matcher, upstream, upstreams);
     }
     let upstream_name = upstream.map_or("route", |id| upstreams.name(id)).to_string();
-    let Rules { guards, fallbacks, order_by, delivery } = rules;
+    if let Some(field) = policy.filter(|_| rules.wants_repeats) {
+        warn_of_unsafe_repeats(field, &matcher, &rules);
+    }
+    let Rules { guards, fallbacks, order_by, delivery, .. } = rules;
     let upstream = upstream.unwrap_or(UpstreamId(0));
     let route = Route { name: String::new(), matcher, upstream, guards, fallbacks, order_by, delivery };
     let spot = section.field("name").map_or(section.spot(), |field| field.spot());
     Written { reader: item.reader, spot, name, upstream_name, is_sound, route }
+}
+
+/// Retries and second copies on a route whose requests may not be repeated.
+fn warn_of_unsafe_repeats(policy: Field<'_>, matcher: &Match, rules: &Rules) {
+    let harms = |method: &String| !is_idempotent(method);
+    if !matcher.methods.is_empty() && matcher.methods.iter().all(harms) && !rules.fallbacks.contains(&Fallback::Spool) {
+        let methods = matcher.methods.join(", ");
+        policy.reader.warning(
+            policy.spot(),
+            format!("{methods} may not be repeated: its retries happen only before anything was sent"),
+            "send `Idempotency-Key`, or use a policy with `retry: off`",
+        );
+    }
 }
 
 /// Fallbacks that cannot work on this route.

@@ -40,6 +40,8 @@ pub(super) struct Rules {
     pub(super) fallbacks: Vec<Fallback>,
     pub(super) order_by: Option<String>,
     pub(super) delivery: Delivery,
+    /// True if somebody asked for retries or second copies, rather than taking what there is.
+    pub(super) wants_repeats: bool,
 }
 
 impl Default for Rules {
@@ -55,7 +57,7 @@ impl Default for Rules {
             answer_bytes_max: WHOLE_BYTES_MAX,
             ..Guards::default()
         };
-        Self { guards, fallbacks: Vec::new(), order_by: None, delivery: Delivery::default() }
+        Self { guards, fallbacks: Vec::new(), order_by: None, delivery: Delivery::default(), wants_repeats: false }
     }
 }
 
@@ -154,7 +156,9 @@ fn read_policy(entry: Field<'_>, upstreams: &Upstreams<'_>, store: &StoreConfig)
     let fallbacks = section.field("fallback").map(|field| read_fallbacks(field, upstreams)).unwrap_or_default();
     let order_by = section.field("order_by").and_then(|field| field.parsed(parse_order_by));
     let delivery = section.field("delivery").map(read_delivery).unwrap_or_default();
-    let rules = Rules { guards, fallbacks, order_by, delivery };
+    let wants_repeats =
+        ["retry", "hedge"].into_iter().any(|key| section.field(key).is_some_and(|field| !field.is_off()));
+    let rules = Rules { guards, fallbacks, order_by, delivery, wants_repeats };
     warn_of_idle_settings(&section, &rules, store);
     let expects = section.field("expects").map(read_expects).unwrap_or_default();
     // Arithmetic on numbers that were not understood would only confuse.
@@ -297,10 +301,15 @@ fn parse_jitter(text: &str) -> Result<Jitter, String> {
 /// Kinds of failure and statuses: `[timeout, connect_refused, 503]`.
 fn read_retry_on(field: Field<'_>) -> Option<RetryOn> {
     let (mut kinds, mut statuses) = (Vec::new(), Vec::new());
-    for item in field.list_or_one() {
+    let items = field.list_or_one();
+    if items.is_empty() {
+        field.error_with("`on` names no failure", "write `retry: off`, or leave `on` out");
+    }
+    for item in items {
         let Some(text) = item.text() else { continue };
         match text.parse::<u16>() {
             Ok(status @ 500..=599) => statuses.push(status),
+            Ok(429) => item.error_with("429 goes by the name of its kind", "write `throttled`"),
             Ok(_) => item.error(format!("`{text}` is no status of failure: 500 to 599")),
             Err(_) if Failure::NAMES.contains(&text) => kinds.push(text),
             Err(_) => {

@@ -108,6 +108,13 @@ fn read_upstream(entry: Field<'_>, place: &Place) -> Upstream {
             Vec::new()
         }
     };
+    if let (Some(field), 0..=1) = (section.field("outlier").filter(|field| !field.is_off()), endpoints.len()) {
+        field.reader.warning(
+            field.spot(),
+            "with one endpoint there is none to compare it with",
+            "add endpoints, or remove this",
+        );
+    }
     Upstream {
         name: entry.key.into(),
         endpoints,
@@ -181,7 +188,9 @@ fn read_outlier(field: Field<'_>) -> Option<OutlierConfig> {
         })
     });
     let without_latency = section.field("latency_factor").is_some_and(|field| field.is_off());
-    let ejected_max = section.field("ejected_max").and_then(|field| field.ratio(Ratio::ZERO..=Ratio::ONE));
+    let ejected_max = section
+        .field("ejected_max")
+        .and_then(|field| field.ratio(Ratio::of(1, 100).unwrap_or(Ratio::ZERO)..=Ratio::ONE));
     Some(OutlierConfig {
         consecutive_failures: section.count("consecutive_failures", default.consecutive_failures, 1..=1_000_000),
         interval: section.duration("interval", default.interval, MILLISECOND..=HOUR),

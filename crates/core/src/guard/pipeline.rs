@@ -7,8 +7,8 @@
 //! safe, in time, and afforded.
 //!
 //! Why this order: what costs nothing and refuses most comes first; the breaker comes before the limits, so that a sick
-//! upstream uses up no allowance; places come before allowances, which cannot be given back; a retry passes every keeper of a try again, so that it cannot slip past a breaker that
-//! has just opened.
+//! upstream uses up no allowance; places come before allowances, which cannot be given back; a retry passes every keeper
+//! of a try again, so that it cannot slip past a breaker that has just opened.
 //!
 //! Invariants: what a keeper was given (a permit, a place) is given back exactly once, whatever the next one says; a
 //! guard that is not configured costs a comparison.
@@ -49,7 +49,7 @@ pub struct Stage {
 }
 
 /// The order.
-pub const STAGES: [Stage; 11] = [
+pub const STAGES: [Stage; 12] = [
     once("limits.pending", "limit", "is there room in this node at all?"),
     once("timeout", "deadline", "is there time left?"),
     once("bulkhead", "bulkhead", "is there a place among the calls of this route?"),
@@ -60,6 +60,7 @@ pub const STAGES: [Stage; 11] = [
     each("learned_limit", "learned", "is the upstream's own limit, as learned, kept?"),
     each("health", "health", "which endpoint is healthy, not yet tried, less loaded?"),
     each("try_timeout", "deadline", "did this try answer in time?"),
+    each("hedge", "budget", "is it slower than most, and a second copy safe and afforded?"),
     each("retry", "budget", "is another try safe, in time, and afforded?"),
 ];
 
@@ -106,6 +107,9 @@ pub struct Leave {
     limits: Option<Held>,
     /// When it was given.
     pub since: Mono,
+    /// When the call was first asked, which for a second copy is earlier: a percentile that took copies for calls of their
+    /// own would feed on its own success.
+    pub asked: Mono,
 }
 
 #[derive(Debug, Default)]
@@ -252,17 +256,18 @@ impl Pipeline {
                 }
             },
         };
-        Ok(Leave { breaker, limits, since: now })
+        Ok(Leave { breaker, limits, since: now, asked: now })
     }
 
     /// Takes in what a try came to. `took` runs from the leave to the head of the answer.
     #[inline]
     pub fn report(&self, now: Mono, leave: Leave, outcome: Outcome, took: Duration, answered: Answered<'_>) {
         if let (Some(limits), Some(held)) = (&self.limits, leave.limits) {
-            lock(limits).record(now, held, outcome, answered);
+            // By the head of the answer: how long its body takes is the reader's doing as much as the upstream's.
+            lock(limits).record(leave.since + took, held, outcome, answered);
         }
         if let (Some(hedge), Outcome::Success) = (&self.hedge, outcome) {
-            lock(hedge).record(now, took);
+            lock(hedge).record(now, took.saturating_add(leave.since.since(leave.asked)));
         }
         if let (Some(usual), Outcome::Success) = (&self.usual, outcome) {
             lock(usual).record(now, took);
@@ -393,8 +398,8 @@ impl Limits {
         match self.admit_into(now, &mut held) {
             Ok(()) => Ok(held),
             Err(refusal) => {
-                // The throttle has counted a request that was not taken on, which is its way; the others forget it.
-                self.record(now, Held { throttle: None, ..held }, Outcome::Ignored, Answered::default());
+                // Nobody has asked the upstream: a throttle that counted our own refusals would never end them.
+                self.record(now, held, Outcome::Ignored, Answered::default());
                 Err(refusal)
             }
         }
@@ -499,6 +504,9 @@ mod tests {
             let answered = Answered { status: Some(503), ..Answered::default() };
             pipeline.report(now, leave, Outcome::Failure(Failure::Status(503)), Duration::ZERO, answered);
         }
+        let throttled =
+            pipeline.limits.as_ref().map(|limits| lock(limits).throttle.as_mut().map(|t| t.probability(now, 0)));
+        assert_eq!(throttled, Some(Some(crate::units::Ratio::ZERO)), "refusals of our own are none of the upstream's");
         let refusal = pipeline.admit(Mono::from_millis(500)).unwrap_err();
         assert_eq!(refusal.rule(), "breaker", "it comes before the limits");
         assert_eq!(pipeline.would_refuse(now).map(|refusal| refusal.rule()), Some("breaker"));

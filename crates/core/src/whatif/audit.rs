@@ -22,15 +22,13 @@ pub struct Expects {
     pub caller_attempts: u32,
     /// How long a caller waits for one of them.
     pub caller_timeout: Option<Duration>,
-    /// True if requests may be repeated: their methods are idempotent, or they carry a key.
-    pub idempotent: bool,
 }
 
 impl Default for Expects {
     /// One call in a thousand fails by itself; callers try once.
     fn default() -> Self {
         let failure_rate = Ratio::new(0.001).unwrap_or(Ratio::ZERO);
-        Self { per_second: None, failure_rate, caller_attempts: 1, caller_timeout: None, idempotent: true }
+        Self { per_second: None, failure_rate, caller_attempts: 1, caller_timeout: None }
     }
 }
 
@@ -59,24 +57,22 @@ pub fn audit(guards: &Guards, expects: &Expects) -> Vec<AuditLine> {
     if let Some(breaker) = &guards.breaker {
         lines.extend(expects.per_second.and_then(|per_second| blind(breaker, per_second)));
         lines.extend(noise(breaker, expects));
+        lines.extend(noise_in_a_row(breaker, expects));
     }
     lines.extend(callers(guards, expects));
     lines.iter_mut().for_each(|line| line.of_traffic = true);
     lines.extend(unafforded(guards));
-    lines.extend(unsafe_retries(guards, expects));
     lines.extend(short_tries(guards));
     lines.extend(long_waits(guards));
     lines
 }
 
-/// The most calls one request of this route can become, and how long that can take: tries, and the longest wait before
-/// each. The deadline ends it all the same.
-#[must_use]
-pub fn worst_case(guards: &Guards) -> (u32, Duration) {
+/// How long the tries of one request can take with the longest waits between them, at most the deadline.
+fn longest(guards: &Guards) -> Duration {
     let attempts = guards.retry.attempts_max;
     let tries = guards.try_timeout.saturating_mul(attempts);
     let waits = guards.retry.wait_max.saturating_mul(attempts - 1);
-    (attempts, tries.saturating_add(waits).min(guards.timeout))
+    tries.saturating_add(waits).min(guards.timeout)
 }
 
 fn line(key: &'static str, message: String, fix: String) -> Option<AuditLine> {
@@ -154,7 +150,42 @@ fn noise(breaker: &BreakerConfig, expects: &Expects) -> Option<AuditLine> {
             format_duration(whole_seconds(every)),
             expects.failure_rate,
         ),
-        enough.map_or_else(|| "raise `failure_rate`".into(), |calls| format!("write `calls_min: {calls}`")),
+        enough.map_or_else(
+            || "raise `failure_rate`".into(),
+            |calls| match breaker.window {
+                WindowConfig::Calls(held) if held < calls => {
+                    format!("write `window: {calls} calls` and `calls_min: {calls}`")
+                }
+                _ => format!("write `calls_min: {calls}`"),
+            },
+        ),
+    )
+}
+
+/// A breaker that a row of failures opens by chance: k in a row come about once in `1 / (p^k · (1 - p))` calls.
+fn noise_in_a_row(breaker: &BreakerConfig, expects: &Expects) -> Option<AuditLine> {
+    let (row, failing) = (breaker.consecutive_failures_max?.get(), expects.failure_rate.get());
+    let per_second = expects.per_second.unwrap_or(1.0);
+    let every = |row: u32| {
+        let chance = failing.powi(i32::try_from(row).unwrap_or(i32::MAX)) * (1.0 - failing);
+        if chance > 0.0 { 1.0 / chance / per_second } else { f64::INFINITY }
+    };
+    if failing >= 1.0 || every(row) >= NOISE_EVERY.as_secs_f64() {
+        return None;
+    }
+    let enough = (row..=1_000).find(|row| every(*row) >= NOISE_EVERY.as_secs_f64());
+    line(
+        "breaker",
+        format!(
+            "opens on noise: {row} failures in a row come by chance about once in {} at {per_second}/s, although only {} \
+             of calls fail",
+            format_duration(whole_seconds(every(row))),
+            expects.failure_rate,
+        ),
+        enough.map_or_else(
+            || "leave `consecutive_failures` out".into(),
+            |row| format!("write `consecutive_failures: {row}`"),
+        ),
     )
 }
 
@@ -204,15 +235,6 @@ fn unafforded(guards: &Guards) -> Option<AuditLine> {
     line("retry", message, "write `retry: off`, or a `budget`".into())
 }
 
-/// Retries that are hardly ever safe.
-fn unsafe_retries(guards: &Guards, expects: &Expects) -> Option<AuditLine> {
-    if expects.idempotent || guards.retry.attempts_max == 1 {
-        return None;
-    }
-    let message = "requests here may not be repeated: they are tried again only if nothing was sent".into();
-    line("retry", message, "send `Idempotency-Key`, or `retry: off`".into())
-}
-
 /// Tries that leave nothing for the next.
 fn short_tries(guards: &Guards) -> Option<AuditLine> {
     let (attempts, timeout, try_timeout) = (guards.retry.attempts_max, guards.timeout, guards.try_timeout);
@@ -255,6 +277,11 @@ fn long_waits(guards: &Guards) -> Option<AuditLine> {
     if guards.bulkhead.waiting_max > 0 && guards.bulkhead.wait_max > timeout {
         return dead("bulkhead", "a `wait`", guards.bulkhead.wait_max);
     }
+    if let Some(hedge) = guards.hedge.filter(|hedge| hedge.delay_min >= guards.try_timeout) {
+        let (min, ends) = (format_duration(hedge.delay_min), format_duration(guards.try_timeout));
+        let message = format!("no second copy is sent before {min}, and a try ends after {ends}");
+        return line("hedge", message, "make `min` shorter".into());
+    }
     let total = guards.retry.total_max.filter(|total| *total > timeout)?;
     dead("retry", "a `total`", total)
 }
@@ -276,7 +303,7 @@ fn callers(guards: &Guards, expects: &Expects) -> Option<AuditLine> {
     if theirs <= 1 || ours <= 1 {
         return None;
     }
-    let seconds = worst_case(guards).1.saturating_mul(theirs);
+    let seconds = longest(guards).saturating_mul(theirs);
     line(
         "retry",
         format!(
@@ -350,7 +377,21 @@ mod tests {
             told(&breaker(WindowConfig::Calls(4), 4), &expects),
             [
                 "breaker: opens on noise: 2 of 4 calls fail by chance with a probability of 0.06 %, about once in 68s at \
-              100/s, although only 1% of calls fail -> write `calls_min: 9`"
+              100/s, although only 1% of calls fail -> write `window: 9 calls` and `calls_min: 9`"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_row_that_chance_brings_is_told_too() {
+        let expects =
+            Expects { per_second: Some(1_000.0), failure_rate: Ratio::new(0.1).unwrap(), ..Expects::default() };
+        let row = BreakerConfig { consecutive_failures_max: std::num::NonZeroU32::new(2), ..BreakerConfig::default() };
+        assert_eq!(
+            told(&Guards { breaker: Some(row), ..guards() }, &expects),
+            [
+                "breaker: opens on noise: 2 failures in a row come by chance about once in 1s at 1000/s, although only 10% \
+                 of calls fail -> write `consecutive_failures: 10`"
             ]
         );
     }
@@ -378,8 +419,6 @@ mod tests {
             ]
         );
         assert!(told(&Guards { budget: none, retry: RetryConfig::off(), ..guards() }, &Expects::default()).is_empty());
-        let unsafe_ones = Expects { idempotent: false, ..Expects::default() };
-        assert!(told(&guards(), &unsafe_ones)[0].starts_with("retry: requests here may not be repeated"));
         assert_eq!(
             told(&Guards { timeout: 2 * S, ..guards() }, &Expects::default()),
             [
@@ -412,8 +451,8 @@ mod tests {
             ]
         );
         let stubborn = Expects { caller_attempts: 4, ..Expects::default() };
-        assert_eq!(worst_case(&guards()), (3, 3 * S));
-        assert_eq!(worst_case(&Guards { timeout: 30 * S, ..guards() }), (3, 5 * S));
+        assert_eq!(longest(&guards()), 3 * S);
+        assert_eq!(longest(&Guards { timeout: 30 * S, ..guards() }), 5 * S);
         assert!(
             told(&guards(), &stubborn)[0].starts_with(
                 "retry: retries multiply: 4 tries of a caller and 3 of ours are 12 calls of one, over 12s"

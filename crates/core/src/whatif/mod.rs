@@ -123,6 +123,10 @@ impl Scenario {
         if !(Duration::from_secs(1)..=Duration::from_secs(7 * 86_400)).contains(&self.lasts) {
             return invalid("for", crate::units::format_duration(self.lasts), "1s to 7d");
         }
+        if let Some(late) = self.dependency.troubles.iter().find(|trouble| trouble.from >= self.lasts) {
+            let value = format!("from {} on", crate::units::format_duration(late.from));
+            return invalid("fault", value, "a beginning before the end of it all (`for`)");
+        }
         self.traffic.check()?;
         self.dependency.check()
     }

@@ -167,6 +167,18 @@ fn a_rate_limit_that_nobody_told_is_learned() {
     assert!(run(&scenario).summary.good > 300 * 40);
 }
 
+/// A retry that was afforded and then found the breaker open is given back: after the outage there are retries again.
+#[test]
+fn an_outage_does_not_use_up_the_budget_for_good() {
+    let mut scenario = scenario(200.0);
+    scenario.lasts = 180 * S;
+    let fails = |share: f64| Ailment::Fails(Ratio::new(share).unwrap());
+    scenario.dependency.troubles = [trouble(20, 40, Ailment::Down), trouble(120, 150, fails(0.1))].concat();
+    let report = run(&scenario);
+    let retried: u32 = report.rows[120..150].iter().map(|row| row.retried).sum();
+    assert!(retried > 300, "one in ten of 6,000 requests: {retried}");
+}
+
 #[test]
 fn a_full_house_queues_refuses_and_drags() {
     let mut scenario = scenario(200.0);
@@ -204,6 +216,7 @@ fn what_makes_no_experiment_is_refused() {
         (of_dependency(Dependency { workers: Some(0), ..default.clone() }), "capacity"),
         (of_dependency(Dependency { drag: -1.0, ..default.clone() }), "drag"),
         (of_dependency(Dependency { troubles: trouble(2, 1, Ailment::Down), ..default.clone() }), "fault"),
+        (of_dependency(Dependency { troubles: trouble(60, 90, Ailment::Down), ..default.clone() }), "fault"),
         (of_dependency(Dependency { troubles: trouble(1, 2, Ailment::Slow(0.5)), ..default.clone() }), "fault"),
         (
             Scenario {

@@ -429,8 +429,8 @@ impl World<'_> {
 
     /// A call is over: its place goes on, and whoever made it hears.
     fn finish(&mut self, id: CallId, verdict: Verdict) {
-        let Some(call) = self.take(id) else { return };
-        self.let_go(&call);
+        let Some(mut call) = self.take(id) else { return };
+        self.let_go(&mut call);
         match call.parent {
             Some(parent) => self.after(Duration::ZERO, Event::Answered(parent, verdict)),
             None if verdict == Verdict::Good => {
@@ -456,15 +456,14 @@ impl World<'_> {
             of.waiting.remove(&ticket);
             let _ = of.guards.abandon(ticket);
         }
-        if let Some(coin) = call.coin.take() {
-            self.layers[call.layer][call.instance].guards.done(coin);
-        }
-        self.let_go(&call);
+        self.let_go(&mut call);
     }
 
-    fn let_go(&mut self, call: &Call) {
+    fn let_go(&mut self, call: &mut Call) {
         let of = &mut self.layers[call.layer][call.instance];
         of.guards.end();
+        // Of a retry that was afforded and then refused.
+        call.coin.take().into_iter().for_each(|coin| of.guards.done(coin));
         if call.has_place
             && let Some(next) = of.guards.leave().and_then(|ticket| of.waiting.remove(&ticket))
         {

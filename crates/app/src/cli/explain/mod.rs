@@ -226,7 +226,8 @@ fn breaker_words(breaker: &BreakerConfig) -> String {
 
 fn endpoint_words(upstream: &Upstream) -> String {
     let many = upstream.endpoints.len();
-    let endpoints = format!("{many} endpoint{}", if many == 1 { "" } else { "s" });
+    let ejects = if upstream.outlier.is_some() { ", outliers ejected for a while" } else { "" };
+    let endpoints = format!("{many} endpoint{}{ejects}", if many == 1 { "" } else { "s" });
     match &upstream.health {
         None => format!("{endpoints}, never asked how they are"),
         Some(health) => format!(

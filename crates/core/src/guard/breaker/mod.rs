@@ -234,6 +234,9 @@ struct Probe {
 /// calls is let through without chance and without a beat that a periodic caller could fall in with.
 const GOLDEN_TURN: u32 = 0x9e37_79b9;
 
+/// Probes are numbered up to here and from one again: more than are ever out.
+const PROBE_NUMBER_MAX: u32 = 0x7fff;
+
 impl Breaker {
     /// In the configured initial state, with an empty window. The seed feeds the jitter of its waits.
     ///
@@ -570,7 +573,8 @@ impl Breaker {
             return Err(self.refuse(now));
         }
         *permits_left -= 1;
-        *next_probe += 1;
+        // Never zero, and no more than a permit of the shared breaker has room for.
+        *next_probe = *next_probe % PROBE_NUMBER_MAX + 1;
         let number = *next_probe;
         out.push(Probe { number, expires });
         Ok(self.permit(now, number))

@@ -255,6 +255,20 @@ fn a_probe_given_back_can_be_taken_again_and_a_lost_one_expires() {
 }
 
 #[test]
+fn probes_given_back_many_times_are_told_apart() {
+    let shared = SharedBreaker::new(config(), 7, 1, Mono::ZERO, |_| {}).unwrap();
+    shared.move_to(Mono::ZERO, StateName::Open).unwrap();
+    let now = Mono::from_millis(101);
+    for _ in 0..70_000 {
+        drop(shared.acquire(now).expect("given back each time"));
+    }
+    for _ in 0..2 {
+        shared.acquire(now).expect("a probe").record(now, Outcome::Success);
+    }
+    assert_eq!(shared.state(), StateName::Closed);
+}
+
+#[test]
 fn probes_may_be_the_drivers_own() {
     let half_open = HalfOpen { synthetic: true, ..config().half_open };
     let mut breaker = breaker(BreakerConfig { half_open, ..config() });
