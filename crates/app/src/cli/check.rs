@@ -13,7 +13,7 @@ Examples:
   seawall check
   seawall check --config prod.yaml --json
 
-Exit status: 0 no mistakes (there may be warnings); 1 mistakes, or the file cannot be read.";
+Exit status: 0 no mistakes (there may be warnings, and what the audit finds); 1 mistakes, or the file cannot be read.";
 
 #[derive(Args, Clone, Debug)]
 pub(super) struct CheckArgs {
@@ -28,10 +28,13 @@ pub(super) struct CheckArgs {
 pub(super) fn run(args: &CheckArgs) -> anyhow::Result<Ended> {
     let checked = config::load(&args.config, &|name| std::env::var(name).ok())?;
     let (errors, warnings) = (checked.report.errors(), checked.report.warnings());
+    let audits = checked.report.audits();
     if args.json {
         let digest = checked.config.as_ref().map(|config| config.policy.digest.as_str());
         let findings = &checked.report.findings;
-        print_json(&json!({ "errors": errors, "warnings": warnings, "digest": digest, "findings": findings }))?;
+        print_json(
+            &json!({ "errors": errors, "warnings": warnings, "audit": audits, "digest": digest, "findings": findings }),
+        )?;
     } else {
         let file = args.config.display();
         let routes = checked.config.as_ref().map_or(0, |config| config.policy.routes.len());
@@ -40,11 +43,16 @@ pub(super) fn run(args: &CheckArgs) -> anyhow::Result<Ended> {
             _ => format!("{file}: {}", counted(errors, "mistake")),
         };
         let warned = if warnings > 0 { format!(", {}", counted(warnings, "warning")) } else { String::new() };
-        print(&format!("{}{verdict}{warned}\n", checked.report))?;
+        let audited = if audits > 0 { format!(", {}", counted(audits, "line of the audit")) } else { String::new() };
+        print(&format!("{}{verdict}{warned}{audited}\n", checked.report))?;
     }
     Ok(if errors == 0 { Ended::Well } else { Ended::Found })
 }
 
 fn counted(count: usize, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+    match (count, what) {
+        (1, _) => format!("1 {what}"),
+        (_, "line of the audit") => format!("{count} lines of the audit"),
+        _ => format!("{count} {what}s"),
+    }
 }

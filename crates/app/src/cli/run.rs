@@ -70,7 +70,7 @@ pub(super) fn configure(args: &RunArgs, default_file: &Path) -> anyhow::Result<A
         Ok(read) => read,
         Err(report) => bail!("cannot run with `{}`\n{report}", file.display()),
     };
-    let _ = write!(std::io::stderr(), "{warnings}");
+    let _ = write!(std::io::stderr(), "{}", warnings.without_audit());
     if let Some(admin) = &args.admin {
         config.admin.address =
             config::admin_address(admin, &config).map_err(|report| UsageError(report.to_string()))?;

@@ -13,7 +13,7 @@ use crate::config::{self, hint_of};
 pub(super) fn load(file: &Path) -> anyhow::Result<Policy> {
     match config::load(file, &|name| std::env::var(name).ok())?.into_result() {
         Ok((config, warnings)) => {
-            let _ = write!(std::io::stderr(), "{warnings}");
+            let _ = write!(std::io::stderr(), "{}", warnings.without_audit());
             Ok(config.policy)
         }
         Err(report) => bail!("cannot use `{}`\n{report}", file.display()),

@@ -21,6 +21,8 @@ pub enum Severity {
     Error,
     /// It would, but hardly as meant.
     Warning,
+    /// It would, and what arithmetic says of it is worth a look: told by `check` alone.
+    Audit,
 }
 
 /// A stretch of one line. Lines and columns count from 1, columns in characters.
@@ -96,7 +98,11 @@ impl Source {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let warning = if self.severity == Severity::Warning { "warning: " } else { "" };
+        let warning = match self.severity {
+            Severity::Error => "",
+            Severity::Warning => "warning: ",
+            Severity::Audit => "audit: ",
+        };
         match self.is_argument {
             true => writeln!(f, "{}: {warning}{}", self.source, self.message)?,
             false => writeln!(f, "{}:{}:{}: {warning}{}", self.source, self.line, self.column, self.message)?,
@@ -131,7 +137,7 @@ impl Finding {
 /// Everything found, in the order of the text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Errors and warnings.
+    /// Errors, warnings, and lines of the audit.
     pub findings: Vec<Finding>,
 }
 
@@ -151,6 +157,19 @@ impl Report {
     #[must_use]
     pub fn warnings(&self) -> usize {
         self.count(Severity::Warning)
+    }
+
+    /// How many lines of the audit.
+    #[must_use]
+    pub fn audits(&self) -> usize {
+        self.count(Severity::Audit)
+    }
+
+    /// Without the audit: for whoever starts a node and not a review.
+    #[must_use]
+    pub fn without_audit(mut self) -> Self {
+        self.findings.retain(|finding| finding.severity != Severity::Audit);
+        self
     }
 
     fn count(&self, severity: Severity) -> usize {

@@ -134,7 +134,7 @@ fn warn_of_unsafe_repeats(policy: Field<'_>, matcher: &Match, rules: &Rules) {
     let harms = |method: &String| !is_idempotent(method);
     if !matcher.methods.is_empty() && matcher.methods.iter().all(harms) && !rules.fallbacks.contains(&Fallback::Spool) {
         let methods = matcher.methods.join(", ");
-        policy.reader.warning(
+        policy.reader.audit(
             policy.spot(),
             format!("{methods} may not be repeated: its retries happen only before anything was sent"),
             "send `Idempotency-Key`, or use a policy with `retry: off`",

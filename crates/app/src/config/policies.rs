@@ -189,7 +189,7 @@ fn warn_of_what_cannot_work(entry: Field<'_>, policy: &Section<'_>, rules: &Rule
     for line in audit(&rules.guards, expects) {
         let of_traffic = policy.field("expects").filter(|_| line.of_traffic);
         let Some(field) = policy.field(line.key).or(of_traffic) else { continue };
-        entry.reader.warning(field.spot(), line.message, line.fix);
+        entry.reader.audit(field.spot(), line.message, line.fix);
     }
 }
 

@@ -44,6 +44,10 @@ impl<'s> Reader<'s> {
         self.tell(Severity::Warning, spot, message.into(), Some(hint.into()));
     }
 
+    pub(super) fn audit(&self, spot: Spot, message: impl Into<String>, hint: impl Into<String>) {
+        self.tell(Severity::Audit, spot, message.into(), Some(hint.into()));
+    }
+
     fn tell(&self, severity: Severity, spot: Spot, message: String, hint: Option<String>) {
         self.findings.borrow_mut().push(self.source.finding(severity, spot, message, hint));
     }

@@ -109,7 +109,7 @@ fn read_upstream(entry: Field<'_>, place: &Place) -> Upstream {
         }
     };
     if let (Some(field), 0..=1) = (section.field("outlier").filter(|field| !field.is_off()), endpoints.len()) {
-        field.reader.warning(
+        field.reader.audit(
             field.spot(),
             "with one endpoint there is none to compare it with",
             "add endpoints, or remove this",
