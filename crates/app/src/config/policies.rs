@@ -180,7 +180,6 @@ fn read_expects(field: Field<'_>) -> Expects {
         failure_rate: failure_rate.unwrap_or(default.failure_rate),
         caller_attempts: section.count("caller_attempts", 1, 1..=100),
         caller_timeout: section.field("caller_timeout").and_then(|field| field.duration(MILLISECOND..=DAY)),
-        ..default
     }
 }
 

@@ -69,7 +69,7 @@ pub fn admin_address(text: &str, config: &AppConfig) -> Result<SocketAddr, Repor
 }
 
 fn policy(listener: Listener, address: String, options: &Quick) -> Policy {
-    let Rules { guards, fallbacks, order_by, delivery } = Rules::default();
+    let Rules { guards, fallbacks, order_by, delivery, .. } = Rules::default();
     let upstream = Upstream {
         name: "default".into(),
         endpoints: vec![Endpoint { address, zone: None }],

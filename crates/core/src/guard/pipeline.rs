@@ -500,13 +500,13 @@ mod tests {
             }
         };
         assert_eq!((held.len(), refusal.rule()), (5, "rate"), "a burst of five");
+        let throttled =
+            pipeline.limits.as_ref().map(|limits| lock(limits).throttle.as_mut().map(|t| t.probability(now, 0)));
+        assert_eq!(throttled, Some(Some(crate::units::Ratio::ZERO)), "refusals of our own are none of the upstream's");
         for leave in held.drain(..4) {
             let answered = Answered { status: Some(503), ..Answered::default() };
             pipeline.report(now, leave, Outcome::Failure(Failure::Status(503)), Duration::ZERO, answered);
         }
-        let throttled =
-            pipeline.limits.as_ref().map(|limits| lock(limits).throttle.as_mut().map(|t| t.probability(now, 0)));
-        assert_eq!(throttled, Some(Some(crate::units::Ratio::ZERO)), "refusals of our own are none of the upstream's");
         let refusal = pipeline.admit(Mono::from_millis(500)).unwrap_err();
         assert_eq!(refusal.rule(), "breaker", "it comes before the limits");
         assert_eq!(pipeline.would_refuse(now).map(|refusal| refusal.rule()), Some("breaker"));

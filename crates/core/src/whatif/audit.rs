@@ -386,7 +386,11 @@ mod tests {
     fn a_row_that_chance_brings_is_told_too() {
         let expects =
             Expects { per_second: Some(1_000.0), failure_rate: Ratio::new(0.1).unwrap(), ..Expects::default() };
-        let row = BreakerConfig { consecutive_failures_max: std::num::NonZeroU32::new(2), ..BreakerConfig::default() };
+        let row = BreakerConfig {
+            consecutive_failures_max: std::num::NonZeroU32::new(2),
+            failure_rate_max: Ratio::ONE,
+            ..BreakerConfig::default()
+        };
         assert_eq!(
             told(&Guards { breaker: Some(row), ..guards() }, &expects),
             [
