@@ -191,6 +191,19 @@ fn the_upstreams_own_wish_lengthens_the_wait_within_bounds() {
 }
 
 #[test]
+fn of_several_wishes_the_one_that_ends_last_counts() {
+    let mut breaker = breaker(config());
+    let mut until = None;
+    for (at_ms, wish_ms) in [(0, 50), (10, 700), (20, 500), (30, 0)] {
+        let now = Mono::from_millis(at_ms);
+        let (permit, _) = breaker.admit(now).unwrap();
+        let report = Report { retry_after: Some(Duration::from_millis(wish_ms)), ..Report::new(FAIL, QUICK) };
+        until = breaker.report(now, permit, report).and_then(|told| Some(now + told.transition?.open_for?));
+    }
+    assert_eq!(until, Some(Mono::from_millis(710)));
+}
+
+#[test]
 fn one_answer_may_open_it() {
     for (trip, open_for_ms, next_ms) in [(Trip::Now, 100, 200), (Trip::For(Duration::from_millis(7)), 7, 100)] {
         let mut breaker = breaker(config());
@@ -309,6 +322,15 @@ fn traffic_comes_back_by_degrees_and_steps_back_when_a_step_fails() {
 }
 
 #[test]
+fn beyond_its_share_a_call_is_told_when_the_step_ends() {
+    let mut breaker = breaker(ramping());
+    breaker.recover(Mono::ZERO, 0, Why::ProbesGood, Seen::default());
+    let now = Mono::from_millis(30);
+    let waits: Vec<_> = (0..8).filter_map(|_| breaker.admit(now).err()?.retry_in()).collect();
+    assert_eq!(waits, [Duration::from_millis(70); 6], "two of eight are its quarter");
+}
+
+#[test]
 fn a_quiet_upstream_is_judged_too() {
     let ramp = Ramp { steps: vec![ratio(0.01)], step_for: Duration::from_millis(100), calls_min: 1 };
     // One call in a hundred is let through by its share; this one comes every 101 ms, and is.
@@ -361,6 +383,35 @@ fn observing_only_tells_each_excess_once_and_refuses_nothing() {
         assert!(told.is_none_or(|told| told.exceeded.slow_rate == Some(60.0)), "{told:?}");
     }
     assert_eq!(breaker.state(), StateName::ObserveOnly);
+}
+
+#[test]
+fn observing_only_tells_of_calls_that_hang_too() {
+    let mut breaker = breaker(BreakerConfig { initial: StateName::ObserveOnly, ..config() });
+    let _hung: Vec<_> = (0..4).map(|_| breaker.admit(Mono::ZERO).unwrap()).collect();
+    assert_eq!(breaker.on_time(Mono::from_millis(10)), None);
+    let told = breaker.on_time(Mono::from_millis(14)).unwrap();
+    assert_eq!((told.exceeded.slow_rate, told.transition), (Some(100.0), None));
+    assert_eq!(breaker.on_time(Mono::from_millis(15)), None, "told once");
+}
+
+#[test]
+fn every_reason_has_a_name() {
+    let reasons = [
+        Why::FailureRate,
+        Why::SlowRate,
+        Why::ConsecutiveFailures,
+        Why::Tripped,
+        Why::WaitOver,
+        Why::ProbesGood,
+        Why::HalfOpenOver,
+        Why::StepHeld,
+        Why::ByHand,
+    ];
+    assert_eq!(
+        reasons.map(Why::name).join(" "),
+        "failure_rate slow_rate consecutive_failures tripped wait_over probes_good half_open_over step_held by_hand"
+    );
 }
 
 #[test]
@@ -477,6 +528,26 @@ fn time_windows_judge_what_is_recent() {
     let (permit, _) = breaker.admit(much_later).unwrap();
     assert_eq!(breaker.record(much_later, permit, FAIL, QUICK), None, "the three old ones are gone");
     assert_eq!(breaker.seen(much_later), Seen { calls: 1, failed: 1, ..Seen::default() });
+}
+
+#[test]
+fn a_rate_that_time_alone_raises_is_judged_by_the_next_answer() {
+    let window = WindowConfig::time(Duration::from_secs(1));
+    for (initial, then) in [(StateName::Closed, StateName::Open), (StateName::ObserveOnly, StateName::ObserveOnly)] {
+        let mut breaker = breaker(BreakerConfig { window, initial, ..config() });
+        for (at_ms, outcome, calls) in [(0, Outcome::Success, 5), (900, FAIL, 4)] {
+            for _ in 0..calls {
+                let (permit, _) = breaker.admit(Mono::from_millis(at_ms)).unwrap();
+                assert_eq!(breaker.record(Mono::from_millis(at_ms), permit, outcome, QUICK), None, "four of nine");
+            }
+        }
+        // The successes are forgotten by now.
+        let later = Mono::from_millis(1_500);
+        assert_eq!(breaker.on_time(later), None);
+        let (permit, _) = breaker.admit(later).unwrap();
+        let told = breaker.record(later, permit, Outcome::Success, QUICK).unwrap();
+        assert_eq!((told.exceeded.failure_rate, breaker.state()), (Some(80.0), then));
+    }
 }
 
 fn any_config() -> impl Strategy<Value = BreakerConfig> {
@@ -698,6 +769,23 @@ fn the_shared_one_hears_and_does_what_the_machine_does() {
     assert_eq!(again.look(later, |machine| machine.config().calls_min), 3);
     assert!(format!("{again:?}").contains("Open"));
     assert_eq!(*told.lock().unwrap(), ["open", "half_open", "open", "closed", "open"]);
+}
+
+/// A success on a sheet is not judged, so sheets are for moments in which none could tip the breaker.
+#[test]
+fn the_success_that_tips_it_is_judged() {
+    for outcomes in [
+        [(Outcome::Success, 11), (Outcome::Success, 11), (Outcome::Success, 11), (Outcome::Success, 1)],
+        [(FAIL, 1), (FAIL, 1), (Outcome::Success, 1), (Outcome::Success, 1)],
+    ] {
+        let shared = SharedBreaker::new(config(), 7, 1, Mono::ZERO, |_| {}).unwrap();
+        for (outcome, took_ms) in outcomes {
+            assert_eq!(shared.state(), StateName::Closed);
+            let permit = shared.admit_as(0, Mono::ZERO).unwrap();
+            shared.record_as(0, Mono::ZERO, permit, outcome, Duration::from_millis(took_ms));
+        }
+        assert_eq!(shared.state(), StateName::Open, "{outcomes:?}");
+    }
 }
 
 /// Threads that really run at the same time lose no call and count none twice.

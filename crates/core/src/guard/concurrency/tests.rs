@@ -264,16 +264,63 @@ fn numbers_that_make_no_limit_are_named() {
     for (key, config) in [
         ("limit_min", ConcurrencyConfig { limit_min: 0, ..default }),
         ("limit_max", ConcurrencyConfig { limit_max: 1, ..default }),
+        ("limit_max", ConcurrencyConfig { limit_max: 1_000_001, ..default }),
         ("limit_initial", ConcurrencyConfig { limit_initial: 5_000, ..default }),
         ("tolerance", ConcurrencyConfig { tolerance: Ratio::ZERO, ..default }),
         ("healthy_rtt_max", ConcurrencyConfig { healthy_rtt_max: Some(Duration::ZERO), ..default }),
         ("drop_share", ConcurrencyConfig { drop_share: Ratio::ZERO, ..default }),
         ("samples_min", ConcurrencyConfig { samples_min: 9, ..default }),
-        ("window_max", ConcurrencyConfig { window_max: Duration::ZERO, ..default }),
+        ("window_max", ConcurrencyConfig { window_min: Duration::ZERO, window_max: Duration::ZERO, ..default }),
+        ("window_max", ConcurrencyConfig { window_min: Duration::from_secs(6), ..default }),
         ("baseline_window", ConcurrencyConfig { baseline_window: Duration::from_secs(1), ..default }),
     ] {
         assert_eq!(Concurrency::new(config, Mono::ZERO).unwrap_err().key, key);
     }
+    let second = Duration::from_secs(1);
+    let narrow = ConcurrencyConfig {
+        limit_initial: 1,
+        limit_min: 1,
+        limit_max: 1,
+        samples_min: 10,
+        window_min: second,
+        window_max: second,
+        baseline_window: second * 10,
+        ..default
+    };
+    assert_eq!(narrow.check(), Ok(()));
+}
+
+#[test]
+fn who_is_refused_is_told_when_a_place_is_likely_free() {
+    let config = ConcurrencyConfig { limit_initial: 4, samples_min: 10, ..Default::default() };
+    let mut limit = Concurrency::new(config, Mono::ZERO).unwrap();
+    for call in 0..10 {
+        let permit = limit.admit(Mono::from_millis(call * 90)).unwrap();
+        let _ = limit.record(Mono::from_millis(call * 90 + 90), permit, Outcome::Success);
+    }
+    let now = Mono::from_millis(1_000);
+    let _inside: Vec<_> = (0..4).map(|_| limit.admit(now).unwrap()).collect();
+    let refusal = limit.admit(now).unwrap_err();
+    assert_eq!(refusal.to_string(), "4 calls are on their way and 4 are what the upstream serves without a queue");
+    assert_eq!(refusal.retry_in(), Some(Duration::from_micros(22_500)), "four that take 90 ms each");
+}
+
+#[test]
+fn a_window_ends_when_it_is_full_or_late_or_failing() {
+    // One call after the other, each as long: how many until something is told, and what.
+    let told = |each_ms: u64, outcome| {
+        let mut limit = Concurrency::new(ConcurrencyConfig::default(), Mono::ZERO).unwrap();
+        (1..1_000).find_map(|call| {
+            let permit = limit.admit(Mono::from_millis((call - 1) * each_ms)).unwrap();
+            let change = limit.record(Mono::from_millis(call * each_ms), permit, outcome)?;
+            Some((call, change.why, change.limit))
+        })
+    };
+    let timeout = Outcome::Failure(Failure::Timeout);
+    assert_eq!(told(1, Outcome::Success), Some((100, Why::Held, 20)), "full");
+    assert_eq!(told(400, Outcome::Success), Some((13, Why::Held, 20)), "late, after five seconds");
+    assert_eq!(told(600, Outcome::Success), Some((10, Why::Held, 20)), "late, with ten calls");
+    assert_eq!(told(1, timeout), Some((10, Why::Drops, 2)), "failing: one at a time was used, and that was too much");
 }
 
 /// Netflix's Gradient2 with its defaults, for comparison only: what the drift looks like that is avoided here.
