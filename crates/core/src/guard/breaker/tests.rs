@@ -445,6 +445,11 @@ fn every_number_that_makes_no_guard_is_refused_with_its_key() {
         (BreakerConfig { ramp: ramp(&[]), ..config() }, "ramp"),
         (BreakerConfig { ramp: ramp(&[0.5, 0.5]), ..config() }, "ramp"),
         (BreakerConfig { ramp: ramp(&[0.5, 1.0]), ..config() }, "ramp"),
+        (BreakerConfig { ramp: ramp(&[0.0, 0.5]), ..config() }, "ramp"),
+        (
+            BreakerConfig { ramp: ramp(&std::array::from_fn::<_, 21, _>(|step| (step + 1) as f64 / 22.0)), ..config() },
+            "ramp",
+        ),
         (BreakerConfig { ramp: Some(Ramp { step_for: millis(0), ..Ramp::default() }), ..config() }, "ramp"),
         (BreakerConfig { ramp: Some(Ramp { calls_min: 0, ..Ramp::default() }), ..config() }, "ramp"),
         (BreakerConfig { initial: StateName::Recovering, ..config() }, "initial"),
@@ -457,6 +462,30 @@ fn every_number_that_makes_no_guard_is_refused_with_its_key() {
     let invalid = Breaker::new(BreakerConfig { calls_min: 0, ..config() }, 0, Mono::ZERO).unwrap_err();
     assert_eq!(invalid.to_string(), "`calls_min` is 0; allowed is 1 or more");
     assert_eq!(BreakerConfig { ramp: Some(Ramp::default()), ..BreakerConfig::default() }.check(), Ok(()));
+}
+
+#[test]
+fn numbers_at_the_edge_of_what_is_allowed_make_a_breaker() {
+    let millis = Duration::from_millis(1);
+    let edges = BreakerConfig {
+        failure_rate_max: ratio(0.000_001),
+        slow: Some(SlowRule { rate_max: Ratio::ONE, over: Duration::from_nanos(1), in_flight: true }),
+        window: WindowConfig::Calls(1_000_000),
+        calls_min: 1,
+        wait: OpenWait { first: millis, max: Some(millis), multiplier: 100.0, ..OpenWait::default() },
+        half_open: HalfOpen { calls: 10_000, probe_for: Some(millis), ends_after: Some(millis), ..HalfOpen::default() },
+        ramp: Some(Ramp {
+            steps: (1..=20).map(|step| ratio(f64::from(step) / 21.0)).collect(),
+            step_for: millis,
+            calls_min: 1,
+        }),
+        ..config()
+    };
+    assert_eq!(edges.check(), Ok(()));
+    let window = WindowConfig::Time { span: Duration::from_secs(3_600), slices: 3_600 };
+    assert_eq!(BreakerConfig { window, ..edges }.check(), Ok(()));
+    let window = WindowConfig::Time { span: millis, slices: 1 };
+    assert_eq!(BreakerConfig { window, ..config() }.check(), Ok(()));
 }
 
 #[test]
@@ -513,6 +542,10 @@ fn a_restart_goes_on_where_it_stopped() {
     assert_eq!(Breaker::restore(ramping(), &kept, second, 1, now).unwrap().state(), StateName::Recovering);
     assert_eq!(Breaker::restore(config(), &kept, second, 1, now).unwrap().state(), StateName::Closed);
     assert!(Breaker::restore(BreakerConfig { calls_min: 0, ..config() }, &kept, second, 1, now).is_err());
+    // A ramp with fewer steps than before: the last one.
+    let short = BreakerConfig { ramp: Some(Ramp { steps: vec![ratio(0.5)], ..Ramp::default() }), ..config() };
+    let mut again = Breaker::restore(short, &kept, Duration::ZERO, 1, now).unwrap();
+    assert_eq!((0..10).filter(|_| again.admit(now).is_ok()).count(), 5);
 }
 
 #[test]
@@ -786,6 +819,49 @@ fn the_success_that_tips_it_is_judged() {
         }
         assert_eq!(shared.state(), StateName::Open, "{outcomes:?}");
     }
+}
+
+#[test]
+fn the_shared_one_lets_time_pass() {
+    let half_open = HalfOpen { by_timer: true, ..config().half_open };
+    let shared = SharedBreaker::new(BreakerConfig { half_open, ..config() }, 7, 1, Mono::ZERO, |_| {}).unwrap();
+    shared.move_to(Mono::ZERO, StateName::Open).unwrap();
+    let over = shared.next_timer().unwrap();
+    shared.on_time(over - Duration::from_nanos(1));
+    assert_eq!(shared.state(), StateName::Open);
+    shared.on_time(over);
+    assert_eq!((over, shared.state()), (Mono::from_millis(100), StateName::HalfOpen));
+}
+
+#[test]
+fn an_answer_that_has_begun_is_ended_once() {
+    let shared = SharedBreaker::new(config(), 7, 1, Mono::ZERO, |_| {}).unwrap();
+    let (mut begun, hung) = (shared.admit_as(0, Mono::ZERO).unwrap(), shared.admit_as(0, Mono::ZERO).unwrap());
+    shared.answered(&mut begun);
+    assert_eq!(shared.in_flight(), 1);
+    shared.record_as(0, Mono::ZERO, begun, Outcome::Success, QUICK);
+    assert_eq!((shared.in_flight(), shared.seen(Mono::ZERO).calls), (1, 1));
+    shared.release(hung);
+    assert_eq!(shared.in_flight(), 0);
+}
+
+#[test]
+fn another_slow_limit_begins_to_count_anew_who_hangs() {
+    let shared = SharedBreaker::new(config(), 7, 1, Mono::ZERO, |_| {}).unwrap();
+    let now = Mono::from_millis(1_000);
+    let before = shared.admit_as(0, now).unwrap();
+    let slow = SlowRule { over: Duration::from_millis(100), ..config().slow.unwrap() };
+    shared.reconfigure(BreakerConfig { slow: Some(slow), ..config() }, now).unwrap();
+    let _after = shared.admit_as(0, Mono::from_millis(1_003)).unwrap();
+    assert_eq!(shared.in_flight(), 1, "who was on the way is not seen to hang");
+    let overdue = |at_ms| shared.look(Mono::from_millis(at_ms), |machine| machine.overdue());
+    assert_eq!((overdue(1_100), overdue(1_140)), (0, 1));
+    shared.record_as(0, Mono::from_millis(1_140), before, Outcome::Success, QUICK);
+    assert_eq!(
+        (overdue(1_140), shared.seen(Mono::from_millis(1_140)).calls),
+        (1, 1),
+        "it counts, and ends nobody else"
+    );
 }
 
 /// Threads that really run at the same time lose no call and count none twice.
