@@ -329,10 +329,9 @@ mod tests {
         let mut window = Window::new(TWO_SECONDS, Mono::ZERO);
         window.record(Mono::from_millis(250), true, false);
         let now = Mono::from_millis(1_900);
-        for mut moved in [
-            window.reshape(TWO_SECONDS, now),
-            Window::restore(&window.kept(), Duration::ZERO, TWO_SECONDS, Mono::from_millis(250)),
-        ] {
+        assert_eq!(window.seen(now).failed, 1);
+        let restored = Window::restore(&window.kept(), Duration::ZERO, TWO_SECONDS, now);
+        for mut moved in [window.reshape(TWO_SECONDS, now), restored] {
             assert_eq!(moved.seen(Mono::from_millis(2_199)).failed, 1);
             assert_eq!(moved.seen(Mono::from_millis(2_200)), Seen::default());
         }
