@@ -196,13 +196,15 @@ mod tests {
             coins.extend(std::iter::from_fn(|| budget.withdraw(Mono::ZERO, &rule).ok()));
             assert_eq!(coins.len(), at_once, "of {active}");
             budget.done(coins.remove(0));
-            assert!(budget.withdraw(Mono::ZERO, &rule).is_ok(), "one came back");
+            coins.push(budget.withdraw(Mono::ZERO, &rule).expect("one came back"));
             assert!(budget.withdraw(Mono::ZERO, &rule).is_err());
             let (requests, extra, out) = budget.look(Mono::ZERO);
             assert_eq!((requests, extra as usize, out as usize), (active, at_once + 1, at_once));
             // Requests that end take their share with them.
             (0..active).for_each(|_| budget.end());
             assert!(budget.withdraw(Mono::ZERO, &rule).is_err());
+            coins.drain(..).for_each(|coin| budget.done(coin));
+            assert_eq!(std::iter::from_fn(|| budget.withdraw(Mono::ZERO, &rule).ok()).count(), 3, "of none");
         }
     }
 

@@ -222,6 +222,7 @@ mod tests {
         assert_eq!(until, soon, "never beyond the caller's own deadline");
         let refusal = bulkhead.enter(now, FAR, Normal).unwrap_err();
         assert_eq!(refusal.to_string(), "2 calls are on their way already and 2 wait");
+        assert_eq!(refusal.retry_in(), Some(Duration::from_secs(1)), "no sooner than in a second");
         assert_eq!(bulkhead.leave(), Some(first));
         assert!(bulkhead.abandon(second).is_some());
         assert_eq!(bulkhead.abandon(second), None, "only once");

@@ -589,6 +589,81 @@ mod tests {
     }
 
     #[test]
+    fn a_place_is_waited_for_given_up_or_handed_on() {
+        let bulkhead = BulkheadConfig { calls_max: 1, waiting_max: 1, ..BulkheadConfig::default() };
+        let pipeline = pipeline(Guards { bulkhead, ..Guards::default() });
+        let deadline = Deadline::new(Mono::ZERO, Duration::from_secs(1), None);
+        let enter = |priority| match pipeline.enter(Mono::ZERO, &deadline, priority) {
+            Ok(Entry::Waiting { ticket, evicted, .. }) => (ticket, evicted),
+            other => panic!("must wait: {other:?}"),
+        };
+        assert_eq!(pipeline.enter(Mono::ZERO, &deadline, Priority::Normal), Ok(Entry::Admitted));
+        let (patient, _) = enter(Priority::Background);
+        let (urgent, evicted) = enter(Priority::Critical);
+        assert_eq!((evicted, pipeline.evicted().rule(), pipeline.load()), (Some(patient), "bulkhead", (1, 1)));
+        assert_eq!(pipeline.abandon(urgent).map(|refusal| refusal.rule()), Some("bulkhead"));
+        assert_eq!((pipeline.abandon(urgent), pipeline.load()), (None, (1, 0)));
+        let (next, _) = enter(Priority::Normal);
+        assert_eq!((pipeline.leave(), pipeline.leave(), pipeline.load()), (Some(next), None, (0, 0)));
+    }
+
+    #[test]
+    fn requests_in_work_afford_extra_tries_until_they_end() {
+        let pipeline = pipeline(Guards::default());
+        let deadline = Deadline::new(Mono::ZERO, Duration::from_secs(1), None);
+        let tried = Tried {
+            attempts: 1,
+            failure: Failure::Timeout,
+            idempotent: true,
+            replayable: true,
+            owned_above: false,
+            elapsed: Duration::ZERO,
+            pushback: None,
+        };
+        let next = || pipeline.next_try(Mono::ZERO, tried, &mut Waits::default(), &deadline, &mut Prng::new(1)).ok();
+        for (begins, ends, afforded) in [(25, 0, 5), (0, 25, 3)] {
+            (0..begins).for_each(|_| drop(pipeline.enter(Mono::ZERO, &deadline, Priority::Normal)));
+            (0..ends).for_each(|_| pipeline.end());
+            let coins: Vec<Coin> = std::iter::from_fn(next).map(|(_, coin)| coin).collect();
+            assert_eq!(coins.len(), afforded);
+            coins.into_iter().for_each(|coin| pipeline.done(coin));
+        }
+    }
+
+    #[test]
+    fn an_answer_that_has_begun_hangs_no_more() {
+        let pipeline = pipeline(Guards { breaker: Some(BreakerConfig::default()), ..Guards::default() });
+        let mut leave = pipeline.admit(Mono::ZERO).expect("well");
+        let in_flight = || pipeline.breaker().map(SharedBreaker::in_flight);
+        assert_eq!(in_flight(), Some(1));
+        pipeline.answered(&mut leave);
+        assert_eq!(in_flight(), Some(0));
+        pipeline.report(Mono::ZERO, leave, Outcome::Success, Duration::ZERO, Answered::default());
+        assert_eq!((in_flight(), pipeline.breaker().map(|breaker| breaker.seen(Mono::ZERO).calls)), (Some(0), Some(1)));
+    }
+
+    #[test]
+    fn each_limit_stands_alone_too() {
+        let (all, none) = (every_limit(), Guards::default());
+        for guards in [
+            Guards { throttle: all.throttle, ..none.clone() },
+            Guards { rate: all.rate, ..none.clone() },
+            Guards { learned_limit: all.learned_limit, ..none.clone() },
+            Guards { concurrency: all.concurrency, ..none.clone() },
+        ] {
+            assert!(pipeline(guards).limits.is_some());
+        }
+        assert!(pipeline(none).limits.is_none());
+    }
+
+    #[test]
+    fn what_an_upstream_takes_on_it_answers() {
+        let failures = [Failure::Status(500), Failure::Status(503), Failure::Timeout, Failure::Throttled];
+        assert_eq!(failures.map(|failure| was_taken_on(Outcome::Failure(failure))), [true, false, false, false]);
+        assert!(was_taken_on(Outcome::Success));
+    }
+
+    #[test]
     fn the_order_is_written_down_and_every_rule_in_it_exists() {
         assert!(STAGES.iter().all(|stage| Refusal::RULES.contains(&stage.rule)), "{STAGES:?}");
         let split = STAGES.iter().position(|stage| stage.every_try).expect("some are asked for every try");

@@ -475,7 +475,29 @@ mod tests {
             assert!(means.windows(2).all(|pair| pair[1] > 1.2 * pair[0]), "{backoff:?}: {means:?}");
             assert!(means[0] < 25.0, "{backoff:?}: {means:?}");
         }
-        // x(t) telescopes: its sum over the first n tries is x(n-1+U)/1.4, so the mean doubles from the third on.
+    }
+
+    #[test]
+    fn decorrelated_waits_keep_to_their_formulas() {
+        let mut prng = Prng::new(7);
+        let base = 14 * MS;
+        for _ in 0..200 {
+            let mut drawn = |backoff| {
+                let config = RetryConfig { backoff, wait_max: 10_000 * MS, ..RetryConfig::default() };
+                let mut waits = Waits::default();
+                [1, 2, 3, 4].map(|attempts| config.wait(attempts, &mut waits, &mut prng))
+            };
+            let plain = drawn(Backoff::Decorrelated { base });
+            assert_eq!(plain[0], base, "three times nothing is less");
+            assert!(plain.windows(2).all(|pair| (base..=3 * pair[0]).contains(&pair[1])), "{plain:?}");
+            // x(t) telescopes: the sum over the first n tries is x(n-1+U) · base / 1.4, between x(n-1) and x(n).
+            let x_ms = [0.0, 19.28, 39.72, 79.84, 159.9];
+            let mut sum = 0.0;
+            for (wait, range) in drawn(Backoff::DecorrelatedSmooth { base }).iter().zip(x_ms.windows(2)) {
+                sum += wait.as_secs_f64() * 1e3;
+                assert!((range[0] - 0.01..=range[1] + 0.01).contains(&sum), "{sum} {range:?}");
+            }
+        }
     }
 
     #[test]

@@ -131,6 +131,7 @@ mod tests {
     fn the_edges_of_time_do_no_harm() {
         for over in [Duration::from_nanos(1), Duration::from_secs(60), Duration::MAX] {
             let mut flights = Flights::new(Cut::new(over), Mono::ZERO);
+            assert_eq!(flights.turns_at(), None, "nobody is on the way");
             let slot = flights.begin(Mono::ZERO);
             assert!(flights.turns_at().is_some());
             let end = Mono::from_nanos(u64::MAX);

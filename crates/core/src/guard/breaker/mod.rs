@@ -191,7 +191,7 @@ pub struct Breaker {
     slow_threshold: f32,
     state: State,
     window: Window,
-    /// The minimum of the state the window belongs to.
+    /// The minimum of the state the window belongs to. Never zero: nothing is judged on no calls.
     calls_min: u32,
     /// True if the window is that of a half-open visit.
     of_probes: bool,
@@ -432,7 +432,7 @@ impl Breaker {
     /// The rates over that; `None` while too few calls are in it to judge.
     pub fn rates(&mut self, now: Mono) -> Option<Rates> {
         let seen = self.seen(now);
-        (seen.calls > 0 && seen.calls >= self.calls_min)
+        (seen.calls >= self.calls_min)
             .then(|| Rates { failure: percent(seen.failed, seen.calls), slow: percent(seen.slow, seen.calls) })
     }
 
@@ -693,7 +693,7 @@ impl Breaker {
     }
 
     fn exceeded(&self, seen: Seen) -> Exceeded {
-        if seen.calls == 0 || seen.calls < self.calls_min {
+        if seen.calls < self.calls_min {
             return Exceeded::default();
         }
         let reaches = |part: u32, threshold: f32| Some(percent(part, seen.calls)).filter(|rate| *rate >= threshold);

@@ -639,3 +639,36 @@ fn take_number() -> usize {
     })
     .unwrap_or(NO_NUMBER)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What makes it cheap: where nothing could be decided, a call leaves marks on the sheet of its thread, and only there.
+    #[test]
+    fn a_calm_call_takes_no_lock() {
+        let shared = SharedBreaker::new(BreakerConfig::default(), 7, 2, Mono::ZERO, |_| {}).unwrap();
+        let marks = |thread: usize| {
+            let sum = |counts: &[AtomicU32]| counts.iter().map(|count| count.load(Relaxed)).sum::<u32>();
+            let sheet = &shared.sheets[thread];
+            (sum(&sheet.begun), sum(&sheet.ended))
+        };
+        for _ in 0..10 {
+            let permit = shared.admit_as(1, Mono::ZERO).unwrap();
+            shared.record_as(1, Mono::ZERO, permit, Outcome::Success, Duration::ZERO);
+        }
+        assert_eq!((marks(0), marks(1)), ((0, 0), (9, 10)), "the first call found no sheet and began one");
+        assert_eq!(shared.desk().begun.iter().sum::<u32>(), 1);
+        assert_eq!(shared.in_flight(), 0);
+    }
+
+    #[test]
+    fn threads_have_numbers_of_their_own_while_they_live() {
+        let own = thread_number();
+        assert_eq!(thread_number(), own);
+        let others: Vec<usize> = (0..200).map(|_| std::thread::spawn(thread_number).join().unwrap()).collect();
+        let given = FREE.lock().unwrap().1;
+        assert!(others.iter().all(|other| *other != own && *other < given), "{own} {others:?}");
+        assert!(given < 200, "numbers are used again: {given}");
+    }
+}

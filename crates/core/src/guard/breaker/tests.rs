@@ -191,6 +191,19 @@ fn the_upstreams_own_wish_lengthens_the_wait_within_bounds() {
 }
 
 #[test]
+fn of_several_wishes_the_one_that_ends_last_counts() {
+    let mut breaker = breaker(config());
+    let mut until = None;
+    for (at_ms, wish_ms) in [(0, 50), (10, 700), (20, 500), (30, 0)] {
+        let now = Mono::from_millis(at_ms);
+        let (permit, _) = breaker.admit(now).unwrap();
+        let report = Report { retry_after: Some(Duration::from_millis(wish_ms)), ..Report::new(FAIL, QUICK) };
+        until = breaker.report(now, permit, report).and_then(|told| Some(now + told.transition?.open_for?));
+    }
+    assert_eq!(until, Some(Mono::from_millis(710)));
+}
+
+#[test]
 fn one_answer_may_open_it() {
     for (trip, open_for_ms, next_ms) in [(Trip::Now, 100, 200), (Trip::For(Duration::from_millis(7)), 7, 100)] {
         let mut breaker = breaker(config());
@@ -323,6 +336,15 @@ fn traffic_comes_back_by_degrees_and_steps_back_when_a_step_fails() {
 }
 
 #[test]
+fn beyond_its_share_a_call_is_told_when_the_step_ends() {
+    let mut breaker = breaker(ramping());
+    breaker.recover(Mono::ZERO, 0, Why::ProbesGood, Seen::default());
+    let now = Mono::from_millis(30);
+    let waits: Vec<_> = (0..8).filter_map(|_| breaker.admit(now).err()?.retry_in()).collect();
+    assert_eq!(waits, [Duration::from_millis(70); 6], "two of eight are its quarter");
+}
+
+#[test]
 fn a_quiet_upstream_is_judged_too() {
     let ramp = Ramp { steps: vec![ratio(0.01)], step_for: Duration::from_millis(100), calls_min: 1 };
     // One call in a hundred is let through by its share; this one comes every 101 ms, and is.
@@ -378,6 +400,35 @@ fn observing_only_tells_each_excess_once_and_refuses_nothing() {
 }
 
 #[test]
+fn observing_only_tells_of_calls_that_hang_too() {
+    let mut breaker = breaker(BreakerConfig { initial: StateName::ObserveOnly, ..config() });
+    let _hung: Vec<_> = (0..4).map(|_| breaker.admit(Mono::ZERO).unwrap()).collect();
+    assert_eq!(breaker.on_time(Mono::from_millis(10)), None);
+    let told = breaker.on_time(Mono::from_millis(14)).unwrap();
+    assert_eq!((told.exceeded.slow_rate, told.transition), (Some(100.0), None));
+    assert_eq!(breaker.on_time(Mono::from_millis(15)), None, "told once");
+}
+
+#[test]
+fn every_reason_has_a_name() {
+    let reasons = [
+        Why::FailureRate,
+        Why::SlowRate,
+        Why::ConsecutiveFailures,
+        Why::Tripped,
+        Why::WaitOver,
+        Why::ProbesGood,
+        Why::HalfOpenOver,
+        Why::StepHeld,
+        Why::ByHand,
+    ];
+    assert_eq!(
+        reasons.map(Why::name).join(" "),
+        "failure_rate slow_rate consecutive_failures tripped wait_over probes_good half_open_over step_held by_hand"
+    );
+}
+
+#[test]
 fn every_number_that_makes_no_guard_is_refused_with_its_key() {
     let millis = Duration::from_millis;
     let half_open = config().half_open;
@@ -408,6 +459,11 @@ fn every_number_that_makes_no_guard_is_refused_with_its_key() {
         (BreakerConfig { ramp: ramp(&[]), ..config() }, "ramp"),
         (BreakerConfig { ramp: ramp(&[0.5, 0.5]), ..config() }, "ramp"),
         (BreakerConfig { ramp: ramp(&[0.5, 1.0]), ..config() }, "ramp"),
+        (BreakerConfig { ramp: ramp(&[0.0, 0.5]), ..config() }, "ramp"),
+        (
+            BreakerConfig { ramp: ramp(&std::array::from_fn::<_, 21, _>(|step| (step + 1) as f64 / 22.0)), ..config() },
+            "ramp",
+        ),
         (BreakerConfig { ramp: Some(Ramp { step_for: millis(0), ..Ramp::default() }), ..config() }, "ramp"),
         (BreakerConfig { ramp: Some(Ramp { calls_min: 0, ..Ramp::default() }), ..config() }, "ramp"),
         (BreakerConfig { initial: StateName::Recovering, ..config() }, "initial"),
@@ -420,6 +476,30 @@ fn every_number_that_makes_no_guard_is_refused_with_its_key() {
     let invalid = Breaker::new(BreakerConfig { calls_min: 0, ..config() }, 0, Mono::ZERO).unwrap_err();
     assert_eq!(invalid.to_string(), "`calls_min` is 0; allowed is 1 or more");
     assert_eq!(BreakerConfig { ramp: Some(Ramp::default()), ..BreakerConfig::default() }.check(), Ok(()));
+}
+
+#[test]
+fn numbers_at_the_edge_of_what_is_allowed_make_a_breaker() {
+    let millis = Duration::from_millis(1);
+    let edges = BreakerConfig {
+        failure_rate_max: ratio(0.000_001),
+        slow: Some(SlowRule { rate_max: Ratio::ONE, over: Duration::from_nanos(1), in_flight: true }),
+        window: WindowConfig::Calls(1_000_000),
+        calls_min: 1,
+        wait: OpenWait { first: millis, max: Some(millis), multiplier: 100.0, ..OpenWait::default() },
+        half_open: HalfOpen { calls: 10_000, probe_for: Some(millis), ends_after: Some(millis), ..HalfOpen::default() },
+        ramp: Some(Ramp {
+            steps: (1..=20).map(|step| ratio(f64::from(step) / 21.0)).collect(),
+            step_for: millis,
+            calls_min: 1,
+        }),
+        ..config()
+    };
+    assert_eq!(edges.check(), Ok(()));
+    let window = WindowConfig::Time { span: Duration::from_secs(3_600), slices: 3_600 };
+    assert_eq!(BreakerConfig { window, ..edges }.check(), Ok(()));
+    let window = WindowConfig::Time { span: millis, slices: 1 };
+    assert_eq!(BreakerConfig { window, ..config() }.check(), Ok(()));
 }
 
 #[test]
@@ -476,6 +556,10 @@ fn a_restart_goes_on_where_it_stopped() {
     assert_eq!(Breaker::restore(ramping(), &kept, second, 1, now).unwrap().state(), StateName::Recovering);
     assert_eq!(Breaker::restore(config(), &kept, second, 1, now).unwrap().state(), StateName::Closed);
     assert!(Breaker::restore(BreakerConfig { calls_min: 0, ..config() }, &kept, second, 1, now).is_err());
+    // A ramp with fewer steps than before: the last one.
+    let short = BreakerConfig { ramp: Some(Ramp { steps: vec![ratio(0.5)], ..Ramp::default() }), ..config() };
+    let mut again = Breaker::restore(short, &kept, Duration::ZERO, 1, now).unwrap();
+    assert_eq!((0..10).filter(|_| again.admit(now).is_ok()).count(), 5);
 }
 
 #[test]
@@ -491,6 +575,26 @@ fn time_windows_judge_what_is_recent() {
     let (permit, _) = breaker.admit(much_later).unwrap();
     assert_eq!(breaker.record(much_later, permit, FAIL, QUICK), None, "the three old ones are gone");
     assert_eq!(breaker.seen(much_later), Seen { calls: 1, failed: 1, ..Seen::default() });
+}
+
+#[test]
+fn a_rate_that_time_alone_raises_is_judged_by_the_next_answer() {
+    let window = WindowConfig::time(Duration::from_secs(1));
+    for (initial, then) in [(StateName::Closed, StateName::Open), (StateName::ObserveOnly, StateName::ObserveOnly)] {
+        let mut breaker = breaker(BreakerConfig { window, initial, ..config() });
+        for (at_ms, outcome, calls) in [(0, Outcome::Success, 5), (900, FAIL, 4)] {
+            for _ in 0..calls {
+                let (permit, _) = breaker.admit(Mono::from_millis(at_ms)).unwrap();
+                assert_eq!(breaker.record(Mono::from_millis(at_ms), permit, outcome, QUICK), None, "four of nine");
+            }
+        }
+        // The successes are forgotten by now.
+        let later = Mono::from_millis(1_500);
+        assert_eq!(breaker.on_time(later), None);
+        let (permit, _) = breaker.admit(later).unwrap();
+        let told = breaker.record(later, permit, Outcome::Success, QUICK).unwrap();
+        assert_eq!((told.exceeded.failure_rate, breaker.state()), (Some(80.0), then));
+    }
 }
 
 fn any_config() -> impl Strategy<Value = BreakerConfig> {
@@ -712,6 +816,66 @@ fn the_shared_one_hears_and_does_what_the_machine_does() {
     assert_eq!(again.look(later, |machine| machine.config().calls_min), 3);
     assert!(format!("{again:?}").contains("Open"));
     assert_eq!(*told.lock().unwrap(), ["open", "half_open", "open", "closed", "open"]);
+}
+
+/// A success on a sheet is not judged, so sheets are for moments in which none could tip the breaker.
+#[test]
+fn the_success_that_tips_it_is_judged() {
+    for outcomes in [
+        [(Outcome::Success, 11), (Outcome::Success, 11), (Outcome::Success, 11), (Outcome::Success, 1)],
+        [(FAIL, 1), (FAIL, 1), (Outcome::Success, 1), (Outcome::Success, 1)],
+    ] {
+        let shared = SharedBreaker::new(config(), 7, 1, Mono::ZERO, |_| {}).unwrap();
+        for (outcome, took_ms) in outcomes {
+            assert_eq!(shared.state(), StateName::Closed);
+            let permit = shared.admit_as(0, Mono::ZERO).unwrap();
+            shared.record_as(0, Mono::ZERO, permit, outcome, Duration::from_millis(took_ms));
+        }
+        assert_eq!(shared.state(), StateName::Open, "{outcomes:?}");
+    }
+}
+
+#[test]
+fn the_shared_one_lets_time_pass() {
+    let half_open = HalfOpen { by_timer: true, ..config().half_open };
+    let shared = SharedBreaker::new(BreakerConfig { half_open, ..config() }, 7, 1, Mono::ZERO, |_| {}).unwrap();
+    shared.move_to(Mono::ZERO, StateName::Open).unwrap();
+    let over = shared.next_timer().unwrap();
+    shared.on_time(over - Duration::from_nanos(1));
+    assert_eq!(shared.state(), StateName::Open);
+    shared.on_time(over);
+    assert_eq!((over, shared.state()), (Mono::from_millis(100), StateName::HalfOpen));
+}
+
+#[test]
+fn an_answer_that_has_begun_is_ended_once() {
+    let shared = SharedBreaker::new(config(), 7, 1, Mono::ZERO, |_| {}).unwrap();
+    let (mut begun, hung) = (shared.admit_as(0, Mono::ZERO).unwrap(), shared.admit_as(0, Mono::ZERO).unwrap());
+    shared.answered(&mut begun);
+    assert_eq!(shared.in_flight(), 1);
+    shared.record_as(0, Mono::ZERO, begun, Outcome::Success, QUICK);
+    assert_eq!((shared.in_flight(), shared.seen(Mono::ZERO).calls), (1, 1));
+    shared.release(hung);
+    assert_eq!(shared.in_flight(), 0);
+}
+
+#[test]
+fn another_slow_limit_begins_to_count_anew_who_hangs() {
+    let shared = SharedBreaker::new(config(), 7, 1, Mono::ZERO, |_| {}).unwrap();
+    let now = Mono::from_millis(1_000);
+    let before = shared.admit_as(0, now).unwrap();
+    let slow = SlowRule { over: Duration::from_millis(100), ..config().slow.unwrap() };
+    shared.reconfigure(BreakerConfig { slow: Some(slow), ..config() }, now).unwrap();
+    let _after = shared.admit_as(0, Mono::from_millis(1_003)).unwrap();
+    assert_eq!(shared.in_flight(), 1, "who was on the way is not seen to hang");
+    let overdue = |at_ms| shared.look(Mono::from_millis(at_ms), |machine| machine.overdue());
+    assert_eq!((overdue(1_100), overdue(1_140)), (0, 1));
+    shared.record_as(0, Mono::from_millis(1_140), before, Outcome::Success, QUICK);
+    assert_eq!(
+        (overdue(1_140), shared.seen(Mono::from_millis(1_140)).calls),
+        (1, 1),
+        "it counts, and ends nobody else"
+    );
 }
 
 /// Threads that really run at the same time lose no call and count none twice.

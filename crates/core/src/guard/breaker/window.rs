@@ -325,6 +325,19 @@ mod tests {
     }
 
     #[test]
+    fn a_call_that_moves_to_another_window_is_forgotten_at_its_own_time() {
+        let mut window = Window::new(TWO_SECONDS, Mono::ZERO);
+        window.record(Mono::from_millis(250), true, false);
+        let now = Mono::from_millis(1_900);
+        assert_eq!(window.seen(now).failed, 1);
+        let restored = Window::restore(&window.kept(), Duration::ZERO, TWO_SECONDS, now);
+        for mut moved in [window.reshape(TWO_SECONDS, now), restored] {
+            assert_eq!(moved.seen(Mono::from_millis(2_199)).failed, 1);
+            assert_eq!(moved.seen(Mono::from_millis(2_200)), Seen::default());
+        }
+    }
+
+    #[test]
     fn an_idle_gap_of_any_length_empties_it_and_time_never_runs_back() {
         let mut window = Window::new(WindowConfig::time(Duration::from_secs(1)), Mono::ZERO);
         window.record(Mono::from_millis(500), true, true);

@@ -302,7 +302,7 @@ impl Concurrency {
         let (reached, dipped) = (window.peak >= self.limit(), self.dip.take().is_some());
         let drops = f64::from(window.drops) / f64::from(window.drops.saturating_add(window.samples).max(1));
         let mut why = Why::Held;
-        if drops >= self.config.drop_share.get() && window.drops > 0 {
+        if drops >= self.config.drop_share.get() {
             // From what was really used: a limit that was never reached says nothing.
             self.limit = self.limit.min(f64::from(window.peak).max(1.0)) * (1.0 - drops).clamp(0.5, 0.9);
             (self.cut_at, self.episode, why) = (Some(now), None, Why::Drops);

@@ -264,16 +264,108 @@ fn numbers_that_make_no_limit_are_named() {
     for (key, config) in [
         ("limit_min", ConcurrencyConfig { limit_min: 0, ..default }),
         ("limit_max", ConcurrencyConfig { limit_max: 1, ..default }),
+        ("limit_max", ConcurrencyConfig { limit_max: 1_000_001, ..default }),
         ("limit_initial", ConcurrencyConfig { limit_initial: 5_000, ..default }),
         ("tolerance", ConcurrencyConfig { tolerance: Ratio::ZERO, ..default }),
         ("healthy_rtt_max", ConcurrencyConfig { healthy_rtt_max: Some(Duration::ZERO), ..default }),
         ("drop_share", ConcurrencyConfig { drop_share: Ratio::ZERO, ..default }),
         ("samples_min", ConcurrencyConfig { samples_min: 9, ..default }),
-        ("window_max", ConcurrencyConfig { window_max: Duration::ZERO, ..default }),
+        ("window_max", ConcurrencyConfig { window_min: Duration::ZERO, window_max: Duration::ZERO, ..default }),
+        ("window_max", ConcurrencyConfig { window_min: Duration::from_secs(6), ..default }),
         ("baseline_window", ConcurrencyConfig { baseline_window: Duration::from_secs(1), ..default }),
     ] {
         assert_eq!(Concurrency::new(config, Mono::ZERO).unwrap_err().key, key);
     }
+    let second = Duration::from_secs(1);
+    let narrow = ConcurrencyConfig {
+        limit_initial: 1,
+        limit_min: 1,
+        limit_max: 1,
+        samples_min: 10,
+        window_min: second,
+        window_max: second,
+        baseline_window: second * 10,
+        ..default
+    };
+    assert_eq!(narrow.check(), Ok(()));
+}
+
+#[test]
+fn who_is_refused_is_told_when_a_place_is_likely_free() {
+    let config = ConcurrencyConfig { limit_initial: 4, samples_min: 10, ..Default::default() };
+    let mut limit = Concurrency::new(config, Mono::ZERO).unwrap();
+    for call in 0..10 {
+        let permit = limit.admit(Mono::from_millis(call * 90)).unwrap();
+        let _ = limit.record(Mono::from_millis(call * 90 + 90), permit, Outcome::Success);
+    }
+    let now = Mono::from_millis(1_000);
+    let _inside: Vec<_> = (0..4).map(|_| limit.admit(now).unwrap()).collect();
+    let refusal = limit.admit(now).unwrap_err();
+    assert_eq!(refusal.to_string(), "4 calls are on their way and 4 are what the upstream serves without a queue");
+    assert_eq!(refusal.retry_in(), Some(Duration::from_micros(22_500)), "four that take 90 ms each");
+}
+
+#[test]
+fn a_window_ends_when_it_is_full_or_late_or_failing() {
+    // One call after the other, each as long: how many until something is told, and what.
+    let told = |each_ms: u64, outcome| {
+        let mut limit = Concurrency::new(ConcurrencyConfig::default(), Mono::ZERO).unwrap();
+        (1..1_000).find_map(|call| {
+            let permit = limit.admit(Mono::from_millis((call - 1) * each_ms)).unwrap();
+            let change = limit.record(Mono::from_millis(call * each_ms), permit, outcome)?;
+            Some((call, change.why, change.limit))
+        })
+    };
+    let timeout = Outcome::Failure(Failure::Timeout);
+    assert_eq!(told(1, Outcome::Success), Some((100, Why::Held, 20)), "full");
+    assert_eq!(told(400, Outcome::Success), Some((13, Why::Held, 20)), "late, after five seconds");
+    assert_eq!(told(600, Outcome::Success), Some((10, Why::Held, 20)), "late, with ten calls");
+    assert_eq!(told(1, timeout), Some((10, Why::Drops, 2)), "failing: one at a time was used, and that was too much");
+}
+
+/// As many calls as may go at once, all as long; then the next lot. What each window came to.
+fn lots(limit_initial: u32, each_ms: &[u64]) -> String {
+    let config = ConcurrencyConfig { limit_initial, samples_min: 10, ..Default::default() };
+    let (mut limit, mut told) = (Concurrency::new(config, Mono::ZERO).unwrap(), Vec::new());
+    for (second, each_ms) in each_ms.iter().enumerate() {
+        let now = Mono::from_millis(second as u64 * 1_000);
+        let lot: Vec<Permit> = std::iter::from_fn(|| limit.admit(now).ok()).collect();
+        for permit in lot {
+            let change = limit.record(now + Duration::from_millis(*each_ms), permit, Outcome::Success);
+            told.extend(change.map(|change| format!("{:?} {}", change.why, change.limit)));
+        }
+    }
+    told.join(", ")
+}
+
+#[test]
+fn the_nearer_latency_comes_to_its_bound_the_slower_it_grows() {
+    assert_eq!(lots(16, &[100, 100]), "Grew 20, Grew 24", "by the square root");
+    assert_eq!(lots(16, &[100, 110]), "Grew 20, Grew 22", "a part of that");
+    assert_eq!(lots(16, &[100, 130]), "Grew 20, Queueing 19");
+}
+
+#[test]
+fn latency_that_does_not_follow_the_limit_twice_is_no_queue() {
+    assert_eq!(lots(100, &[100, 300, 300, 300]), "Grew 110, Queueing 55, Queueing 30, Slower 110");
+    assert_eq!(lots(100, &[100, 300, 150, 100]), "Grew 110, Queueing 55, Queueing 46, Grew 52");
+}
+
+#[test]
+fn drops_of_calls_that_were_on_their_way_together_count_once() {
+    let timeout = Outcome::Failure(Failure::Timeout);
+    let mut limit = Concurrency::new(ConcurrencyConfig::default(), Mono::ZERO).unwrap();
+    let mut lot = |at_ms, calls: usize, outcome| {
+        let permits: Vec<Permit> = (0..calls).map(|_| limit.admit(Mono::from_millis(at_ms)).unwrap()).collect();
+        let end = Mono::from_millis(at_ms + 100);
+        permits.into_iter().filter_map(|permit| limit.record(end, permit, outcome)).collect::<Vec<_>>()
+    };
+    assert_eq!(lot(0, 20, Outcome::Success), [], "one is as good as the other");
+    let changes = lot(100, 20, timeout);
+    assert_eq!(changes.iter().map(|change| (change.why, change.limit)).collect::<Vec<_>>(), [(Why::Drops, 10)]);
+    assert_eq!(lot(200, 10, timeout), [], "begun no later than the cut");
+    let changes = lot(201, 10, timeout);
+    assert_eq!(changes.iter().map(|change| (change.limit, change.rtt)).collect::<Vec<_>>(), [(5, Duration::ZERO)]);
 }
 
 /// Netflix's Gradient2 with its defaults, for comparison only: what the drift looks like that is avoided here.

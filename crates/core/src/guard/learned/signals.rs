@@ -206,6 +206,7 @@ mod tests {
             (&[("RateLimit-Policy", r#""b";q=65535;qu="content-bytes";w=10, "r";q=60;w=60"#)], "1/s"),
             (&[("RateLimit", r#""default";r=50;t=30"#)], "50 in 30s"),
             (&[("RateLimit", r#""a";r=50;t=30, "b";r=0;t=5"#)], "0 in 5s"),
+            (&[("RateLimit", r#""a";r=10;t=1, "b";r=60;t=60"#)], "60 in 60s"),
             (
                 &[("RateLimit", "limit=100, remaining=50, reset=30"), ("RateLimit-Policy", "100;w=60")],
                 "1.6666666666666667/s, 50 in 30s",
@@ -240,6 +241,10 @@ mod tests {
             ("Retry-After", "inf"),
             ("Retry-After", "99999999999999"),
             ("Retry-After", "Mon, 32 Nov 2026 14:04:17 GMT"),
+            ("Retry-After", "Mon, 23 Nov 2026 24:04:17 GMT"),
+            ("Retry-After", "Mon, 23 Nov 2026 14:60:17 GMT"),
+            ("Retry-After", "Mon, 23 Nov 2026 14:04:61 GMT"),
+            ("Retry-After", "Mon, 23 Nov 2026 14:04:17 CET"),
             ("RateLimit-Policy", "q=1"),
             ("RateLimit-Policy", "100;w=0"),
             ("RateLimit-Limit", "100"),
@@ -257,6 +262,7 @@ mod tests {
         for (text, printed) in [
             ("Sun, 06 Nov 1994 08:49:37 GMT", "1994-11-06T08:49:37.000Z"),
             ("Tue, 29 Feb 2000 23:59:59 GMT", "2000-02-29T23:59:59.000Z"),
+            ("Sat, 31 Dec 2016 23:59:60 GMT", "2017-01-01T00:00:00.000Z"),
             ("Thu, 01 Jan 1970 00:00:00 GMT", "1970-01-01T00:00:00.000Z"),
             ("Fri, 31 Dec 9999 00:00:00 GMT", "9999-12-31T00:00:00.000Z"),
         ] {

@@ -297,6 +297,157 @@ fn nothing_is_believed_without_reason_and_old_reasons_are_forgotten() {
     assert_eq!((belief.per_second, belief.pace, belief.source), (None, None, Source::Nothing));
 }
 
+fn new() -> Learned {
+    Learned::new(LearnedConfig::default(), Mono::ZERO).unwrap()
+}
+
+/// So many calls begun at the beginning of time and refused at once.
+fn refused(calls: usize, retry_after: Option<Duration>) -> Learned {
+    let mut learned = new();
+    let permits: Vec<Permit> = (0..calls).map(|_| learned.admit(Mono::ZERO).unwrap()).collect();
+    let signals = Signals { retry_after, ..Signals::default() };
+    permits.into_iter().for_each(|permit| learned.record(Mono::ZERO, permit, Answer::Refused, &signals));
+    learned
+}
+
+fn retry_in(learned: &mut Learned, now: Mono) -> Duration {
+    learned.admit(now).unwrap_err().retry_in().unwrap()
+}
+
+#[test]
+fn after_a_refusal_one_trial_at_a_time() {
+    let (mut learned, none) = (refused(1, None), Signals::default());
+    assert_eq!(retry_in(&mut learned, Mono::from_nanos(99_999_999)), Duration::from_nanos(1));
+    let now = Mono::from_millis(100);
+    let trial = learned.admit(now).unwrap();
+    assert_eq!(retry_in(&mut learned, now), PAUSE_MIN, "it may come back at any time");
+    learned.record(now, trial, Answer::Unknown, &none);
+    let trial = learned.admit(now).expect("nobody knows: another");
+    learned.record(now, trial, Answer::Refused, &none);
+    assert_eq!(retry_in(&mut learned, now), PAUSE_MIN * 2);
+    let trial = learned.admit(Mono::from_millis(300)).unwrap();
+    assert_eq!(learned.belief().pace, Some(0.0));
+    learned.record(Mono::from_millis(310), trial, Answer::Accepted, &none);
+    let belief = learned.belief();
+    assert_eq!((belief.per_second, belief.pace), (Some(20.0), Some(19.0)), "one in no time is one in 50 ms");
+}
+
+#[test]
+fn a_wish_is_obeyed_and_every_fourth_put_to_the_test() {
+    let wish = Some(Duration::from_secs(10));
+    assert_eq!(retry_in(&mut refused(1, wish), Mono::ZERO), Duration::from_secs(10));
+    for (trial_at_s, trust) in [(5, 0.5), (10, 1.0)] {
+        let mut learned = new();
+        learned.wishes = 3;
+        let permit = learned.admit(Mono::ZERO).unwrap();
+        learned.record(Mono::ZERO, permit, Answer::Refused, &Signals { retry_after: wish, ..Signals::default() });
+        assert_eq!(retry_in(&mut learned, Mono::ZERO), Duration::from_secs(5));
+        let now = Mono::from_millis(trial_at_s * 1_000);
+        let trial = learned.admit(now).unwrap();
+        learned.record(now, trial, Answer::Accepted, &Signals::default());
+        assert_eq!(learned.trust, trust, "only a trial before the wish was over tells");
+    }
+}
+
+#[test]
+fn the_first_refusal_is_worth_what_was_sent_before_it() {
+    let mut learned = new();
+    for call in 0..120 {
+        let now = Mono::from_millis(call * 25);
+        let permit = learned.admit(now).unwrap();
+        learned.record(now, permit, Answer::Accepted, &Signals::default());
+    }
+    let permit = learned.admit(Mono::from_millis(3_000)).unwrap();
+    learned.record(Mono::from_millis(3_900), permit, Answer::Refused, &Signals::default());
+    assert_eq!(learned.belief().per_second, Some(40.0));
+}
+
+#[test]
+fn a_probe_begins_when_the_last_refusals_are_paid_for() {
+    for (refusals, accepts) in [(1, 100), (2, 200)] {
+        let mut learned = refused(refusals, None);
+        let trial = learned.admit(Mono::from_millis(100)).unwrap();
+        learned.record(Mono::from_millis(100), trial, Answer::Accepted, &Signals::default());
+        learned.accepts = accepts - 1;
+        learned.on_time(Mono::from_millis(10_100));
+        assert!(matches!(learned.phase, Phase::Hold), "{refusals}");
+        learned.accepts = accepts;
+        learned.on_time(Mono::from_millis(10_099));
+        assert!(matches!(learned.phase, Phase::Hold), "too soon");
+        learned.on_time(Mono::from_millis(10_100));
+        assert!(matches!(learned.phase, Phase::Probe { .. }), "{refusals}");
+    }
+}
+
+#[test]
+fn what_headers_tell_is_the_pace_and_bounds_every_probe() {
+    let told = |per_second| Signals { per_second: Some(per_second), ..Signals::default() };
+    let (mut learned, mut seen) = (new(), Vec::new());
+    for (at_s, per_second) in [(0, 0.5), (10, 10.0), (20, 10.0)] {
+        let now = Mono::from_millis(at_s * 1_000);
+        let permit = learned.admit(now).unwrap();
+        learned.record(now, permit, Answer::Accepted, &told(per_second));
+        let Belief { pace, since, confirmed_at, .. } = learned.belief();
+        seen.push((pace.unwrap(), since.as_millis(), confirmed_at.as_millis()));
+    }
+    assert_eq!(seen, [(0.475, 0, 0), (9.5, 10_000, 10_000), (9.5, 10_000, 20_000)]);
+    learned.phase = Phase::Probe { step: 0, base: 10.0, since: Mono::ZERO, accepts: 0 };
+    learned.next_step(Mono::ZERO);
+    assert_eq!(learned.rate, 9.5, "9.75 without them");
+}
+
+#[test]
+fn a_quota_lasts_until_its_reset_within_reason() {
+    for (calls, resets_in, waits_s) in
+        [(1, Duration::from_secs(120), 120), (0, Duration::from_secs(120), 60), (1, Duration::MAX, 31 * 86_400)]
+    {
+        let mut learned = new();
+        let permit = learned.admit(Mono::ZERO).unwrap();
+        let left = Some(Left { calls, resets_in });
+        learned.record(Mono::ZERO, permit, Answer::Accepted, &Signals { left, ..Signals::default() });
+        (0..calls).for_each(|_| drop(learned.admit(Mono::ZERO).unwrap()));
+        assert_eq!(retry_in(&mut learned, Mono::ZERO), Duration::from_secs(waits_s), "{calls} {resets_in:?}");
+    }
+}
+
+#[test]
+fn a_probe_that_was_mostly_pause_measured_nothing() {
+    for (paused_s, source) in [(2, Source::Refusals), (3, Source::Probes)] {
+        let mut learned = new();
+        (learned.ceiling, learned.source) = (100.0, Source::Probes);
+        learned.phase = Phase::Probe { step: 3, base: 100.0, since: Mono::ZERO, accepts: 0 };
+        learned.paused_in = Duration::from_secs(paused_s);
+        let permit = Permit { sent: Mono::from_millis(9_990), trial: false };
+        learned.refused(Mono::from_millis(10_000), permit, None);
+        assert_eq!((learned.source, learned.ceiling), (source, 100.0), "{paused_s} of ten seconds");
+    }
+}
+
+#[test]
+fn calls_that_wait_at_the_upstream_are_its_limit() {
+    let mut learned = new();
+    // One second: so many out, so many back, each after so long.
+    let mut second = 0;
+    let mut period = |sent, back: u64, latency_ms| {
+        learned.knee.sent += sent;
+        for answer in 1..=back {
+            let now = Mono::from_millis(second * 1_000 + answer * 1_000 / back);
+            learned.watch_latency(now, Duration::from_millis(latency_ms));
+        }
+        second += 1;
+        let Belief { source, per_second, pace, .. } = learned.belief();
+        (source, per_second, pace)
+    };
+    let nothing = (Source::Nothing, None, None);
+    (0..5).for_each(|_| assert_eq!(period(25, 25, 50), nothing, "the usual"));
+    (0..3).for_each(|_| assert_eq!(period(25, 25, 200), nothing, "slower, but all come back"));
+    (0..3).for_each(|_| assert_eq!(period(50, 25, 60), nothing, "fewer, but soon"));
+    assert_eq!(period(50, 25, 200), nothing, "once is chance");
+    assert_eq!(period(50, 25, 200), (Source::Latency, Some(25.0), Some(20.0)), "what waits there must go first");
+    assert_eq!(period(20, 20, 90), (Source::Latency, Some(25.0), Some(20.0)));
+    assert_eq!(period(20, 20, 60), (Source::Latency, Some(25.0), Some(23.75)), "it has gone");
+}
+
 #[test]
 fn numbers_that_make_no_limit_are_named() {
     let default = LearnedConfig::default();
