@@ -68,7 +68,7 @@ pub(super) fn configure(args: &RunArgs, default_file: &Path) -> anyhow::Result<A
     let file = args.config.as_deref().unwrap_or(default_file);
     let (mut config, warnings) = match config::load(file, &|name| std::env::var(name).ok())?.into_result() {
         Ok(read) => read,
-        Err(report) => bail!("cannot run with `{}`\n{report}", file.display()),
+        Err(report) => bail!("cannot run with `{}`\n{report}", file.display(), report = report.without_audit()),
     };
     let _ = write!(std::io::stderr(), "{}", warnings.without_audit());
     if let Some(admin) = &args.admin {

@@ -16,7 +16,7 @@ pub(super) fn load(file: &Path) -> anyhow::Result<Policy> {
             let _ = write!(std::io::stderr(), "{}", warnings.without_audit());
             Ok(config.policy)
         }
-        Err(report) => bail!("cannot use `{}`\n{report}", file.display()),
+        Err(report) => bail!("cannot use `{}`\n{report}", file.display(), report = report.without_audit()),
     }
 }
 
