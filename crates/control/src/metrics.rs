@@ -166,6 +166,16 @@ fn routes(text: &mut Text, routes: &[RouteSnapshot]) {
     text.per_route(routes, "seawall_cut_total", "counter", help, |route| route.cut_total);
     let help = "Answers whose trailers were left out because the answer had not announced them.";
     text.per_route(routes, "seawall_trailers_dropped_total", "counter", help, |route| route.trailers_dropped_total);
+    let name = "seawall_learned_limit";
+    text.family(name, "gauge", "Calls per second that the upstream is thought to allow, where one was felt.");
+    for (route, limit) in routes.iter().filter_map(|route| Some((route, route.learned_limit_per_s?))) {
+        text.sample(name, &[("route", &route.name)], limit);
+    }
+    let name = "seawall_concurrency_limit";
+    text.family(name, "gauge", "Calls at once that are thought right, where that is looked for.");
+    for (route, limit) in routes.iter().filter_map(|route| Some((route, route.concurrency_limit?))) {
+        text.sample(name, &[("route", &route.name)], limit);
+    }
     let help = "Calls on their way now.";
     text.per_route(routes, "seawall_in_flight", "gauge", help, |route| route.in_flight);
     let help = "Calls that wait for a place now.";
@@ -229,6 +239,12 @@ fn upstreams(text: &mut Text, snapshot: &NodeSnapshot) {
     for (upstream, endpoint) in endpoints() {
         let labels = [("upstream", upstream), ("endpoint", endpoint.address.as_str())];
         text.sample("seawall_endpoint_healthy", &labels, u8::from(endpoint.healthy));
+    }
+    let name = "seawall_endpoint_ejected";
+    text.family(name, "gauge", "1 while an endpoint gets no calls because it did worse than its peers.");
+    for (upstream, endpoint) in endpoints() {
+        let labels = [("upstream", upstream), ("endpoint", endpoint.address.as_str())];
+        text.sample(name, &labels, u8::from(endpoint.ejected));
     }
     text.family("seawall_endpoint_in_flight", "gauge", "Calls on their way to an endpoint now.");
     for (upstream, endpoint) in endpoints() {

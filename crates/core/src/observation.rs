@@ -65,6 +65,10 @@ pub struct RouteSnapshot {
     pub cut_total: u64,
     /// Answers whose trailers ended here because the answer had not announced them (`Trailer`).
     pub trailers_dropped_total: u64,
+    /// Calls per second that the upstream is thought to allow; `None` without `learned_limit`, or before any was felt.
+    pub learned_limit_per_s: Option<f64>,
+    /// Calls at once that are thought right; `None` without `concurrency`.
+    pub concurrency_limit: Option<u32>,
     /// Calls on their way now.
     pub in_flight: u64,
     /// Calls waiting for the bulkhead now.
@@ -112,6 +116,8 @@ pub struct EndpointSnapshot {
     pub zone: Option<String>,
     /// False while its health check fails.
     pub healthy: bool,
+    /// True while it gets no calls because it did worse than its peers.
+    pub ejected: bool,
     /// Calls on their way to it.
     pub in_flight: u64,
     /// Connections open to it.

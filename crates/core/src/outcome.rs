@@ -24,6 +24,16 @@ impl Outcome {
     pub const fn is_failure(self) -> bool {
         matches!(self, Self::Failure(_))
     }
+
+    /// What it says of the upstream's health. One that asks us to slow down is well: a breaker that opened on that would
+    /// keep from it even what it takes on, and an ejection would put its share on its peers. Limits are what listens.
+    #[must_use]
+    pub const fn of_health(self) -> Self {
+        match self {
+            Self::Failure(Failure::Throttled) => Self::Ignored,
+            other => other,
+        }
+    }
 }
 
 /// How a try failed.

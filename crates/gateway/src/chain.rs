@@ -8,7 +8,7 @@
 
 use std::borrow::Cow;
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -197,9 +197,11 @@ pub(crate) struct Call {
 /// What the copies of a call share.
 pub(crate) struct Copies {
     /// When the first was sent.
-    started: Mono,
+    pub(crate) started: Mono,
     /// Where they went, a bit for each endpoint.
     tried: AtomicU64,
+    /// True once the second has been answered, and the first has not.
+    pub(crate) outrun: AtomicBool,
 }
 
 /// A write that must not be lost.
@@ -682,7 +684,7 @@ pub(crate) async fn try_once(
     let now = worker.node.clock.now();
     match call.route.admit(now) {
         Ok(mut pass) => {
-            pass.asked_at(call.copies.as_ref().map_or(now, |copies| copies.started));
+            call.copies.iter().for_each(|copies| pass.one_of(copies));
             try_with(worker, call, upstream, place, now, pass).await
         }
         Err(refusal) => Tried::Refused(refusal),
@@ -696,7 +698,9 @@ async fn try_hedged(worker: &Arc<Worker>, call: &mut Call, upstream: UpstreamId,
     let copied = hedge::Call { started: clock.now(), hedges: 0, idempotent: call.can_be_sent_again() };
     let due = if call.write.is_some() { None } else { route.hedge_due(clock.now(), copied) };
     let Some(due) = due else { return try_once(worker, call, upstream, place).await };
-    call.copies = Some(Arc::new(Copies { started: copied.started, tried: AtomicU64::new(0) }));
+    let copies = Copies { started: copied.started, tried: AtomicU64::new(0), outrun: AtomicBool::new(false) };
+    let copies = Arc::new(copies);
+    call.copies = Some(Arc::clone(&copies));
     let mut twin = call.twin();
     let mut received = {
         let mut first = std::pin::pin!(try_once(worker, call, upstream, place));
@@ -706,6 +710,7 @@ async fn try_hedged(worker: &Arc<Worker>, call: &mut Call, upstream: UpstreamId,
             () = tokio::time::sleep_until(clock.instant(due)) => {}
         }
         let Some(_copy) = route.hedge(clock.now(), copied) else { return first.await };
+        let slow = copies.tried.load(Relaxed);
         worker.counts[twin.id.index()].hedges.add(1);
         // The place in the bulkhead stays with the first: two copies are one request.
         let mut nowhere = None;
@@ -720,7 +725,11 @@ async fn try_hedged(worker: &Arc<Worker>, call: &mut Call, upstream: UpstreamId,
                 },
             },
             tried = &mut second => match tried {
-                Tried::Answered(received) => received,
+                Tried::Answered(received) => {
+                    copies.outrun.store(true, Relaxed);
+                    ejection::note_outrun(worker, upstream, slow, clock.now().since(copies.started));
+                    received
+                }
                 _ => return first.await,
             },
         }
@@ -807,7 +816,7 @@ fn note_outlier(
         Err(_) => Outcome::Failure(Failure::Timeout),
     };
     let took = worker.node.clock.now().since(began);
-    ejection::note(worker, upstream, endpoint, outcome, took);
+    ejection::note(worker, (upstream, endpoint), outcome, took, call.route.cause());
 }
 
 fn no_healthy_endpoint(worker: &Worker, upstream: UpstreamId) -> Refusal {

@@ -7,15 +7,21 @@ use std::time::Duration;
 
 use seawall_core::guard::outlier::{Event, Outlier, Reason};
 use seawall_core::id::UpstreamId;
-use seawall_core::journal::{Draft, Kind};
+use seawall_core::journal::{Draft, Kind, Seq};
 use seawall_core::outcome::Outcome;
 use seawall_core::time::Mono;
 use seawall_core::units::format_duration;
 
 use crate::node::{UpstreamState, Worker};
 
-/// Tells what a try at an endpoint came to.
-pub(crate) fn note(worker: &Worker, upstream: UpstreamId, endpoint: usize, outcome: Outcome, took: Duration) {
+/// Tells what a try at an endpoint came to. `cause` is what the journal last said of the route.
+pub(crate) fn note(
+    worker: &Worker,
+    (upstream, endpoint): (UpstreamId, usize),
+    outcome: Outcome,
+    took: Duration,
+    cause: Option<Seq>,
+) {
     let state = &worker.node.upstreams[upstream.index()];
     let Some(outlier) = &state.outlier else { return };
     let now = worker.node.clock.now();
@@ -25,7 +31,17 @@ pub(crate) fn note(worker: &Worker, upstream: UpstreamId, endpoint: usize, outco
         outlier.record(now, endpoint, outcome, took, &mut prng)
     };
     if let Some(event) = event {
-        carry_out(worker, upstream, now, &outlier, event);
+        carry_out(worker, upstream, now, &outlier, event, cause);
+    }
+}
+
+/// Tells that a try had not been answered after so long, when a second copy of it was. `first` has the bit of the
+/// endpoint it went to. Else an endpoint that hangs would never be seen to: its calls all end with the copies.
+pub(crate) fn note_outrun(worker: &Worker, upstream: UpstreamId, first: u64, took: Duration) {
+    let endpoint = first.trailing_zeros() as usize;
+    // Beyond 64 endpoints a bit stands for several.
+    if first.count_ones() == 1 && worker.node.upstreams[upstream.index()].endpoints.len() <= 64 {
+        note(worker, (upstream, endpoint), Outcome::Success, took, None);
     }
 }
 
@@ -58,17 +74,20 @@ pub(crate) fn on_time(worker: &Worker, now: Mono) {
             outlier.on_time(now, &mut prng)
         };
         let upstream = UpstreamId(u32::try_from(place).unwrap_or(u32::MAX));
-        events.into_iter().for_each(|event| carry_out(worker, upstream, now, &outlier, event));
+        events.into_iter().for_each(|event| carry_out(worker, upstream, now, &outlier, event, None));
     }
 }
 
-fn carry_out(worker: &Worker, upstream: UpstreamId, now: Mono, outlier: &Outlier, event: Event) {
+fn carry_out(worker: &Worker, upstream: UpstreamId, now: Mono, outlier: &Outlier, event: Event, cause: Option<Seq>) {
     let state = &worker.node.upstreams[upstream.index()];
     publish(state, outlier);
     let subject = |place: usize| {
         let address = state.endpoints.get(place).map_or("?", |endpoint| endpoint.endpoint.address.as_str());
         format!("endpoint:{}/{address}", state.name)
     };
+    let (Event::Ejected { endpoint, .. } | Event::Returned { endpoint }) = event;
+    let Some(of) = state.endpoints.get(endpoint) else { return };
+    let mut last = of.told.lock().unwrap_or_else(PoisonError::into_inner);
     let draft = match event {
         Event::Ejected { endpoint, reason, until, count } => {
             let draft = Draft::new(Kind::EndpointEjected, subject(endpoint))
@@ -87,7 +106,7 @@ fn carry_out(worker: &Worker, upstream: UpstreamId, now: Mono, outlier: &Outlier
         }
         Event::Returned { endpoint } => Draft::new(Kind::EndpointReturned, subject(endpoint)),
     };
-    worker.node.journal.record(draft);
+    *last = Some(worker.node.journal.record(draft.because(cause.max(*last))));
 }
 
 /// As people read it.

@@ -80,6 +80,8 @@ pub(crate) struct EndpointState {
     pub(crate) healthy: AtomicBool,
     /// Ejected as an outlier, and that is heeded.
     pub(crate) ejected: AtomicBool,
+    /// The entry that last told of its ejection or return, at first the config's: the cause of the next.
+    pub(crate) told: Mutex<Option<Seq>>,
 }
 
 pub(crate) struct Worker {
@@ -95,7 +97,7 @@ impl Node {
     pub(crate) fn new(parts: Parts) -> Self {
         let Parts { policy, spool, journal, records, clock, net, cause, seed, .. } = parts;
         let upstreams: Vec<UpstreamState> =
-            policy.upstreams.iter().map(|upstream| UpstreamState::new(upstream, clock.now())).collect();
+            policy.upstreams.iter().map(|upstream| UpstreamState::new(upstream, clock.now(), cause)).collect();
         let budgets: Vec<_> = upstreams.iter().map(|_| Arc::new(Mutex::new(Budget::new(clock.now())))).collect();
         let mut seeds = Prng::new(seed).fork();
         let routes = policy.routes.iter().map(|route| {
@@ -156,17 +158,7 @@ impl Node {
     }
 
     fn route_snapshot(&self, index: usize, workers: &[Arc<Worker>]) -> RouteSnapshot {
-        let route = &self.routes[index];
-        let (breaker, in_flight, waiting) = route.look(self.clock.now());
-        let mut snapshot = RouteSnapshot {
-            name: route.policy.name.clone(),
-            upstream: route.upstream_name.clone(),
-            breaker,
-            degraded_since_ms: route.degraded_since().map(seawall_core::time::Wall::as_millis),
-            in_flight,
-            waiting,
-            ..RouteSnapshot::default()
-        };
+        let mut snapshot = self.routes[index].look(self.clock.now());
         workers.iter().for_each(|worker| worker.counts[index].add_to(&mut snapshot));
         finish(&mut snapshot);
         snapshot
@@ -211,12 +203,13 @@ fn descriptors_max() -> u64 {
 }
 
 impl UpstreamState {
-    fn new(upstream: &seawall_core::policy::Upstream, now: seawall_core::time::Mono) -> Self {
+    fn new(upstream: &seawall_core::policy::Upstream, now: seawall_core::time::Mono, cause: Option<Seq>) -> Self {
         let endpoints = upstream.endpoints.iter().map(|endpoint| EndpointState {
             endpoint: endpoint.clone(),
             load: Arc::new(EndpointLoad::default()),
             healthy: AtomicBool::new(true),
             ejected: AtomicBool::new(false),
+            told: Mutex::new(cause),
         });
         let outlier = upstream.outlier.map(|config| {
             let outlier = Outlier::new(config, upstream.endpoints.len(), now);
@@ -230,6 +223,7 @@ impl UpstreamState {
             address: state.endpoint.address.clone(),
             zone: state.endpoint.zone.clone(),
             healthy: state.healthy.load(Relaxed),
+            ejected: state.ejected.load(Relaxed),
             in_flight: state.load.in_flight.load(Relaxed).into(),
             connections: state.load.connections.load(Relaxed).into(),
         });

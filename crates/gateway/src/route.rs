@@ -17,7 +17,7 @@ use seawall_core::guard::hedge;
 use seawall_core::guard::pipeline::{Answered, Leave, NoRetry, Pipeline};
 use seawall_core::guard::retry::{Tried, Waits};
 use seawall_core::journal::{Draft, Kind, Seq};
-use seawall_core::observation::BreakerSnapshot;
+use seawall_core::observation::{BreakerSnapshot, RouteSnapshot};
 use seawall_core::outcome::Outcome;
 use seawall_core::policy::Route;
 use seawall_core::prng::Prng;
@@ -26,6 +26,7 @@ use seawall_core::units::{Ratio, format_duration};
 use seawall_store::Journal;
 use tokio::sync::oneshot;
 
+use crate::chain::Copies;
 use crate::clock::Clock;
 
 /// Answers are called whole again when none was reduced for this long.
@@ -123,12 +124,12 @@ impl RouteState {
     /// Asks the guards of a try.
     pub(crate) fn admit(self: &Arc<Self>, now: Mono) -> Result<Pass, Refusal> {
         let leave = self.guards.admit(now)?;
-        Ok(Pass { route: Arc::clone(self), leave: Some(leave) })
+        Ok(Pass { route: Arc::clone(self), leave: Some(leave), copies: None })
     }
 
     /// Leave without asking, for calls that are no business of these guards.
     pub(crate) fn pass_unguarded(self: &Arc<Self>) -> Pass {
-        Pass { route: Arc::clone(self), leave: None }
+        Pass { route: Arc::clone(self), leave: None, copies: None }
     }
 
     /// What the breaker would say to a call that came now, without counting it.
@@ -211,10 +212,10 @@ impl RouteState {
         Some(self.degraded_since.load(Relaxed)).filter(|since| *since != 0).map(Wall::from_millis)
     }
 
-    /// The breaker at a glance, calls on their way, calls waiting.
-    pub(crate) fn look(&self, now: Mono) -> (BreakerSnapshot, u64, u64) {
+    /// How its guards stand; what calls came to is counted by workers.
+    pub(crate) fn look(&self, now: Mono) -> RouteSnapshot {
         let (in_flight, waiting) = self.guards.load();
-        let snapshot = match self.guards.breaker() {
+        let breaker = match self.guards.breaker() {
             None => BreakerSnapshot { state: "off", ..BreakerSnapshot::default() },
             Some(breaker) => breaker.look(now, |breaker| {
                 let seen = breaker.seen(now);
@@ -228,7 +229,17 @@ impl RouteState {
                 }
             }),
         };
-        (snapshot, in_flight.into(), waiting.into())
+        RouteSnapshot {
+            name: self.policy.name.clone(),
+            upstream: self.upstream_name.clone(),
+            breaker,
+            degraded_since_ms: self.degraded_since().map(Wall::as_millis),
+            learned_limit_per_s: self.guards.belief().and_then(|belief| belief.per_second),
+            concurrency_limit: self.guards.concurrency(),
+            in_flight: in_flight.into(),
+            waiting: waiting.into(),
+            ..RouteSnapshot::default()
+        }
     }
 
     fn leave(&self) {
@@ -390,9 +401,18 @@ impl Drop for Waiting<'_> {
 pub(crate) struct Pass {
     route: Arc<RouteState>,
     leave: Option<Leave>,
+    copies: Option<Arc<Copies>>,
 }
 
 impl Pass {
+    /// Stands for one of the copies of a call: what is known of it if another is answered first.
+    pub(crate) fn one_of(&mut self, copies: &Arc<Copies>) {
+        if let Some(leave) = &mut self.leave {
+            leave.asked = copies.started;
+        }
+        self.copies = Some(Arc::clone(copies));
+    }
+
     /// Tells the guards what the try came to, without an answer.
     pub(crate) fn record(self, now: Mono, outcome: Outcome) {
         self.report(now, now, outcome, Answered::default());
@@ -405,13 +425,6 @@ impl Pass {
         self.route.guards.report(now, leave, outcome, took, answered);
     }
 
-    /// The call was first asked at this moment, by this copy of it or by another.
-    pub(crate) fn asked_at(&mut self, at: Mono) {
-        if let Some(leave) = &mut self.leave {
-            leave.asked = at;
-        }
-    }
-
     /// The answer has begun: whoever still has the pass waits for its end, and the upstream does not hang.
     pub(crate) fn answered(&mut self) {
         if let Some(leave) = &mut self.leave {
@@ -422,9 +435,11 @@ impl Pass {
 
 impl Drop for Pass {
     fn drop(&mut self) {
-        // Nobody knows what it came to: it says nothing about the upstream.
-        if let Some(leave) = self.leave.take() {
-            self.route.guards.release(leave);
+        let Some(leave) = self.leave.take() else { return };
+        match &self.copies {
+            Some(copies) if copies.outrun.load(Relaxed) => self.route.guards.outrun(self.route.clock.now(), leave),
+            // Nobody knows what it came to: it says nothing about the upstream.
+            _ => self.route.guards.release(leave),
         }
     }
 }

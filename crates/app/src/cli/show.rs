@@ -14,7 +14,7 @@ impl Paint {
     fn state(self, word: &str) -> String {
         let colour = match word {
             "closed" | "healthy" | "balanced" | "yes" => 32,
-            "half_open" | "unknown" | "draining" => 33,
+            "half_open" | "unknown" | "draining" | "ejected" => 33,
             "open" | "unhealthy" | "imbalanced" | "no" => 31,
             _ => return word.into(),
         };
@@ -74,6 +74,7 @@ pub(super) fn status(status: &Value, paint: Paint) -> String {
     ]);
     out.push('\n');
     out.push_str(&routes(list(status, "routes"), paint));
+    out.push_str(&found_out(list(status, "routes")));
     out.push('\n');
     out.push_str(&endpoints(list(status, "upstreams"), paint));
     out.push('\n');
@@ -126,11 +127,31 @@ fn routes(routes: &[Value], paint: Paint) -> String {
     painted(&table(&headings, &rows), paint)
 }
 
+/// What routes have found out about their upstreams, where they look for it.
+fn found_out(routes: &[Value]) -> String {
+    let known = |route: &Value| {
+        let allows = route["learned_limit_per_s"].as_f64().map(|limit| format!("{limit:.1}/s"));
+        let at_once = route["concurrency_limit"].as_u64().map(|limit| limit.to_string());
+        let or_none = |found: Option<String>| found.unwrap_or_else(|| "-".into());
+        (allows.is_some() || at_once.is_some())
+            .then(|| vec![text(&route["name"]), text(&route["upstream"]), or_none(allows), or_none(at_once)])
+    };
+    let rows: Vec<Vec<String>> = routes.iter().filter_map(known).collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    format!("\n{}", table(&["ROUTE", "UPSTREAM", "SEEMS TO ALLOW", "CALLS AT ONCE"], &rows))
+}
+
 fn endpoints(upstreams: &[Value], paint: Paint) -> String {
     let mut rows = Vec::new();
     for upstream in upstreams {
         for endpoint in list(upstream, "endpoints") {
-            let health = if endpoint["healthy"].as_bool() == Some(true) { "healthy" } else { "unhealthy" };
+            let health = match (endpoint["healthy"].as_bool(), endpoint["ejected"].as_bool()) {
+                (Some(true), Some(true)) => "ejected",
+                (Some(true), _) => "healthy",
+                _ => "unhealthy",
+            };
             rows.push(vec![
                 text(&upstream["name"]),
                 text(&endpoint["address"]),
@@ -149,7 +170,7 @@ fn painted(table: &str, paint: Paint) -> String {
     if !paint.0 {
         return table.into();
     }
-    let words = ["closed", "half_open", "open", "healthy", "unhealthy"];
+    let words = ["closed", "half_open", "open", "healthy", "ejected", "unhealthy"];
     let paint_word = |word: &str| if words.contains(&word) { paint.state(word) } else { word.into() };
     let lines = table.lines().map(|line| line.split(' ').map(paint_word).collect::<Vec<_>>().join(" ") + "\n");
     lines.collect()

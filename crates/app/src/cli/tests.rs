@@ -193,10 +193,12 @@ fn status_answer() -> Value {
             "breaker": {"state": "open", "failure_rate": 0.57, "slow_rate": null, "since_s": 3.0, "opened_total": 2},
             "degraded_since": "2023-11-14T22:13:20.500Z", "requests_total": 100, "failures_total": 5, "retries_total": 3,
             "degraded_total": 6, "in_flight": 0, "waiting": 0, "latency_p50_ms": 2.5, "latency_p99_ms": 60000.0,
+            "learned_limit_per_s": 49.53, "concurrency_limit": null,
         }],
         "upstreams": [{"name": "queue", "endpoints": [
             {"address": "10.0.0.1:80", "zone": "us-east", "healthy": true, "in_flight": 1, "connections": 4},
             {"address": "10.0.0.2:80", "zone": null, "healthy": false, "in_flight": 0, "connections": 0},
+            {"address": "10.0.0.3:80", "zone": null, "healthy": true, "ejected": true, "in_flight": 0, "connections": 0},
         ]}],
         "spool": {"waiting": 3, "leased": 1, "parked": 0, "bytes": 1536, "bytes_max": 1 << 30, "oldest_s": 7200.0, "disk_full": true},
         "limits": [{"name": "connections", "value": 10, "used": 4, "reached_total": 2}, {"name": "pending", "value": 9, "used": 0, "reached_total": 0}],
@@ -217,9 +219,13 @@ started  2023-11-14T22:13:20.000Z (61s ago)
 ROUTE   UPSTREAM  BREAKER  FAILED  SLOW  REDUCED SINCE             REQUESTS  FAILURES  RETRIES  REDUCED    P50        P99
 events  queue     open        57%     -  2023-11-14T22:13:20.500Z       100         5        3        6  2.5ms  60000.0ms
 
+ROUTE   UPSTREAM  SEEMS TO ALLOW  CALLS AT ONCE
+events  queue     49.5/s                      -
+
 UPSTREAM  ENDPOINT     ZONE     HEALTH     IN FLIGHT  CONNECTIONS
 queue     10.0.0.1:80  us-east  healthy            1            4
 queue     10.0.0.2:80  -        unhealthy          0            0
+queue     10.0.0.3:80  -        ejected            0            0
 
 spool waiting    3
 being delivered  1

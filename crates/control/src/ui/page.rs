@@ -138,6 +138,11 @@ fn summary(parts: &AdminParts, snapshot: &NodeSnapshot) -> String {
         let endpoints = if sick == 1 { "endpoint fails its" } else { "endpoints fail their" };
         words.push(format!("{sick} {endpoints} health check"));
     }
+    let out = snapshot.upstreams.iter().flat_map(|upstream| &upstream.endpoints).filter(|it| it.ejected).count();
+    if out > 0 {
+        let endpoints = if out == 1 { "endpoint is" } else { "endpoints are" };
+        words.push(format!("{out} {endpoints} ejected as worse than the others"));
+    }
     if class == "good" && !words.is_empty() {
         class = "warn";
     }
@@ -223,7 +228,11 @@ fn dependencies(upstreams: &[UpstreamSnapshot], info: &NodeInfo) -> String {
 }
 
 fn endpoint_html(endpoint: &EndpointSnapshot) -> String {
-    let (class, word) = if endpoint.healthy { ("good", "healthy") } else { ("bad", "unhealthy") };
+    let (class, word) = match endpoint {
+        EndpointSnapshot { healthy: false, .. } => ("bad", "unhealthy"),
+        EndpointSnapshot { ejected: true, .. } => ("warn", "ejected"),
+        _ => ("good", "healthy"),
+    };
     let (address, healthy) = (Escaped(&endpoint.address), endpoint.healthy);
     let (in_flight, connections) = (endpoint.in_flight, endpoint.connections);
     format!(

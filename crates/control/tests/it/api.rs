@@ -43,12 +43,14 @@ async fn status_has_the_shape_of_the_contract() {
             "degraded_since": "2023-11-14T22:13:20.500Z", "requests_total": 100, "failures_total": 5,
             "retries_total": 3, "degraded_total": 6, "in_flight": 0, "waiting": 0,
             "latency_p50_ms": 2.5, "latency_p99_ms": 60000.0,
+            "learned_limit_per_s": null, "concurrency_limit": null,
         })
     );
-    assert_eq!(status["routes"][1]["degraded_since"], Value::Null);
+    let other = &status["routes"][1];
+    assert_eq!((&other["degraded_since"], &other["learned_limit_per_s"]), (&Value::Null, &json!(49.5)));
     assert_eq!(
         status["upstreams"][0]["endpoints"][1],
-        json!({"address": "10.1.0.1:80", "zone": "us-west", "healthy": true, "in_flight": 1, "connections": 4})
+        json!({"address": "10.1.0.1:80", "zone": "us-west", "healthy": true, "ejected": false, "in_flight": 1, "connections": 4})
     );
     let spool = &status["spool"];
     assert_eq!((&spool["waiting"], &spool["leased"], &spool["parked"]), (&json!(1), &json!(0), &json!(0)));

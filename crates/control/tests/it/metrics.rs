@@ -39,6 +39,7 @@ async fn they_say_what_the_snapshot_says_zeros_included() {
     let world = world().await;
     world.keep("k").await;
     world.park("l").await;
+    world.snapshot.lock().unwrap().upstreams[0].endpoints[2].ejected = true;
     let body = world.get("/metrics").await.body;
     for line in [
         r#"seawall_requests_total{route="events",class="2xx"} 90"#,
@@ -67,6 +68,10 @@ async fn they_say_what_the_snapshot_says_zeros_included() {
         r#"seawall_limit_used{limit="connections"} 4"#,
         r#"seawall_limit_reached_total{limit="connections"} 1"#,
         r#"seawall_endpoint_healthy{upstream="queue",endpoint="10.0.0.1:80"} 1"#,
+        r#"seawall_endpoint_ejected{upstream="queue",endpoint="10.0.0.1:80"} 0"#,
+        r#"seawall_endpoint_ejected{upstream="queue",endpoint="10.2.0.1:80"} 1"#,
+        r#"seawall_learned_limit{route="quotes"} 49.5"#,
+        r#"seawall_concurrency_limit{route="quotes"} 12"#,
         r#"seawall_ledger_records_total{stream="events",class="accepted"} 8"#,
         r#"seawall_ledger_records_total{stream="events",class="corrupted"} 0"#,
         r#"seawall_ledger_outstanding{stream="events",state="waiting"} 2"#,

@@ -51,6 +51,7 @@ async fn trouble_is_said_in_words() {
         snapshot.routes[0].waiting = 3;
         snapshot.routes[0].breaker.failure_rate = None;
         snapshot.upstreams[0].endpoints[0].healthy = false;
+        snapshot.upstreams[0].endpoints[1].ejected = true;
     }
     let page = world.get("/").await.body;
     for part in [
@@ -58,11 +59,13 @@ async fn trouble_is_said_in_words() {
         r#"<span class="state bad" title="for 3.0 s, opened 2 times">open</span>"#,
         r#"<span class="state warn" title="for 3.0 s, opened 2 times">half-open</span>"#,
         r#"<span class="state warn">reduced for 61 s</span>"#,
-        "1 of 2 routes with reduced answers; 2 of 2 routes with a breaker that is not closed; 1 endpoint fails its",
+        "1 of 2 routes with reduced answers; 2 of 2 routes with a breaker that is not closed; 1 endpoint fails its \
+         health check; 1 endpoint is ejected as worse than the others",
         r#"data-summary="warn""#,
         "0 + 3 waiting",
         "too few calls to judge",
         r#"<span class="state bad">unhealthy</span>"#,
+        r#"<span class="state warn">ejected</span>"#,
     ] {
         assert!(page.contains(part), "{part}\n{page}");
     }

@@ -231,12 +231,15 @@ pub(crate) fn snapshot() -> NodeSnapshot {
         latency_sum_s: 12.5,
         latency_p50_ms: 2.5,
         latency_p99_ms: 60_000.0,
+        learned_limit_per_s: (state == "off").then_some(49.5),
+        concurrency_limit: (state == "off").then_some(12),
         ..RouteSnapshot::default()
     };
     let endpoint = |address: &str, zone: Option<&str>, healthy| EndpointSnapshot {
         address: address.into(),
         zone: zone.map(Into::into),
         healthy,
+        ejected: false,
         in_flight: 1,
         connections: 4,
     };

@@ -244,7 +244,7 @@ impl Outlier {
         prng: &mut Prng,
     ) -> Option<Event> {
         let seen = self.endpoints.get_mut(endpoint)?;
-        match outcome {
+        match outcome.of_health() {
             Outcome::Ignored => return None,
             Outcome::Success => {
                 seen.requests = seen.requests.saturating_add(1);

@@ -273,8 +273,25 @@ impl Pipeline {
             lock(usual).record(now, took);
         }
         if let (Some(breaker), Some(permit)) = (&self.breaker, leave.breaker) {
-            let report = Report { retry_after: answered.retry_after, ..Report::new(outcome, took) };
+            let report = Report { retry_after: answered.retry_after, ..Report::new(outcome.of_health(), took) };
             breaker.report(now, permit, report);
+        }
+    }
+
+    /// A second copy was answered first, and nobody waits for this try any more. That it had not answered by now is known
+    /// all the same: past the breaker's slow limit that is a slow call.
+    pub fn outrun(&self, now: Mono, leave: Leave) {
+        let slow = self.guards.breaker.as_ref().and_then(|breaker| breaker.slow);
+        if slow.is_some_and(|slow| now.since(leave.since) > slow.over) {
+            let took = now.since(leave.since);
+            if let (Some(limits), Some(held)) = (&self.limits, leave.limits) {
+                lock(limits).record(now, held, Outcome::Ignored, Answered::default());
+            }
+            if let (Some(breaker), Some(permit)) = (&self.breaker, leave.breaker) {
+                breaker.report(now, permit, Report::new(Outcome::Success, took));
+            }
+        } else {
+            self.release(leave);
         }
     }
 

@@ -13,6 +13,7 @@ use seawall_core::guard::outlier::OutlierConfig;
 use seawall_core::guard::rate::RateConfig;
 use seawall_core::guard::throttle::ThrottleConfig;
 use seawall_core::journal::Kind;
+use seawall_core::observation::EndpointSnapshot;
 use seawall_core::units::Ratio;
 
 use crate::world::{Do, Server, World, answer, breaker, ok, policy, route, upstream, wait_until};
@@ -153,9 +154,61 @@ fn an_endpoint_that_fails_in_a_row_is_ejected_and_comes_back() {
     let entry = world.entries(Kind::EndpointEjected).remove(0);
     assert_eq!((entry.fields["why"].as_str(), entry.fields["failures"].as_str()), ("consecutive", "3"), "{entry:?}");
     assert!(entry.subject.ends_with(&odd.address.to_string()), "{entry:?}");
+    let endpoints = |of: fn(&EndpointSnapshot) -> bool| -> Vec<bool> {
+        (world.view)().upstreams[0].endpoints.iter().map(of).collect()
+    };
+    assert_eq!(endpoints(|it| it.ejected), [true, false, false], "it is seen in the status");
+    assert_eq!(endpoints(|it| it.healthy), [true; 3], "no health check fails");
     sick.store(false, Relaxed);
     wait_until("it comes back and serves", || world.get("/").body == "mended");
-    assert_eq!(world.entries(Kind::EndpointReturned).len(), 1);
+    let returned = world.entries(Kind::EndpointReturned);
+    assert_eq!((returned.len(), returned[0].cause), (1, Some(entry.seq)));
+}
+
+/// Each of its calls is outrun by a copy elsewhere, so that none ever ends in a failure.
+#[test]
+fn an_endpoint_that_hangs_behind_copies_is_ejected_all_the_same() {
+    let hangs = Arc::new(AtomicBool::new(false));
+    let is_hanging = Arc::clone(&hangs);
+    let odd =
+        Server::start(
+            move |_, _| {
+                if is_hanging.load(Relaxed) { Do::Wait(3_000 * MS, Box::new(ok("at last"))) } else { ok("odd") }
+            },
+        );
+    let well: Vec<Server> = (0..2).map(|_| Server::start(|_, _| ok("well"))).collect();
+    let mut upstream = upstream("u", &[odd.address, well[0].address, well[1].address]);
+    upstream.outlier =
+        Some(OutlierConfig { interval: 200 * MS, requests_min: 5, endpoints_min: 3, ..OutlierConfig::default() });
+    let mut hedged = route("r", 0);
+    let hedge = HedgeConfig { quantile: ratio(0.9), samples_min: 20, delay_max: 20 * MS, ..HedgeConfig::default() };
+    hedged.guards.hedge = Some(hedge);
+    let slow = SlowRule { over: 4 * MS, rate_max: ratio(0.9), in_flight: true };
+    hedged.guards.breaker = Some(BreakerConfig { slow: Some(slow), ..BreakerConfig::default() });
+    hedged.guards.budget.ratio = Ratio::ONE;
+    let world = World::new(policy(vec![hedged], vec![upstream]));
+    (0..20).for_each(|_| assert_eq!(world.get("/").status, 200));
+    hangs.store(true, Relaxed);
+    wait_until("it is ejected", || {
+        assert_eq!(world.get("/").body, "well");
+        !world.entries(Kind::EndpointEjected).is_empty()
+    });
+    let entry = world.entries(Kind::EndpointEjected).remove(0);
+    assert_eq!(entry.fields["why"], "latency", "{entry:?}");
+    assert!(entry.subject.ends_with(&odd.address.to_string()), "{entry:?}");
+    assert!(world.route(0).breaker.slow_rate.is_some_and(|rate| rate > 0.0), "and the breaker has seen slow calls");
+}
+
+#[test]
+fn an_upstream_that_asks_for_less_is_not_shut_out() {
+    let server = Server::start(|_, _| answer("429 Too Many Requests", "", "slower"));
+    let mut route = route("r", 0);
+    route.guards.breaker = Some(BreakerConfig { calls_min: 5, ..BreakerConfig::default() });
+    route.guards.retry.attempts_max = 1;
+    let world = World::new(policy(vec![route], vec![upstream("u", &[server.address])]));
+    (0..20).for_each(|_| assert_eq!(world.get("/").status, 429));
+    let route = world.route(0);
+    assert_eq!((server.count(), route.breaker.state, route.failures_total), (20, "closed", 20));
 }
 
 #[test]
