@@ -1,9 +1,8 @@
 //! Empties the spool: one forwarder per upstream, in order per key, through the same guards as live traffic.
 //!
 //! It leases the first record of each key, sends it, and acknowledges it on a 2xx. A permanent refusal parks it; any
-//! failure puts it back to wait, its key with it. After a failure it goes one record at a time and doubles with each
-//! success, so that an upstream that has just come back is not run over by its own backlog. A breaker that is open is
-//! waited for, and what the forwarder sends then are its probes.
+//! failure puts it back to wait, its key with it. How many go out at a time is `core::spool::pace`. A breaker that is
+//! open is waited for, and what the forwarder sends then are its probes.
 
 use std::sync::Arc;
 use std::sync::PoisonError;
@@ -14,10 +13,11 @@ use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Response, Uri};
 use http_body_util::BodyExt as _;
 use seawall_core::guard::deadline::Deadline;
-use seawall_core::guard::retry::{Backoff, RetryConfig, Waits};
+use seawall_core::guard::retry::Waits;
 use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::journal::{Draft, Kind};
 use seawall_core::outcome::Failure;
+use seawall_core::spool::pace::{self, Delivered, Pace};
 use seawall_core::spool::{Lease, NewRecord};
 use seawall_core::time::Mono;
 use seawall_store::Leased;
@@ -33,15 +33,9 @@ use crate::route::RouteState;
 
 /// Beyond the deadline of a try: an expired lease would hand the record to somebody else while we still send it.
 const LEASE_SLACK: Duration = Duration::from_secs(30);
-/// Between tries of the same record.
-const BACKOFF_BASE: Duration = Duration::from_millis(100);
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// How often it looks even if nobody calls.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const LAST_WORDS_BYTES: usize = 512;
-/// After a guard's no.
-const PAUSE_MIN: Duration = Duration::from_millis(20);
-const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Runs until stopped; what is on its way then is finished or given back.
 pub(crate) async fn forward(worker: Arc<Worker>, upstream: UpstreamId, stop: Stop) {
@@ -51,16 +45,15 @@ pub(crate) async fn forward(worker: Arc<Worker>, upstream: UpstreamId, stop: Sto
     let route = &node.routes[id.index()];
     let parallel = route.policy.delivery.parallel.max(1) as usize;
     let lease_for = route.policy.guards.timeout + LEASE_SLACK;
-    let (mut work, mut out, mut ramp) = (node.spool.work_signal(), JoinSet::new(), Ramp::new(parallel));
+    let (mut work, mut out, mut pace) = (node.spool.work_signal(), JoinSet::new(), Pace::new(parallel));
     while !stop.drain.is_cancelled() {
         while let Some(delivered) = out.try_join_next() {
-            ramp.after(delivered.unwrap_or(Delivered::Failed), node.clock.now());
+            pace.after(delivered.unwrap_or(Delivered::Failed), node.clock.now());
         }
-        let (mut next_look, free) = (LOOK_EVERY, ramp.width.saturating_sub(out.len()));
+        let (mut next_look, free) = (LOOK_EVERY, pace.free(out.len()));
         let now = node.clock.now();
-        match route.admits_at() {
-            Some(at) if now < at => next_look = now.until(at),
-            _ if now < ramp.pause_until => next_look = now.until(ramp.pause_until),
+        match route.admits_at().filter(|at| now < *at).or(pace.paused_until(now)) {
+            Some(at) => next_look = now.until(at),
             _ if free == 0 => {}
             _ => {
                 let Ok(leases) = node.spool.lease(&name, free, lease_for).await else { return };
@@ -74,7 +67,7 @@ pub(crate) async fn forward(worker: Arc<Worker>, upstream: UpstreamId, stop: Sto
             biased;
             () = stop.drain.cancelled() => {}
             Some(delivered) = out.join_next() => {
-                ramp.after(delivered.unwrap_or(Delivered::Failed), node.clock.now());
+                pace.after(delivered.unwrap_or(Delivered::Failed), node.clock.now());
             }
             () = work.arrived() => {}
             () = tokio::time::sleep(next_look) => {}
@@ -85,38 +78,6 @@ pub(crate) async fn forward(worker: Arc<Worker>, upstream: UpstreamId, stop: Sto
         () = stop.now.cancelled() => {}
         () = async { while out.join_next().await.is_some() {} } => {}
     }
-}
-
-/// How many records may be on their way: all after success, one after failure, doubling in between.
-struct Ramp {
-    width: usize,
-    width_max: usize,
-    /// A guard said no: nothing is leased before this.
-    pause_until: Mono,
-}
-
-impl Ramp {
-    fn new(width_max: usize) -> Self {
-        Self { width: 1, width_max, pause_until: Mono::ZERO }
-    }
-
-    fn after(&mut self, delivered: Delivered, now: Mono) {
-        match delivered {
-            Delivered::Settled => self.width = (self.width * 2).min(self.width_max),
-            Delivered::Failed => self.width = 1,
-            Delivered::Refused(retry_in) => self.pause_until = now + retry_in.clamp(PAUSE_MIN, PAUSE_MAX),
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Delivered {
-    /// The upstream answered for good, with yes or no.
-    Settled,
-    /// It did not.
-    Failed,
-    /// A guard of ours said no; it may say yes after this long.
-    Refused(Duration),
 }
 
 fn spooling_route(worker: &Worker, upstream: UpstreamId) -> Option<RouteId> {
@@ -248,13 +209,10 @@ async fn put_back(
     retry_after: Option<Duration>,
     error: String,
 ) -> Delivered {
-    let jittered = {
+    let wait = {
         let mut prng = worker.prng.lock().unwrap_or_else(PoisonError::into_inner);
-        let backoff = Backoff::Exponential { base: BACKOFF_BASE, multiplier: 2.0 };
-        let patient = RetryConfig { backoff, wait_max: BACKOFF_MAX, ..RetryConfig::default() };
-        patient.wait(attempts + 1, &mut Waits::default(), &mut prng)
+        pace::rest_after(attempts + 1, retry_after, &mut prng)
     };
-    let wait = retry_after.map_or(jittered, |wish| wish.min(BACKOFF_MAX * 12).max(jittered));
     let _ = worker.node.spool.nack(lease, wait, error).await;
     Delivered::Failed
 }
@@ -317,18 +275,5 @@ mod tests {
     fn only_waiting_changes_these() {
         assert!([301, 400, 404, 413, 422].into_iter().all(is_permanent));
         assert!(![200, 204, 408, 409, 425, 429, 500, 503].into_iter().any(is_permanent));
-    }
-
-    #[test]
-    fn comes_back_gently() {
-        let mut ramp = Ramp::new(10);
-        let widths: Vec<usize> = [true, true, true, true, true, false, true]
-            .into_iter()
-            .map(|well| {
-                ramp.after(if well { Delivered::Settled } else { Delivered::Failed }, Mono::ZERO);
-                ramp.width
-            })
-            .collect();
-        assert_eq!(widths, [2, 4, 8, 10, 10, 1, 2]);
     }
 }

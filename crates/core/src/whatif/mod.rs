@@ -8,10 +8,13 @@
 //! with latency, capacity, a queue that goes on serving callers who have given up, troubles and a rate limit
 //! ([`Dependency`]). That is enough for retry storms and for metastable states, where the load that keeps a dependency
 //! down is the retries its failure made.
-//! What is not: connections, bytes, the choice between endpoints, fallbacks (a call that ends in one counts as failed).
+//! Fallbacks stand in ([`StandIn`]), hedges send copies, and what was kept is delivered as the gateway's forwarder does it.
+//! What is not: connections, bytes, the choice between endpoints, keys that must stay in order.
 
 pub mod audit;
+mod copies;
 mod dependency;
+mod kept;
 mod report;
 mod traffic;
 mod world;
@@ -63,6 +66,23 @@ pub struct Layer {
     pub idempotent: bool,
     /// True if it marks what it would repeat, so that layers below do not ([`crate::guard::retry::RETRY_OWNER_HEADER`]).
     pub marks_retries: bool,
+    /// What a caller gets when a call comes to nothing.
+    pub stand_in: StandIn,
+}
+
+/// What stands in for an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StandIn {
+    /// Nothing: it fails.
+    #[default]
+    Nothing,
+    /// An answer that is at hand: the last good one, a fixed one.
+    Answer,
+    /// A promise: the call is kept, and delivered later through the same guards.
+    Promise {
+        /// Kept calls on their way at the same time.
+        parallel: u32,
+    },
 }
 
 impl Layer {
@@ -89,7 +109,14 @@ impl Layer {
             bulkhead: BulkheadConfig { calls_max: u32::MAX, ..BulkheadConfig::default() },
             ..Guards::default()
         };
-        Self { name: name.into(), instances, guards, idempotent: true, marks_retries: false }
+        Self {
+            name: name.into(),
+            instances,
+            guards,
+            idempotent: true,
+            marks_retries: false,
+            stand_in: StandIn::Nothing,
+        }
     }
 }
 

@@ -22,6 +22,8 @@ pub struct Summary {
     pub offered: u64,
     /// Of those, answered well in time.
     pub good: u64,
+    /// Of those, answered by what stands in: reduced, but answered.
+    pub reduced: u64,
     /// Of those, failed, refused or late.
     pub failed: u64,
     /// `good / offered`.
@@ -30,7 +32,9 @@ pub struct Summary {
     pub refused: BTreeMap<&'static str, u64>,
     /// Retries by any layer.
     pub retried: u64,
-    /// Calls that reached the dependency.
+    /// Second copies of slow calls.
+    pub hedged: u64,
+    /// Calls that reached the dependency, those of kept calls among them.
     pub sent: u64,
     /// `sent / offered`.
     pub amplification: f64,
@@ -46,6 +50,12 @@ pub struct Summary {
     pub to_open_s: Option<f64>,
     /// From the end of the last trouble until five seconds in a row had 95 % good answers; `None` if that never came.
     pub to_recover_s: Option<f64>,
+    /// The most calls kept for later at the end of any second.
+    pub kept_max: u32,
+    /// Calls still kept at the end.
+    pub kept_at_end: u32,
+    /// From the end of the last trouble until nothing was kept any more; `None` if nothing was, or something still is.
+    pub to_empty_s: Option<f64>,
 }
 
 /// One second.
@@ -57,12 +67,16 @@ pub struct Row {
     pub offered: u32,
     /// Requests answered well in it.
     pub good: u32,
+    /// Requests answered by what stands in.
+    pub reduced: u32,
     /// Requests that ended otherwise in it.
     pub failed: u32,
     /// Refusals by any layer in it, by rule.
     pub refused: BTreeMap<&'static str, u32>,
     /// Retries begun in it.
     pub retried: u32,
+    /// Second copies of slow calls sent in it.
+    pub hedged: u32,
     /// Calls that reached the dependency in it.
     pub sent: u32,
     /// Half of the good answers took less, in milliseconds; zero without any.
@@ -73,6 +87,8 @@ pub struct Row {
     pub not_closed: u32,
     /// Calls waiting at the dependency, at its end.
     pub queued: u32,
+    /// Calls kept for later, at its end.
+    pub kept: u32,
 }
 
 /// The `share` quantile of some microseconds, in milliseconds.
@@ -87,4 +103,11 @@ pub(super) fn recovered_at(rows: &[Row], from: u64) -> Option<u64> {
     let is_right = |row: &Row| f64::from(row.good) >= 0.95 * f64::from(row.offered);
     let rows = rows.get(usize::try_from(from).ok()?..)?;
     rows.windows(5).find(|five| five.iter().all(is_right)).map(|five| five[0].second)
+}
+
+/// When nothing was kept any more, in seconds after `ends`; `None` if nothing ever was, or something is at the end.
+pub(super) fn emptied_after(rows: &[Row], ends_s: f64) -> Option<f64> {
+    let last = rows.iter().rfind(|row| row.kept > 0)?;
+    let is_empty_after = rows.last().is_some_and(|row| row.kept == 0);
+    is_empty_after.then(|| ((last.second + 1) as f64 - ends_s).max(0.0))
 }

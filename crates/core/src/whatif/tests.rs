@@ -13,7 +13,14 @@ const S: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
 
 fn gateway(guards: Guards) -> Layer {
-    Layer { name: "gateway".into(), instances: 1, guards, idempotent: true, marks_retries: true }
+    Layer {
+        name: "gateway".into(),
+        instances: 1,
+        guards,
+        idempotent: true,
+        marks_retries: true,
+        stand_in: StandIn::Nothing,
+    }
 }
 
 fn guards() -> Guards {
@@ -232,4 +239,110 @@ fn what_makes_no_experiment_is_refused() {
     for (scenario, key) in wrong {
         assert_eq!(scenario.run().expect_err(key).key, key);
     }
+}
+
+/// Nobody is told no, everything is delivered after the outage, and nothing is delivered twice or forgotten.
+#[test]
+fn what_is_kept_goes_out_when_the_outage_is_over() {
+    for (instances, ailment) in [(1, Ailment::Down), (3, Ailment::Hangs), (2, Ailment::Fails(Ratio::ONE))] {
+        let mut scenario = scenario(100.0);
+        scenario.dependency.troubles = trouble(20, 40, ailment);
+        scenario.lasts = 120 * S;
+        scenario.layers[0].instances = instances;
+        scenario.layers[0].stand_in = StandIn::Promise { parallel: 16 };
+        scenario.layers[0].guards.retry.attempts_max = 1;
+        let report = run(&scenario);
+        let summary = &report.summary;
+        let unfinished = summary.offered - summary.good - summary.reduced;
+        assert!(summary.failed == 0 && unfinished < 20, "{summary:?}");
+        assert!(summary.kept_max > 500 && summary.reduced >= u64::from(summary.kept_max), "{summary:?}");
+        assert!(summary.kept_at_end == 0 && summary.to_empty_s.is_some_and(|s| s > 0.0 && s < 60.0), "{summary:?}");
+        let before = report.rows[..20].iter().map(|row| row.reduced + row.kept).sum::<u32>();
+        assert_eq!(before, 0, "nothing is reduced while all is well");
+        // One call is enough for each, but for probes and for those that reached the dependency before they were kept.
+        assert!(summary.sent < summary.offered + summary.reduced / 10 + 500, "{summary:?}");
+        scenario.lasts = 45 * S;
+        let early = run(&scenario).summary;
+        assert!(early.kept_at_end > 0 && early.to_empty_s.is_none(), "{early:?}");
+    }
+}
+
+#[test]
+fn what_is_kept_comes_back_gently_under_a_rate_limit() {
+    let mut scenario = scenario(40.0);
+    scenario.dependency.troubles = trouble(10, 20, Ailment::Down);
+    scenario.dependency.rate_limit =
+        Some(RateLimit { rate: RateConfig { cells: 60, per: S, burst: 10 }, says_when: true });
+    scenario.lasts = 180 * S;
+    scenario.layers[0].stand_in = StandIn::Promise { parallel: 16 };
+    let summary = run(&scenario).summary;
+    assert!(
+        summary.kept_max > 200 && summary.kept_at_end == 0,
+        "what is refused with 429 waits and goes out: {summary:?}"
+    );
+}
+
+/// A reduced answer is an answer: callers who would have tried again do not.
+#[test]
+fn a_stand_in_spares_the_dependency_the_retries_of_its_callers() {
+    let outage = |stand_in| {
+        let mut scenario = scenario(50.0);
+        let mut inner = gateway(Guards { breaker: None, ..guards() });
+        (inner.stand_in, inner.guards.retry.attempts_max) = (stand_in, 1);
+        scenario.layers = vec![Layer::naive("callers", 1, S, 4), inner];
+        scenario.dependency.failure_rate = Ratio::ONE;
+        run(&scenario).summary
+    };
+    let (bare, stood_in) = (outage(StandIn::Nothing), outage(StandIn::Answer));
+    assert!(bare.amplification > 3.8 && bare.reduced == 0 && bare.failed > 2_500, "{bare:?}");
+    assert!((stood_in.amplification - 1.0).abs() < 0.01 && stood_in.failed == 0, "{stood_in:?}");
+    assert!(stood_in.reduced > 2_500 && (stood_in.good, stood_in.kept_max) == (0, 0), "{stood_in:?}");
+}
+
+/// One call in twenty takes a second here: copies after the 95th percentile take the tail away, for 5 % more load.
+#[test]
+fn copies_cut_the_tail_and_cost_little() {
+    let hedge = crate::guard::hedge::HedgeConfig::default();
+    let with = |change: &dyn Fn(&mut Scenario)| {
+        let mut scenario = scenario(200.0);
+        scenario.dependency.latency = Latency::LogNormal { median: 20 * MS, p99: 800 * MS };
+        scenario.layers[0].guards.try_timeout = 2 * S;
+        change(&mut scenario);
+        run(&scenario).summary
+    };
+    let plain = with(&|_| {});
+    let copied = with(&|scenario| scenario.layers[0].guards.hedge = Some(hedge));
+    assert!(plain.hedged == 0 && plain.latency_p99_ms > 600.0, "{plain:?}");
+    let share = copied.hedged as f64 / copied.offered as f64;
+    assert!((0.03..0.07).contains(&share), "{copied:?}");
+    assert!(copied.latency_p99_ms < plain.latency_p99_ms / 2.0, "{copied:?} and without {plain:?}");
+    assert_eq!(copied.sent, copied.offered + copied.hedged + copied.retried);
+    // Nobody pays, nobody may be asked twice, or what is kept needs no copy: none is sent.
+    let none: [&dyn Fn(&mut Scenario); 3] = [
+        &|it| (it.layers[0].guards.budget.ratio, it.layers[0].guards.budget.floor_per_s) = (Ratio::ZERO, 0.0),
+        &|it| it.layers[0].idempotent = false,
+        &|it| it.layers[0].stand_in = StandIn::Promise { parallel: 1 },
+    ];
+    for change in none {
+        let summary = with(&|scenario| {
+            scenario.layers[0].guards.hedge = Some(hedge);
+            change(scenario);
+        });
+        assert_eq!(summary.hedged, 0, "{summary:?}");
+    }
+}
+
+/// With every third answer a failure, whichever copy comes first: no request ends twice or never.
+#[test]
+fn copies_that_fail_leave_the_other_its_chance() {
+    let mut scenario = scenario(200.0);
+    scenario.dependency.failure_rate = Ratio::new(0.33).unwrap();
+    scenario.layers[0].guards.hedge = Some(crate::guard::hedge::HedgeConfig::default());
+    scenario.layers[0].guards.breaker = None;
+    scenario.layers[0].guards.retry.attempts_max = 1;
+    let summary = run(&scenario).summary;
+    let failed = summary.failed as f64 / (summary.good + summary.failed) as f64;
+    assert!(summary.hedged > 200 && summary.offered - summary.good - summary.failed < 30, "{summary:?}");
+    // A copy is sent of one call in twenty and saves some of those whose first copy fails late.
+    assert!((0.30..0.335).contains(&failed), "{failed} of {summary:?}");
 }

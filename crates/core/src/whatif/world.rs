@@ -1,12 +1,15 @@
 //! The clock that jumps from event to event, and everybody who does something at one.
+//! Second copies are in `copies.rs`, what is kept for later in `kept.rs`.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::copies::Copy;
 use super::dependency::Ailment;
-use super::report::{Report, Row, Summary, quantile_ms, recovered_at};
+use super::kept::Kept;
+use super::report::{Report, Row, Summary, emptied_after, quantile_ms, recovered_at};
 use super::{Layer, Scenario};
 use crate::guard::breaker::StateName;
 use crate::guard::budget::{Budget, Coin};
@@ -28,34 +31,43 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// Which call; a place is used again, with another number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct CallId {
-    place: u32,
+pub(super) struct CallId {
+    pub(super) place: u32,
     number: u32,
 }
 
-/// One try of a call.
+/// One try of a call, or the second copy of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct TryId {
-    call: CallId,
-    attempt: u32,
+pub(super) struct TryId {
+    pub(super) call: CallId,
+    pub(super) attempt: u32,
+    pub(super) is_copy: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Event {
+pub(super) enum Event {
     Arrive,
     Served(TryId, Verdict),
     Answered(TryId, Verdict),
     TryOver(TryId),
+    /// A try has taken longer than most.
+    CopyDue(TryId),
     WaitOver(CallId),
     Retry(CallId),
+    /// A kept call whose delivery failed may be tried again: layer, instance, tries so far.
+    KeptReady(usize, usize, u32),
+    /// Kept calls may go out: layer, instance.
+    DeliverKept(usize, usize),
     Tick,
     Second,
 }
 
 /// What the dependency, or a layer below, says to a try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Verdict {
+pub(super) enum Verdict {
     Good,
+    /// Something stood in for a good answer.
+    Reduced,
     Failed,
     Refused,
     /// 429, with the seconds of `Retry-After` if it says so.
@@ -63,49 +75,55 @@ enum Verdict {
     NoConnection,
 }
 
-struct Call {
+pub(super) struct Call {
     number: u32,
-    layer: usize,
-    instance: usize,
+    pub(super) layer: usize,
+    pub(super) instance: usize,
     parent: Option<TryId>,
     /// Which request of the traffic it belongs to.
-    nth: usize,
+    pub(super) nth: usize,
     began: Mono,
-    deadline: Deadline,
+    pub(super) deadline: Deadline,
     waits: Waits,
-    attempts: u32,
+    pub(super) attempts: u32,
     owned_above: bool,
     has_place: bool,
     ticket: Option<Ticket>,
-    leave: Option<Leave>,
+    pub(super) leave: Option<Leave>,
     coin: Option<Coin>,
     child: Option<CallId>,
+    pub(super) copy: Option<Copy>,
+    /// How its first copy failed while the second was on its way.
+    pub(super) first_failed: Option<(Failure, Option<Duration>)>,
+    /// Tries so far, if it is a kept call on its way.
+    pub(super) kept: Option<u32>,
 }
 
-struct Instance {
-    guards: Pipeline,
+pub(super) struct Instance {
+    pub(super) guards: Pipeline,
     waiting: BTreeMap<Ticket, CallId>,
     opened_seen: u64,
+    pub(super) kept: Kept,
 }
 
-struct World<'a> {
-    scenario: &'a Scenario,
-    now: Mono,
+pub(super) struct World<'a> {
+    pub(super) scenario: &'a Scenario,
+    pub(super) now: Mono,
     ends: Mono,
     events: BinaryHeap<Reverse<(Mono, u64, Event)>>,
     order: u64,
     calls: Vec<Option<Call>>,
     free: Vec<u32>,
     numbers: u32,
-    layers: Vec<Vec<Instance>>,
-    arrivals: usize,
+    pub(super) layers: Vec<Vec<Instance>>,
+    pub(super) arrivals: usize,
     of_traffic: Prng,
     of_dependency: Prng,
-    of_layers: Prng,
+    pub(super) of_layers: Prng,
     busy: u32,
     queue: VecDeque<(TryId, usize)>,
     limit: Option<Rate>,
-    row: Row,
+    pub(super) row: Row,
     latencies_us: Vec<u32>,
     all_latencies_us: Vec<u32>,
     rows: Vec<Row>,
@@ -152,7 +170,8 @@ fn instances(layer: &Layer, seeds: &mut Prng) -> Result<Vec<Instance>, Invalid> 
             let budget = Arc::new(Mutex::new(Budget::new(Mono::ZERO)));
             let seed = (seeds.next_u64(), 1);
             let guards = Pipeline::new(layer.guards.clone(), budget, seed, Mono::ZERO, |_| {})?;
-            Ok(Instance { guards, waiting: BTreeMap::new(), opened_seen: 0 })
+            let kept = Kept::of(layer.stand_in);
+            Ok(Instance { guards, waiting: BTreeMap::new(), opened_seen: 0, kept })
         })
         .collect()
 }
@@ -170,20 +189,23 @@ impl World<'_> {
                 Event::Served(id, verdict) => self.served(id, verdict),
                 Event::Answered(id, verdict) => self.answered(id, verdict),
                 Event::TryOver(id) => self.fail(id, Failure::Timeout, None),
+                Event::CopyDue(id) => self.copy(id),
                 Event::WaitOver(id) => self.wait_over(id),
                 Event::Retry(id) => self.attempt(id),
+                Event::KeptReady(layer, instance, tries) => self.kept_ready(layer, instance, tries),
+                Event::DeliverKept(layer, instance) => self.deliver_kept(layer, instance),
                 Event::Tick => self.tick(),
                 Event::Second => self.second(),
             }
         }
     }
 
-    fn at(&mut self, at: Mono, event: Event) {
+    pub(super) fn at(&mut self, at: Mono, event: Event) {
         self.order += 1;
         self.events.push(Reverse((at, self.order, event)));
     }
 
-    fn after(&mut self, wait: Duration, event: Event) {
+    pub(super) fn after(&mut self, wait: Duration, event: Event) {
         self.at(self.now + wait, event);
     }
 
@@ -197,9 +219,20 @@ impl World<'_> {
         self.begin(0, None, nth);
     }
 
-    /// A call to one of the instances of a layer.
+    /// A call to any of the instances of a layer.
     fn begin(&mut self, layer: usize, parent: Option<TryId>, nth: usize) -> CallId {
         let instance = self.of_layers.below(self.layers[layer].len() as u64) as usize;
+        self.begin_at((layer, instance), parent, nth, None)
+    }
+
+    /// A call to one instance; `kept` has the tries so far of one that was kept.
+    pub(super) fn begin_at(
+        &mut self,
+        (layer, instance): (usize, usize),
+        parent: Option<TryId>,
+        nth: usize,
+        kept: Option<u32>,
+    ) -> CallId {
         let (config, now) = (&self.scenario.layers[layer], self.now);
         let above = layer.checked_sub(1).map(|above| &self.scenario.layers[above]);
         let owned_above =
@@ -224,6 +257,9 @@ impl World<'_> {
             leave: None,
             coin: None,
             child: None,
+            copy: None,
+            first_failed: None,
+            kept,
         };
         let deadline = call.deadline;
         let id = self.keep(call);
@@ -254,11 +290,12 @@ impl World<'_> {
         call.attempts += 1;
         let (layer, instance, attempt, nth) = (call.layer, call.instance, call.attempts, call.nth);
         let until = call.deadline.of_try(now, scenario.layers[layer].guards.try_timeout);
-        let id_of_try = TryId { call: id, attempt };
+        let id_of_try = TryId { call: id, attempt, is_copy: false };
         match self.layers[layer][instance].guards.admit(now) {
             Ok(leave) => {
                 self.expect_call(id).leave = Some(leave);
                 self.at(until, Event::TryOver(id_of_try));
+                self.plan_copy(id_of_try);
                 if layer + 1 < self.layers.len() {
                     let child = self.begin(layer + 1, Some(id_of_try), nth);
                     if let Some(call) = self.call_mut(id).filter(|call| call.attempts == attempt) {
@@ -273,7 +310,7 @@ impl World<'_> {
     }
 
     /// A try reaches the dependency.
-    fn submit(&mut self, id: TryId, nth: usize) {
+    pub(super) fn submit(&mut self, id: TryId, nth: usize) {
         self.row.sent += 1;
         let dependency = &self.scenario.dependency;
         if let Some(recorded) = self.scenario.traffic.recorded(nth) {
@@ -335,7 +372,7 @@ impl World<'_> {
 
     fn answered(&mut self, id: TryId, verdict: Verdict) {
         match verdict {
-            Verdict::Good => self.succeed(id),
+            Verdict::Good | Verdict::Reduced => self.succeed(id, verdict),
             Verdict::Failed | Verdict::Refused => self.fail(id, Failure::Status(503), None),
             Verdict::TooMany(seconds) => {
                 let wish = seconds.map(|seconds| Duration::from_secs(seconds.into()));
@@ -345,9 +382,9 @@ impl World<'_> {
         }
     }
 
-    fn succeed(&mut self, id: TryId) {
+    fn succeed(&mut self, id: TryId, verdict: Verdict) {
         if self.end_try(id, Outcome::Success, Answered { status: Some(200), ..Answered::default() }) {
-            self.finish(id.call, Verdict::Good);
+            self.finish(id.call, verdict);
         }
     }
 
@@ -363,11 +400,16 @@ impl World<'_> {
             return;
         }
         let now = self.now;
-        let Some(call) = self.calls[id.call.place as usize].as_mut() else { return };
-        if let Some(child) = call.child.take() {
+        if let Some(child) = self.call_mut(id.call).and_then(|call| call.child.take()) {
             self.cancel(child);
         }
+        let Some((failure, retry_after)) = self.when_all_failed(id, (failure, retry_after)) else { return };
         let Some(call) = self.calls[id.call.place as usize].as_mut() else { return };
+        if call.kept.is_some() {
+            let seconds = retry_after.map(|wish| u32::try_from(wish.as_secs()).unwrap_or(u32::MAX));
+            let told = if failure == Failure::Throttled { Verdict::TooMany(seconds) } else { verdict_of(failure) };
+            return self.finish(id.call, told);
+        }
         let tried = Tried {
             attempts: call.attempts,
             failure,
@@ -398,6 +440,9 @@ impl World<'_> {
         if call.attempts != id.attempt {
             return false;
         }
+        if id.is_copy {
+            return self.end_copy(id, outcome, answered);
+        }
         let Some(leave) = call.leave.take() else { return false };
         let (layer, instance, coin) = (call.layer, call.instance, call.coin.take());
         let guards = &self.layers[layer][instance].guards;
@@ -409,6 +454,10 @@ impl World<'_> {
 
     fn refuse(&mut self, id: CallId, refusal: &Refusal) {
         self.count_refusal(refusal);
+        if let Some(call) = self.call(id).filter(|call| call.kept.is_some()) {
+            let (layer, instance, now) = (call.layer, call.instance, self.now);
+            self.layers[layer][instance].kept.refused(now, refusal.retry_in());
+        }
         self.finish(id, Verdict::Refused);
     }
 
@@ -431,8 +480,13 @@ impl World<'_> {
     fn finish(&mut self, id: CallId, verdict: Verdict) {
         let Some(mut call) = self.take(id) else { return };
         self.let_go(&mut call);
+        if let Some(tries) = call.kept {
+            return self.kept_came_to(&call, tries, verdict);
+        }
+        let verdict = self.stand_in(&call, verdict);
         match call.parent {
             Some(parent) => self.after(Duration::ZERO, Event::Answered(parent, verdict)),
+            None if verdict == Verdict::Reduced => self.row.reduced += 1,
             None if verdict == Verdict::Good => {
                 self.row.good += 1;
                 let took_us = self.now.since(call.began).as_micros();
@@ -460,6 +514,7 @@ impl World<'_> {
     }
 
     fn let_go(&mut self, call: &mut Call) {
+        self.drop_copy(call);
         let of = &mut self.layers[call.layer][call.instance];
         of.guards.end();
         // Of a retry that was afforded and then refused.
@@ -484,6 +539,7 @@ impl World<'_> {
                 self.first_opened.get_or_insert(now);
             }
         }
+        self.deliver_all_kept();
         self.after(TICK, Event::Tick);
     }
 
@@ -504,6 +560,7 @@ impl World<'_> {
             latency_p99_ms: quantile_ms(&self.latencies_us, 0.99),
             not_closed: self.layers.iter().flatten().filter(not_closed).count() as u32,
             queued: self.queue.len() as u32,
+            kept: self.layers.iter().flatten().map(|instance| instance.kept.count()).sum(),
             ..std::mem::take(&mut self.row)
         };
         self.all_latencies_us.append(&mut self.latencies_us);
@@ -533,10 +590,12 @@ impl World<'_> {
         let summary = Summary {
             offered,
             good,
+            reduced: sum(|row| row.reduced),
             failed: sum(|row| row.failed),
             goodput_ratio: share(good),
             refused,
             retried: sum(|row| row.retried),
+            hedged: sum(|row| row.hedged),
             sent,
             amplification: share(sent),
             latency_p50_ms: quantile_ms(&self.all_latencies_us, 0.5),
@@ -548,6 +607,9 @@ impl World<'_> {
                 .filter(|(opened, begins)| opened >= begins)
                 .map(|(opened, begins)| (opened - begins).as_secs_f64()),
             to_recover_s: recovered,
+            kept_max: self.rows.iter().map(|row| row.kept).max().unwrap_or(0),
+            kept_at_end: self.rows.last().map_or(0, |row| row.kept),
+            to_empty_s: ends.and_then(|ends| emptied_after(&self.rows, ends.as_secs_f64())),
         };
         Report { seed: self.scenario.seed, summary, rows: self.rows }
     }
@@ -571,11 +633,11 @@ impl World<'_> {
         self.calls[id.place as usize].take()
     }
 
-    fn call(&self, id: CallId) -> Option<&Call> {
+    pub(super) fn call(&self, id: CallId) -> Option<&Call> {
         self.calls[id.place as usize].as_ref().filter(|call| call.number == id.number)
     }
 
-    fn call_mut(&mut self, id: CallId) -> Option<&mut Call> {
+    pub(super) fn call_mut(&mut self, id: CallId) -> Option<&mut Call> {
         self.calls[id.place as usize].as_mut().filter(|call| call.number == id.number)
     }
 

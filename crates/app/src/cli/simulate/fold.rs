@@ -19,6 +19,8 @@ pub(super) struct Span {
     pub(super) offered: f64,
     /// Good answers a second.
     pub(super) good: f64,
+    /// Answers of what stands in, a second.
+    pub(super) reduced: f64,
     /// Calls that reached the dependency, a second.
     pub(super) sent: f64,
     /// Retries a second.
@@ -33,6 +35,8 @@ pub(super) struct Span {
     pub(super) not_closed: u32,
     /// Calls waiting at the dependency, at most.
     pub(super) queued: u32,
+    /// Calls kept for later, at most.
+    pub(super) kept: u32,
     /// Which of the troubles, by their place in the scenario.
     pub(super) troubles: Vec<usize>,
     answered_seconds: u64,
@@ -76,6 +80,7 @@ impl Span {
             seconds: 1,
             offered: row.offered.into(),
             good: row.good.into(),
+            reduced: row.reduced.into(),
             sent: row.sent.into(),
             retried: row.retried.into(),
             refused: row.refused.iter().map(|(rule, count)| (*rule, f64::from(*count))).collect(),
@@ -83,6 +88,7 @@ impl Span {
             p99_ms: row.latency_p99_ms,
             not_closed: row.not_closed,
             queued: row.queued,
+            kept: row.kept,
             troubles,
             answered_seconds: u64::from(row.good > 0),
         }
@@ -93,6 +99,7 @@ impl Span {
         let mean = |old: f64, new: u32| (old * before + f64::from(new)) / (before + 1.0);
         self.offered = mean(self.offered, row.offered);
         self.good = mean(self.good, row.good);
+        self.reduced = mean(self.reduced, row.reduced);
         self.sent = mean(self.sent, row.sent);
         self.retried = mean(self.retried, row.retried);
         for rule in row.refused.keys() {
@@ -109,6 +116,7 @@ impl Span {
         self.p99_ms = self.p99_ms.max(row.latency_p99_ms);
         self.not_closed = self.not_closed.max(row.not_closed);
         self.queued = self.queued.max(row.queued);
+        self.kept = self.kept.max(row.kept);
         self.seconds += 1;
     }
 
@@ -135,6 +143,8 @@ impl Span {
             && self.troubles == troubles
             && traffic <= (offered * 2.0 * tolerance).max(4.0 * offered.sqrt())
             && near(self.good, row.good)
+            && near(self.reduced, row.reduced)
+            && (self.kept > 0) == (row.kept > 0)
             && near(self.sent, row.sent)
             && refused.all(|(mine, theirs)| near(mine.unwrap_or(0.0), theirs.unwrap_or(0)))
             && f64::from(queue) <= (f64::from(self.queued.max(row.queued)) * 5.0 * tolerance).max(10.0)

@@ -287,7 +287,7 @@ fn progress_words(label: &str, spent: Duration, at: Duration, lasts: Duration) -
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
-    use seawall_core::whatif::{Ailment, Dependency, Layer, Summary};
+    use seawall_core::whatif::{Ailment, Dependency, Layer, StandIn, Summary};
 
     use super::*;
 
@@ -296,7 +296,14 @@ mod tests {
         let troubles = vec![Trouble { from: Duration::from_secs(20), until: Duration::from_secs(30), ailment }];
         let subject = Subject { label: "f, route r".into(), ..Subject::default_guards() };
         let guards = subject.guards.clone();
-        let layer = Layer { name: "gateway".into(), instances: 1, guards, idempotent: true, marks_retries: true };
+        let layer = Layer {
+            name: "gateway".into(),
+            instances: 1,
+            guards,
+            idempotent: true,
+            marks_retries: true,
+            stand_in: StandIn::Nothing,
+        };
         let scenario = Scenario {
             seed: 7,
             lasts: Duration::from_secs(60),

@@ -11,7 +11,7 @@ use seawall_core::whatif::Row;
 
 use super::Side;
 use super::plan::{traffic_words, trouble_words};
-use super::words::{SPAN_HEADINGS, differences, sentences, span_rows};
+use super::words::{differences, sentences, span_headings, span_rows};
 
 /// Steps a plot has at most; longer runs are drawn by means (and worst cases, where the worst is what matters).
 const STEPS_MAX: usize = 600;
@@ -45,7 +45,7 @@ pub(super) fn page(sides: &[Side]) -> String {
     }
     for side in sides {
         put!(body, "<h2>Where something changes: {}</h2>\n", escape(&side.subject.label));
-        table(&mut body, "spans", "seconds alike, as one line each", &SPAN_HEADINGS, &span_rows(side));
+        table(&mut body, "spans", "seconds alike, as one line each", &span_headings(side), &span_rows(side));
     }
     body += MODELLED;
     format!(
@@ -100,6 +100,7 @@ fn table(page: &mut String, class: &str, label: &str, headings: &[&str], rows: &
 struct Step {
     offered: f64,
     good: f64,
+    reduced: f64,
     sent: f64,
     /// In the order of [`Refusal::RULES`].
     refused: Vec<f64>,
@@ -107,6 +108,7 @@ struct Step {
     latency: Option<(f64, f64)>,
     not_closed: f64,
     queued: f64,
+    kept: f64,
 }
 
 impl Step {
@@ -121,11 +123,13 @@ impl Step {
         Self {
             offered: mean(&|row| row.offered),
             good: mean(&|row| row.good),
+            reduced: mean(&|row| row.reduced),
             sent: mean(&|row| row.sent),
             refused: refused.collect(),
             latency: (!answered.is_empty()).then_some((p50, p99)),
             not_closed: most(|row| row.not_closed),
             queued: most(|row| row.queued),
+            kept: most(|row| row.kept),
         }
     }
 }
@@ -172,6 +176,7 @@ struct Scale {
     refused: f64,
     breakers: f64,
     queued: f64,
+    kept: f64,
     /// Of latencies, as powers of ten of a millisecond.
     decades: (f64, f64),
 }
@@ -185,10 +190,11 @@ impl Scale {
         let nodes = drawn.iter().flat_map(|it| it.side.scenario.layers.last()).map(|layer| f64::from(layer.instances));
         let floor = low.max(0.1).log10().floor();
         Self {
-            requests: round_up(most(&|step| step.offered.max(step.good).max(step.sent))),
+            requests: round_up(most(&|step| step.offered.max(step.good + step.reduced).max(step.sent))),
             refused: round_up(most(&|step| step.refused.iter().sum())),
             breakers: nodes.fold(1.0, f64::max),
             queued: round_up(most(&|step| step.queued)),
+            kept: round_up(most(&|step| step.kept)),
             decades: (floor, high.max(1.0).log10().ceil().max(floor + 1.0)),
         }
     }
@@ -250,9 +256,16 @@ fn lanes(page: &mut String, drawn: &Drawn<'_>, scale: &Scale, place: usize) {
 
     let mut drawing = String::new();
     area(&mut drawing, "good", &bars(drawn, |step| (0.0, step.good)), scale.requests);
+    let reduced = drawn.steps.iter().any(|step| step.reduced > 0.0);
+    if reduced {
+        area(&mut drawing, "reduced", &bars(drawn, |step| (step.good, step.good + step.reduced)), scale.requests);
+    }
     polylines(&mut drawing, "sent", &drawn.points(|step| Some(y(step.sent, scale.requests))));
     polylines(&mut drawing, "offered", &drawn.points(|step| Some(y(step.offered, scale.requests))));
-    let legend = [("offered", "offered"), ("good", "answered well"), ("sent", "sent to the dependency")];
+    let mut legend = vec![("offered", "offered"), ("good", "answered well"), ("sent", "sent to the dependency")];
+    if reduced {
+        legend.insert(2, ("reduced", "reduced"));
+    }
     lane(page, "requests", "Requests a second", &legend, &up_to(scale.requests), &drawing);
 
     let (mut drawing, mut legend) = (String::new(), Vec::new());
@@ -296,6 +309,11 @@ fn lanes(page: &mut String, drawn: &Drawn<'_>, scale: &Scale, place: usize) {
         let mut drawing = String::new();
         area(&mut drawing, "queued", &bars(drawn, |step| (0.0, step.queued)), scale.queued);
         lane(page, "queued", "At the dependency", &[("queued", "calls waiting")], &up_to(scale.queued), &drawing);
+    }
+    if drawn.steps.iter().any(|step| step.kept > 0.0) {
+        let mut drawing = String::new();
+        area(&mut drawing, "kept", &bars(drawn, |step| (0.0, step.kept)), scale.kept);
+        lane(page, "kept", "Kept for later", &[("kept", "calls")], &up_to(scale.kept), &drawing);
     }
     if drawn.seconds_per_step() > 1.5 {
         put!(page, "<p class=\"soft\">Each step is {:.0} s.</p>\n", drawn.seconds_per_step());
@@ -371,8 +389,8 @@ fn ticks(page: &mut String, seconds: f64) {
 
 const MODELLED: &str = "<h2>What is modelled</h2>\n<p>The very guards of the gateway in virtual time; arrivals, callers who \
     retry on their own, a dependency with latency, capacity, a queue that goes on serving callers who have given up, faults \
-    and a rate limit. Not modelled: connections, bytes, the choice between endpoints, health checks, and fallbacks, so that a \
-    call which a fallback would have answered counts as failed here. Shaded: while the dependency is ill.</p>\n";
+    and a rate limit, what stands in, and what is kept and delivered later. Not modelled: connections, bytes, the choice \
+    between endpoints, health checks, and keys that must stay in order. Shaded: while the dependency is ill.</p>\n";
 
 const STYLE: &str = "\
 :root{color-scheme:light dark;--ink:#1c2430;--paper:#fff;--soft:#566474;--line:#dde3ea;--good:#2f9e62;--sent:#b35c00;\
@@ -397,6 +415,7 @@ polyline{fill:none;stroke-width:1.6;vector-effect:non-scaling-stroke}\
 .offered{stroke:var(--ink);stroke-dasharray:5 3}.sent{stroke:var(--sent)}.p50{stroke:var(--p50)}\
 .p99{stroke:var(--p99);stroke-dasharray:4 2}polygon.good{fill:var(--good);opacity:.55}.band{fill:var(--band);opacity:.13}\
 .mark{stroke:var(--line);vector-effect:non-scaling-stroke}.breakers{fill:var(--band)}.queued{fill:var(--p50);opacity:.7}\
+.reduced{fill:var(--r1);opacity:.55}.kept{fill:var(--r1);opacity:.7}i.reduced,i.kept{background:var(--r1);opacity:.6}\
 i.offered{border-top:2px dashed var(--ink);height:0}i.good{background:var(--good);opacity:.55}i.sent{background:var(--sent);height:2px}\
 i.p50{background:var(--p50);height:2px}i.p99{border-top:2px dashed var(--p99);height:0}i.breakers{background:var(--band)}\
 i.queued{background:var(--p50);opacity:.7}.key i{vertical-align:middle}\
@@ -460,6 +479,16 @@ mod tests {
             assert!(page.contains("</i>breaker</span>") && page.contains("</i>budget</span>"));
             assert_eq!(page.contains("The difference"), sides.len() == 2);
         }
+    }
+
+    #[test]
+    fn what_is_reduced_and_kept_has_its_place() {
+        let mut side = played();
+        side.report.rows[25].reduced = 90;
+        side.report.rows[25].kept = 90;
+        let page = page(&[side]);
+        assert!(page.contains("Kept for later") && page.contains("</i>reduced</span>"));
+        assert!(page.contains("<polygon class=\"reduced\"") && page.contains("<polygon class=\"kept\""));
     }
 
     #[test]

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use seawall_core::guard::breaker::WindowConfig;
-use seawall_core::policy::{Guards, Route};
+use seawall_core::policy::{Fallback, Guards, Route};
 use seawall_core::units::{format_duration, parse_duration, parse_ratio};
-use seawall_core::whatif::{Ailment, Dependency, Latency, Layer, RateLimit, Scenario, Traffic, Trouble};
+use seawall_core::whatif::{Ailment, Dependency, Latency, Layer, RateLimit, Scenario, StandIn, Traffic, Trouble};
 use serde_json::{Value, json};
 
 use super::{Pattern, SimulateArgs};
@@ -25,8 +25,23 @@ pub(super) struct Subject {
     pub(super) route: Option<String>,
     pub(super) guards: Guards,
     pub(super) idempotent: bool,
-    /// What would stand in, in the gateway; not here.
-    pub(super) fallbacks: Vec<&'static str>,
+    /// What stands in, and its word.
+    pub(super) stand_in: (StandIn, &'static str),
+}
+
+/// What a caller of a route gets who gets no answer: of its fallbacks the first that does for most of its requests.
+fn stand_in(route: &Route) -> (StandIn, &'static str) {
+    let reads = |method: &String| matches!(method.as_str(), "GET" | "HEAD");
+    let does = |fallback: &&Fallback| match fallback {
+        Fallback::Spool => !route.matcher.methods.iter().all(reads) || route.matcher.methods.is_empty(),
+        Fallback::Stale { .. } => !route.spools() || route.matcher.methods.iter().any(reads),
+        Fallback::Static { .. } | Fallback::Upstream(_) => true,
+    };
+    let stands = |fallback: &Fallback| match fallback {
+        Fallback::Spool => (StandIn::Promise { parallel: route.delivery.parallel }, fallback.name()),
+        _ => (StandIn::Answer, fallback.name()),
+    };
+    route.fallbacks.iter().find(does).map_or((StandIn::Nothing, ""), stands)
 }
 
 impl Subject {
@@ -38,7 +53,7 @@ impl Subject {
             route: None,
             guards: Guards::default(),
             idempotent: true,
-            fallbacks: Vec::new(),
+            stand_in: (StandIn::Nothing, ""),
         }
     }
 
@@ -49,7 +64,7 @@ impl Subject {
             route: Some(route.name.clone()),
             guards: route.guards.clone(),
             idempotent: may_repeat(route),
-            fallbacks: route.fallbacks.iter().map(|fallback| fallback.name()).collect(),
+            stand_in: stand_in(route),
         }
     }
 }
@@ -77,6 +92,7 @@ pub(super) fn scenario(args: &SimulateArgs, traffic: Traffic, subject: &Subject)
         guards: subject.guards.clone(),
         idempotent: subject.idempotent,
         marks_retries: true,
+        stand_in: subject.stand_in.0,
     };
     let callers =
         args.callers.map(|callers| Layer::naive("callers", callers, args.caller_timeout, args.caller_attempts));
@@ -283,7 +299,7 @@ pub(super) fn as_json(subject: &Subject, scenario: &Scenario) -> Value {
         "layers": scenario.layers.iter().map(layer).collect::<Vec<_>>(),
         "dependency": dependency,
         "breaker_blind_below_per_s": sight.map(|sight| sight.blind_below_per_s),
-        "fallbacks_not_modelled": subject.fallbacks,
+        "stands_in": Some(subject.stand_in.1).filter(|word| !word.is_empty()),
     })
 }
 

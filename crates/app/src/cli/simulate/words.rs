@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use seawall_core::units::format_duration;
-use seawall_core::whatif::{Ailment, Scenario, Summary, Traffic};
+use seawall_core::whatif::{Ailment, Scenario, StandIn, Summary, Traffic};
 
 use super::Side;
 use super::fold::{Span, fold};
@@ -48,18 +48,23 @@ fn heading(label: &str, scenario: &Scenario) -> String {
 /// What happened, most wanted first: a name and words each.
 pub(super) fn sentences(side: &Side) -> Vec<(&'static str, String)> {
     let summary = &side.report.summary;
-    let unfinished = summary.offered.saturating_sub(summary.good + summary.failed);
+    let unfinished = summary.offered.saturating_sub(summary.good + summary.reduced + summary.failed);
     let still =
         if unfinished > 0 { format!(", {} still on their way at the end", grouped(unfinished)) } else { String::new() };
+    let how = match side.subject.stand_in {
+        (StandIn::Nothing, _) => String::new(),
+        (_, word) => format!(": {} in full, {} reduced ({word})", grouped(summary.good), grouped(summary.reduced)),
+    };
     let mut said = vec![(
         "answered",
         format!(
-            "{} of {} requests; {} failed or were refused{still}",
+            "{} of {} requests{how}; {} failed or were refused{still}",
             answered_percent(summary),
             grouped(summary.offered),
             grouped(summary.failed)
         ),
     )];
+    said.extend(kept_words(side).map(|words| ("kept", words)));
     said.push(("breaker", breaker_words(side)));
     said.extend(recovery_words(side).map(|words| ("recovery", words)));
     said.push((
@@ -70,6 +75,10 @@ pub(super) fn sentences(side: &Side) -> Vec<(&'static str, String)> {
             grouped(summary.retried)
         ),
     ));
+    if summary.hedged > 0 {
+        let share = summary.hedged as f64 / summary.offered as f64 * 100.0;
+        said.push(("copies", format!("{} second copies (hedge), {share:.1} % of requests", grouped(summary.hedged))));
+    }
     if !summary.refused.is_empty() {
         said.push(("refusals", refusal_words(summary)));
     }
@@ -82,10 +91,6 @@ pub(super) fn sentences(side: &Side) -> Vec<(&'static str, String)> {
         ),
     ));
     said.extend(sight_words(side).map(|words| ("sight", words)));
-    if !side.subject.fallbacks.is_empty() {
-        let names = side.subject.fallbacks.join(", ");
-        said.push(("not here", format!("fallbacks ({names}): what they would have caught counts as failed")));
-    }
     if !side.subject.idempotent {
         said.push((
             "retries",
@@ -98,9 +103,26 @@ pub(super) fn sentences(side: &Side) -> Vec<(&'static str, String)> {
 /// A failure in a million is not rounded away.
 fn answered_percent(summary: &Summary) -> String {
     match summary.failed {
-        0 if summary.good > 0 => "100 %".into(),
-        _ => format!("{:.2} %", (summary.goodput_ratio * 100.0).min(99.99)),
+        0 if summary.good + summary.reduced > 0 => "100 %".into(),
+        _ => {
+            let answered = (summary.good + summary.reduced) as f64 / summary.offered.max(1) as f64;
+            format!("{:.2} %", (answered * 100.0).min(99.99))
+        }
     }
+}
+
+/// What waits for later, if anything ever does.
+fn kept_words(side: &Side) -> Option<String> {
+    let summary = &side.report.summary;
+    if summary.kept_max == 0 {
+        return None;
+    }
+    let most = grouped(summary.kept_max.into());
+    Some(match (summary.kept_at_end, summary.to_empty_s) {
+        (0, Some(after)) => format!("{most} at most; the last is delivered {} after the last fault", seconds(after)),
+        (0, None) => format!("{most} at most; all are delivered"),
+        (left, _) => format!("{most} at most; {} still wait at the end", grouped(left.into())),
+    })
 }
 
 fn breaker_words(side: &Side) -> String {
@@ -181,61 +203,61 @@ fn sight_words(side: &Side) -> Option<String> {
 
 /// Where something changes.
 fn spans(side: &Side) -> String {
-    table(&SPAN_HEADINGS, &span_rows(side))
+    table(&span_headings(side), &span_rows(side))
 }
 
-pub(super) const SPAN_HEADINGS: [&str; 11] = [
-    "AT",
-    "FOR",
-    "OFFERED/S",
-    "GOOD/S",
-    "SENT/S",
-    "RETRIED/S",
-    "P50",
-    "P99",
-    "QUEUED",
-    "NOT CLOSED",
-    "REFUSED/S, FAULT",
-];
+/// Columns; those that would be empty are left out.
+pub(super) fn span_headings(side: &Side) -> Vec<&'static str> {
+    let mut headings = vec!["AT", "FOR", "OFFERED/S", "GOOD/S"];
+    headings.extend(is_reduced(side).then_some("REDUCED/S"));
+    headings.extend(["SENT/S", "RETRIED/S", "P50", "P99", "QUEUED"]);
+    headings.extend(keeps(side).then_some("KEPT"));
+    headings.extend(["NOT CLOSED", "REFUSED/S, FAULT"]);
+    headings
+}
+
+fn is_reduced(side: &Side) -> bool {
+    side.report.rows.iter().any(|row| row.reduced > 0)
+}
+
+fn keeps(side: &Side) -> bool {
+    side.report.rows.iter().any(|row| row.kept > 0)
+}
 
 pub(super) fn span_rows(side: &Side) -> Vec<Vec<String>> {
     let spans = fold(&side.report.rows, &side.scenario.dependency.troubles);
-    spans.iter().map(|span| span_row(span, &side.scenario)).collect()
+    spans.iter().map(|span| span_row(span, side)).collect()
 }
 
-fn span_row(span: &Span, scenario: &Scenario) -> Vec<String> {
+fn span_row(span: &Span, side: &Side) -> Vec<String> {
     let time = |seconds: u64| format!("{seconds}s");
     let answered = span.good > 0.0;
     let latency = |value: f64| if answered { ms(value).replace(' ', "") } else { "-".into() };
     let mut refused: Vec<(&str, f64)> = span.refused.iter().map(|(rule, count)| (*rule, *count)).collect();
     refused.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(b.0)));
     let mut notes: Vec<String> = refused.iter().map(|(rule, count)| format!("{rule} {}", figure(*count))).collect();
-    let troubles = span.troubles.iter().map(|place| ailment_words(scenario.dependency.troubles[*place].ailment));
+    let troubles = span.troubles.iter().map(|place| ailment_words(side.scenario.dependency.troubles[*place].ailment));
     notes.extend(troubles.map(|words| format!("[{words}]")));
-    vec![
-        time(span.first),
-        time(span.seconds),
-        figure(span.offered),
-        figure(span.good),
-        figure(span.sent),
-        figure(span.retried),
-        latency(span.p50_ms),
-        latency(span.p99_ms),
-        span.queued.to_string(),
-        span.not_closed.to_string(),
-        notes.join(", "),
-    ]
+    let mut row = vec![time(span.first), time(span.seconds), figure(span.offered), figure(span.good)];
+    row.extend(is_reduced(side).then(|| figure(span.reduced)));
+    row.extend([figure(span.sent), figure(span.retried), latency(span.p50_ms), latency(span.p99_ms)]);
+    row.push(span.queued.to_string());
+    row.extend(keeps(side).then(|| span.kept.to_string()));
+    row.extend([span.not_closed.to_string(), notes.join(", ")]);
+    row
 }
 
 /// The two in figures: a name, A, B, and the difference.
 pub(super) fn differences(a: &Side, b: &Side) -> Vec<Vec<String>> {
     type Figure = fn(&Summary) -> Option<f64>;
-    let figures: [(&str, usize, Figure); 12] = [
+    let figures: [(&str, usize, Figure); 16] = [
         ("requests", 0, |it| Some(it.offered as f64)),
         ("good", 0, |it| Some(it.good as f64)),
+        ("reduced", 0, |it| Some(it.reduced as f64)),
         ("failed", 0, |it| Some(it.failed as f64)),
         ("good, %", 2, |it| Some(it.goodput_ratio * 100.0)),
         ("retries", 0, |it| Some(it.retried as f64)),
+        ("second copies", 0, |it| Some(it.hedged as f64)),
         ("calls to the dependency", 0, |it| Some(it.sent as f64)),
         ("calls for each request", 2, |it| Some(it.amplification)),
         ("latency, half, ms", 1, |it| Some(it.latency_p50_ms)),
@@ -243,6 +265,8 @@ pub(super) fn differences(a: &Side, b: &Side) -> Vec<Vec<String>> {
         ("breakers opened", 0, |it| Some(it.opened as f64)),
         ("opens after the first fault begins, s", 1, |it| it.to_open_s),
         ("recovers after the last ends, s", 1, |it| it.to_recover_s),
+        ("kept for later at most", 0, |it| Some(it.kept_max.into())),
+        ("the last kept is delivered after it ends, s", 1, |it| it.to_empty_s),
     ];
     let (of_a, of_b) = (&a.report.summary, &b.report.summary);
     let mut rows: Vec<Vec<String>> =
@@ -333,6 +357,7 @@ mod tests {
             first_opened_s: Some(23.1),
             to_open_s: Some(3.1),
             to_recover_s: Some(9.2),
+            ..Summary::default()
         };
         assert_eq!(said(&side, "answered"), "48.56 % of 24,000 requests; 12,345 failed or were refused");
         assert_eq!(
@@ -357,7 +382,7 @@ mod tests {
         side.report.summary = Summary { offered: 10, good: 7, ..Summary::default() };
         assert_eq!(said(&side, "breaker"), "never opens");
         assert!(said(&side, "answered").starts_with("100 % of 10 requests; 0 failed"));
-        let hardly = Summary { failed: 1, goodput_ratio: 0.999_999, ..Summary::default() };
+        let hardly = Summary { offered: 1_000_000, good: 999_999, failed: 1, ..Summary::default() };
         assert_eq!(answered_percent(&hardly), "99.99 %");
         assert!(said(&side, "answered").ends_with("0 failed or were refused, 3 still on their way at the end"));
         side.report.summary.first_opened_s = Some(23.0);
@@ -373,8 +398,38 @@ mod tests {
         assert_eq!(said(&side, "recovery"), "");
         side.subject.guards.breaker = None;
         assert_eq!((said(&side, "breaker").as_str(), said(&side, "sight").as_str()), ("off", ""));
-        (side.subject.fallbacks, side.subject.idempotent) = (vec!["spool"], false);
-        assert!(said(&side, "not here").contains("(spool)") && said(&side, "retries").contains("cannot have arrived"));
+        side.subject.idempotent = false;
+        assert!(said(&side, "retries").contains("cannot have arrived"));
+    }
+
+    #[test]
+    fn what_stands_in_and_what_is_kept_is_told() {
+        let mut side = side(Ailment::Down);
+        side.subject.stand_in = (StandIn::Promise { parallel: 16 }, "spool");
+        side.report.summary = Summary {
+            offered: 1_000,
+            good: 900,
+            reduced: 99,
+            failed: 1,
+            kept_max: 80,
+            hedged: 50,
+            ..Summary::default()
+        };
+        assert_eq!(
+            said(&side, "answered"),
+            "99.90 % of 1,000 requests: 900 in full, 99 reduced (spool); 1 failed or were refused"
+        );
+        assert_eq!(said(&side, "kept"), "80 at most; all are delivered");
+        side.report.summary.to_empty_s = Some(4.0);
+        assert_eq!(said(&side, "kept"), "80 at most; the last is delivered 4.0 s after the last fault");
+        side.report.summary.kept_at_end = 7;
+        assert_eq!(said(&side, "kept"), "80 at most; 7 still wait at the end");
+        assert_eq!(said(&side, "copies"), "50 second copies (hedge), 5.0 % of requests");
+        let row = |second| Row { second, offered: 9, reduced: 9, kept: second as u32, ..Row::default() };
+        side.report.rows = (0..3).map(row).collect();
+        let table = spans(&side);
+        assert!(table.contains("GOOD/S  REDUCED/S  SENT/S") && table.contains("QUEUED  KEPT  NOT CLOSED"), "{table}");
+        assert_eq!(span_headings(&side).len(), span_rows(&side)[0].len());
     }
 
     #[test]
