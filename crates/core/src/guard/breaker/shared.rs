@@ -17,7 +17,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::config::{BreakerConfig, StateName};
-use super::flight::{Cut, SLOTS, place};
+use super::flight::{Cut, Fallen, SLOTS, place};
 use super::snapshot::Snapshot;
 use super::{Breaker, IllegalTransition, Rates, Report, Told, cut, earlier};
 use crate::guard::{Invalid, Refusal, Seen};
@@ -57,6 +57,8 @@ struct Desk {
     newest: u64,
     begun: [u32; SLOTS as usize],
     ended: [u32; SLOTS as usize],
+    /// What has fallen off the sheets and off this.
+    fallen: Fallen,
 }
 
 /// One thread's sheet, on cache lines of its own (two at a time, since processors fetch them in pairs).
@@ -117,6 +119,7 @@ impl SharedBreaker {
             newest: cut(&machine.config).slot(now),
             begun: [0; SLOTS as usize],
             ended: [0; SLOTS as usize],
+            fallen: Fallen::default(),
             machine,
         };
         let shared = Self { word: AtomicU64::new(0), slow_over, sheets, desk: Mutex::new(desk), tell };
@@ -385,19 +388,22 @@ impl SharedBreaker {
         Locked { shared: self, desk: guard, now }
     }
 
-    /// Calls on their way that began in slots of this kind.
+    /// Calls on their way that began in slots of this kind, and those that began longer ago than any slot tells.
     fn live(&self, desk: &Desk, counts: impl Fn(u64) -> bool) -> u64 {
-        let sheets = || self.sheets.iter().filter(|sheet| sheet.edition.load(Acquire) == desk.edition);
-        let slots = (Cut::oldest(desk.newest)..=desk.newest).filter(|slot| counts(*slot));
-        let of_slot = |slot: u64| {
-            let held = || sheets().filter(move |sheet| sheet.holds(slot));
-            let begun = held().map(|sheet| u64::from(sheet.begun[place(slot)].load(Relaxed))).sum::<u64>();
-            let ended = held().map(|sheet| u64::from(sheet.ended[place(slot)].load(Relaxed))).sum::<u64>();
-            let (begun, ended) =
-                (begun + u64::from(desk.begun[place(slot)]), ended + u64::from(desk.ended[place(slot)]));
-            begun.saturating_sub(ended)
+        let counted = |newest: u64| {
+            (Cut::oldest(newest)..=newest).filter(|slot| counts(*slot) && desk.fallen.remembers(*slot)).map(place)
         };
-        slots.map(of_slot).sum()
+        let mut live = desk.fallen.sum();
+        for place in counted(desk.newest) {
+            live += i64::from(desk.begun[place]) - i64::from(desk.ended[place]);
+        }
+        for sheet in self.sheets.iter().filter(|sheet| sheet.edition.load(Acquire) == desk.edition) {
+            // A sheet that lags holds slots that have fallen off the others: what is on it is as old as it says.
+            for place in counted(sheet.newest.load(Relaxed)) {
+                live += i64::from(sheet.begun[place].load(Relaxed)) - i64::from(sheet.ended[place].load(Relaxed));
+            }
+        }
+        u64::try_from(live).unwrap_or(0)
     }
 }
 
@@ -430,6 +436,11 @@ impl SharedPermit {
         let ago = u64::from((newest as u16).wrapping_sub((self.packed >> 32) as u16));
         (ago < SLOTS).then(|| newest.wrapping_sub(ago))
     }
+
+    /// The slot it began in, as far as sixteen bits tell: who is older than that is forgotten anyway.
+    fn old_slot_of(&self, newest: u64) -> u64 {
+        newest.wrapping_sub(u64::from((newest as u16).wrapping_sub((self.packed >> 32) as u16)))
+    }
 }
 
 impl std::fmt::Debug for SharedBreaker {
@@ -445,10 +456,12 @@ fn mark(count: &AtomicU32) {
 }
 
 impl Sheet {
-    #[inline]
-    fn holds(&self, slot: u64) -> bool {
-        let newest = self.newest.load(Relaxed);
-        slot <= newest && newest - slot < SLOTS
+    /// Empties a place, for whoever holds the lock on the sheet's own thread. Tells what was begun and ended there.
+    fn wipe(&self, place: usize) -> (u32, u32) {
+        let (begun, ended) = (self.begun[place].load(Relaxed), self.ended[place].load(Relaxed));
+        self.begun[place].store(0, Relaxed);
+        self.ended[place].store(0, Relaxed);
+        (begun, ended)
     }
 }
 
@@ -465,19 +478,24 @@ impl Desk {
     /// A call of this edition has ended.
     fn end(&mut self, permit: &SharedPermit) {
         let is_marked = permit.packed & SharedPermit::UNMARKED == 0;
-        if let (true, Some(slot)) = (is_marked && permit.edition() == self.edition, permit.slot_of(self.newest)) {
-            self.ended[place(slot)] += 1;
+        if !is_marked || permit.edition() != self.edition {
+            return;
+        }
+        match permit.slot_of(self.newest) {
+            Some(slot) => self.ended[place(slot)] += 1,
+            None => self.fallen.add(permit.old_slot_of(self.newest), -1),
         }
     }
 
-    /// Drops what is too old to be told apart.
+    /// Puts together what is too old to be told apart.
     fn turn_slots(&mut self, newest: u64) {
-        let steps = newest.saturating_sub(self.newest).min(SLOTS);
-        for step in 0..steps {
-            let place = place(newest - step);
-            (self.begun[place], self.ended[place]) = (0, 0);
+        let newest = newest.max(self.newest);
+        self.fallen.turn(newest);
+        for slot in Cut::falling(self.newest, newest) {
+            let (begun, ended) = (&mut self.begun[place(slot)], &mut self.ended[place(slot)]);
+            self.fallen.add(slot, i64::from(std::mem::take(begun)) - i64::from(std::mem::take(ended)));
         }
-        self.newest = newest.max(self.newest);
+        self.newest = newest;
     }
 }
 
@@ -510,19 +528,16 @@ impl Locked<'_> {
         let (now, desk) = (self.now, &mut *self.desk);
         desk.machine.window.seen(now);
         let newest = desk.newest;
-        let steps = if sheet.edition.load(Relaxed) == desk.edition {
-            newest.saturating_sub(sheet.newest.load(Relaxed)).min(SLOTS)
+        if sheet.edition.load(Relaxed) == desk.edition {
+            for slot in Cut::falling(sheet.newest.load(Relaxed), newest) {
+                let (begun, ended) = sheet.wipe(place(slot));
+                desk.added[thread] = desk.added[thread].wrapping_sub(ended);
+                desk.fallen.add(slot, i64::from(begun) - i64::from(ended));
+            }
         } else {
             // All of it is dropped: what was added up of another edition is no more.
-            desk.added[thread] = sheet.ended.iter().map(|ended| ended.load(Relaxed)).fold(0, u32::wrapping_add);
-            SLOTS
-        };
-        for step in 0..steps {
-            let place = place(newest.wrapping_sub(step));
-            let dropped = sheet.ended[place].load(Relaxed);
-            desk.added[thread] = desk.added[thread].wrapping_sub(dropped);
-            sheet.begun[place].store(0, Relaxed);
-            sheet.ended[place].store(0, Relaxed);
+            (0..SLOTS as usize).for_each(|place| _ = sheet.wipe(place));
+            desk.added[thread] = 0;
         }
         sheet.newest.store(newest, Relaxed);
         let cut = cut(&desk.machine.config);
@@ -538,6 +553,9 @@ impl Locked<'_> {
         if self.desk.edition != edition {
             self.desk.edition = edition;
             (self.desk.begun, self.desk.ended) = ([0; SLOTS as usize], [0; SLOTS as usize]);
+            let mut fallen = Fallen::default();
+            fallen.turn(self.desk.newest);
+            self.desk.fallen = fallen;
         }
     }
 }

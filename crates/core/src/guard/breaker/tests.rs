@@ -758,17 +758,21 @@ proptest! {
 
     /// Calls that hang are counted by the shared breaker as by the plain one.
     #[test]
-    fn what_hangs_is_seen_through_many_sheets(begun in prop::collection::vec((0_u64..60, any::<u8>(), any::<bool>()), 1..40)) {
+    fn what_hangs_is_seen_through_many_sheets(
+        begun in prop::collection::vec((prop_oneof![0_u64..60, 0_u64..8_000], any::<u8>(), any::<bool>()), 1..60)
+    ) {
         let config = BreakerConfig { calls_min: 1_000, window: WindowConfig::Calls(1_000), ..config() };
         let shared = SharedBreaker::new(config.clone(), 7, 4, Mono::ZERO, |_| {}).unwrap();
-        let (mut plain, mut now) = (breaker(config), Mono::ZERO);
-        for (gap_ms, worker, ends) in begun {
+        let (mut plain, mut now, mut held) = (breaker(config), Mono::ZERO, std::collections::VecDeque::new());
+        for (gap, worker, ends) in begun {
             let permits = (shared.admit_as(usize::from(worker % 6), now).unwrap(), plain.admit(now).unwrap().0);
-            if ends {
-                shared.record_as(usize::from(worker / 6 % 6), now, permits.0, Outcome::Success, QUICK);
-                let _ = plain.record(now, permits.1, Outcome::Success, QUICK);
+            held.push_back((now, permits));
+            if ends && let Some((since, permits)) = if worker > 127 { held.pop_back() } else { held.pop_front() } {
+                let took = now.since(since);
+                shared.record_as(usize::from(worker / 6 % 6), now, permits.0, Outcome::Success, took);
+                let _ = plain.record(now, permits.1, Outcome::Success, took);
             }
-            now = now + Duration::from_micros(gap_ms * 20);
+            now = now + Duration::from_micros(gap * 20);
             shared.on_time(now);
             let _ = plain.on_time(now);
             prop_assert_eq!(shared.look(now, |machine| machine.overdue()), plain.overdue());
@@ -857,6 +861,40 @@ fn an_answer_that_has_begun_is_ended_once() {
     assert_eq!((shared.in_flight(), shared.seen(Mono::ZERO).calls), (1, 1));
     shared.release(hung);
     assert_eq!(shared.in_flight(), 0);
+}
+
+/// Thirty times the limit and more, on sheets that turn and on sheets that lag.
+#[test]
+fn who_hangs_long_is_not_forgotten_until_it_must_be() {
+    let config = BreakerConfig { calls_min: 1_000, window: WindowConfig::Calls(1_000), ..config() };
+    let shared = SharedBreaker::new(config.clone(), 7, 2, Mono::ZERO, |_| {}).unwrap();
+    let mut plain = breaker(config);
+    let (mut hung, mut hung_too) = (Vec::new(), Vec::new());
+    for call in 0..30 {
+        let now = Mono::from_millis(call);
+        hung.push(shared.admit_as(call as usize % 3, now).unwrap());
+        hung_too.push(plain.admit(now).unwrap().0);
+    }
+    for now in (50..300).step_by(10).map(Mono::from_millis) {
+        // The first sheet is used now and then, the second never again.
+        let quick = shared.admit_as(0, now).unwrap();
+        shared.record_as(0, now, quick, Outcome::Success, Duration::ZERO);
+        let _ = plain.on_time(now);
+        assert_eq!((shared.look(now, |machine| machine.overdue()), plain.overdue()), (30, 30), "{now:?}");
+    }
+    let now = Mono::from_millis(310);
+    for (ours, theirs) in hung.drain(..20).zip(hung_too.drain(..20)) {
+        shared.record_as(1, now, ours, Outcome::Ignored, Duration::ZERO);
+        let _ = plain.record(now, theirs, Outcome::Ignored, Duration::ZERO);
+    }
+    assert_eq!((shared.look(now, |machine| machine.overdue()), plain.overdue()), (10, 10));
+    let now = Mono::from_millis(1_000);
+    let _ = plain.on_time(now);
+    assert_eq!((shared.look(now, |machine| machine.overdue()), plain.overdue()), (0, 0), "nobody will give them back");
+    hung.drain(..).for_each(|permit| shared.release(permit));
+    hung_too.drain(..).for_each(|permit| plain.release(permit));
+    let _ = plain.on_time(now);
+    assert_eq!((shared.in_flight(), plain.overdue()), (0, 0), "late, and no harm");
 }
 
 #[test]
