@@ -26,7 +26,7 @@ pub(super) struct CheckArgs {
 }
 
 pub(super) fn run(args: &CheckArgs) -> anyhow::Result<Ended> {
-    let checked = config::load(&args.config, &|name| std::env::var(name).ok())?;
+    let checked = config::load(&args.config, &|name| std::env::var(name).ok())?.rehearsed();
     let (errors, warnings) = (checked.report.errors(), checked.report.warnings());
     let audits = checked.report.audits();
     if args.json {

@@ -26,6 +26,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use seawall_core::policy::Policy;
+use seawall_core::whatif::rehearsal::rehearse;
 use seawall_store::OnDamage;
 use sha2::{Digest as _, Sha256};
 
@@ -37,7 +38,7 @@ pub(crate) use finding::Source;
 pub(crate) use policies::parse_rate_limit;
 pub(crate) use reader::hint_of;
 
-use reader::{Field, Keys, Reader};
+use reader::{Drill, Field, Keys, Reader};
 
 /// A configuration file longer than this is not one.
 const FILE_BYTES_MAX: usize = 4 << 20;
@@ -105,9 +106,32 @@ pub struct Checked {
     pub config: Option<AppConfig>,
     /// Everything found.
     pub report: Report,
+    drills: Vec<Drill>,
 }
 
 impl Checked {
+    /// Plays every policy that says what traffic it expects, and adds to the report what comes of it.
+    #[must_use]
+    pub fn rehearsed(mut self) -> Self {
+        for drill in self.drills.drain(..) {
+            for line in rehearse(&drill.guards, &drill.expects) {
+                let place = |key| drill.places.iter().find(|(known, _)| *known == key);
+                let Some((_, at)) = place(line.key).or_else(|| place("expects")) else { continue };
+                let same =
+                    |it: &Finding| it.severity == Severity::Audit && (it.line, it.column) == (at.line, at.column);
+                if self.report.findings.iter().any(same) {
+                    // Arithmetic has blamed it already: first things first.
+                    continue;
+                }
+                let mut told = at.clone();
+                (told.message, told.hint) = (line.message, Some(line.fix));
+                self.report.findings.push(told);
+            }
+        }
+        self.report = Report::of(self.report.findings);
+        self
+    }
+
     /// The configuration and its warnings, or everything that was found.
     ///
     /// # Errors
@@ -138,18 +162,20 @@ pub fn check(name: &str, bytes: &[u8], environment: &Environment<'_>) -> Checked
     let mut findings = Vec::new();
     let source = match readable(name, bytes) {
         Ok(source) => source,
-        Err(finding) => return Checked { config: None, report: Report::of(vec![*finding]) },
+        Err(finding) => return Checked { config: None, report: Report::of(vec![*finding]), drills: Vec::new() },
     };
     let Some(root) = tree::parse(&source, environment, &mut findings) else {
-        return Checked { config: None, report: Report::of(findings) };
+        return Checked { config: None, report: Report::of(findings), drills: Vec::new() };
     };
     let reader = Reader::new(&source, findings);
     let config = resolve(Field { reader: &reader, key: name, key_spot: Spot { length: 1, ..root.spot }, node: &root });
-    let report = Report::of(reader.into_findings());
+    let (findings, drills) = reader.into_parts();
+    let report = Report::of(findings);
     let config = (report.errors() == 0).then_some(config);
     Checked {
         config: config.map(|config| AppConfig { policy: Policy { digest: digest(bytes), ..config.policy }, ..config }),
         report,
+        drills,
     }
 }
 

@@ -183,13 +183,16 @@ fn read_expects(field: Field<'_>) -> Expects {
     }
 }
 
-/// What plain arithmetic finds. Only what was written is blamed: defaults suit most.
+/// What plain arithmetic finds, and what there is to play. Only what was written is blamed: defaults suit most.
 fn warn_of_what_cannot_work(entry: Field<'_>, policy: &Section<'_>, rules: &Rules, expects: &Expects) {
     for line in audit(&rules.guards, expects) {
         let of_traffic = policy.field("expects").filter(|_| line.of_traffic);
         let Some(field) = policy.field(line.key).or(of_traffic) else { continue };
         entry.reader.audit(field.spot(), line.message, line.fix);
     }
+    let place = |key| policy.field(key).map(|field| (key, field.spot()));
+    let places: Vec<_> = ["breaker", "retry", "expects"].into_iter().filter_map(place).collect();
+    entry.reader.drill(&rules.guards, expects, &places);
 }
 
 fn read_try_timeout(section: &Section<'_>, timeout: Duration) -> Duration {

@@ -6,7 +6,9 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use seawall_core::policy::Guards;
 use seawall_core::units::{self, Ratio, UnitError};
+use seawall_core::whatif::audit::Expects;
 
 use super::finding::{Finding, Severity, Source, Spot};
 use super::suggest::closest;
@@ -16,15 +18,34 @@ use super::tree::{Data, Node};
 pub(super) struct Reader<'s> {
     source: &'s Source,
     findings: RefCell<Vec<Finding>>,
+    drills: RefCell<Vec<Drill>>,
+}
+
+/// What can be played against a policy, and where it is told what comes of it.
+#[derive(Clone, Debug)]
+pub(super) struct Drill {
+    pub(super) guards: Guards,
+    pub(super) expects: Expects,
+    /// The keys that may be blamed, with their places. Only what was written is: defaults suit most.
+    pub(super) places: Vec<(&'static str, Finding)>,
 }
 
 impl<'s> Reader<'s> {
     pub(super) fn new(source: &'s Source, findings: Vec<Finding>) -> Self {
-        Self { source, findings: RefCell::new(findings) }
+        Self { source, findings: RefCell::new(findings), drills: RefCell::default() }
     }
 
-    pub(super) fn into_findings(self) -> Vec<Finding> {
-        self.findings.into_inner()
+    pub(super) fn into_parts(self) -> (Vec<Finding>, Vec<Drill>) {
+        (self.findings.into_inner(), self.drills.into_inner())
+    }
+
+    /// Notes that a policy can be played. Nothing is told yet: it takes a moment, and a node that starts has none.
+    pub(super) fn drill(&self, guards: &Guards, expects: &Expects, places: &[(&'static str, Spot)]) {
+        let at = |(key, spot): &(&'static str, Spot)| {
+            (*key, self.source.finding(Severity::Audit, *spot, String::new(), None))
+        };
+        let drill = Drill { guards: guards.clone(), expects: *expects, places: places.iter().map(at).collect() };
+        self.drills.borrow_mut().push(drill);
     }
 
     /// How many findings there are: did reading something add any?

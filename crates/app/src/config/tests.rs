@@ -332,3 +332,30 @@ proptest! {
         }
     }
 }
+
+/// What arithmetic does not see is played; what it sees already is told once.
+#[test]
+fn a_policy_that_says_its_traffic_is_rehearsed() {
+    let text = |breaker: &str, expects: &str| {
+        format!(
+            "listeners: [{{ address: \":8080\", routes: [{{ upstream: api, policy: p }}] }}]\n\
+             upstreams: {{ api: {{ url: \"http://127.0.0.1:3000\" }} }}\n\
+             policies:\n  p:\n    timeout: 90s\n    try_timeout: 40s\n    retry: off\n    breaker: {breaker}\n    {expects}\n"
+        )
+    };
+    let told = |text: &str| {
+        let checked = read(text);
+        assert_eq!(checked.report.audits(), 0, "whoever starts a node does not wait for this\n{}", checked.report);
+        checked.rehearsed().report.to_string()
+    };
+    let blind = text("{ open_for: 5s }", "expects: { rate: 20/s }");
+    assert_eq!(
+        told(&blind),
+        "seawall.yaml:8:5: audit: played at 20/s, an upstream that hangs for 30s does not open the breaker in that time\n   \
+         |  breaker: { open_for: 5s }\n   |  ^^^^^^^ write `slow: 60% over 1s`\n"
+    );
+    assert_eq!(told(&text("{ slow: 60% over 1s }", "expects: { rate: 20/s }")), "", "the remedy is one");
+    assert_eq!(told(&text("{ open_for: 5s }", "")), "", "nothing is known of its traffic");
+    let twice = read(&text("{ window: 10s, calls_min: 300 }", "expects: { rate: 20/s }")).rehearsed().report;
+    assert_eq!(twice.audits(), 1, "{twice}");
+}

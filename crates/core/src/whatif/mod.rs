@@ -15,6 +15,7 @@ pub mod audit;
 mod copies;
 mod dependency;
 mod kept;
+pub mod rehearsal;
 mod report;
 mod traffic;
 mod world;
