@@ -659,6 +659,23 @@ mod tests {
         assert_eq!((in_flight(), pipeline.breaker().map(|breaker| breaker.seen(Mono::ZERO).calls)), (Some(0), Some(1)));
     }
 
+    /// Past the slow limit it is known to be slow; before, nothing is known of it.
+    #[test]
+    fn a_try_that_is_outrun_counts_if_it_was_slow() {
+        let pipeline = pipeline(Guards { breaker: Some(BreakerConfig::default()), ..every_limit() });
+        let slow = BreakerConfig::default().slow.map(|slow| slow.over).unwrap_or_default();
+        let seen = || {
+            let breaker = pipeline.breaker().expect("there is one");
+            (breaker.in_flight(), breaker.seen(Mono::ZERO + slow * 2).slow, breaker.seen(Mono::ZERO + slow * 2).calls)
+        };
+        for (took, counts) in [(slow, (0, 0, 0)), (slow + Duration::from_nanos(1), (0, 1, 1))] {
+            let leave = pipeline.admit(Mono::ZERO).expect("well");
+            assert_eq!(seen().0, 1);
+            pipeline.outrun(Mono::ZERO + took, leave);
+            assert_eq!(seen(), counts);
+        }
+    }
+
     #[test]
     fn each_limit_stands_alone_too() {
         let (all, none) = (every_limit(), Guards::default());
