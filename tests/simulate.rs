@@ -1,10 +1,17 @@
 //! `seawall simulate` and `seawall explain` as somebody types them: the same bytes twice, words that agree with figures,
 //! mistakes told with their place, and a page that opens.
 
+use std::io::Write as _;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 use serde_json::{Value, json};
 
 use crate::browser::Browser;
-use crate::house::{Place, Said, wait_until};
+use crate::house::{Journal, Place, Said, wait_until};
+use crate::process::code;
+use crate::server::{Server, ok, sick};
 
 const CONFIG: &str = "\
 listeners: [{ address: \"127.0.0.1:0\", routes: [
@@ -131,6 +138,71 @@ fn a_record_is_replayed_and_a_broken_one_told_line_by_line() {
     let missing = place.seawall(&["simulate", "--traffic", "nowhere.csv"]);
     assert_eq!(missing.code, 1);
     missing.tells(&["cannot read `nowhere.csv`"]);
+}
+
+/// A node under a little traffic is stopped; what its journal says of it is played against other guards.
+#[test]
+fn what_the_journal_tells_of_the_traffic_is_played() {
+    let ill = Arc::new(AtomicBool::new(false));
+    let of_server = Arc::clone(&ill);
+    let server = Server::start(move |_| if of_server.load(Relaxed) { sick() } else { ok("well") });
+    let (node, place) = Place::new(&format!(
+        "listeners: [{{ address: \"127.0.0.1:0\", routes: [{{ name: quotes, upstream: up, policy: p }}] }}]\n\
+         upstreams: {{ up: {{ url: \"http://{}\" }} }}\npolicies: {{ p: {{ retry: off, breaker: off }} }}\n",
+        server.address
+    ))
+    .node_of();
+    let mut client = node.client();
+    for n in 0..40 {
+        ill.store(n % 4 == 0, Relaxed);
+        let status = client.ask("GET / HTTP/1.1\r\nHost: h\r\n\r\n").status;
+        assert_eq!(status, if n % 4 == 0 { 503 } else { 200 });
+    }
+    drop(client);
+    assert_eq!(code(node.stop()), 0);
+    let printed = place.seawall(&["journal", "--data", "data", "--json"]);
+    let journal = Journal::of(&printed.json());
+    assert_eq!(journal.count("traffic_changed"), 1);
+    let told = journal.first("traffic_changed");
+    assert_eq!(journal.story(told), ["traffic_changed", "config_loaded", "node_started"]);
+    let field = |name: &str| told["fields"][name].as_str().unwrap();
+    assert_eq!((told["subject"].as_str(), field("calls"), field("failed")), (Some("route:quotes"), "40", "25%"));
+
+    let played = |line: &[&str]| {
+        place.write("journal.json", &printed.out);
+        let said = place.seawall(&[&["simulate", "--journal", "journal.json", "--for", "60s"], line].concat());
+        assert_eq!((said.code, said.err.as_str()), (0, ""));
+        said
+    };
+    let report = played(&["--json"]).json();
+    let rate: f64 = field("per_second").parse().unwrap();
+    assert_eq!(report["scenario"]["traffic"]["pieces"], json!([{ "from_s": 0.0, "per_second": rate }]));
+    assert_eq!(report["scenario"]["dependency"]["course"][0]["failure_rate"], 0.25);
+    // Poisson and binomial counts lie within five standard deviations of what is to be expected.
+    let count = |key: &str| report["summary"][key].as_f64().unwrap();
+    let (offered, failed) = (count("offered"), count("failed"));
+    assert!((offered - rate * 60.0).abs() < 5.0 * (rate * 60.0).sqrt(), "{offered} of {rate}/s");
+    assert!((failed / offered - 0.25).abs() < 5.0 * (0.25 * 0.75 / offered).sqrt() + 1.0 / offered, "{failed}");
+
+    // Through a pipe as well, with a fault on top.
+    let fault = ["--fault", "20s..30s down"];
+    played(&fault).shows(&["one recorded rate, ", "a median of ", "25% of its calls fail", "20s..30s down"]);
+    let arguments = [&["simulate", "--journal", "-", "--for", "60s"][..], &fault].concat();
+    let mut command = place.command(&arguments);
+    let mut piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    piped.stdin.take().unwrap().write_all(printed.out.as_bytes()).unwrap();
+    let out = piped.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&out.stdout), played(&fault).out);
+
+    let unknown =
+        place.seawall(&["simulate", "--config", "nowhere.yaml", "--journal", "journal.json", "--route", "events"]);
+    assert_eq!(unknown.code, 1);
+    unknown.tells(&["`journal.json` tells nothing of the traffic of route `events`; it does of `quotes`"]);
+    place.write("broken.json", &printed.out.replace("\"failed\": \"25%\"", "\"failed\": \"often\""));
+    let broken = place.seawall(&["simulate", "--journal", "broken.json"]);
+    assert_eq!((broken.code, broken.out.as_str()), (1, ""));
+    broken
+        .tells(&["cannot play `broken.json`\nbroken.json:", "the share of failed calls: `often` is not a percentage"]);
 }
 
 #[test]

@@ -79,6 +79,7 @@ async fn live(config: AppConfig) -> anyhow::Result<ExitCode> {
             seed: u64::from_le_bytes(entropy()?),
             net: Net::Real,
             cause: Some(cause),
+            traffic_every: seawall_gateway::TRAFFIC_EVERY,
         },
         workers,
     )

@@ -6,6 +6,7 @@
 //! - [`spool`]: what waits to be delivered, in which order, and what becomes of it.
 //! - [`journal`]: the facts we keep, linked by cause.
 //! - [`ledger`]: exact accounts of every record accepted and received.
+//! - [`traffic`]: what passes a route, and whether it has changed.
 //! - [`whatif`]: traffic against the guards in virtual time.
 //! - [`policy`] goes down to the gateway, [`observation`] comes up from it.
 
@@ -22,5 +23,6 @@ pub mod spool;
 pub mod time;
 #[cfg(feature = "tower")]
 pub mod tower;
+pub mod traffic;
 pub mod units;
 pub mod whatif;

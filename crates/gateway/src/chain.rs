@@ -701,7 +701,7 @@ async fn try_hedged(worker: &Arc<Worker>, call: &mut Call, upstream: UpstreamId,
     let copies = Copies { started: copied.started, tried: AtomicU64::new(0), outrun: AtomicBool::new(false) };
     let copies = Arc::new(copies);
     call.copies = Some(Arc::clone(&copies));
-    let mut twin = call.twin();
+    let (mut twin, call_id) = (call.twin(), call.id);
     let mut received = {
         let mut first = std::pin::pin!(try_once(worker, call, upstream, place));
         tokio::select! {
@@ -727,7 +727,10 @@ async fn try_hedged(worker: &Arc<Worker>, call: &mut Call, upstream: UpstreamId,
             tried = &mut second => match tried {
                 Tried::Answered(received) => {
                     copies.outrun.store(true, Relaxed);
-                    ejection::note_outrun(worker, upstream, slow, clock.now().since(copies.started));
+                    let waited = clock.now().since(copies.started);
+                    ejection::note_outrun(worker, upstream, slow, waited);
+                    // Left out, the slow ones would be missing exactly where copies are sent because of them.
+                    worker.counts[call_id.index()].called(Outcome::Success, waited);
                     received
                 }
                 _ => return first.await,
@@ -771,6 +774,7 @@ async fn try_with(
     let exchange = exchange(worker, call, upstream, endpoint, now, until);
     let exchanged = tokio::time::timeout_at(node.clock.instant(until), exchange).await;
     note_outlier(worker, call, (upstream, endpoint), now, &exchanged);
+    let counts = &worker.counts[call.id.index()];
     match exchanged {
         Ok(Ok(Exchanged { parts, content, at: now })) => {
             let relay = RelayParts { worker, pass, load, place, upstream, endpoint };
@@ -779,7 +783,7 @@ async fn try_with(
         Ok(Err(_)) if call.body.client_broke_it() => Tried::ClientBroke,
         Ok(Err(failure)) => {
             call.may_have_arrived |= !failure.never_sent();
-            pass.record(node.clock.now(), Outcome::Failure(failure));
+            pass.record(counts, node.clock.now(), Outcome::Failure(failure));
             Tried::Failed { failure, answer: None, retry_after: None }
         }
         // What follows says nothing about the upstream: it never had the whole request, or never had it at all.
@@ -791,7 +795,7 @@ async fn try_with(
         }
         Err(_) => {
             call.may_have_arrived = true;
-            pass.record(node.clock.now(), Outcome::Failure(Failure::Timeout));
+            pass.record(counts, node.clock.now(), Outcome::Failure(Failure::Timeout));
             Tried::Failed { failure: Failure::Timeout, answer: None, retry_after: None }
         }
     }
@@ -958,15 +962,16 @@ fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, r
         Signals::read(named, relay.worker.node.clock.wall())
     });
     let answered = Answered { status: Some(parts.status.as_u16()), retry_after, signals: signals.as_ref() };
+    let counts = &relay.worker.counts[call.id.index()];
     let body = match (content, outcome) {
         (Content::Whole(bytes), _) => {
-            relay.pass.report(now, now, outcome, answered);
+            relay.pass.report(counts, now, now, outcome, answered);
             ResBody::whole(bytes)
         }
         (Content::Arriving(incoming, link), _) => {
             let mut pass = Some(relay.pass);
             if outcome.is_failure() {
-                pass.take().into_iter().for_each(|pass| pass.report(now, now, outcome, answered));
+                pass.take().into_iter().for_each(|pass| pass.report(counts, now, now, outcome, answered));
             }
             pass.iter_mut().for_each(Pass::answered);
             let announced = headers::announces_trailers(&parts.headers);

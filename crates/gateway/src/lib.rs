@@ -19,6 +19,7 @@ mod records;
 mod relay;
 mod route;
 mod stale;
+mod traffic;
 mod watch;
 mod writes;
 
@@ -37,6 +38,7 @@ use tokio_util::task::TaskTracker;
 pub use clock::Clock;
 pub use node::Parts;
 pub use records::{Fate, NoRecords, Records};
+pub use traffic::TRAFFIC_EVERY;
 
 use crate::listener::{Open, Stop};
 use crate::net::{Listener, listen_shared};
@@ -292,6 +294,7 @@ fn spawn_all(job: Job, listeners: Vec<Listener>) -> TaskTracker {
         tasks.spawn(watch::watch_spool(Arc::clone(&worker), stop.now.clone()));
         tasks.spawn(watch::watch_guards(Arc::clone(&worker), stop.now.clone()));
         tasks.spawn(watch::watch_limits(Arc::clone(&worker), stop.now.clone()));
+        tasks.spawn(traffic::watch_traffic(Arc::clone(&worker), stop.now.clone()));
         for (place, upstream) in worker.node.policy.upstreams.iter().enumerate() {
             let id = UpstreamId(u32::try_from(place).unwrap_or(u32::MAX));
             tasks.spawn(forwarder::forward(Arc::clone(&worker), id, stop.clone()));

@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use http::HeaderValue;
 use seawall_core::balance::{Candidate, choose};
@@ -16,6 +17,7 @@ use seawall_core::journal::Seq;
 use seawall_core::observation::{EndpointSnapshot, LimitSnapshot, NodeSnapshot, RouteSnapshot, UpstreamSnapshot};
 use seawall_core::policy::{Endpoint, Policy};
 use seawall_core::prng::Prng;
+use seawall_core::traffic::Counts;
 use seawall_store::{Journal, Spool};
 use tokio_util::task::TaskTracker;
 
@@ -47,6 +49,8 @@ pub struct Parts {
     pub net: Net,
     /// The journal entry that everything here follows from: the config's.
     pub cause: Option<Seq>,
+    /// How often the journal may hear that the traffic of a route has changed: [`crate::TRAFFIC_EVERY`].
+    pub traffic_every: Duration,
 }
 
 pub(crate) struct Node {
@@ -61,6 +65,7 @@ pub(crate) struct Node {
     pub(crate) stale: Stale,
     pub(crate) claims: Arc<Claims>,
     pub(crate) via: HeaderValue,
+    pub(crate) traffic_every: Duration,
     pub(crate) connections: Limiter,
     pub(crate) pending: Limiter,
     pub(crate) descriptors_reached: AtomicU64,
@@ -95,7 +100,7 @@ pub(crate) struct Worker {
 
 impl Node {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { policy, spool, journal, records, clock, net, cause, seed, .. } = parts;
+        let Parts { policy, spool, journal, records, clock, net, cause, seed, traffic_every } = parts;
         let upstreams: Vec<UpstreamState> =
             policy.upstreams.iter().map(|upstream| UpstreamState::new(upstream, clock.now(), cause)).collect();
         let budgets: Vec<_> = upstreams.iter().map(|_| Arc::new(Mutex::new(Budget::new(clock.now())))).collect();
@@ -124,6 +129,7 @@ impl Node {
             stale: Stale::default(),
             claims: Arc::new(Claims::default()),
             via: via.unwrap_or(HeaderValue::from_static("1.1 seawall")),
+            traffic_every,
             connections: Limiter::new("connections", policy.limits.connections_max.into()),
             pending: Limiter::new("pending", policy.limits.pending_max.into()),
             descriptors_reached: AtomicU64::new(0),
@@ -162,6 +168,17 @@ impl Node {
         workers.iter().for_each(|worker| worker.counts[index].add_to(&mut snapshot));
         finish(&mut snapshot);
         snapshot
+    }
+
+    /// What passed each route so far, in the policy's order.
+    pub(crate) fn traffic(&self) -> Vec<Counts> {
+        let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let of_route = |index: usize| {
+            let mut sum = Counts::default();
+            workers.iter().for_each(|worker| worker.counts[index].add_traffic_to(&mut sum));
+            sum
+        };
+        (0..self.routes.len()).map(of_route).collect()
     }
 
     fn limit_snapshots(&self, workers: &[Arc<Worker>]) -> Vec<LimitSnapshot> {
@@ -303,7 +320,7 @@ impl Limiter {
         if limiter.used.fetch_add(1, Relaxed) >= limiter.value {
             limiter.used.fetch_sub(1, Relaxed);
             limiter.reached.fetch_add(1, Relaxed);
-            let retry_in = std::time::Duration::from_secs(1);
+            let retry_in = Duration::from_secs(1);
             return Err(Refusal::LimitReached { limit: limiter.name, value: limiter.value, retry_in });
         }
         Ok(Used(Arc::clone(node), which))

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use seawall_core::guard::Refusal;
 use seawall_core::observation::{LATENCY_BUCKETS_S, RouteSnapshot, quantile_s};
-use seawall_core::outcome::Failure;
+use seawall_core::outcome::{Failure, Outcome};
+use seawall_core::traffic::{BUCKETS, Counts, bucket_of};
 
 use crate::http::gate::Verdict;
 
@@ -43,6 +44,18 @@ pub(crate) struct RouteCounts {
     pub(crate) trailers_dropped: Count,
     latency: [Count; LATENCY_BUCKETS_S.len() + 1],
     latency_nanos: Count,
+    calls_failed: Count,
+    calls_answered: Answered,
+}
+
+/// Calls to the route's upstream that were answered well, by the time to the answer.
+#[derive(Debug)]
+struct Answered([Count; BUCKETS]);
+
+impl Default for Answered {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Count::default()))
+    }
 }
 
 impl RouteCounts {
@@ -52,6 +65,25 @@ impl RouteCounts {
         let bucket = LATENCY_BUCKETS_S.partition_point(|bound| *bound < seconds);
         self.latency[bucket].add(1);
         self.latency_nanos.add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// Counts a call to the route's own upstream, not a fallback's: one place for it each. An upstream that asks us to
+    /// slow down is neither well nor ill.
+    pub(crate) fn called(&self, outcome: Outcome, took: Duration) {
+        match outcome.of_health() {
+            Outcome::Success => self.calls_answered.0[bucket_of(took)].add(1),
+            Outcome::Failure(_) => self.calls_failed.add(1),
+            Outcome::Ignored => {}
+        }
+    }
+
+    /// Adds what passed: for whoever tells when it changes.
+    pub(crate) fn add_traffic_to(&self, sum: &mut Counts) {
+        sum.requests += self.answers.iter().map(Count::get).sum::<u64>() + self.cancelled.get();
+        sum.failed += self.calls_failed.get();
+        for (total, count) in sum.answered.iter_mut().zip(&self.calls_answered.0) {
+            *total += count.get();
+        }
     }
 
     pub(crate) fn failed(&self, failure: Failure) {
@@ -173,6 +205,21 @@ mod tests {
         assert_eq!(sum.refused.iter().find(|(rule, _)| *rule == "deadline"), Some(&("deadline", 1)));
         assert_eq!((sum.latency_p50_ms, sum.latency_p99_ms), (5.0, 60_000.0));
         assert!((sum.latency_sum_s - 100.003).abs() < 1e-9);
+    }
+
+    #[test]
+    fn calls_are_counted_apart_from_requests() {
+        let counts = [RouteCounts::default(), RouteCounts::default()];
+        counts[0].answered(200, Duration::from_secs(9));
+        counts[0].cancelled.add(1);
+        counts[0].called(Outcome::Failure(Failure::Timeout), Duration::from_secs(1));
+        counts[0].called(Outcome::Failure(Failure::Throttled), Duration::from_millis(1));
+        counts[1].called(Outcome::Success, Duration::from_millis(3));
+        counts[1].called(Outcome::Ignored, Duration::from_millis(3));
+        let mut sum = Counts::default();
+        counts.iter().for_each(|counts| counts.add_traffic_to(&mut sum));
+        assert_eq!((sum.requests, sum.failed, sum.answered.iter().sum::<u64>()), (2, 1, 1));
+        assert_eq!(sum.answered[bucket_of(Duration::from_millis(3))], 1);
     }
 
     #[test]

@@ -179,7 +179,8 @@ impl Relay {
         if let Some(pass) = self.pass.take() {
             let signals = self.signals.as_deref();
             let answered = Answered { status: Some(self.status), signals, ..Answered::default() };
-            pass.report(now, self.head_at, outcome, answered);
+            let counts = &self.worker.counts[self.route.index()];
+            pass.report(counts, now, self.head_at, outcome, answered);
         }
     }
 }

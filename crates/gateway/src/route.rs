@@ -28,6 +28,7 @@ use tokio::sync::oneshot;
 
 use crate::chain::Copies;
 use crate::clock::Clock;
+use crate::observe::RouteCounts;
 
 /// Answers are called whole again when none was reduced for this long.
 const DEGRADED_LINGER: Duration = Duration::from_secs(2);
@@ -169,6 +170,11 @@ impl RouteState {
     ) -> Result<(Duration, Retry), NoRetry> {
         let (wait, coin) = self.guards.next_try(now, tried, waits, deadline, prng)?;
         Ok((wait, Retry { route: Arc::clone(self), coin: Some(coin) }))
+    }
+
+    /// What journal entries about this route are about.
+    pub(crate) fn subject(&self) -> &str {
+        &self.voice.subject
     }
 
     /// What the journal last said of this route, its failing calls included.
@@ -414,14 +420,22 @@ impl Pass {
     }
 
     /// Tells the guards what the try came to, without an answer.
-    pub(crate) fn record(self, now: Mono, outcome: Outcome) {
-        self.report(now, now, outcome, Answered::default());
+    pub(crate) fn record(self, counts: &RouteCounts, now: Mono, outcome: Outcome) {
+        self.report(counts, now, now, outcome, Answered::default());
     }
 
-    /// Tells them now what was answered at `answered_at`.
-    pub(crate) fn report(mut self, now: Mono, answered_at: Mono, outcome: Outcome, answered: Answered<'_>) {
+    /// Tells them now what was answered at `answered_at`, and counts it as a call to the route's upstream.
+    pub(crate) fn report(
+        mut self,
+        counts: &RouteCounts,
+        now: Mono,
+        answered_at: Mono,
+        outcome: Outcome,
+        answered: Answered<'_>,
+    ) {
         let Some(leave) = self.leave.take() else { return };
         let took = answered_at.since(leave.since);
+        counts.called(outcome, took);
         self.route.guards.report(now, leave, outcome, took, answered);
     }
 

@@ -82,6 +82,7 @@ async fn begin(stage: &Arc<Stage>, life: u64) -> Result<Node, String> {
         seed: stage.dice(1, life).next_u64(),
         net: Net::Sim,
         cause: Some(cause),
+        traffic_every: seawall_gateway::TRAFFIC_EVERY,
     });
     let gateway = gateway.await.map_err(|error| error.to_string())?;
     let listener = TcpListener::bind(everywhere(ADMIN_PORT)).await.map_err(|error| error.to_string())?;

@@ -134,6 +134,8 @@ kinds! {
     EndpointReturned = "endpoint_returned",
     /// Calls of a route that has fallbacks begin to fail or to be refused; the first reason is in the fields.
     CallsFailing = "calls_failing",
+    /// What passes a route is no longer what was last told; rate, failures and latencies are in the fields.
+    TrafficChanged = "traffic_changed",
     /// A route's answers are reduced.
     DegradedStarted = "degraded_started",
     /// A route's answers are whole again.

@@ -27,6 +27,19 @@ pub struct Dependency {
     pub rate_limit: Option<RateLimit>,
     /// When it is ill.
     pub troubles: Vec<Trouble>,
+    /// How it did by a record, in order of time; before the first of these `latency` and `failure_rate` hold.
+    pub course: Vec<Stretch>,
+}
+
+/// How fast it is and how often it fails, from a moment on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Stretch {
+    /// Since the start.
+    pub from: Duration,
+    /// In place of [`Dependency::latency`].
+    pub latency: Latency,
+    /// In place of [`Dependency::failure_rate`].
+    pub failure_rate: Ratio,
 }
 
 impl Default for Dependency {
@@ -39,6 +52,7 @@ impl Default for Dependency {
             failure_rate: Ratio::ZERO,
             rate_limit: None,
             troubles: Vec::new(),
+            course: Vec::new(),
         }
     }
 }
@@ -138,6 +152,10 @@ impl Dependency {
     pub(super) fn check(&self) -> Result<(), Invalid> {
         let invalid = |key, value: String, allowed| Err(Invalid { key, value, allowed });
         self.latency.check()?;
+        self.course.iter().try_for_each(|stretch| stretch.latency.check())?;
+        if !self.course.is_sorted_by(|one, next| one.from < next.from) {
+            return invalid("traffic", format!("{} stretches", self.course.len()), "stretches in order of time");
+        }
         if self.workers == Some(0) {
             return invalid("capacity", "0".into(), "1 or more");
         }
@@ -154,6 +172,14 @@ impl Dependency {
             }
         }
         Ok(())
+    }
+
+    /// How fast it is at this moment, and how often it fails, but for what ails it.
+    pub(super) fn mood(&self, now: Mono) -> (Latency, Ratio) {
+        let now = now.since(Mono::ZERO);
+        let begun = self.course.partition_point(|stretch| stretch.from <= now);
+        let stretch = begun.checked_sub(1).map(|place| &self.course[place]);
+        stretch.map_or((self.latency, self.failure_rate), |stretch| (stretch.latency, stretch.failure_rate))
     }
 
     /// What ails it at this moment, the worst first as they were written.

@@ -4,9 +4,9 @@
 //! a dependency behind them, and a clock that jumps from one event to the next. An hour of a thousand requests a second
 //! passes in seconds, and the same seed gives the same report to the last byte.
 //!
-//! What is modelled: arrivals ([`Traffic`]), any number of layers that each retry on their own ([`Layer`]), a dependency
-//! with latency, capacity, a queue that goes on serving callers who have given up, troubles and a rate limit
-//! ([`Dependency`]). That is enough for retry storms and for metastable states, where the load that keeps a dependency
+//! What is modelled: arrivals ([`Traffic`], made up or recorded), any number of layers that each retry on their own
+//! ([`Layer`]), a dependency with latency, capacity, a queue that goes on serving callers who have given up, troubles and a
+//! rate limit ([`Dependency`]). That is enough for retry storms and for metastable states, where the load that keeps a dependency
 //! down is the retries its failure made.
 //! Fallbacks stand in ([`StandIn`]), hedges send copies, and what was kept is delivered as the gateway's forwarder does it.
 //! What is not: connections, bytes, the choice between endpoints, keys that must stay in order.
@@ -21,13 +21,15 @@ mod traffic;
 mod world;
 
 #[cfg(test)]
+mod recorded_tests;
+#[cfg(test)]
 mod tests;
 
 use std::time::Duration;
 
-pub use dependency::{Ailment, Dependency, Latency, RateLimit, Trouble};
+pub use dependency::{Ailment, Dependency, Latency, RateLimit, Stretch, Trouble};
 pub use report::{Report, Row, Summary};
-pub use traffic::{Recorded, Traffic};
+pub use traffic::{Piece, Recorded, Traffic};
 
 use crate::guard::Invalid;
 use crate::guard::budget::BudgetConfig;

@@ -30,6 +30,22 @@ pub enum Traffic {
     },
     /// As recorded, in order of time.
     Recorded(Vec<Recorded>),
+    /// Poisson arrivals at rates that were recorded, each from its moment to the next one's.
+    Pieces {
+        /// In order of time, the first from the start on. The last one goes on.
+        pieces: Vec<Piece>,
+        /// The end of the record.
+        until: Duration,
+    },
+}
+
+/// A rate from a moment on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Piece {
+    /// Since the start of the record.
+    pub from: Duration,
+    /// Requests per second; zero where there were none.
+    pub per_second: f64,
 }
 
 /// One recorded request, and what its dependency did with it.
@@ -70,7 +86,33 @@ impl Traffic {
                 }
                 Ok(())
             }
+            Self::Pieces { pieces, until } => {
+                // Once an hour is a rate too, where it was seen.
+                let out = pieces.iter().find(|piece| !(0.0..=1_000_000.0).contains(&piece.per_second));
+                if let Some(Piece { per_second, .. }) = out {
+                    return Err(Invalid { key: "rate", value: format!("{per_second}/s"), allowed: "0/s to 1000000/s" });
+                }
+                let begins = pieces.first().is_some_and(|first| first.from.is_zero());
+                let in_order = pieces.is_sorted_by(|one, next| one.from < next.from);
+                let ends = pieces.last().is_some_and(|last| last.from < *until);
+                if !begins || !in_order || !ends || pieces.iter().all(|piece| piece.per_second == 0.0) {
+                    let allowed = "rates in order of time from 0s on, an end after the last, one of them above 0/s";
+                    return Err(Invalid { key: "traffic", value: format!("{} rates", pieces.len()), allowed });
+                }
+                Ok(())
+            }
         }
+    }
+
+    /// Requests to be expected until then, where a rate is recorded; `None` elsewhere.
+    #[must_use]
+    pub fn recorded_requests(&self, until: Duration) -> Option<f64> {
+        let Self::Pieces { pieces, .. } = self else { return None };
+        let ends = pieces.iter().skip(1).map(|piece| piece.from).chain([until]);
+        let of = |(piece, end): (&Piece, Duration)| {
+            piece.per_second * end.min(until).saturating_sub(piece.from).as_secs_f64()
+        };
+        Some(pieces.iter().zip(ends).map(of).sum())
     }
 
     /// When the next one comes after this one, the `nth` (from zero); `None` when there are no more.
@@ -91,13 +133,16 @@ impl Traffic {
                 }
             }
             Self::Recorded(recorded) => recorded.get(nth + 1).map(|request| Mono::ZERO + request.at),
+            Self::Pieces { pieces, .. } => next_of_pieces(pieces, now, prng),
         }
     }
 
-    pub(super) fn first(&self) -> Mono {
+    /// When the first one comes, if any does.
+    pub(super) fn first(&self, prng: &mut Prng) -> Option<Mono> {
         match self {
-            Self::Recorded(recorded) => Mono::ZERO + recorded[0].at,
-            _ => Mono::ZERO,
+            Self::Recorded(recorded) => Some(Mono::ZERO + recorded[0].at),
+            Self::Pieces { pieces, .. } => next_of_pieces(pieces, Mono::ZERO, prng),
+            _ => Some(Mono::ZERO),
         }
     }
 
@@ -108,6 +153,22 @@ impl Traffic {
             _ => None,
         }
     }
+}
+
+/// One gap, measured in requests to be expected, is spent at the rate of each piece it crosses: that is exact.
+fn next_of_pieces(pieces: &[Piece], now: Mono, prng: &mut Prng) -> Option<Mono> {
+    let mut at = now.since(Mono::ZERO);
+    let mut left = exponential(1.0, prng);
+    let begun = pieces.partition_point(|piece| piece.from <= at).saturating_sub(1);
+    for (place, piece) in pieces.iter().enumerate().skip(begun) {
+        let end = pieces.get(place + 1).map(|next| next.from);
+        let requests = end.map_or(f64::INFINITY, |end| piece.per_second * end.saturating_sub(at).as_secs_f64());
+        if piece.per_second > 0.0 && left <= requests {
+            return Some(Mono::ZERO + at + seconds(left / piece.per_second));
+        }
+        (at, left) = (end?, left - requests);
+    }
+    None
 }
 
 /// A number with this mean, memoryless.

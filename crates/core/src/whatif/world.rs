@@ -157,7 +157,9 @@ pub(super) fn play(scenario: &Scenario, tell: &mut dyn FnMut(Duration)) -> Resul
         first_opened: None,
         tell,
     };
-    world.at(scenario.traffic.first(), Event::Arrive);
+    if let Some(first) = scenario.traffic.first(&mut world.of_traffic) {
+        world.at(first, Event::Arrive);
+    }
     world.after(TICK, Event::Tick);
     world.after(Duration::from_secs(1), Event::Second);
     world.run();
@@ -346,8 +348,9 @@ impl World<'_> {
     fn serve(&mut self, id: TryId) {
         let dependency = &self.scenario.dependency;
         self.busy += 1;
-        let mut takes = dependency.latency.draw(&mut self.of_dependency);
-        let mut fails = self.of_dependency.chance(dependency.failure_rate.get());
+        let (latency, failure_rate) = dependency.mood(self.now);
+        let mut takes = latency.draw(&mut self.of_dependency);
+        let mut fails = self.of_dependency.chance(failure_rate.get());
         if let Some(workers) = dependency.workers {
             takes = takes.mul_f64(1.0 + dependency.drag * self.queue.len() as f64 / f64::from(workers));
         }

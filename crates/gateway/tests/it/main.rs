@@ -7,5 +7,6 @@ mod framing;
 mod guards;
 mod limits;
 mod pipeline;
+mod traffic;
 mod world;
 mod writes;

@@ -20,7 +20,7 @@ use seawall_core::policy::{
 use seawall_core::time::Wall;
 use seawall_core::units::Ratio;
 use seawall_gateway::net::Net;
-use seawall_gateway::{Clock, Fate, Gateway, Parts, Records};
+use seawall_gateway::{Clock, Fate, Gateway, Parts, Records, TRAFFIC_EVERY};
 use seawall_store::{ClockFn, EngineThreads, RealDisk, Store, StoreOptions};
 
 /// How long a test waits for what must happen; only a broken build ever waits that long.
@@ -358,6 +358,15 @@ impl World {
     }
 
     pub fn with_store(policy: Policy, tune: impl FnOnce(&mut StoreOptions)) -> Self {
+        Self::with(policy, TRAFFIC_EVERY, tune)
+    }
+
+    /// Whose journal may hear of its traffic this often.
+    pub fn watched(policy: Policy, traffic_every: Duration) -> Self {
+        Self::with(policy, traffic_every, |_| {})
+    }
+
+    fn with(policy: Policy, traffic_every: Duration, tune: impl FnOnce(&mut StoreOptions)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let origin = tokio::time::Instant::now();
@@ -377,6 +386,7 @@ impl World {
             seed: 1,
             net: Net::Real,
             cause: None,
+            traffic_every,
         };
         let gateway = runtime.block_on(Gateway::start(parts, 2)).unwrap();
         Self {

@@ -4,6 +4,7 @@
 //! traffic, and three ways to look at what came of it: words with a table (`words.rs`, `fold.rs`), JSON, and a page with
 //! plots (`page.rs`). The output depends on the arguments and the files alone: no clock, no chance but the seed's.
 
+mod course;
 mod fold;
 mod page;
 mod plan;
@@ -19,7 +20,7 @@ use clap::{Args, ValueEnum};
 use seawall_core::guard::rate::RateConfig;
 use seawall_core::time::Mono;
 use seawall_core::units::{Ratio, parse_duration, parse_rate, parse_ratio};
-use seawall_core::whatif::{Report, Scenario, Traffic, Trouble};
+use seawall_core::whatif::{Report, Scenario, Stretch, Traffic, Trouble};
 use seawall_store::Clock as _;
 use serde_json::{Value, json};
 
@@ -35,6 +36,7 @@ Examples:
   seawall simulate --config now.yaml --compare tomorrow.yaml --fault \"60s..90s fails 70%\"
   seawall simulate --callers 20 --capacity 10 --latency 100ms --rate 80/s --fault \"30s..40s slow x10\"
   seawall simulate --traffic requests.csv                        recorded: at,latency_ms,outcome
+  seawall journal --json --kind traffic_changed | seawall simulate --journal - --fault \"60s..90s down\"
 
 Without a configuration and without ./seawall.yaml: the default guards. The same command gives the same bytes.
 Exit status: 0 played; 1 a file cannot be used; 2 the command line cannot be understood.";
@@ -64,6 +66,13 @@ pub(super) struct SimulateArgs {
     /// `latency_ms`, and `outcome` (ok, error, or a status)
     #[arg(long, value_name = "FILE", help_heading = "Traffic", conflicts_with_all = ["rate", "pattern", "peak"])]
     traffic: Option<PathBuf>,
+    /// The course a node's journal tells of in place of all that, the dependency's included: what
+    /// `seawall journal --json` prints, `-` for standard input
+    #[arg(
+        long, value_name = "FILE", help_heading = "Traffic",
+        conflicts_with_all = ["rate", "pattern", "peak", "traffic", "latency", "latency_p99", "failure_rate"]
+    )]
+    journal: Option<PathBuf>,
     /// How long, in virtual time [default: 10m, or the whole record]
     #[arg(long = "for", value_name = "TIME", value_parser = parse_duration, help_heading = "Traffic")]
     lasts: Option<Duration>,
@@ -162,9 +171,10 @@ struct Side {
 }
 
 pub(super) fn run(args: &SimulateArgs) -> anyhow::Result<Ended> {
-    let traffic = match &args.traffic {
-        Some(file) => Traffic::Recorded(read_recording(file)?),
-        None => plan::described(args).map_err(UsageError)?,
+    let (traffic, course) = match (&args.traffic, &args.journal) {
+        (Some(file), _) => (Traffic::Recorded(read_recording(file)?), Vec::new()),
+        (None, Some(file)) => course::read(file, args.route.as_deref())?,
+        (None, None) => (plan::described(args).map_err(UsageError)?, Vec::new()),
     };
     let here = Path::new(CONFIG_FILE);
     let first = args.config.as_deref().or_else(|| here.exists().then_some(here));
@@ -176,7 +186,7 @@ pub(super) fn run(args: &SimulateArgs) -> anyhow::Result<Ended> {
     let mut sides = Vec::new();
     for (index, subject) in subjects.into_iter().enumerate() {
         let label = if many > 1 { format!("simulating, {} of {many}", index + 1) } else { "simulating".into() };
-        sides.push(play(args, traffic.clone(), subject, &label)?);
+        sides.push(play(args, (traffic.clone(), course.clone()), subject, &label)?);
     }
     if let Some(file) = &args.html {
         std::fs::write(file, page::page(&sides)).with_context(|| format!("cannot write `{}`", file.display()))?;
@@ -213,6 +223,8 @@ fn subject(args: &SimulateArgs, file: Option<&Path>) -> anyhow::Result<Subject> 
             Ok(Subject::of(&file.display().to_string(), route))
         }
         (None, None) => Ok(Subject::default_guards()),
+        // It names the route whose traffic is played.
+        (None, Some(_)) if args.journal.is_some() => Ok(Subject::default_guards()),
         (None, Some(route)) => {
             let message =
                 format!("there is no `{CONFIG_FILE}` here to have a route `{route}`; name a file with `--config`");
@@ -221,8 +233,14 @@ fn subject(args: &SimulateArgs, file: Option<&Path>) -> anyhow::Result<Subject> 
     }
 }
 
-fn play(args: &SimulateArgs, traffic: Traffic, subject: Subject, label: &str) -> anyhow::Result<Side> {
-    let scenario = plan::scenario(args, traffic, &subject).map_err(UsageError)?;
+fn play(
+    args: &SimulateArgs,
+    (traffic, course): (Traffic, Vec<Stretch>),
+    subject: Subject,
+    label: &str,
+) -> anyhow::Result<Side> {
+    let mut scenario = plan::scenario(args, traffic, &subject).map_err(UsageError)?;
+    course::follow(&mut scenario.dependency, course);
     let mut progress = Progress::new(label, scenario.lasts);
     let played = scenario.run_telling(&mut |at| progress.tell(at));
     progress.end();
@@ -392,6 +410,13 @@ mod tests {
             (&["--fault", "now"], "is no fault, such as"),
             (&["--traffic", "f", "--rate", "1/s"], "cannot be used with"),
             (&["--traffic", "f", "--fault", "1s..2s down"], "cannot be used with"),
+            (&["--journal", "f", "--rate", "1/s"], "cannot be used with"),
+            (&["--journal", "f", "--peak", "1/s"], "cannot be used with"),
+            (&["--journal", "f", "--pattern", "constant"], "cannot be used with"),
+            (&["--journal", "f", "--traffic", "f"], "cannot be used with"),
+            (&["--journal", "f", "--latency", "1ms"], "cannot be used with"),
+            (&["--journal", "f", "--latency-p99", "1ms"], "cannot be used with"),
+            (&["--journal", "f", "--failure-rate", "1%"], "cannot be used with"),
             (&["--queue", "5"], "--capacity"),
             (&["--caller-attempts", "5"], "--callers"),
             (&["--callers", "1", "--caller-timeout", "0s"], "more than nothing"),
@@ -405,7 +430,8 @@ mod tests {
             assert!(error.contains(words), "{line:?}: {error}");
         }
         let wrong = args(&["--rate", "0/s"]).unwrap();
-        let error = play(&wrong, plan::described(&wrong).unwrap(), Subject::default_guards(), "").err().unwrap();
+        let error =
+            play(&wrong, (plan::described(&wrong).unwrap(), Vec::new()), Subject::default_guards(), "").err().unwrap();
         assert_eq!(error.to_string(), "that is no experiment: `rate` is 0/s; allowed is 0.001/s to 1000000/s");
         assert!(error.is::<UsageError>());
     }
@@ -422,6 +448,23 @@ mod tests {
             "the record says what it did"
         );
         assert_eq!(plan::traffic_words(&scenario), "1 recorded requests");
+    }
+
+    #[test]
+    fn a_course_lasts_as_long_as_it_was_seen_and_longer_if_asked() {
+        let s = Duration::from_secs;
+        let lasting = |line: &[&str], until, per_second| {
+            let pieces = vec![seawall_core::whatif::Piece { from: Duration::ZERO, per_second }];
+            let args = args(&[&["--journal", "f"], line].concat()).unwrap();
+            plan::scenario(&args, Traffic::Pieces { pieces, until }, &Subject::default_guards())
+        };
+        assert_eq!(lasting(&[], s(217), 5.0).unwrap().lasts, s(217));
+        assert_eq!(lasting(&[], s(216) + Duration::from_millis(1), 5.0).unwrap().lasts, s(217), "whole seconds");
+        let long = lasting(&["--for", "10m", "--fault", "5m..6m down", "--capacity", "3"], s(217), 5.0).unwrap();
+        assert_eq!((long.lasts, long.dependency.troubles.len(), long.dependency.workers), (s(600), 1, Some(3)));
+        assert_eq!(plan::mean_rate(&long), 5.0);
+        let error = lasting(&["--for", "1h"], s(217), 100_000.0).unwrap_err();
+        assert!(error.contains("360000000 requests are too many"), "{error}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use seawall_core::units::{format_duration, parse_duration, parse_ratio};
 use seawall_core::whatif::{Ailment, Dependency, Latency, Layer, RateLimit, Scenario, StandIn, Traffic, Trouble};
 use serde_json::{Value, json};
 
-use super::{Pattern, SimulateArgs};
+use super::{Pattern, SimulateArgs, course};
 use crate::cli::explain::may_repeat;
 
 /// More requests than that are an evening's wait and gigabytes of latencies.
@@ -78,10 +78,10 @@ pub(super) fn scenario(args: &SimulateArgs, traffic: Traffic, subject: &Subject)
     let peak = match &traffic {
         Traffic::Constant { per_second } | Traffic::Poisson { per_second } => *per_second,
         Traffic::Diurnal { high, .. } => *high,
-        Traffic::Recorded(_) => 0.0,
+        Traffic::Recorded(_) | Traffic::Pieces { .. } => 0.0,
     };
-    if peak * lasts.as_secs_f64() > REQUESTS_MAX {
-        let requests = peak * lasts.as_secs_f64();
+    let requests = traffic.recorded_requests(lasts).unwrap_or(peak * lasts.as_secs_f64());
+    if requests > REQUESTS_MAX {
         return Err(format!(
             "{requests:.0} requests are too many: {REQUESTS_MAX:.0} at most; lower `--rate` or `--for`"
         ));
@@ -109,6 +109,7 @@ pub(super) fn scenario(args: &SimulateArgs, traffic: Traffic, subject: &Subject)
 fn lasts(args: &SimulateArgs, traffic: &Traffic) -> Duration {
     let recorded = match traffic {
         Traffic::Recorded(recorded) => recorded.last().map(|last| last.at + last.latency),
+        Traffic::Pieces { until, .. } => Some(until.saturating_sub(Duration::from_nanos(1))),
         _ => None,
     };
     let whole = |span: Duration| Duration::from_secs(span.as_secs() + 1);
@@ -141,6 +142,7 @@ fn dependency(args: &SimulateArgs) -> Dependency {
         failure_rate: args.failure_rate.unwrap_or(default.failure_rate),
         rate_limit: args.rate_limit.map(|rate| RateLimit { rate, says_when: args.rate_limit_told }),
         troubles: args.fault.clone(),
+        course: Vec::new(),
     }
 }
 
@@ -235,6 +237,9 @@ pub(super) fn mean_rate(scenario: &Scenario) -> f64 {
         Traffic::Constant { per_second } | Traffic::Poisson { per_second } => *per_second,
         Traffic::Diurnal { low, high, .. } => (low + high) / 2.0,
         Traffic::Recorded(recorded) => recorded.len() as f64 / scenario.lasts.as_secs_f64(),
+        Traffic::Pieces { .. } => {
+            scenario.traffic.recorded_requests(scenario.lasts).unwrap_or_default() / scenario.lasts.as_secs_f64()
+        }
     }
 }
 
@@ -245,6 +250,7 @@ pub(super) fn traffic_words(scenario: &Scenario) -> String {
         Traffic::Poisson { per_second } => format!("{per_second} requests/s at random"),
         Traffic::Diurnal { low, high, .. } => format!("{low} to {high} requests/s and back"),
         Traffic::Recorded(recorded) => format!("{} recorded requests", recorded.len()),
+        Traffic::Pieces { pieces, .. } => course::rate_words(pieces),
     }
 }
 
@@ -258,6 +264,7 @@ pub(super) fn as_json(subject: &Subject, scenario: &Scenario) -> Value {
             json!({ "pattern": "diurnal", "low_per_second": low, "high_per_second": high, "period_s": period.as_secs_f64() })
         }
         Traffic::Recorded(recorded) => json!({ "pattern": "recorded", "requests": recorded.len() }),
+        Traffic::Pieces { pieces, until } => course::rates_json(pieces, *until),
     };
     let layer = |layer: &Layer| {
         json!({
@@ -285,6 +292,7 @@ pub(super) fn as_json(subject: &Subject, scenario: &Scenario) -> Value {
             "drag": of.drag,
             "failure_rate": of.failure_rate,
             "rate_limit_per_s": of.rate_limit.map(|limit| f64::from(limit.rate.cells) / limit.rate.per.as_secs_f64()),
+            "course": course::stretches_json(&of.course),
             "faults": of.troubles.iter().map(trouble).collect::<Vec<_>>(),
         }),
         _ => Value::Null,

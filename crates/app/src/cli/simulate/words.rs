@@ -7,6 +7,7 @@ use seawall_core::units::format_duration;
 use seawall_core::whatif::{Ailment, Scenario, StandIn, Summary, Traffic};
 
 use super::Side;
+use super::course::course_words;
 use super::fold::{Span, fold};
 use super::plan::{Sight, ailment_words, mean_rate, traffic_words, trouble_words};
 use crate::cli::table::{facts, table};
@@ -36,10 +37,11 @@ fn heading(label: &str, scenario: &Scenario) -> String {
     if nodes > 1 {
         text += &format!("; {nodes} nodes");
     }
+    text += &course_words(&scenario.dependency.course);
     let troubles: Vec<String> = scenario.dependency.troubles.iter().map(trouble_words).collect();
     match (troubles.is_empty(), &scenario.traffic) {
         (false, _) => text += &format!("\nthe dependency: {}", troubles.join("; ")),
-        (true, Traffic::Recorded(_)) => {}
+        (true, Traffic::Recorded(_) | Traffic::Pieces { .. }) => {}
         (true, _) => text += "\nthe dependency is well all the time; `--fault \"60s..90s down\"` would break it",
     }
     text + "\n"
