@@ -220,7 +220,7 @@ fn shares_differ((part, whole): (u64, u64), (other_part, other_whole): (u64, u64
 /// use seawall_core::time::Mono;
 /// use seawall_core::traffic::{Counts, Watch};
 ///
-/// let at = |second| Mono::from_millis(second * 1_000);
+/// let at = |second: u64| Mono::from_millis(second * 1_000);
 /// let seen = |requests| Counts { requests, ..Counts::default() };
 /// let mut watch = Watch::new(at(0), Counts::default());
 /// assert_eq!(watch.look(at(60), seen(0)), None, "nothing, as before");

@@ -207,12 +207,13 @@ fn a_permanent_refusal_is_parked_with_the_upstreams_last_words() {
     let behind = world.post("/", "Shipment-Id: s\r\n", "behind it");
     assert_eq!((kept.status, behind.status), (202, 202));
     mode.store(400, Relaxed);
-    wait_until("both are parked", || world.store.spool.depth().parked == 2);
+    // A parked record does not block its key. It is told once it is parked.
+    wait_until("both are told", || world.entries(Kind::RecordParked).len() == 2);
+    assert_eq!(world.store.spool.depth().parked, 2);
     let parked = world.block_on(world.store.spool.list(State::Parked, 10)).unwrap();
     let reason = parked[0].parked.clone().unwrap();
     assert_eq!(reason.reason, "the upstream refused it with 400 Bad Request");
     assert_eq!(reason.last_words, "field `weight` is missing");
-    assert_eq!(world.entries(Kind::RecordParked).len(), 2, "a parked record does not block its key");
     assert!(world.get(&kept.must("location")).body.contains("\"state\":\"parked\""));
     wait_until("the account knows", || world.fates().iter().filter(|fate| **fate == Fate::Parked).count() == 2);
 }
