@@ -17,6 +17,7 @@ use crate::guard::rate::RateConfig;
 use crate::guard::retry::RetryConfig;
 use crate::guard::throttle::ThrottleConfig;
 use crate::id::{RouteId, UpstreamId};
+use crate::outcome::is_idempotent;
 
 /// Everything one node should do.
 #[derive(Clone, Debug)]
@@ -132,6 +133,12 @@ impl Route {
     #[must_use]
     pub fn spools(&self) -> bool {
         self.fallbacks.iter().any(|fallback| matches!(fallback, Fallback::Spool))
+    }
+
+    /// True if its requests may be sent twice: every method it takes is idempotent, or they get a key because it spools.
+    #[must_use]
+    pub fn may_repeat(&self) -> bool {
+        self.spools() || self.matcher.methods.iter().all(|method| is_idempotent(method))
     }
 
     /// For how long a last good answer may stand in, if at all.

@@ -441,6 +441,8 @@ impl Pass {
 
     /// The answer has begun: whoever still has the pass waits for its end, and the upstream does not hang.
     pub(crate) fn answered(&mut self) {
+        // Whoever was answered was not outrun.
+        self.copies = None;
         if let Some(leave) = &mut self.leave {
             self.route.guards.answered(leave);
         }

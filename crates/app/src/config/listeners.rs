@@ -125,6 +125,9 @@ fn read_route<'n>(item: Field<'n>, upstreams: &Upstreams<'_>, policies: &Policie
     let Rules { guards, fallbacks, order_by, delivery, .. } = rules;
     let upstream = upstream.unwrap_or(UpstreamId(0));
     let route = Route { name: String::new(), matcher, upstream, guards, fallbacks, order_by, delivery };
+    if let Some(policy) = policy.and_then(|field| field.text()) {
+        item.reader.follows(policy, route.may_repeat(), name.as_deref().unwrap_or_default());
+    }
     let spot = section.field("name").map_or(section.spot(), |field| field.spot());
     Written { reader: item.reader, spot, name, upstream_name, is_sound, route }
 }

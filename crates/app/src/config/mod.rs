@@ -113,13 +113,15 @@ impl Checked {
     /// Plays every policy that says what traffic it expects, and adds to the report what comes of it.
     #[must_use]
     pub fn rehearsed(mut self) -> Self {
+        let place = |finding: &Finding| (finding.line, finding.column);
+        let audits = self.report.findings.iter().filter(|finding| finding.severity == Severity::Audit);
+        let blamed: Vec<_> = audits.map(place).collect();
         for drill in self.drills.drain(..) {
-            for line in rehearse(&drill.guards, &drill.expects) {
-                let place = |key| drill.places.iter().find(|(known, _)| *known == key);
-                let Some((_, at)) = place(line.key).or_else(|| place("expects")) else { continue };
-                let same =
-                    |it: &Finding| it.severity == Severity::Audit && (it.line, it.column) == (at.line, at.column);
-                if self.report.findings.iter().any(same) {
+            let Some((may_repeat, route)) = &drill.followed else { continue };
+            for line in rehearse(&drill.guards, &drill.expects, *may_repeat, route) {
+                let of = |key| drill.places.iter().find(|(known, _)| *known == key);
+                let Some((key, at)) = of(line.key).or_else(|| of("expects")) else { continue };
+                if *key == line.key && blamed.contains(&place(at)) {
                     // Arithmetic has blamed it already: first things first.
                     continue;
                 }

@@ -192,7 +192,7 @@ fn warn_of_what_cannot_work(entry: Field<'_>, policy: &Section<'_>, rules: &Rule
     }
     let place = |key| policy.field(key).map(|field| (key, field.spot()));
     let places: Vec<_> = ["breaker", "retry", "expects"].into_iter().filter_map(place).collect();
-    entry.reader.drill(&rules.guards, expects, &places);
+    entry.reader.drill(entry.key, &rules.guards, expects, &places);
 }
 
 fn read_try_timeout(section: &Section<'_>, timeout: Duration) -> Duration {

@@ -24,8 +24,11 @@ pub(super) struct Reader<'s> {
 /// What can be played against a policy, and where it is told what comes of it.
 #[derive(Clone, Debug)]
 pub(super) struct Drill {
+    policy: String,
     pub(super) guards: Guards,
     pub(super) expects: Expects,
+    /// Who follows it: may requests of any of them be sent twice, and what is one of them called. `None` for nobody.
+    pub(super) followed: Option<(bool, String)>,
     /// The keys that may be blamed, with their places. Only what was written is: defaults suit most.
     pub(super) places: Vec<(&'static str, Finding)>,
 }
@@ -40,12 +43,25 @@ impl<'s> Reader<'s> {
     }
 
     /// Notes that a policy can be played. Nothing is told yet: it takes a moment, and a node that starts has none.
-    pub(super) fn drill(&self, guards: &Guards, expects: &Expects, places: &[(&'static str, Spot)]) {
+    pub(super) fn drill(&self, policy: &str, guards: &Guards, expects: &Expects, places: &[(&'static str, Spot)]) {
         let at = |(key, spot): &(&'static str, Spot)| {
             (*key, self.source.finding(Severity::Audit, *spot, String::new(), None))
         };
-        let drill = Drill { guards: guards.clone(), expects: *expects, places: places.iter().map(at).collect() };
-        self.drills.borrow_mut().push(drill);
+        self.drills.borrow_mut().push(Drill {
+            policy: policy.into(),
+            guards: guards.clone(),
+            expects: *expects,
+            followed: None,
+            places: places.iter().map(at).collect(),
+        });
+    }
+
+    /// Notes that a route follows a policy.
+    pub(super) fn follows(&self, policy: &str, may_repeat: bool, route: &str) {
+        for drill in self.drills.borrow_mut().iter_mut().filter(|drill| drill.policy == policy) {
+            let (repeats, name) = drill.followed.take().unwrap_or((false, route.into()));
+            drill.followed = Some((repeats || may_repeat, name));
+        }
     }
 
     /// How many findings there are: did reading something add any?

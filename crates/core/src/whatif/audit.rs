@@ -81,7 +81,7 @@ fn line(key: &'static str, message: String, fix: String) -> Option<AuditLine> {
 
 /// A breaker that can never judge at this rate, or only after an outage is over.
 fn blind(breaker: &BreakerConfig, per_second: f64) -> Option<AuditLine> {
-    let min = f64::from(breaker.calls_min);
+    let (min, rate) = (f64::from(breaker.calls_min), per_second_words(per_second));
     match breaker.window {
         WindowConfig::Time { span, .. } => {
             let held = per_second * span.as_secs_f64();
@@ -93,7 +93,7 @@ fn blind(breaker: &BreakerConfig, per_second: f64) -> Option<AuditLine> {
             line(
                 "breaker",
                 format!(
-                    "at {per_second}/s a window of {} holds {shown} calls and {min} are needed: the breaker can never \
+                    "at {rate} a window of {} holds {shown} calls and {min} are needed: the breaker can never \
                      open by its rates",
                     format_duration(span)
                 ),
@@ -109,7 +109,7 @@ fn blind(breaker: &BreakerConfig, per_second: f64) -> Option<AuditLine> {
             line(
                 "breaker",
                 format!(
-                    "at {per_second}/s it takes {} until the {min} calls have come that the breaker needs to judge: a \
+                    "at {rate} it takes {} until the {min} calls have come that the breaker needs to judge: a \
                      shorter outage is not seen",
                     format_duration(whole_seconds(takes))
                 ),
@@ -139,12 +139,12 @@ fn noise(breaker: &BreakerConfig, expects: &Expects) -> Option<AuditLine> {
     }
     let enough = (calls_min..=1_000).find(|calls| by_chance(*calls) * windows(*calls) <= 1.0);
     let per_second = expects.per_second.unwrap_or(1.0);
-    let every = f64::from(calls_min) / per_second / probability;
+    let (every, rate) = (f64::from(calls_min) / per_second / probability, per_second_words(per_second));
     line(
         "breaker",
         format!(
             "opens on noise: {} of {calls_min} calls fail by chance with a probability of {}, about once in {} at \
-             {per_second}/s, although only {} of calls fail",
+             {rate}, although only {} of calls fail",
             needed(calls_min, threshold),
             percent(probability),
             format_duration(whole_seconds(every)),
@@ -174,10 +174,11 @@ fn noise_in_a_row(breaker: &BreakerConfig, expects: &Expects) -> Option<AuditLin
         return None;
     }
     let enough = (row..=1_000).find(|row| every(*row) >= NOISE_EVERY.as_secs_f64());
+    let rate = per_second_words(per_second);
     line(
         "breaker",
         format!(
-            "opens on noise: {row} failures in a row come by chance about once in {} at {per_second}/s, although only {} \
+            "opens on noise: {row} failures in a row come by chance about once in {} at {rate}, although only {} \
              of calls fail",
             format_duration(whole_seconds(every(row))),
             expects.failure_rate,
@@ -215,6 +216,12 @@ pub fn at_least(calls: u32, least: u32, failing: f64) -> f64 {
         term *= (n - f64::from(k)) / f64::from(k + 1) * odds;
     }
     sum.min(1.0)
+}
+
+/// A rate as people write it, to four digits.
+pub(super) fn per_second_words(per_second: f64) -> String {
+    let scale = 10_f64.powi(3 - per_second.abs().max(1e-9).log10().floor() as i32);
+    format!("{}/s", (per_second * scale).round() / scale)
 }
 
 fn percent(share: f64) -> String {

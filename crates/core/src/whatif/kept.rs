@@ -18,12 +18,20 @@ pub(super) struct Kept {
     resting: u32,
     on_their_way: u32,
     pace: Pace,
+    /// When it looks again, if a guard has to be waited for.
+    looks_at: Mono,
 }
 
 impl Kept {
     pub(super) fn of(stand_in: StandIn) -> Self {
         let parallel = if let StandIn::Promise { parallel } = stand_in { parallel } else { 1 };
-        Self { ready: VecDeque::new(), resting: 0, on_their_way: 0, pace: Pace::new(parallel as usize) }
+        Self {
+            ready: VecDeque::new(),
+            resting: 0,
+            on_their_way: 0,
+            pace: Pace::new(parallel as usize),
+            looks_at: Mono::ZERO,
+        }
     }
 
     /// How many are kept.
@@ -36,8 +44,8 @@ impl Kept {
         self.pace.after(Delivered::Refused(retry_in.unwrap_or_default()), now);
     }
 
-    fn next(&mut self, now: Mono) -> Option<u32> {
-        if self.pace.paused_until(now).is_some() || self.pace.free(self.on_their_way as usize) == 0 {
+    fn next(&mut self) -> Option<u32> {
+        if self.pace.free(self.on_their_way as usize) == 0 {
             return None;
         }
         let tries = self.ready.pop_front()?;
@@ -68,10 +76,15 @@ impl World<'_> {
         let now = self.now;
         loop {
             let of = &mut self.layers[layer][instance];
-            if of.guards.admits_at().is_some_and(|at| now < at) {
+            let waits_until = of.guards.admits_at().filter(|at| now < *at).or(of.kept.pace.paused_until(now));
+            if let Some(until) = waits_until {
+                if !of.kept.ready.is_empty() && of.kept.looks_at <= now {
+                    of.kept.looks_at = until;
+                    self.at(until, Event::DeliverKept(layer, instance));
+                }
                 return;
             }
-            let Some(tries) = of.kept.next(now) else { return };
+            let Some(tries) = of.kept.next() else { return };
             // What a record says happened last is what happens to it.
             let nth = self.arrivals.saturating_sub(1);
             self.begin_at((layer, instance), None, nth, Some(tries));

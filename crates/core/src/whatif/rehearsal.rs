@@ -7,8 +7,8 @@
 
 use std::time::Duration;
 
-use super::audit::{AuditLine, Expects};
-use super::{Ailment, Dependency, Latency, Layer, Report, Scenario, StandIn, Traffic, Trouble};
+use super::audit::{AuditLine, Expects, per_second_words};
+use super::{Ailment, Dependency, Latency, Layer, Report, Row, Scenario, StandIn, Traffic, Trouble};
 use crate::guard::breaker::{BreakerConfig, SlowRule};
 use crate::guard::budget::BudgetConfig;
 use crate::policy::Guards;
@@ -23,6 +23,11 @@ const LASTS: Duration = Duration::from_secs(30);
 /// Who needs longer than that to get over it has a second outage of its own making.
 const OVER_MAX: Duration = Duration::from_secs(45);
 const WATCHED: Duration = Duration::from_secs(90);
+/// The first seconds are left out: what fills is not yet what it will be.
+const SETTLES_S: usize = 5;
+/// Answers are good again when this share of what was good before is, over so many seconds.
+const GOOD_AGAIN: f64 = 0.9;
+const GOOD_FOR_S: usize = 10;
 
 /// What is played.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,14 +40,16 @@ enum Trial {
     Crowded,
 }
 
-/// What the drill finds, with remedies that were tried.
+/// What the drill finds, with remedies that were tried. `may_repeat` is [`crate::policy::Route::may_repeat`] of the route
+/// that is called so; an empty name is not told.
 #[must_use]
-pub fn rehearse(guards: &Guards, expects: &Expects) -> Vec<AuditLine> {
+pub fn rehearse(guards: &Guards, expects: &Expects, may_repeat: bool, route: &str) -> Vec<AuditLine> {
     let Some(per_second) = expects.per_second.map(|rate| rate.min(PER_SECOND_MAX)) else { return Vec::new() };
     if per_second * LASTS.as_secs_f64() < REQUESTS_MIN {
         return Vec::new();
     }
-    let play = |trial, guards: &Guards| scenario(trial, guards, expects, per_second).run().ok();
+    let stage = |trial, guards: &Guards| scenario(trial, guards, expects, (per_second, may_repeat));
+    let play = |trial, guards: &Guards| stage(trial, guards).run().ok();
     let mut lines: Vec<AuditLine> = Vec::new();
     for trial in [Trial::Down, Trial::Hangs, Trial::Crowded] {
         let Some(fault) = play(trial, guards).and_then(|report| fault(trial, guards, &report)) else { continue };
@@ -52,15 +59,20 @@ pub fn rehearse(guards: &Guards, expects: &Expects) -> Vec<AuditLine> {
         }
         let helps = |remedy: &Remedy| play(trial, &remedy.guards).is_some_and(|it| fault.is_gone(trial, &it, guards));
         let fix = fault.remedies(guards).into_iter().find(helps).map_or_else(
-            || format!("look at it with `seawall simulate --fault \"30s..60s {}\"`", trial.as_typed()),
+            || format!("look at it with `{}`", as_typed(&stage(trial, guards), trial, route)),
             |remedy| format!("write {}", remedy.words),
         );
-        lines.push(AuditLine { key: fault.key(), of_traffic: true, message: fault.message(trial, per_second), fix });
+        let message = format!("played at {}, {}", per_second_words(per_second), fault.message(trial));
+        lines.push(AuditLine { key: fault.key(), of_traffic: true, message, fix });
+        if matches!(fault, Fault::NeverWell(_)) {
+            // Whoever is not well before it cannot get well after it.
+            break;
+        }
     }
     lines
 }
 
-fn scenario(trial: Trial, guards: &Guards, expects: &Expects, per_second: f64) -> Scenario {
+fn scenario(trial: Trial, guards: &Guards, expects: &Expects, (per_second, may_repeat): (f64, bool)) -> Scenario {
     // As quick as the policy plainly takes a good answer to be.
     let slow = guards.breaker.as_ref().and_then(|breaker| breaker.slow).map_or(Duration::MAX, |slow| slow.over);
     let median = Duration::from_millis(20).min(slow / 20).min(guards.try_timeout / 20).max(Duration::from_micros(100));
@@ -73,13 +85,13 @@ fn scenario(trial: Trial, guards: &Guards, expects: &Expects, per_second: f64) -
     };
     let callers = (expects.caller_attempts > 1).then(|| {
         let patience = expects.caller_timeout.unwrap_or(guards.timeout);
-        Layer::naive("callers", 10, patience, expects.caller_attempts)
+        Layer::naive("callers", CALLERS, patience, expects.caller_attempts)
     });
     let gateway = Layer {
         name: "gateway".into(),
         instances: 1,
         guards: guards.clone(),
-        idempotent: true,
+        idempotent: may_repeat,
         marks_retries: true,
         stand_in: StandIn::Nothing,
     };
@@ -98,6 +110,34 @@ fn scenario(trial: Trial, guards: &Guards, expects: &Expects, per_second: f64) -
     }
 }
 
+const CALLERS: u32 = 10;
+
+/// The command that plays the same.
+fn as_typed(scenario: &Scenario, trial: Trial, route: &str) -> String {
+    let mut words = String::from("seawall simulate");
+    if !route.is_empty() {
+        words += &format!(" --route {route}");
+    }
+    if let Traffic::Poisson { per_second } = scenario.traffic {
+        words += &format!(" --rate {}", per_second_words(per_second));
+    }
+    words += &format!(" --for {}", format_duration(scenario.lasts));
+    if let [callers, _] = scenario.layers.as_slice() {
+        let (tries, patience) = (callers.guards.retry.attempts_max, format_duration(callers.guards.try_timeout));
+        words += &format!(" --callers {CALLERS} --caller-attempts {tries} --caller-timeout {patience}");
+    }
+    if let Latency::LogNormal { median, .. } = scenario.dependency.latency {
+        words += &format!(" --latency {}", format_duration(median));
+    }
+    if scenario.dependency.failure_rate.get() > 0.0 {
+        words += &format!(" --failure-rate {}", scenario.dependency.failure_rate);
+    }
+    if let Some(workers) = scenario.dependency.workers {
+        words += &format!(" --capacity {workers}");
+    }
+    words + &format!(" --fault \"30s..60s {}\"", trial.fault_as_typed())
+}
+
 impl Trial {
     const fn words(self) -> &'static str {
         match self {
@@ -107,7 +147,7 @@ impl Trial {
         }
     }
 
-    const fn as_typed(self) -> &'static str {
+    const fn fault_as_typed(self) -> &'static str {
         match self {
             Self::Down => "down",
             Self::Hangs => "hangs",
@@ -118,10 +158,12 @@ impl Trial {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
+    /// Hardly anything is answered well although there is no trouble: this share.
+    NeverWell(f64),
     /// The breaker does not see it.
     Unseen,
     /// It takes so many seconds more until answers are good; `None` if they are not while anybody looks.
-    Lasting(Option<f64>),
+    Lasting(Option<usize>),
     /// Load that retries made outlives its cause.
     Storm,
 }
@@ -132,27 +174,40 @@ struct Remedy {
     guards: Guards,
 }
 
+/// Everything is judged by what it was before the trouble: expected failures and a rate that is kept are no faults.
 fn fault(trial: Trial, guards: &Guards, report: &Report) -> Option<Fault> {
-    let summary = &report.summary;
-    let over = summary.to_recover_s.filter(|seconds| *seconds <= OVER_MAX.as_secs_f64());
-    let unseen = !summary.to_open_s.is_some_and(|seconds| seconds <= LASTS.as_secs_f64());
+    let begins = BEGINS.as_secs() as usize;
+    let ends = begins + LASTS.as_secs() as usize;
+    let (before, during, after) = (&report.rows[SETTLES_S..begins], &report.rows[begins..ends], &report.rows[ends..]);
+    let well = share(before, |row| row.good);
+    if well < 0.5 {
+        return Some(Fault::NeverWell(well));
+    }
+    let again = |rows: &[Row]| share(rows, |row| row.good) >= GOOD_AGAIN * well;
+    let recovers = after.windows(GOOD_FOR_S).position(again);
+    let over = recovers.filter(|seconds| *seconds <= OVER_MAX.as_secs() as usize);
+    let unseen = during.iter().all(|row| row.not_closed == 0);
     match trial {
-        Trial::Crowded => (over.is_none() && is_stormy(report)).then_some(Fault::Storm),
+        Trial::Crowded => {
+            // Long after the trouble more reaches the upstream than it did before.
+            let late = share(&after[OVER_MAX.as_secs() as usize..], |row| row.sent);
+            (over.is_none() && late > 1.2 * share(before, |row| row.sent)).then_some(Fault::Storm)
+        }
         Trial::Down | Trial::Hangs if unseen && guards.breaker.is_some() => Some(Fault::Unseen),
-        Trial::Down | Trial::Hangs => over.is_none().then_some(Fault::Lasting(summary.to_recover_s)),
+        Trial::Down | Trial::Hangs => over.is_none().then_some(Fault::Lasting(recovers)),
     }
 }
 
-/// True if long after the trouble more reaches the upstream than anybody asks for.
-fn is_stormy(report: &Report) -> bool {
-    let late = report.rows.iter().skip((BEGINS + LASTS + OVER_MAX).as_secs() as usize);
-    let (offered, sent) = late.fold((0, 0), |(offered, sent), row| (offered + row.offered, sent + row.sent));
-    f64::from(sent) > 1.2 * f64::from(offered)
+/// So many for each request that came.
+fn share(rows: &[Row], of: fn(&Row) -> u32) -> f64 {
+    let sum = |of: fn(&Row) -> u32| rows.iter().map(|row| f64::from(of(row))).sum::<f64>();
+    sum(of) / sum(|row| row.offered).max(1.0)
 }
 
 impl Fault {
     const fn key(self) -> &'static str {
         match self {
+            Self::NeverWell(_) => "expects",
             Self::Unseen | Self::Lasting(_) => "breaker",
             Self::Storm => "retry",
         }
@@ -163,22 +218,18 @@ impl Fault {
         fault(trial, before, report).is_none_or(|fault| kind(&fault) != kind(&self))
     }
 
-    fn message(self, trial: Trial, per_second: f64) -> String {
+    fn message(self, trial: Trial) -> String {
         let what = trial.words();
         match self {
-            Self::Unseen => format!("played at {per_second}/s, {what} does not open the breaker in that time"),
-            Self::Lasting(Some(seconds)) => {
-                format!("played at {per_second}/s, answers are good again only {seconds:.0} s after {what}")
+            Self::NeverWell(share) => {
+                format!("only {:.0} % of requests are answered well before there is any trouble", share * 100.0)
             }
-            Self::Lasting(None) => {
-                format!(
-                    "played at {per_second}/s, answers are not good again within {} s after {what}",
-                    WATCHED.as_secs()
-                )
+            Self::Unseen => format!("{what} does not open the breaker in that time"),
+            Self::Lasting(Some(seconds)) => format!("answers are good again only {seconds} s after {what}"),
+            Self::Lasting(None) => format!("answers are not good again within {} s after {what}", WATCHED.as_secs()),
+            Self::Storm => {
+                format!("{what} does not get well when its slowness is over: the retries are load enough")
             }
-            Self::Storm => format!(
-                "played at {per_second}/s, {what} does not get well when its slowness is over: the retries are load enough"
-            ),
         }
     }
 
@@ -194,6 +245,7 @@ impl Fault {
         };
         let (second, ten) = (Duration::from_secs(1), Duration::from_secs(10));
         match self {
+            Self::NeverWell(_) => Vec::new(),
             Self::Unseen => {
                 let over = second.min(guards.try_timeout / 2);
                 let rule = SlowRule { rate_max: Ratio::new(0.6).unwrap_or(Ratio::ONE), over, in_flight: true };
@@ -239,7 +291,7 @@ mod tests {
     }
 
     fn told(guards: &Guards, expects: &Expects) -> Vec<(&'static str, String)> {
-        rehearse(guards, expects)
+        rehearse(guards, expects, true, "r")
             .into_iter()
             .map(|line| (line.key, format!("{}; {}", line.message, line.fix)))
             .collect()
@@ -255,6 +307,28 @@ mod tests {
         }
         assert_eq!(told(&guards(), &Expects::default()), [], "no rate, no drill");
         assert_eq!(told(&guards(), &at(5.0)), [], "150 requests show little");
+    }
+
+    /// What the policy expects, or refuses by itself, is there before any trouble and after it.
+    #[test]
+    fn what_was_so_before_is_not_blamed_on_the_trouble() {
+        let off = Guards { retry: crate::guard::retry::RetryConfig::off(), ..guards() };
+        let kept = crate::guard::rate::RateConfig { cells: 40, per: S, burst: 40 };
+        assert_eq!(told(&Guards { rate: Some(kept), ..off.clone() }, &at(50.0)), [], "a rate that is kept");
+        for failing in [0.03, 0.06, 0.2] {
+            for rate in [10.0, 100.0] {
+                let expects = Expects { failure_rate: Ratio::new(failing).unwrap(), ..at(rate) };
+                let told = told(&off, &expects);
+                assert_eq!(told, [], "{failing} at {rate}");
+            }
+        }
+        let one = crate::guard::bulkhead::BulkheadConfig { calls_max: 1, waiting_max: 0, ..off.bulkhead };
+        let [(key, words)] = told(&Guards { bulkhead: one, ..off }, &at(200.0)).try_into().unwrap();
+        assert!(
+            key == "expects" && words.contains("% of requests are answered well before there is any trouble"),
+            "{words}"
+        );
+        assert!(words.contains("`seawall simulate --route r --rate 200/s --for 150s --latency 20ms"), "{words}");
     }
 
     #[test]
@@ -298,5 +372,8 @@ mod tests {
             words.iter().any(|(key, words)| *key == "retry" && words.contains("the retries are load enough")),
             "{words:?}"
         );
+        let alone = Expects { caller_attempts: 1, ..expects };
+        let of_posts: Vec<_> = rehearse(&stormy, &alone, false, "").into_iter().map(|line| line.key).collect();
+        assert!(!of_posts.contains(&"retry"), "who makes no retries makes no storm");
     }
 }

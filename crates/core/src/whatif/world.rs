@@ -456,10 +456,13 @@ impl World<'_> {
     }
 
     fn refuse(&mut self, id: CallId, refusal: &Refusal) {
-        self.count_refusal(refusal);
-        if let Some(call) = self.call(id).filter(|call| call.kept.is_some()) {
-            let (layer, instance, now) = (call.layer, call.instance, self.now);
-            self.layers[layer][instance].kept.refused(now, refusal.retry_in());
+        match self.call(id).filter(|call| call.kept.is_some()) {
+            // Nobody waits for it: it is not among the requests that were refused.
+            Some(call) => {
+                let (layer, instance, now) = (call.layer, call.instance, self.now);
+                self.layers[layer][instance].kept.refused(now, refusal.retry_in());
+            }
+            None => self.count_refusal(refusal),
         }
         self.finish(id, Verdict::Refused);
     }

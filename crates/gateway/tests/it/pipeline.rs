@@ -199,6 +199,36 @@ fn an_endpoint_that_hangs_behind_copies_is_ejected_all_the_same() {
     assert!(world.route(0).breaker.slow_rate.is_some_and(|rate| rate > 0.0), "and the breaker has seen slow calls");
 }
 
+/// The second copy wins and its answer is long; that its client leaves says nothing about the upstream.
+#[test]
+fn a_client_that_leaves_a_winning_copy_is_no_slow_call() {
+    let (slow, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let (is_slow, counted) = (Arc::clone(&slow), Arc::clone(&calls));
+    let server = Server::start(move |_, _| match is_slow.load(Relaxed).then(|| counted.fetch_add(1, Relaxed)) {
+        None => ok("quick"),
+        Some(0) => Do::Hang,
+        Some(_) => Do::Send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbegun\r\n".to_vec()),
+    });
+    let mut hedged = route("r", 0);
+    let hedge = HedgeConfig { quantile: ratio(0.9), samples_min: 20, delay_max: 20 * MS, ..HedgeConfig::default() };
+    hedged.guards.hedge = Some(hedge);
+    let over = 300 * MS;
+    let slow_rule = SlowRule { over, rate_max: ratio(0.9), in_flight: true };
+    hedged.guards.breaker = Some(BreakerConfig { slow: Some(slow_rule), ..BreakerConfig::default() });
+    let world = World::new(policy(vec![hedged], vec![upstream("u", &[server.address])]));
+    (0..20).for_each(|_| assert_eq!(world.get("/").body, "quick"));
+    slow.store(true, Relaxed);
+    let mut client = world.client();
+    let begun = std::time::Instant::now();
+    client.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+    wait_until("the long answer begins", || client.line().is_some_and(|line| line == "begun"));
+    wait_until("a slow call would be slow by now", || begun.elapsed() > over + 20 * MS);
+    drop(client);
+    wait_until("the gateway has let go of it", || world.route(0).in_flight == 0);
+    let route = world.route(0);
+    assert_eq!((route.hedges_won_total, route.breaker.slow_rate), (1, Some(0.0)));
+}
+
 #[test]
 fn an_upstream_that_asks_for_less_is_not_shut_out() {
     let server = Server::start(|_, _| answer("429 Too Many Requests", "", "slower"));

@@ -16,7 +16,7 @@ use seawall_core::policy::{Fallback, Guards, Policy, Route, Upstream};
 use seawall_core::units::format_duration;
 use serde_json::{Value, json};
 
-pub(super) use worst::{Worst, may_repeat};
+pub(super) use worst::Worst;
 
 use super::{CONFIG_FILE, Ended, print, print_json, which};
 
@@ -85,7 +85,7 @@ fn as_json(policy: &Policy, route: &Route) -> Value {
             "takes_ms": ms(worst.takes),
             "tries_begun": worst.tries_begun,
             "last_try_has_ms": ms(worst.last_try_has),
-            "may_repeat": may_repeat(route),
+            "may_repeat": route.may_repeat(),
         },
     })
 }
@@ -289,7 +289,7 @@ fn worst_words(route: &Route) -> Vec<String> {
     if worst.to_another > 0 {
         words.push(format!("        and {} of the fallback's upstream, counted the same way", worst.to_another));
     }
-    if !may_repeat(route) && worst.tries > 1 {
+    if !route.may_repeat() && worst.tries > 1 {
         words.push("        what may have arrived is not sent again, unless it carries an `Idempotency-Key`".into());
     }
     let place = (!worst.place_wait.is_zero()).then(|| format!("{} for a place", time(worst.place_wait)));

@@ -7,7 +7,6 @@
 use std::time::Duration;
 
 use seawall_core::guard::retry::{Backoff, Jitter, RetryConfig, Waits};
-use seawall_core::outcome::is_idempotent;
 use seawall_core::policy::{Fallback, Guards, Route};
 use seawall_core::prng::Prng;
 
@@ -66,12 +65,6 @@ impl Worst {
     pub(crate) fn calls(&self) -> u32 {
         self.tries.saturating_add(self.hedges).saturating_add(self.resends)
     }
-}
-
-/// True if a request of this route may be repeated without harm, whatever it is: an idempotent method, or a write that
-/// gets an `Idempotency-Key`.
-pub(crate) fn may_repeat(route: &Route) -> bool {
-    route.spools() || route.matcher.methods.iter().all(|method| is_idempotent(method))
 }
 
 /// How many tries begin, and what the last one has, when every one before it took all its time.
@@ -214,10 +207,10 @@ mod tests {
         let worst = Worst::of(&route(guards, Vec::new()));
         assert_eq!((worst.hedges, worst.calls()), (3, 12), "three tries, a copy of each, a resend of all six");
         let mut writes = route(Guards::default(), Vec::new());
-        assert!(may_repeat(&writes), "any method: most are reads");
+        assert!(writes.may_repeat(), "any method: most are reads");
         writes.matcher.methods = vec!["GET".into(), "POST".into()];
-        assert!(!may_repeat(&writes));
+        assert!(!writes.may_repeat());
         writes.fallbacks = vec![Fallback::Spool];
-        assert!(may_repeat(&writes), "it gets a key");
+        assert!(writes.may_repeat(), "it gets a key");
     }
 }

@@ -9,7 +9,6 @@ use seawall_core::whatif::{Ailment, Dependency, Latency, Layer, RateLimit, Scena
 use serde_json::{Value, json};
 
 use super::{Pattern, SimulateArgs, course};
-use crate::cli::explain::may_repeat;
 
 /// More requests than that are an evening's wait and gigabytes of latencies.
 const REQUESTS_MAX: f64 = 100_000_000.0;
@@ -63,7 +62,7 @@ impl Subject {
             config: Some(file.into()),
             route: Some(route.name.clone()),
             guards: route.guards.clone(),
-            idempotent: may_repeat(route),
+            idempotent: route.may_repeat(),
             stand_in: stand_in(route),
         }
     }
