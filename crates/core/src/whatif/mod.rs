@@ -89,6 +89,13 @@ pub enum StandIn {
 }
 
 impl Layer {
+    /// One node of Seawall with these guards, whose calls may be repeated, and nothing that stands in.
+    #[must_use]
+    pub fn gateway(guards: Guards) -> Self {
+        let name = "gateway".into();
+        Self { name, instances: 1, guards, idempotent: true, marks_retries: true, stand_in: StandIn::Nothing }
+    }
+
     /// Callers as they are commonly written: a timeout, a few immediate retries, nothing else.
     #[must_use]
     pub fn naive(name: &str, instances: u32, timeout: Duration, attempts: u32) -> Self {

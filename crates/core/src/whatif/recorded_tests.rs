@@ -27,14 +27,7 @@ fn scenario(seed: u64) -> Scenario {
         seed,
         lasts: UNTIL_S * S,
         traffic: Traffic::Pieces { pieces: pieces(), until: UNTIL_S * S },
-        layers: vec![Layer {
-            name: "gateway".into(),
-            instances: 1,
-            guards,
-            idempotent: true,
-            marks_retries: true,
-            stand_in: StandIn::Nothing,
-        }],
+        layers: vec![Layer::gateway(guards)],
         dependency: Dependency::default(),
     }
 }

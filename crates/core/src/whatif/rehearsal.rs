@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use super::audit::{AuditLine, Expects, per_second_words};
-use super::{Ailment, Dependency, Latency, Layer, Report, Row, Scenario, StandIn, Traffic, Trouble};
+use super::{Ailment, Dependency, Latency, Layer, Report, Row, Scenario, Traffic, Trouble};
 use crate::guard::breaker::{BreakerConfig, SlowRule};
 use crate::guard::budget::BudgetConfig;
 use crate::policy::Guards;
@@ -87,14 +87,7 @@ fn scenario(trial: Trial, guards: &Guards, expects: &Expects, (per_second, may_r
         let patience = expects.caller_timeout.unwrap_or(guards.timeout);
         Layer::naive("callers", CALLERS, patience, expects.caller_attempts)
     });
-    let gateway = Layer {
-        name: "gateway".into(),
-        instances: 1,
-        guards: guards.clone(),
-        idempotent: may_repeat,
-        marks_retries: true,
-        stand_in: StandIn::Nothing,
-    };
+    let gateway = Layer { idempotent: may_repeat, ..Layer::gateway(guards.clone()) };
     Scenario {
         seed: 7,
         lasts: BEGINS + LASTS + WATCHED,

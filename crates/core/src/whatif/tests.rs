@@ -12,17 +12,6 @@ use crate::units::Ratio;
 const S: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
 
-fn gateway(guards: Guards) -> Layer {
-    Layer {
-        name: "gateway".into(),
-        instances: 1,
-        guards,
-        idempotent: true,
-        marks_retries: true,
-        stand_in: StandIn::Nothing,
-    }
-}
-
 fn guards() -> Guards {
     Guards { timeout: 2 * S, try_timeout: S, ..Guards::default() }
 }
@@ -32,7 +21,7 @@ fn scenario(per_second: f64) -> Scenario {
         seed: 7,
         lasts: 60 * S,
         traffic: Traffic::Poisson { per_second },
-        layers: vec![gateway(guards())],
+        layers: vec![Layer::gateway(guards())],
         dependency: Dependency::default(),
     }
 }
@@ -150,7 +139,7 @@ fn a_metastable_failure_outlives_its_cause_without_guards_and_not_with_them() {
     let mut guarded = naive.clone();
     let slow = SlowRule { rate_max: Ratio::new(0.5).unwrap(), over: 500 * MS, in_flight: true };
     let breaker = BreakerConfig { slow: Some(slow), ..BreakerConfig::default() };
-    guarded.layers = vec![gateway(Guards { breaker: Some(breaker), ..guards() })];
+    guarded.layers = vec![Layer::gateway(Guards { breaker: Some(breaker), ..guards() })];
     let summary = run(&guarded).summary;
     assert!(summary.to_recover_s.is_some_and(|s| s < 60.0), "{summary:?}");
     assert!(summary.amplification < 1.3, "{summary:?}");
@@ -227,7 +216,7 @@ fn what_makes_no_experiment_is_refused() {
         (of_dependency(Dependency { troubles: trouble(1, 2, Ailment::Slow(0.5)), ..default.clone() }), "fault"),
         (
             Scenario {
-                layers: vec![gateway(Guards {
+                layers: vec![Layer::gateway(Guards {
                     retry: crate::guard::retry::RetryConfig { attempts_max: 0, ..Default::default() },
                     ..guards()
                 })],
@@ -287,7 +276,7 @@ fn what_is_kept_comes_back_gently_under_a_rate_limit() {
 fn a_stand_in_spares_the_dependency_the_retries_of_its_callers() {
     let outage = |stand_in| {
         let mut scenario = scenario(50.0);
-        let mut inner = gateway(Guards { breaker: None, ..guards() });
+        let mut inner = Layer::gateway(Guards { breaker: None, ..guards() });
         (inner.stand_in, inner.guards.retry.attempts_max) = (stand_in, 1);
         scenario.layers = vec![Layer::naive("callers", 1, S, 4), inner];
         scenario.dependency.failure_rate = Ratio::ONE;

@@ -305,7 +305,7 @@ fn progress_words(label: &str, spent: Duration, at: Duration, lasts: Duration) -
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
-    use seawall_core::whatif::{Ailment, Dependency, Layer, StandIn, Summary};
+    use seawall_core::whatif::{Ailment, Dependency, Layer, Summary};
 
     use super::*;
 
@@ -313,15 +313,7 @@ mod tests {
     pub(super) fn side(ailment: Ailment) -> Side {
         let troubles = vec![Trouble { from: Duration::from_secs(20), until: Duration::from_secs(30), ailment }];
         let subject = Subject { label: "f, route r".into(), ..Subject::default_guards() };
-        let guards = subject.guards.clone();
-        let layer = Layer {
-            name: "gateway".into(),
-            instances: 1,
-            guards,
-            idempotent: true,
-            marks_retries: true,
-            stand_in: StandIn::Nothing,
-        };
+        let layer = Layer::gateway(subject.guards.clone());
         let scenario = Scenario {
             seed: 7,
             lasts: Duration::from_secs(60),

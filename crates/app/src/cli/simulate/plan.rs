@@ -86,12 +86,10 @@ pub(super) fn scenario(args: &SimulateArgs, traffic: Traffic, subject: &Subject)
         ));
     }
     let gateway = Layer {
-        name: "gateway".into(),
         instances: args.nodes,
-        guards: subject.guards.clone(),
         idempotent: subject.idempotent,
-        marks_retries: true,
         stand_in: subject.stand_in.0,
+        ..Layer::gateway(subject.guards.clone())
     };
     let callers =
         args.callers.map(|callers| Layer::naive("callers", callers, args.caller_timeout, args.caller_attempts));
