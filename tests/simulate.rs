@@ -48,6 +48,26 @@ fn the_same_command_gives_the_same_bytes() {
     assert!(!said(&place, &[]).out.contains('\u{1b}'), "no colours where nobody sees them");
 }
 
+/// The block of the README that begins so, without its first line if that is a command.
+fn of_readme(beginning: &str) -> String {
+    let readme = include_str!("../README.md");
+    let from = readme.find(beginning).unwrap_or_else(|| panic!("the README has no `{beginning}`"));
+    let block = &readme[from..];
+    block[..block.find("```").unwrap()].to_owned()
+}
+
+/// A session to paste is only worth something while it is what comes out.
+#[test]
+fn the_readme_shows_what_is_printed() {
+    let config = of_readme("listeners:\n  - address: 127.0.0.1:8080");
+    let place = Place::empty();
+    place.write("seawall.yaml", &config);
+    let session = of_readme("$ seawall simulate --rate 200/s --for 2m --fault \"60s..90s hangs\"\n");
+    let (_, shown) = session.split_once('\n').unwrap();
+    let said = place.seawall(&["simulate", "--rate", "200/s", "--for", "2m", "--fault", "60s..90s hangs"]);
+    assert_eq!((said.code, said.out.as_str()), (0, shown));
+}
+
 #[test]
 fn words_and_figures_agree() {
     let place = Place::new(CONFIG);

@@ -287,11 +287,23 @@ fn exact(digits: &str, scale: u128) -> Option<u128> {
     Some(u128::from(whole).saturating_mul(scale).saturating_add(part))
 }
 
+/// A number to the four digits that people read of it: `0.01667`, `12.35`, `123500`.
+#[must_use]
+pub fn four_digits(number: f64) -> f64 {
+    let scale = 10_f64.powi(3 - number.abs().max(1e-9).log10().floor() as i32);
+    (number * scale).round() / scale
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn numbers_have_as_many_digits_as_are_read() {
+        assert_eq!([0.0, 1.0 / 60.0, 12.34567, 123_456.7].map(four_digits), [0.0, 0.01667, 12.35, 123_500.0]);
+    }
 
     #[test]
     fn durations_as_people_write_them() {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use seawall_core::journal::{Draft, Kind};
 use seawall_core::traffic::{Flow, Watch};
-use seawall_core::units::{Ratio, format_duration};
+use seawall_core::units::{Ratio, format_duration, four_digits};
 use tokio_util::sync::CancellationToken;
 
 use crate::node::{Node, Worker};
@@ -64,11 +64,6 @@ fn draft(subject: &str, flow: &Flow) -> Draft {
 }
 
 /// What the counts can tell, and no more.
-fn four_digits(number: f64) -> f64 {
-    let scale = 10_f64.powi(3 - number.abs().max(1e-9).log10().floor() as i32);
-    (number * scale).round() / scale
-}
-
 fn three_digits(duration: Duration) -> Duration {
     let nanos = duration.as_nanos().max(1);
     let unit = 10_u128.pow(nanos.ilog10().saturating_sub(2));
@@ -99,7 +94,6 @@ mod tests {
 
     #[test]
     fn numbers_have_as_many_digits_as_they_are_worth() {
-        assert_eq!([0.0, 1.0 / 60.0, 12.34567, 123_456.7].map(four_digits), [0.0, 0.01667, 12.35, 123_500.0]);
         let rounded = |nanos| format_duration(three_digits(Duration::from_nanos(nanos)));
         assert_eq!([7, 19_234_567, 1_234_567_890, 119_999_000_000].map(rounded), ["7ns", "19.2ms", "1.23s", "2m"]);
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::guard::breaker::{BreakerConfig, WindowConfig};
 use crate::policy::Guards;
-use crate::units::{Ratio, format_duration};
+use crate::units::{Ratio, format_duration, four_digits};
 
 /// What somebody says of a route's traffic.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -220,8 +220,7 @@ pub fn at_least(calls: u32, least: u32, failing: f64) -> f64 {
 
 /// A rate as people write it, to four digits.
 pub(super) fn per_second_words(per_second: f64) -> String {
-    let scale = 10_f64.powi(3 - per_second.abs().max(1e-9).log10().floor() as i32);
-    format!("{}/s", (per_second * scale).round() / scale)
+    format!("{}/s", four_digits(per_second))
 }
 
 fn percent(share: f64) -> String {
