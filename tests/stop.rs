@@ -70,6 +70,34 @@ fn requests_in_work_end_and_new_ones_find_nobody() {
 }
 
 #[test]
+fn a_change_to_the_journal_is_found_by_the_node_and_after_it() {
+    let server = Server::start(|_| ok("yes"));
+    let (mut node, place) = place(&server, "5s").node_of();
+    let admin = format!("http://{}", node.admin);
+    let living = place.seawall(&["journal", "verify", "--admin", &admin]);
+    assert_eq!(living.code, 0, "{living:?}");
+    assert!(living.out.starts_with("the chain holds\n"), "{living:?}");
+    let head = living.out.lines().find_map(|line| line.strip_prefix("head      ")).unwrap().to_owned();
+    node.process.signal(Signal::TERM);
+    assert_eq!(code(node.process.wait()), 0);
+    let verify = |anchor: &str| place.seawall(&["journal", "verify", "--data", "data", "--anchor", anchor]);
+    assert_eq!(verify(&head).code, 0);
+    let (seq, tag) = head.split_once(':').unwrap();
+    let cut = verify(&format!("{}:{tag}", seq.parse::<u64>().unwrap() + 1_000));
+    assert_eq!(cut.code, 1, "{cut:?}");
+    assert!(cut.out.contains("is not there, and a tag was given for it"), "{cut:?}");
+    // Somebody rewrites a line and does not mind the checksums.
+    let path = place.data().join("journal/0000000001.log");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.windows(13).position(|window| window == b"config_loaded").unwrap();
+    bytes[at..at + 13].copy_from_slice(b"node_draining");
+    std::fs::write(&path, bytes).unwrap();
+    let changed = place.seawall(&["journal", "verify", "--data", "data"]);
+    assert_eq!(changed.code, 1, "{changed:?}");
+    assert!(changed.out.contains("THE CHAIN DOES NOT HOLD"), "{changed:?}");
+}
+
+#[test]
 fn grace_has_an_end() {
     let server = Server::start(|_| Do::Hang);
     let (mut node, place) = place(&server, "300ms").node_of();

@@ -14,6 +14,7 @@ use axum::{Json, Router};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use seawall_core::id::RecordId;
+use seawall_core::journal::chain::{Anchor, Verified};
 use seawall_core::journal::{Draft, Entry, Kind};
 use seawall_core::ledger::{Place, Receipts};
 use seawall_core::spool::State as RecordState;
@@ -48,6 +49,7 @@ pub(crate) fn router() -> Router<Admin> {
     Router::new()
         .route("/api/status", only(&["GET", "HEAD"], get(status)))
         .route("/api/journal", only(&["GET", "HEAD"], get(journal)))
+        .route("/api/journal/verify", only(&["GET", "HEAD"], get(journal_verify)))
         .route("/api/spool", only(&["GET", "HEAD"], get(spool)))
         .route("/api/spool/{id}", only(&["GET", "HEAD"], get(spool_record)))
         .route("/api/spool/{id}/retry", only(&["POST"], post(spool_retry)))
@@ -251,6 +253,21 @@ async fn journal(State(admin): State<Admin>, query: RawQuery) -> Result<Response
         entries
     };
     Ok(fresh(json!({ "entries": entries })))
+}
+
+/// Walks along the journal's chain on the disk; with `anchor`, also holds it against an entry's tag kept elsewhere.
+async fn journal_verify(State(admin): State<Admin>, query: RawQuery) -> Result<Response, Refusal> {
+    let parameters = Parameters::read(query, &["anchor"])?;
+    let anchor = parameters.text("anchor").map(str::parse::<Anchor>).transpose();
+    let anchor = anchor.map_err(|error| Refusal::bad("anchor", error.to_string()))?;
+    Ok(fresh(verified_json(&admin.parts().journal.verify(anchor).await?)))
+}
+
+/// What a walk along the chain found, as `/api/journal/verify` tells it.
+pub fn verified_json(verified: &Verified) -> Value {
+    let mut json = json!(verified);
+    json["holds"] = verified.holds().into();
+    json
 }
 
 struct ListedState(RecordState);

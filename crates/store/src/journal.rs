@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use seawall_core::journal::chain::{Anchor, Verified};
 use seawall_core::journal::{Draft, Entry, Kind, Seq};
 use seawall_core::time::Wall;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
@@ -81,6 +82,15 @@ impl Journal {
         self.ask(|answer| Command::Query { query, answer }).await?
     }
 
+    /// Walks along the whole chain on the disk: whether any entry was changed, taken out, put in or moved. An anchor,
+    /// kept from an earlier walk, shows as well whether the end was cut off.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`], [`StoreError::Stopped`].
+    pub async fn verify(&self, anchor: Option<Anchor>) -> Result<Verified, StoreError> {
+        self.ask(|answer| Command::Verify { anchor, answer }).await?
+    }
+
     /// Entries as they are recorded, from now on. A receiver that lags more than [`SUBSCRIBER_LAG_MAX`] entries
     /// misses some and is told how many.
     #[must_use]
@@ -132,6 +142,7 @@ impl Journal {
 #[derive(Debug)]
 pub(crate) enum Command {
     Query { query: Query, answer: oneshot::Sender<Result<Vec<Entry>, StoreError>> },
+    Verify { anchor: Option<Anchor>, answer: oneshot::Sender<Result<Verified, StoreError>> },
     Flush { answer: oneshot::Sender<()> },
     Close { answer: oneshot::Sender<()> },
 }

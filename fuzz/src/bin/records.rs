@@ -2,11 +2,12 @@
 #![no_main]
 
 use seawall_core::journal::Entry;
+use seawall_core::journal::chain::{ChainKey, Verifier};
 use seawall_core::ledger::{Event, RecordRef, Stamp};
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let Some((&kind, bytes)) = data.split_first() else { return };
-    match kind % 4 {
+    match kind % 5 {
         0 => {
             if let Ok(event) = Event::decode(bytes) {
                 assert_eq!(event.encode(), bytes);
@@ -24,6 +25,13 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
             if let Ok(stamp) = text.parse::<Stamp>() {
                 assert_eq!(stamp.to_string().parse::<Stamp>().as_ref(), Ok(&stamp));
             }
+        }
+        3 => {
+            let mut verifier = Verifier::new(ChainKey::new(&[7; 32]), None);
+            bytes.split(|&byte| byte == b'\n').for_each(|entry| verifier.take(entry));
+            let found = verifier.finish();
+            // Nobody makes a tag without the key.
+            assert!(found.linked <= found.breaks_total);
         }
         _ => {
             let text = String::from_utf8_lossy(bytes);

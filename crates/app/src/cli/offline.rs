@@ -6,8 +6,9 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use seawall_control::LedgerPort as _;
-use seawall_control::api::{account_json, entry_json};
+use seawall_control::api::{account_json, entry_json, verified_json};
 use seawall_core::id::RecordId;
+use seawall_core::journal::chain::Anchor;
 use seawall_core::ledger::Summary;
 use seawall_core::spool::State;
 use seawall_store::disk::LockError;
@@ -92,6 +93,11 @@ pub(super) async fn journal(dir: &Path, query: Query, newest: bool) -> anyhow::R
         Ok(json!({ "entries": entries.iter().map(entry_json).collect::<Vec<_>>() }))
     })
     .await
+}
+
+/// As `/api/journal/verify`.
+pub(super) async fn verify(dir: &Path, anchor: Option<Anchor>) -> anyhow::Result<Value> {
+    read(dir, async |found| Ok(verified_json(&found.store.journal.verify(anchor).await?))).await
 }
 
 /// As `/api/spool`.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use seawall_core::journal::Kind;
+use seawall_core::journal::chain::Anchor;
 use seawall_core::spool::State;
 use seawall_store::Query;
 use serde_json::{Value, json};
@@ -27,8 +28,9 @@ Examples:
   seawall journal --follow --kind breaker_opened
   seawall journal --subject route:events --json
   seawall journal --data ./seawall-data        a stopped node's
+  seawall journal verify                       whether any entry was changed since it was written
 
-Exit status: 0 read; 1 refused; 3 the node cannot be reached.";
+Exit status: 0 read, or the chain holds; 1 refused, or it does not hold; 3 the node cannot be reached.";
 pub(super) const SPOOL_EXAMPLES: &str = "\
 Examples:
   seawall spool ls --state parked
@@ -88,7 +90,10 @@ pub(super) struct LedgerArgs {
 }
 
 #[derive(Args, Clone, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct JournalArgs {
+    #[command(subcommand)]
+    command: Option<JournalCommand>,
     #[command(flatten)]
     from: OfflineReader,
     /// Go on with what happens from now on
@@ -106,6 +111,28 @@ pub(super) struct JournalArgs {
     /// At most so many
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
     limit: u16,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum JournalCommand {
+    /// Walk along the chain that ties the entries together, and tell every change
+    #[command(after_help = "\
+Every entry carries a keyed tag over the one before it and over its own bytes: what was changed, taken out, put in or
+moved by anybody without the data directory's secret is found. That the newest entries were cut off shows only against
+a tag kept elsewhere: keep the `head` that is printed, and give it as --anchor another time.
+
+Examples:
+  seawall journal verify
+  seawall journal verify --data ./seawall-data --anchor 4711:8d0c...
+
+Exit status: 0 the chain holds; 1 it does not, or it could not be read; 3 the node cannot be reached.")]
+    Verify {
+        #[command(flatten)]
+        from: OfflineReader,
+        /// An entry's number and tag, from an earlier `head`
+        #[arg(long, value_name = "SEQ:TAG")]
+        anchor: Option<Anchor>,
+    },
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -233,6 +260,9 @@ pub(super) async fn ledger(args: &LedgerArgs) -> anyhow::Result<Ended> {
 }
 
 pub(super) async fn journal(args: &JournalArgs) -> anyhow::Result<Ended> {
+    if let Some(JournalCommand::Verify { from, anchor }) = &args.command {
+        return verify(from, *anchor).await;
+    }
     let reader = &args.from.reader;
     if let Some(dir) = &args.from.data {
         let query = Query {
@@ -250,6 +280,18 @@ pub(super) async fn journal(args: &JournalArgs) -> anyhow::Result<Ended> {
     }
     let answer = client.get(&journal_target(args, args.after, usize::from(args.limit))).await?;
     reader.print(&answer, show::journal)
+}
+
+async fn verify(from: &OfflineReader, anchor: Option<Anchor>) -> anyhow::Result<Ended> {
+    let answer = match &from.data {
+        Some(dir) => offline::verify(dir, anchor).await?,
+        None => {
+            let anchor = anchor.map(|anchor| format!("?anchor={anchor}")).unwrap_or_default();
+            from.reader.client()?.get(&format!("/api/journal/verify{anchor}")).await?
+        }
+    };
+    from.reader.print(&answer, show::verified)?;
+    Ok(if answer["holds"] == true { Ended::Well } else { Ended::Found })
 }
 
 fn journal_target(args: &JournalArgs, after: Option<u64>, limit: usize) -> String {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use seawall_core::journal::chain::Break;
 use serde_json::Value;
 
 use super::table::{facts, table};
@@ -190,6 +191,36 @@ fn spool_facts(spool: &Value) -> String {
 /// One line an entry, causes by number.
 pub(super) fn journal(answer: &Value) -> String {
     list(answer, "entries").iter().map(entry).collect()
+}
+
+/// What a walk along the journal's chain found.
+pub(super) fn verified(answer: &Value) -> String {
+    let linked = answer["linked"].as_u64().unwrap_or(0);
+    let mut text = match (answer["holds"] == true, linked) {
+        (true, 0) => "there is nothing to vouch for: no entry carries a link\n".to_owned(),
+        (true, _) => "the chain holds\n".to_owned(),
+        (false, _) => format!("THE CHAIN DOES NOT HOLD, in {} places\n", self::text(&answer["breaks_total"])),
+    };
+    let breaks: Vec<Break> = serde_json::from_value(answer["breaks"].clone()).unwrap_or_default();
+    for Break { seq, flaw } in breaks {
+        let _ = writeln!(text, "  entry {seq} {}", flaw.description());
+    }
+    let _ = writeln!(text, "entries   {linked}");
+    if let Some(unlinked @ 1..) = answer["unlinked"].as_u64() {
+        let _ = writeln!(text, "unlinked  {unlinked}, from before there was a chain: nothing vouches for them");
+    }
+    if let Some(first) = answer["first"].as_u64() {
+        let elders =
+            if answer["starts_late"] == true { ", older ones went by retention or were taken away" } else { "" };
+        let _ = writeln!(text, "first     {first}{elders}");
+    }
+    if let Some(missing @ 1..) = answer["numbers_missing"].as_u64() {
+        let _ = writeln!(text, "missing   {missing} numbers: not written, as the journal says itself where it could");
+    }
+    if let Some(seq) = answer["head"]["seq"].as_u64() {
+        let _ = writeln!(text, "head      {seq}:{}", self::text(&answer["head"]["tag"]));
+    }
+    text
 }
 
 /// One entry as one line.

@@ -38,6 +38,8 @@ fn what_does_not_go_together_is_refused() {
         ("journal --kind nothing", "there are node_started"),
         ("journal --limit 0", "1..=1000"),
         ("journal --follow --data x", "cannot be used with"),
+        ("journal verify --anchor 5:x", "64 hexadecimal digits"),
+        ("journal --limit 5 verify", "cannot be used with"),
         ("spool ls --state lost", "possible values: waiting, leased, parked"),
         ("spool discard 1", "--reason"),
         ("spool show x", "invalid digit"),
@@ -258,6 +260,25 @@ fn an_entry_is_one_line_with_its_cause() {
         "     7  2023-11-14T22:13:20.000Z  breaker_opened        route:events  failure_rate=57%  why=\"no answer\\nin time\"  x=\"\"\n     \
          8  2023-11-14T22:13:20.001Z  degraded_started      route:events  because of 7\n"
     );
+}
+
+#[test]
+fn a_chain_that_does_not_hold_says_where() {
+    let tag = "ab".repeat(32);
+    let well = json!({"holds": true, "linked": 3, "unlinked": 0, "first": 1, "starts_late": false, "numbers_missing": 0,
+                      "head": {"seq": 3, "tag": tag}, "breaks": [], "breaks_total": 0});
+    assert_eq!(show::verified(&well), format!("the chain holds\nentries   3\nfirst     1\nhead      3:{tag}\n"));
+    let ill = json!({"holds": false, "linked": 2, "unlinked": 4, "first": 5, "starts_late": true, "numbers_missing": 1,
+                     "head": null, "breaks": [{"seq": 6, "flaw": "changed"}], "breaks_total": 1});
+    assert_eq!(
+        show::verified(&ill),
+        "THE CHAIN DOES NOT HOLD, in 1 places\n  entry 6 is not as it was written\nentries   2\n\
+         unlinked  4, from before there was a chain: nothing vouches for them\n\
+         first     5, older ones went by retention or were taken away\n\
+         missing   1 numbers: not written, as the journal says itself where it could\n"
+    );
+    let empty = json!({"holds": true, "linked": 0, "breaks": []});
+    assert!(show::verified(&empty).starts_with("there is nothing to vouch for"), "not the same as well");
 }
 
 #[test]

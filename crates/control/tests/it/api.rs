@@ -83,6 +83,15 @@ async fn the_journal_is_read_forwards_from_a_number_and_otherwise_from_its_end()
     assert_eq!(seqs(world.get("/api/journal?after=0&limit=1").await.json()), [first]);
     assert_eq!(seqs(world.get(&format!("/api/journal?after={first}")).await.json()), [first + 1, first + 2]);
     assert_eq!(seqs(world.get("/api/journal?kind=breaker_opened").await.json()), [first, first + 2]);
+    let chain = world.get("/api/journal/verify").await.json();
+    assert_eq!((&chain["holds"], &chain["linked"], &chain["breaks"]), (&json!(true), &json!(3), &json!([])));
+    let tag = chain["head"]["tag"].as_str().unwrap().to_owned();
+    let held_against = |seq: u64| format!("/api/journal/verify?anchor={seq}:{tag}");
+    assert_eq!(world.get(&held_against(first + 2)).await.json()["holds"], true);
+    let other = world.get(&held_against(first)).await.json();
+    assert_eq!((&other["holds"], &other["breaks"][0]["flaw"]), (&json!(false), &json!("not_the_anchor")));
+    let refused = world.get("/api/journal/verify?anchor=5").await;
+    assert_eq!((refused.status, &refused.json()["field"]), (400, &json!("anchor")));
     assert_eq!(seqs(world.get("/api/journal?after=0&subject=route%3Aquotes").await.json()), [first + 2]);
     world.end().await;
 }

@@ -1,7 +1,9 @@
 //! The facts a node keeps: what changed, when, and because of what. Never a payload.
 //!
 //! An [`Entry`] names its cause by sequence number, so that the story of an incident can be read backwards from any
-//! line: a reduced answer because of an open breaker because of a config load.
+//! line: a reduced answer because of an open breaker because of a config load. [`chain`] ties the entries together.
+
+pub mod chain;
 
 mod codec;
 

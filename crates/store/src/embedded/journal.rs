@@ -2,11 +2,13 @@
 //! goes on: entries that could not be written are counted, and the journal says so itself once it can be written again.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use seawall_core::journal::{Draft, Entry, Kind};
+use seawall_core::journal::chain::{Anchor, ChainKey, LINK_BYTES, Linked, Tag, Verified, Verifier};
+use seawall_core::journal::{DecodeError, Draft, Entry, Kind};
 use tokio::sync::mpsc;
 
 use super::LogReport;
@@ -29,6 +31,9 @@ pub(crate) struct JournalEngine<D: Disk> {
     log: Log<D>,
     shared: Arc<JournalShared>,
     bytes_max: u64,
+    key: ChainKey,
+    /// The tag of the last entry written.
+    head: Tag,
     /// The first entry of each segment.
     firsts: BTreeMap<u32, u64>,
     /// Dropped entries the journal has told about.
@@ -52,7 +57,7 @@ impl<D: Disk> JournalEngine<D> {
         salt_key: [u8; 32],
         clock: Arc<dyn Clock>,
     ) -> Result<JournalFound<D>, OpenError> {
-        let segment_bytes_min = segment_bytes_for(ENTRY_BYTES_MAX as u64);
+        let segment_bytes_min = segment_bytes_for((ENTRY_BYTES_MAX + LINK_BYTES) as u64);
         let log_options = LogOptions {
             kind: LogKind::Journal,
             dir: options.dir.join("journal"),
@@ -62,9 +67,10 @@ impl<D: Disk> JournalEngine<D> {
             on_damage: OnDamage::Quarantine,
             salt_key,
         };
-        let (mut tail, mut firsts, mut unreadable) = (VecDeque::new(), BTreeMap::new(), 0);
-        let (log, report) = Log::open(disk, log_options, &mut |place, bytes| match Entry::decode(bytes) {
-            Ok(entry) => {
+        let (mut tail, mut firsts, mut unreadable, mut head) = (VecDeque::new(), BTreeMap::new(), 0, Tag::default());
+        let (log, report) = Log::open(disk, log_options, &mut |place, bytes| match decode(bytes) {
+            Ok((entry, tag)) => {
+                head = tag.unwrap_or(head);
                 firsts.entry(place.segment).or_insert(entry.seq.0);
                 if tail.len() == TAIL_ENTRIES_MAX {
                     tail.pop_front();
@@ -77,7 +83,9 @@ impl<D: Disk> JournalEngine<D> {
         let shared = Arc::new(JournalShared::new(clock, next, tail));
         shared.disk_bytes.store(log.disk_bytes(), Ordering::Relaxed);
         let bytes_max = options.journal_bytes_max;
-        let engine = Self { log, shared: Arc::clone(&shared), bytes_max, firsts, told: 0, is_closing: false };
+        let key = ChainKey::new(&salt_key);
+        let engine =
+            Self { log, shared: Arc::clone(&shared), bytes_max, key, head, firsts, told: 0, is_closing: false };
         Ok(JournalFound { engine, shared, log: report, unreadable })
     }
 
@@ -115,6 +123,10 @@ impl<D: Disk> JournalEngine<D> {
                 self.write_out();
                 _ = answer.send(self.query(&query));
             }
+            Some(Command::Verify { anchor, answer }) => {
+                self.write_out();
+                _ = answer.send(self.verify(anchor));
+            }
             Some(Command::Flush { answer }) => {
                 self.write_out();
                 _ = answer.send(());
@@ -131,29 +143,46 @@ impl<D: Disk> JournalEngine<D> {
     /// Writes and syncs what was recorded, tells what was dropped, and keeps to the limit.
     pub(crate) fn write_out(&mut self) {
         let entries = self.shared.take_queue();
-        let (mut safe, mut staged, mut bytes) = (0, 0, Vec::new());
+        let (mut safe, mut staged, mut plain, mut bytes) = (0, 0, Vec::new(), Vec::new());
+        // Where the chain is if what is staged gets written.
+        let mut head = self.head;
         for entry in &entries {
-            bytes.clear();
-            entry.encode(&mut bytes);
-            if !self.log.fits(bytes.len()) {
+            plain.clear();
+            entry.encode(&mut plain);
+            if !self.log.fits(plain.len() + LINK_BYTES) {
                 // The batch so far belongs to the segment that is full.
-                safe += self.log.write().map_or(0, |()| std::mem::take(&mut staged));
+                safe += self.write(&mut head).map_or(0, |()| staged);
                 staged = 0;
             }
-            if bytes.len() <= ENTRY_BYTES_MAX
-                && let Ok(place) = self.log.append(&bytes)
-            {
+            if plain.len() > ENTRY_BYTES_MAX {
+                continue;
+            }
+            bytes.clear();
+            let tag = self.key.link(head, &plain, &mut bytes);
+            if let Ok(place) = self.log.append(&bytes) {
                 self.firsts.entry(place.segment).or_insert(entry.seq.0);
+                head = tag;
                 staged += 1;
             }
         }
-        let done = self.log.write().and_then(|()| self.log.sync());
+        let done = self.write(&mut head).and_then(|()| self.log.sync());
         safe += if done.is_ok() { staged } else { 0 };
         self.shared.count_dropped(entries.len() as u64 - safe);
         if done.and_then(|()| self.keep_to_limit()).is_ok() {
             self.tell_dropped();
         }
         self.shared.disk_bytes.store(self.log.disk_bytes(), Ordering::Relaxed);
+    }
+
+    /// Writes what is staged. What could not be written is no link of the chain: the next entry continues the last one
+    /// that was.
+    fn write(&mut self, head: &mut Tag) -> Result<(), LogError> {
+        let written = self.log.write();
+        if written.is_ok() {
+            self.head = *head;
+        }
+        *head = self.head;
+        written
     }
 
     fn tell_dropped(&mut self) {
@@ -181,22 +210,74 @@ impl<D: Disk> JournalEngine<D> {
             self.firsts.iter().rev().find(|(_, first)| **first <= query.after + 1).map_or(0, |(number, _)| *number);
         for number in self.log.segments().filter(|number| *number >= from) {
             let seen = self.log.visit(number, &mut |_, bytes| {
-                if let Ok(entry) = Entry::decode(bytes) {
+                if let Ok((entry, _)) = decode(bytes) {
                     last = last.max(entry.seq.0);
                     if found.len() < query.limit && query.matches(&entry) {
                         found.push(entry);
                     }
                 }
             });
-            seen.map_err(|error| StoreError::Read {
-                what: format!("journal segment {number}"),
-                reason: error.to_string(),
-            })?;
+            seen.map_err(|error| unread(number, &error))?;
         }
         // What could not be written is in memory for a while.
         let rest = self.shared.tail().into_iter().filter(|entry| entry.seq.0 > last && query.matches(entry));
         let room = query.limit - found.len();
         found.extend(rest.take(room).map(|entry| (*entry).clone()));
         Ok(found)
+    }
+
+    fn verify(&self, anchor: Option<Anchor>) -> Result<Verified, StoreError> {
+        let mut verifier = Verifier::new(self.key.clone(), anchor);
+        for number in self.log.segments() {
+            let seen = self.log.visit(number, &mut |_, bytes| verifier.take(bytes));
+            seen.map_err(|error| unread(number, &error))?;
+        }
+        Ok(verifier.finish())
+    }
+}
+
+/// An entry and its tag; one written before there was a chain has none.
+fn decode(bytes: &[u8]) -> Result<(Entry, Option<Tag>), DecodeError> {
+    let Linked { link, entry } = Linked::read(bytes)?;
+    Ok((Entry::decode(entry)?, link.map(|(_, tag)| tag)))
+}
+
+fn unread(segment: u32, error: &io::Error) -> StoreError {
+    StoreError::Read { what: format!("journal segment {segment}"), reason: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use seawall_core::journal::Seq;
+    use seawall_core::time::{Mono, Wall};
+
+    use super::*;
+    use crate::clock::ClockFn;
+    use crate::disk::SimDisk;
+
+    fn open(disk: &SimDisk) -> JournalEngine<SimDisk> {
+        let clock = Arc::new(ClockFn(|| Mono::ZERO, Wall::default));
+        JournalEngine::open(disk.clone(), &StoreOptions::new("data", "n"), [7; 32], clock).unwrap().engine
+    }
+
+    #[test]
+    fn a_journal_from_before_the_chain_is_read_and_continued() {
+        let disk = SimDisk::new(1);
+        let mut engine = open(&disk);
+        for seq in 1..=2 {
+            let mut bytes = Vec::new();
+            Draft::new(Kind::NodeStarted, "node").numbered(Seq(seq), Wall::default()).encode(&mut bytes);
+            engine.log.append(&bytes).unwrap();
+        }
+        engine.log.write().unwrap();
+        engine.log.sync().unwrap();
+        let mut engine = open(&disk);
+        assert_eq!(engine.shared.record(Draft::new(Kind::NodeStarted, "node")), Seq(3));
+        engine.write_out();
+        let all = Query { limit: 9, ..Query::default() };
+        assert_eq!(engine.query(&all).unwrap().len(), 3);
+        let found = engine.verify(None).unwrap();
+        assert!(found.holds());
+        assert_eq!((found.unlinked, found.linked), (2, 1));
     }
 }

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use seawall_core::journal::chain::{Flaw, Verified};
 use seawall_core::journal::{Draft, Kind, Seq};
-use seawall_store::disk::{Disk, Fault};
-use seawall_store::{Journal, QUEUE_ENTRIES_MAX, Query, SimDisk, TAIL_ENTRIES_MAX};
+use seawall_store::disk::{Disk, DiskFile as _, Fault};
+use seawall_store::{Journal, QUEUE_ENTRIES_MAX, Query, SimDisk, Store, TAIL_ENTRIES_MAX};
 
-use crate::{open, open_with, options, with};
+use crate::{TestClock, open, open_with, options, with};
 
 fn query(after: u64, limit: usize) -> Query {
     Query { after, limit, ..Query::default() }
@@ -67,7 +68,7 @@ fn old_entries_are_read_from_segments_and_the_oldest_go() {
     let disk = SimDisk::new(3);
     let mut options = options();
     options.journal_segment_bytes = 70 << 10;
-    options.journal_bytes_max = 1000 << 10;
+    options.journal_bytes_max = 1_500 << 10;
     let total = 9000;
     with(open_with(&disk, options.clone()).unwrap(), async |store| {
         for n in 1..=total {
@@ -79,7 +80,7 @@ fn old_entries_are_read_from_segments_and_the_oldest_go() {
             }
         }
         assert_eq!(store.journal.dropped_total(), 0);
-        assert!(store.journal.disk_bytes() <= 1000 << 10, "{}", store.journal.disk_bytes());
+        assert!(store.journal.disk_bytes() <= 1_500 << 10, "{}", store.journal.disk_bytes());
         assert_eq!(store.journal.recent(usize::MAX).len(), TAIL_ENTRIES_MAX);
         let first = seqs(&store.journal, query(0, 1)).await[0];
         assert!(first > 1 && first < total - TAIL_ENTRIES_MAX as u64, "{first}");
@@ -167,5 +168,93 @@ fn a_damaged_journal_does_not_keep_the_node_from_starting() {
         disk.remove(path).unwrap();
         let error = store.journal.query(query(0, 9)).await.unwrap_err();
         assert!(error.to_string().starts_with("cannot read journal segment 1:"), "{error}");
+    });
+}
+
+async fn verified(store: &Store) -> Verified {
+    store.journal.verify(None).await.unwrap()
+}
+
+fn record_some(store: &Store, count: u64) {
+    for n in 0..count {
+        store.journal.record(Draft::new(Kind::RecordParked, "spool").with("record", n));
+    }
+}
+
+#[test]
+fn the_chain_goes_on_over_restarts_segments_and_retention() {
+    let disk = SimDisk::new(6);
+    let mut options = options();
+    options.journal_segment_bytes = 70 << 10;
+    options.journal_bytes_max = 400 << 10;
+    let anchor = with(open_with(&disk, options.clone()).unwrap(), async |store| {
+        record_some(store, 300);
+        let found = verified(store).await;
+        assert!(found.holds() && !found.starts_late, "{found:?}");
+        assert_eq!((found.linked, found.first), (300, Some(1)));
+        found.head
+    });
+    with(open_with(&disk.crash(), options).unwrap(), async |store| {
+        record_some(store, 5);
+        let found = store.journal.verify(anchor).await.unwrap();
+        assert!(found.holds(), "{found:?}");
+        assert_eq!(found.linked, 305);
+        for _ in 0..10 {
+            record_some(store, 1000);
+            store.journal.flush().await.unwrap();
+        }
+        let found = verified(store).await;
+        assert!(found.holds() && found.starts_late && found.first > Some(1), "{found:?}");
+        let gone = store.journal.verify(anchor).await.unwrap();
+        assert_eq!(gone.breaks.first().map(|it| it.flaw), Some(Flaw::AnchorMissing));
+    });
+}
+
+#[test]
+fn what_a_full_disk_keeps_out_is_missing_and_no_break() {
+    let disk = SimDisk::new(7);
+    with(open(&disk), async |store| {
+        record_some(store, 3);
+        store.journal.flush().await.unwrap();
+        disk.fail_call(1, Fault::NoSpace);
+        record_some(store, 4);
+        store.journal.flush().await.unwrap();
+        assert_eq!(store.journal.dropped_total(), 4);
+        record_some(store, 2);
+        let found = verified(store).await;
+        assert!(found.holds(), "{found:?}");
+        assert_eq!(found.numbers_missing, 4);
+        assert!(found.linked >= 5, "{found:?}");
+    });
+}
+
+#[test]
+fn damage_and_another_hand_are_found() {
+    let path = std::path::Path::new("data/journal/0000000001.log");
+    let of_secret = |disk: &SimDisk, secret: u8| {
+        Store::open(disk.clone(), options(), TestClock::default(), || [secret; 32]).unwrap()
+    };
+    let (disk, forged, other) = (SimDisk::new(8), SimDisk::new(9), SimDisk::new(10));
+    for (disk, secret) in [(&disk, 7), (&forged, 7), (&other, 8)] {
+        with(of_secret(disk, secret), async |store| {
+            for _ in 0..3 {
+                record_some(store, 1);
+                store.journal.flush().await.unwrap();
+            }
+        });
+    }
+    // The whole segment of another directory: every checksum is right.
+    let bytes = other.read(path).unwrap();
+    forged.open(path).unwrap().write_at(&bytes, 0).unwrap();
+    with(open(&forged), async |store| {
+        assert_eq!(store.journal.query(query(0, 9)).await.unwrap().len(), 3, "it reads as if nothing were");
+        let found = verified(store).await;
+        assert_eq!(found.breaks.iter().map(|it| it.flaw).collect::<Vec<_>>(), [Flaw::Changed; 3]);
+    });
+    // The first of three batches: its record begins behind the segment's header, the batch's and its own.
+    disk.corrupt(path, 4096 + 40 + 8 + 70, 1);
+    with(open(&disk), async |store| {
+        let found = verified(store).await;
+        assert_eq!((found.linked, found.first, found.starts_late), (2, Some(2), true), "{found:?}");
     });
 }
