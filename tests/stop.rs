@@ -78,8 +78,19 @@ fn a_change_to_the_journal_is_found_by_the_node_and_after_it() {
     assert_eq!(living.code, 0, "{living:?}");
     assert!(living.out.starts_with("the chain holds\n"), "{living:?}");
     let head = living.out.lines().find_map(|line| line.strip_prefix("head      ")).unwrap().to_owned();
+    let asked = |more: &[&str]| {
+        let said = place.seawall(&[&["journal", "--json"], more].concat());
+        assert_eq!(said.code, 0, "{said:?}");
+        Journal::of(&said.json()).0.len()
+    };
+    let all = asked(&["--admin", &admin]);
+    assert_eq!(asked(&["--admin", &admin, "--since", "1h"]), all);
+    assert_eq!(asked(&["--admin", &admin, "--until", "1h"]), 0);
+    assert_eq!(asked(&["--admin", &admin, "--cause", "1"]), 2, "what was found, and the configuration");
     node.process.signal(Signal::TERM);
     assert_eq!(code(node.process.wait()), 0);
+    assert_eq!(asked(&["--data", "data", "--until", "2000-01-01T00:00:00Z"]), 0);
+    assert!(asked(&["--data", "data", "--since", "1h"]) > all);
     let verify = |anchor: &str| place.seawall(&["journal", "verify", "--data", "data", "--anchor", anchor]);
     assert_eq!(verify(&head).code, 0);
     let (seq, tag) = head.split_once(':').unwrap();

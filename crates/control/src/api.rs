@@ -13,9 +13,10 @@ use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use jiff::Timestamp;
 use seawall_core::id::RecordId;
 use seawall_core::journal::chain::{Anchor, Verified};
-use seawall_core::journal::{Draft, Entry, Kind};
+use seawall_core::journal::{Draft, Entry, Kind, Seq};
 use seawall_core::ledger::{Place, Receipts};
 use seawall_core::spool::State as RecordState;
 use seawall_core::spool::index::Outcome;
@@ -187,6 +188,13 @@ impl Parameters {
         text.parse().map(Some).map_err(|_| Refusal::bad(name, format!("`{text}` is not a whole number")))
     }
 
+    fn time(&self, name: &'static str) -> Result<Option<Wall>, Refusal> {
+        let Some(text) = self.text(name) else { return Ok(None) };
+        let millis = text.parse::<Timestamp>().ok().and_then(|time| u64::try_from(time.as_millisecond()).ok());
+        let example = || Refusal::bad(name, format!("`{text}` is no time")).allowed(["2026-11-25T13:00:00Z"]);
+        millis.map(|millis| Some(Wall::from_millis(millis))).ok_or_else(example)
+    }
+
     fn limit(&self, default: usize) -> Result<usize, Refusal> {
         match self.number("limit")? {
             None => Ok(default),
@@ -232,26 +240,22 @@ pub fn entry_json(entry: &Entry) -> Value {
     })
 }
 
-/// With `after`, the entries that follow it, so that a reader misses none; without, the newest.
+/// With `after` or `since`, the entries that follow, so that a reader misses none; without, the newest.
 async fn journal(State(admin): State<Admin>, query: RawQuery) -> Result<Response, Refusal> {
-    let parameters = Parameters::read(query, &["after", "limit", "kind", "subject"])?;
+    let parameters = Parameters::read(query, &["after", "limit", "kind", "subject", "cause", "since", "until"])?;
     let kinds: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
     let wanted = Query {
         after: parameters.number("after")?.unwrap_or(0),
         kind: parameters.one_of("kind", &kinds)?,
         subject: parameters.text("subject").map(Into::into),
+        cause: parameters.number("cause")?.map(Seq),
+        since: parameters.time("since")?,
+        until: parameters.time("until")?,
         limit: parameters.limit(100)?,
+        newest: parameters.text("after").is_none() && parameters.text("since").is_none(),
     };
-    let journal = &admin.parts().journal;
-    let entries: Vec<Value> = if parameters.text("after").is_some() {
-        journal.query(wanted).await?.iter().map(entry_json).collect()
-    } else {
-        let recent = journal.recent(usize::MAX);
-        let newest = recent.iter().rev().filter(|entry| wanted.matches(entry)).take(wanted.limit);
-        let mut entries: Vec<Value> = newest.map(|entry| entry_json(entry)).collect();
-        entries.reverse();
-        entries
-    };
+    let found = admin.parts().journal.query(wanted).await?;
+    let entries: Vec<Value> = found.iter().map(entry_json).collect();
     Ok(fresh(json!({ "entries": entries })))
 }
 

@@ -30,8 +30,16 @@ pub struct Query {
     pub kind: Option<Kind>,
     /// Only this subject.
     pub subject: Option<String>,
-    /// At most so many, the oldest of them first.
+    /// Only entries that this one led to, directly.
+    pub cause: Option<Seq>,
+    /// Only what was seen at this time or later. Clocks jump: every entry's own time is asked.
+    pub since: Option<Wall>,
+    /// Only what was seen before this time.
+    pub until: Option<Wall>,
+    /// At most so many.
     pub limit: usize,
+    /// The newest of those that match; otherwise the oldest. They come oldest first either way.
+    pub newest: bool,
 }
 
 impl Query {
@@ -41,6 +49,38 @@ impl Query {
         entry.seq.0 > self.after
             && self.kind.is_none_or(|kind| kind == entry.kind)
             && self.subject.as_ref().is_none_or(|subject| *subject == entry.subject)
+            && self.cause.is_none_or(|cause| entry.cause == Some(cause))
+            && self.since.is_none_or(|since| entry.at >= since)
+            && self.until.is_none_or(|until| entry.at < until)
+    }
+}
+
+/// What a query has found so far.
+#[derive(Debug)]
+pub(crate) struct Found<'a> {
+    query: &'a Query,
+    entries: VecDeque<Entry>,
+}
+
+impl<'a> Found<'a> {
+    pub(crate) const fn new(query: &'a Query) -> Self {
+        Self { query, entries: VecDeque::new() }
+    }
+
+    /// Takes an entry, if it is wanted. They come in the order of their numbers.
+    pub(crate) fn take(&mut self, entry: &Entry) {
+        let Query { limit, newest, .. } = *self.query;
+        if limit == 0 || (!newest && self.entries.len() == limit) || !self.query.matches(entry) {
+            return;
+        }
+        if self.entries.len() == limit {
+            self.entries.pop_front();
+        }
+        self.entries.push_back(entry.clone());
+    }
+
+    pub(crate) fn into_entries(self) -> Vec<Entry> {
+        self.entries.into()
     }
 }
 
@@ -215,11 +255,15 @@ impl JournalShared {
     pub(crate) fn query_tail(&self, query: &Query) -> Option<Vec<Entry>> {
         let state = lock(&self.state);
         let first = state.tail.front().map_or(state.next, |entry| entry.seq.0);
-        if first > 1 && query.after + 1 < first {
+        let matching = state.tail.iter().filter(|entry| query.matches(entry));
+        let is_whole = first <= 1 || query.after + 1 >= first;
+        let is_enough = query.newest && matching.clone().count() >= query.limit;
+        if !is_whole && !is_enough {
             return None;
         }
-        let found = state.tail.iter().filter(|entry| query.matches(entry)).take(query.limit);
-        Some(found.map(|entry| (**entry).clone()).collect())
+        let mut found = Found::new(query);
+        matching.for_each(|entry| found.take(entry));
+        Some(found.into_entries())
     }
 
     /// The whole tail, to complete what the segments hold.

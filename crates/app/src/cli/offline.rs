@@ -82,14 +82,10 @@ fn told(error: OpenError) -> anyhow::Error {
     }
 }
 
-/// As `/api/journal`: forwards from a number, otherwise the newest.
-pub(super) async fn journal(dir: &Path, query: Query, newest: bool) -> anyhow::Result<Value> {
-    let limit = query.limit;
+/// As `/api/journal`.
+pub(super) async fn journal(dir: &Path, query: Query) -> anyhow::Result<Value> {
     read(dir, async |found| {
-        let all = if newest { Query { limit: usize::MAX, ..query } } else { query };
-        let mut entries = found.store.journal.query(all).await?;
-        let skip = if newest { entries.len().saturating_sub(limit) } else { 0 };
-        entries.drain(..skip);
+        let entries = found.store.journal.query(query).await?;
         Ok(json!({ "entries": entries.iter().map(entry_json).collect::<Vec<_>>() }))
     })
     .await

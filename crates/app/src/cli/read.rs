@@ -5,15 +5,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use seawall_core::journal::Kind;
+use jiff::Timestamp;
 use seawall_core::journal::chain::Anchor;
+use seawall_core::journal::{Kind, Seq};
 use seawall_core::spool::State;
-use seawall_store::Query;
+use seawall_core::time::Wall;
+use seawall_core::units::parse_duration;
+use seawall_store::{Clock as _, Query};
 use serde_json::{Value, json};
 
 use super::client::{Client, encode};
 use super::show::{self, Paint};
 use super::{CONFIG_FILE, Ended, UsageError, offline, print, print_json};
+use crate::clock::RealClock;
 use crate::config::{self, ADMIN_ADDRESS};
 
 pub(super) const STATUS_EXAMPLES: &str = "\
@@ -27,6 +31,8 @@ Examples:
   seawall journal --limit 20
   seawall journal --follow --kind breaker_opened
   seawall journal --subject route:events --json
+  seawall journal --since 10m --until 5m
+  seawall journal --cause 4711                 what that entry led to
   seawall journal --data ./seawall-data        a stopped node's
   seawall journal verify                       whether any entry was changed since it was written
 
@@ -105,6 +111,15 @@ pub(super) struct JournalArgs {
     /// Only this subject, such as `route:events`
     #[arg(long)]
     subject: Option<String>,
+    /// Only what this entry led to, directly
+    #[arg(long, value_name = "SEQ")]
+    cause: Option<u64>,
+    /// Only from this time on, oldest first: `2026-11-25T13:00:00Z`, or how long ago: `10m`
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    since: Option<Wall>,
+    /// Only before this time
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    until: Option<Wall>,
     /// Only what follows this number, oldest first
     #[arg(long, value_name = "SEQ")]
     after: Option<u64>,
@@ -194,6 +209,18 @@ impl ListedState {
     }
 }
 
+/// A time as RFC 3339 writes it, or how long ago it was.
+fn parse_time(text: &str) -> Result<Wall, String> {
+    let at = text.parse::<Timestamp>().ok().and_then(|time| u64::try_from(time.as_millisecond()).ok());
+    let ago = || parse_duration(text).ok().map(|ago| RealClock::new().wall().as_millis().saturating_sub(ago_ms(ago)));
+    let told = || "expected a time such as `2026-11-25T13:00:00Z`, or how long ago, such as `10m`".to_owned();
+    at.or_else(ago).map(Wall::from_millis).ok_or_else(told)
+}
+
+fn ago_ms(ago: Duration) -> u64 {
+    u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn parse_kind(text: &str) -> Result<Kind, String> {
     text.parse().map_err(|_| {
         let known: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
@@ -269,9 +296,13 @@ pub(super) async fn journal(args: &JournalArgs) -> anyhow::Result<Ended> {
             after: args.after.unwrap_or(0),
             kind: args.kind,
             subject: args.subject.clone(),
+            cause: args.cause.map(Seq),
+            since: args.since,
+            until: args.until,
             limit: usize::from(args.limit),
+            newest: args.after.is_none() && args.since.is_none(),
         };
-        let answer = offline::journal(dir, query, args.after.is_none()).await?;
+        let answer = offline::journal(dir, query).await?;
         return reader.print(&answer, show::journal);
     }
     let client = reader.client()?;
@@ -301,6 +332,12 @@ fn journal_target(args: &JournalArgs, after: Option<u64>, limit: usize) -> Strin
     }
     if let Some(kind) = args.kind {
         target += &format!("&kind={kind}");
+    }
+    if let Some(cause) = args.cause {
+        target += &format!("&cause={cause}");
+    }
+    for (name, time) in [("since", args.since), ("until", args.until)] {
+        target += &time.map(|time| format!("&{name}={}", time.rfc3339())).unwrap_or_default();
     }
     if let Some(subject) = &args.subject {
         target += &format!("&subject={}", encode(subject));

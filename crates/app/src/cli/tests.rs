@@ -38,6 +38,8 @@ fn what_does_not_go_together_is_refused() {
         ("journal --kind nothing", "there are node_started"),
         ("journal --limit 0", "1..=1000"),
         ("journal --follow --data x", "cannot be used with"),
+        ("journal --since yesterday", "how long ago"),
+        ("journal --until 1969-01-01T00:00:00Z", "how long ago"),
         ("journal verify --anchor 5:x", "64 hexadecimal digits"),
         ("journal --limit 5 verify", "cannot be used with"),
         ("spool ls --state lost", "possible values: waiting, leased, parked"),

@@ -83,6 +83,18 @@ async fn the_journal_is_read_forwards_from_a_number_and_otherwise_from_its_end()
     assert_eq!(seqs(world.get("/api/journal?after=0&limit=1").await.json()), [first]);
     assert_eq!(seqs(world.get(&format!("/api/journal?after={first}")).await.json()), [first + 1, first + 2]);
     assert_eq!(seqs(world.get("/api/journal?kind=breaker_opened").await.json()), [first, first + 2]);
+    assert_eq!(seqs(world.get(&format!("/api/journal?cause={first}")).await.json()), [first + 1]);
+    let early = "/api/journal?until=2023-11-14T22:13:20Z";
+    assert_eq!(seqs(world.get(early).await.json()), [0; 0]);
+    assert_eq!(
+        seqs(world.get("/api/journal?since=2023-11-14T22:13:20Z&limit=1").await.json()),
+        [first],
+        "oldest first"
+    );
+    for wrong in ["yesterday", "1969-01-01T00:00:00Z"] {
+        let refused = world.get(&format!("/api/journal?since={wrong}")).await;
+        assert_eq!((refused.status, &refused.json()["field"]), (400, &json!("since")));
+    }
     let chain = world.get("/api/journal/verify").await.json();
     assert_eq!((&chain["holds"], &chain["linked"], &chain["breaks"]), (&json!(true), &json!(3), &json!([])));
     let tag = chain["head"]["tag"].as_str().unwrap().to_owned();
@@ -111,7 +123,7 @@ async fn a_bad_call_is_told_which_field_and_what_would_do() {
         (
             "/api/journal?knd=x",
             400,
-            json!({"error": "unknown parameter `knd`", "allowed": ["after", "limit", "kind", "subject"]}),
+            json!({"error": "unknown parameter `knd`", "allowed": ["after", "limit", "kind", "subject", "cause", "since", "until"]}),
         ),
         (
             "/api/spool?state=delivered",

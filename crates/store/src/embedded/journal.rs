@@ -17,7 +17,7 @@ use super::segment::LogKind;
 use crate::clock::Clock;
 use crate::disk::Disk;
 use crate::error::{OpenError, StoreError};
-use crate::journal::{Command, JournalShared, Query, TAIL_ENTRIES_MAX};
+use crate::journal::{Command, Found, JournalShared, Query, TAIL_ENTRIES_MAX};
 use crate::options::{OnDamage, StoreOptions};
 
 /// How long an entry waits for its sync at most.
@@ -204,7 +204,7 @@ impl<D: Disk> JournalEngine<D> {
     }
 
     fn query(&self, query: &Query) -> Result<Vec<Entry>, StoreError> {
-        let mut found = Vec::new();
+        let mut found = Found::new(query);
         let mut last = query.after;
         let from =
             self.firsts.iter().rev().find(|(_, first)| **first <= query.after + 1).map_or(0, |(number, _)| *number);
@@ -212,18 +212,14 @@ impl<D: Disk> JournalEngine<D> {
             let seen = self.log.visit(number, &mut |_, bytes| {
                 if let Ok((entry, _)) = decode(bytes) {
                     last = last.max(entry.seq.0);
-                    if found.len() < query.limit && query.matches(&entry) {
-                        found.push(entry);
-                    }
+                    found.take(&entry);
                 }
             });
             seen.map_err(|error| unread(number, &error))?;
         }
         // What could not be written is in memory for a while.
-        let rest = self.shared.tail().into_iter().filter(|entry| entry.seq.0 > last && query.matches(entry));
-        let room = query.limit - found.len();
-        found.extend(rest.take(room).map(|entry| (*entry).clone()));
-        Ok(found)
+        self.shared.tail().iter().filter(|entry| entry.seq.0 > last).for_each(|entry| found.take(entry));
+        Ok(found.into_entries())
     }
 
     fn verify(&self, anchor: Option<Anchor>) -> Result<Verified, StoreError> {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use seawall_core::journal::chain::{Flaw, Verified};
 use seawall_core::journal::{Draft, Kind, Seq};
+use seawall_core::time::Wall;
 use seawall_store::disk::{Disk, DiskFile as _, Fault};
 use seawall_store::{Journal, QUEUE_ENTRIES_MAX, Query, SimDisk, Store, TAIL_ENTRIES_MAX};
 
@@ -93,6 +94,37 @@ fn old_entries_are_read_from_segments_and_the_oldest_go() {
         assert_eq!(store.journal.last(), Some(Seq(total)));
         assert_eq!(seqs(&store.journal, query(total - 2, 9)).await, [total - 1, total]);
         assert!(seqs(&store.journal, query(0, 1)).await[0] > 1);
+    });
+}
+
+#[test]
+fn entries_are_found_by_time_by_cause_and_from_either_end() {
+    let (disk, clock) = (SimDisk::new(11), TestClock::default());
+    let mut options = options();
+    options.journal_segment_bytes = 70 << 10;
+    let total = 2 * TAIL_ENTRIES_MAX as u64;
+    let opened = Store::open(disk, options, clock.clone(), || [7; 32]).unwrap();
+    with(opened, async |store| {
+        let root = store.journal.record(Draft::new(Kind::ConfigLoaded, "config"));
+        for n in 2..=total {
+            clock.advance_ms(1);
+            let cause = (n % 1000 == 0).then_some(root);
+            store.journal.record(Draft::new(Kind::RecordParked, "spool").because(cause));
+            if n % 1000 == 0 {
+                store.journal.flush().await.unwrap();
+            }
+        }
+        let at = |millis| Some(Wall::from_millis(millis));
+        let ask = async |query: Query| seqs(&store.journal, query).await;
+        let all = Query { limit: 99, ..Query::default() };
+        // Entry n was seen at millisecond n - 1.
+        assert_eq!(ask(Query { since: at(9), until: at(12), ..all.clone() }).await, [10, 11, 12]);
+        assert_eq!(ask(Query { until: at(3), newest: true, limit: 2, ..all.clone() }).await, [2, 3]);
+        assert_eq!(ask(Query { since: at(total - 2), ..all.clone() }).await, [total - 1, total]);
+        let led_to = Query { cause: Some(root), ..all.clone() };
+        assert_eq!(ask(led_to.clone()).await, (1..=total / 1000).map(|n| n * 1000).collect::<Vec<_>>());
+        assert_eq!(ask(Query { newest: true, limit: 1, ..led_to }).await, [total / 1000 * 1000], "from memory");
+        assert_eq!(ask(Query { limit: 0, newest: true, ..all }).await, [0; 0]);
     });
 }
 
