@@ -256,7 +256,7 @@ impl JournalShared {
         let state = lock(&self.state);
         let first = state.tail.front().map_or(state.next, |entry| entry.seq.0);
         let matching = state.tail.iter().filter(|entry| query.matches(entry));
-        let is_whole = first <= 1 || query.after + 1 >= first;
+        let is_whole = first <= 1 || query.after.saturating_add(1) >= first;
         let is_enough = query.newest && matching.clone().count() >= query.limit;
         if !is_whole && !is_enough {
             return None;

@@ -233,7 +233,10 @@ impl Verifier {
         let seq = entry.seq.0;
         match self.found.first {
             None => self.found.first = Some(seq),
-            Some(_) => self.found.numbers_missing += seq.saturating_sub(self.last + 1),
+            Some(_) => {
+                let missing = seq.saturating_sub(self.last.saturating_add(1));
+                self.found.numbers_missing = self.found.numbers_missing.saturating_add(missing);
+            }
         }
         self.last = seq;
         match linked.link {
@@ -339,6 +342,8 @@ mod tests {
         assert_eq!((rest.linked, rest.first), (3, Some(3)));
         assert_eq!(verify(&chain([1, 2, 6]), None).numbers_missing, 3, "what was dropped is no break, and is told");
         assert_eq!(verify(&[], None), Verified::default());
+        let wild = [1, u64::MAX, 1, u64::MAX].map(entry);
+        assert_eq!(verify(&wild, None).numbers_missing, u64::MAX, "found by fuzzing: numbers beyond all counting");
     }
 
     #[test]

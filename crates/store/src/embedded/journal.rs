@@ -206,8 +206,12 @@ impl<D: Disk> JournalEngine<D> {
     fn query(&self, query: &Query) -> Result<Vec<Entry>, StoreError> {
         let mut found = Found::new(query);
         let mut last = query.after;
-        let from =
-            self.firsts.iter().rev().find(|(_, first)| **first <= query.after + 1).map_or(0, |(number, _)| *number);
+        let from = self
+            .firsts
+            .iter()
+            .rev()
+            .find(|(_, first)| **first <= query.after.saturating_add(1))
+            .map_or(0, |(number, _)| *number);
         for number in self.log.segments().filter(|number| *number >= from) {
             let seen = self.log.visit(number, &mut |_, bytes| {
                 if let Ok((entry, _)) = decode(bytes) {
