@@ -2,7 +2,7 @@
 #![no_main]
 
 use seawall_core::journal::Entry;
-use seawall_core::journal::chain::{ChainKey, Verifier};
+use seawall_core::journal::chain::{ChainKey, Ends, Verifier};
 use seawall_core::ledger::{Event, RecordRef, Stamp};
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
@@ -29,7 +29,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         3 => {
             let mut verifier = Verifier::new(ChainKey::new(&[7; 32]), None);
             bytes.split(|&byte| byte == b'\n').for_each(|entry| verifier.take(entry));
-            let found = verifier.finish();
+            let found = verifier.finish(Ends::default());
             // Nobody makes a tag without the key.
             assert!(found.linked <= found.breaks_total);
         }

@@ -103,7 +103,7 @@ pub(super) struct JournalArgs {
     #[command(flatten)]
     from: OfflineReader,
     /// Go on with what happens from now on
-    #[arg(long, conflicts_with = "data")]
+    #[arg(long, conflicts_with_all = ["data", "since", "until"])]
     follow: bool,
     /// Only this kind, such as `breaker_opened`
     #[arg(long, value_parser = parse_kind)]
@@ -133,8 +133,9 @@ enum JournalCommand {
     /// Walk along the chain that ties the entries together, and tell every change
     #[command(after_help = "\
 Every entry carries a keyed tag over the one before it and over its own bytes: what was changed, taken out, put in or
-moved by anybody without the data directory's secret is found. That the newest entries were cut off shows only against
-a tag kept elsewhere: keep the `head` that is printed, and give it as --anchor another time.
+moved by anybody without the data directory's secret is found. What was done to the very last entries of a stopped node,
+or by taking the oldest ones away as retention does, shows only against a tag kept elsewhere: keep the `head` that is
+printed, renew it now and then, and give it as --anchor another time.
 
 Examples:
   seawall journal verify

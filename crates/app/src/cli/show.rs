@@ -207,7 +207,7 @@ pub(super) fn verified(answer: &Value) -> String {
     }
     let _ = writeln!(text, "entries   {linked}");
     if let Some(unlinked @ 1..) = answer["unlinked"].as_u64() {
-        let _ = writeln!(text, "unlinked  {unlinked}, from before there was a chain: nothing vouches for them");
+        let _ = writeln!(text, "unlinked  {unlinked}, written without a link: nothing vouches for them");
     }
     if let Some(first) = answer["first"].as_u64() {
         let elders =
@@ -216,6 +216,9 @@ pub(super) fn verified(answer: &Value) -> String {
     }
     if let Some(missing @ 1..) = answer["numbers_missing"].as_u64() {
         let _ = writeln!(text, "missing   {missing} numbers: not written, as the journal says itself where it could");
+    }
+    if answer["anchor_too_old"] == true {
+        text += "anchor    older than the first entry left: it could not be compared\n";
     }
     if let Some(seq) = answer["head"]["seq"].as_u64() {
         let _ = writeln!(text, "head      {seq}:{}", self::text(&answer["head"]["tag"]));

@@ -38,6 +38,7 @@ fn what_does_not_go_together_is_refused() {
         ("journal --kind nothing", "there are node_started"),
         ("journal --limit 0", "1..=1000"),
         ("journal --follow --data x", "cannot be used with"),
+        ("journal --follow --since 1h", "cannot be used with"),
         ("journal --since yesterday", "how long ago"),
         ("journal --until 1969-01-01T00:00:00Z", "how long ago"),
         ("journal verify --anchor 5:x", "64 hexadecimal digits"),
@@ -270,14 +271,15 @@ fn a_chain_that_does_not_hold_says_where() {
     let well = json!({"holds": true, "linked": 3, "unlinked": 0, "first": 1, "starts_late": false, "numbers_missing": 0,
                       "head": {"seq": 3, "tag": tag}, "breaks": [], "breaks_total": 0});
     assert_eq!(show::verified(&well), format!("the chain holds\nentries   3\nfirst     1\nhead      3:{tag}\n"));
-    let ill = json!({"holds": false, "linked": 2, "unlinked": 4, "first": 5, "starts_late": true, "numbers_missing": 1,
+    let ill = json!({"holds": false, "linked": 2, "unlinked": 4, "first": 5, "starts_late": true, "numbers_missing": 1, "anchor_too_old": true,
                      "head": null, "breaks": [{"seq": 6, "flaw": "changed"}], "breaks_total": 1});
     assert_eq!(
         show::verified(&ill),
         "THE CHAIN DOES NOT HOLD, in 1 places\n  entry 6 is not as it was written\nentries   2\n\
-         unlinked  4, from before there was a chain: nothing vouches for them\n\
+         unlinked  4, written without a link: nothing vouches for them\n\
          first     5, older ones went by retention or were taken away\n\
-         missing   1 numbers: not written, as the journal says itself where it could\n"
+         missing   1 numbers: not written, as the journal says itself where it could\n\
+         anchor    older than the first entry left: it could not be compared\n"
     );
     let empty = json!({"holds": true, "linked": 0, "breaks": []});
     assert!(show::verified(&empty).starts_with("there is nothing to vouch for"), "not the same as well");

@@ -146,7 +146,7 @@ pub enum Flaw {
     Changed,
     /// It does not continue what stands before it: entries were taken out, put in or moved.
     Disconnected,
-    /// It has no link, and those before it do.
+    /// It has no link: it is from before there was a chain, or from another hand.
     Unlinked,
     /// It is no entry.
     Unreadable,
@@ -154,6 +154,8 @@ pub enum Flaw {
     NotTheAnchor,
     /// The anchor's entry is not there.
     AnchorMissing,
+    /// Later entries were written and are not there.
+    EndMissing,
 }
 
 impl Flaw {
@@ -163,10 +165,11 @@ impl Flaw {
         match self {
             Self::Changed => "is not as it was written",
             Self::Disconnected => "does not continue the entry before it: something was taken out, put in or moved",
-            Self::Unlinked => "has no link, and entries before it do",
+            Self::Unlinked => "has no link: nothing vouches for it",
             Self::Unreadable => "cannot be read",
             Self::NotTheAnchor => "has another tag than the one it is held against",
             Self::AnchorMissing => "is not there, and a tag was given for it",
+            Self::EndMissing => "is the last one there, and the node has written more",
         }
     }
 }
@@ -185,7 +188,7 @@ pub struct Break {
 pub struct Verified {
     /// Entries whose links were checked.
     pub linked: u64,
-    /// Entries from before there was a chain: nothing vouches for them.
+    /// Entries without a link: nothing vouches for them. Each is a break.
     pub unlinked: u64,
     /// The oldest entry that is there.
     pub first: Option<u64>,
@@ -195,6 +198,8 @@ pub struct Verified {
     pub numbers_missing: u64,
     /// The newest entry and its tag: keep it elsewhere, and a later walk can be held against it.
     pub head: Option<Anchor>,
+    /// True if the anchor's entry is older than all that are left: it could not be compared.
+    pub anchor_too_old: bool,
     /// Places where the chain does not hold, the first [`BREAKS_MAX`].
     pub breaks: Vec<Break>,
     /// All such places.
@@ -207,6 +212,15 @@ impl Verified {
     pub const fn holds(&self) -> bool {
         self.breaks_total == 0
     }
+}
+
+/// What whoever keeps the log knows of its ends.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ends {
+    /// The tag of the last entry written; zero if none was.
+    pub last: Tag,
+    /// True if nothing was ever thrown away at the front.
+    pub is_front_there: bool,
 }
 
 /// Walks along the chain, one entry after the other, the oldest first.
@@ -247,9 +261,19 @@ impl Verifier {
 
     /// At the end.
     #[must_use]
-    pub fn finish(mut self) -> Verified {
+    pub fn finish(mut self, ends: Ends) -> Verified {
+        let first = self.found.first.unwrap_or(0);
+        if ends.is_front_there && self.found.starts_late {
+            self.flaw(first, Flaw::Disconnected);
+        }
+        if ends.last != Tag::default() && self.found.head.is_none_or(|head| head.tag != ends.last) {
+            self.flaw(self.last, Flaw::EndMissing);
+        }
         if let Some(anchor) = self.anchor.filter(|_| !self.is_anchor_found) {
-            self.flaw(anchor.seq, Flaw::AnchorMissing);
+            self.found.anchor_too_old = self.found.starts_late && anchor.seq < first;
+            if !self.found.anchor_too_old {
+                self.flaw(anchor.seq, Flaw::AnchorMissing);
+            }
         }
         self.found
     }
@@ -257,9 +281,7 @@ impl Verifier {
     fn unlinked(&mut self, seq: u64) {
         self.found.unlinked += 1;
         self.found.starts_late |= self.found.first == Some(seq) && seq > 1;
-        if self.found.linked > 0 {
-            self.flaw(seq, Flaw::Unlinked);
-        }
+        self.flaw(seq, Flaw::Unlinked);
     }
 
     fn linked(&mut self, here: Anchor, before: Tag, entry: &[u8]) {
@@ -324,7 +346,7 @@ mod tests {
     fn verify(log: &[Vec<u8>], anchor: Option<Anchor>) -> Verified {
         let mut verifier = Verifier::new(key(), anchor);
         log.iter().for_each(|bytes| verifier.take(bytes));
-        verifier.finish()
+        verifier.finish(Ends::default())
     }
 
     fn flaws(log: &[Vec<u8>]) -> Vec<(u64, Flaw)> {
@@ -366,7 +388,7 @@ mod tests {
             verifier.take(bytes);
             verifier
         });
-        assert_eq!(found.finish().breaks_total, 5, "another key");
+        assert_eq!(found.finish(Ends::default()).breaks_total, 5, "another key");
     }
 
     #[test]
@@ -374,9 +396,11 @@ mod tests {
         let old = [entry(1), entry(2)];
         let mixed = [&old[..], &chain(3..=4)].concat();
         let found = verify(&mixed, None);
-        assert!(found.holds());
         assert_eq!((found.unlinked, found.linked), (2, 2));
-        assert_eq!(flaws(&[&old[..], &chain(3..=6)[1..]].concat()), [(4, Flaw::Disconnected)]);
+        let unlinked = [(1, Flaw::Unlinked), (2, Flaw::Unlinked)];
+        assert_eq!(flaws(&mixed), unlinked, "anybody could have written them");
+        let cut = flaws(&[&old[..], &chain(3..=6)[1..]].concat());
+        assert_eq!(cut, [&unlinked[..], &[(4, Flaw::Disconnected)]].concat());
         assert!(verify(&old[1..], None).starts_late);
     }
 
@@ -390,6 +414,9 @@ mod tests {
         assert_eq!(flaw(&log, Anchor { seq: 4, ..head }), Some(Flaw::NotTheAnchor));
         assert_eq!(head.to_string().parse(), Ok(head));
         assert!(serde_json::to_string(&head).unwrap().contains(&head.tag.to_string()));
+        let (early, rest) = (Anchor { seq: 1, ..head }, verify(&log[2..], Some(Anchor { seq: 1, ..head })));
+        assert!(rest.holds() && rest.anchor_too_old, "retention is no break");
+        assert!(!verify(&log, Some(early)).anchor_too_old);
         let digits = "é".repeat(32);
         for wrong in
             ["", "5", "5:", "x:00", &format!("5:{digits}"), &format!("-1:{}", head.tag), &head.to_string()[..20]]
@@ -401,9 +428,26 @@ mod tests {
     }
 
     #[test]
+    fn who_keeps_the_log_knows_its_ends() {
+        let log = chain(1..=5);
+        let last = verify(&log, None).head.unwrap().tag;
+        let flaws = |log: &[Vec<u8>], ends| {
+            let mut verifier = Verifier::new(key(), None);
+            log.iter().for_each(|bytes| verifier.take(bytes));
+            verifier.finish(ends).breaks.iter().map(|it| (it.seq, it.flaw)).collect::<Vec<_>>()
+        };
+        let all = Ends { last, is_front_there: true };
+        assert_eq!(flaws(&log, all), []);
+        assert_eq!(flaws(&log[..3], all), [(3, Flaw::EndMissing)]);
+        assert_eq!(flaws(&log[1..], all), [(2, Flaw::Disconnected)]);
+        assert_eq!(flaws(&[], all), [(0, Flaw::EndMissing)]);
+        assert_eq!(flaws(&log[1..], Ends { is_front_there: false, ..all }), []);
+    }
+
+    #[test]
     fn every_flaw_says_what_it_is_and_many_are_counted() {
-        use Flaw::{AnchorMissing, Changed, Disconnected, NotTheAnchor, Unlinked, Unreadable};
-        let all = [Changed, Disconnected, Unlinked, Unreadable, NotTheAnchor, AnchorMissing];
+        use Flaw::{AnchorMissing, Changed, Disconnected, EndMissing, NotTheAnchor, Unlinked, Unreadable};
+        let all = [Changed, Disconnected, Unlinked, Unreadable, NotTheAnchor, AnchorMissing, EndMissing];
         let texts: std::collections::BTreeSet<_> = all.into_iter().map(Flaw::description).collect();
         assert_eq!(texts.len(), all.len());
         let found = verify(&vec![vec![0]; BREAKS_MAX + 5], None);
