@@ -26,6 +26,7 @@ use seawall_core::guard::pipeline::{Answered, NoRetry};
 use seawall_core::guard::retry::{Pushback, Tried as TriedFacts, Waits};
 use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::outcome::{Failure, Outcome, is_idempotent, judge_status};
+use seawall_core::spool::FingerprintHalf;
 use seawall_core::time::Mono;
 
 use crate::http::answer::Answer;
@@ -540,7 +541,7 @@ async fn known_to_spool(worker: &Arc<Worker>, call: &Call) -> Option<Response<Re
     let identity = &call.write.as_ref()?.identity;
     let spool = &worker.node.spool;
     let known = spool.lookup(&identity.owned.0).await.ok()??;
-    if known.fingerprint != identity.fingerprint {
+    if known.fingerprint != FingerprintHalf::of(&identity.fingerprint) {
         return Some(fallback::key_conflict());
     }
     // What has left is nobody's reduced answer any more.

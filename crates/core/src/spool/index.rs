@@ -10,295 +10,151 @@
 //! retried, it takes the place its number gives it, before everything accepted later. A settled record's idempotency
 //! key is remembered for `remember_for`, at most `remember_max` of them, the oldest forgotten first and counted.
 //!
-//! Memory: about 300 bytes per live record and 150 per remembered key (plus error and reason texts, at most 256 bytes
-//! each, and 1 KiB of last words per parked record). Who enqueues bounds the number of live records.
+//! Memory: a waiting record takes 80 bytes and its entries in two hash tables, 97 bytes in all at ten million (91 to
+//! 104, as the tables are fuller or emptier). To that come about 50 bytes for every order key with a record waiting or
+//! leased, 100 while a record waits out a delay or is leased, about 150 and the texts for a dead letter, and 150 for a
+//! remembered key. Memory is given back as records leave. Who enqueues bounds their number.
 //!
 //! Not here: payloads and files (`store`), retries' delays (`guard`), clocks.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod ids;
+mod life;
+mod line;
+mod slab;
+mod table;
+mod texts;
+
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+pub use self::life::{
+    Admission, Depth, Footprint, IndexConfig, Known, LAST_WORDS_BYTES_MAX, Lease, NotHere, NotParked, Outcome, Parked,
+    REASON_BYTES_MAX, Settled, State, View, cut,
+};
 
-use super::record::{KeyHash, LaneKey};
+use self::ids::IdSet;
+use self::line::{Line, Links, Members, NONE};
+use self::slab::Slab;
+use self::table::{Table, fold};
+use self::texts::{TextId, Texts};
+use super::record::{FingerprintHalf, KeyHash, LaneKey};
 use crate::id::RecordId;
 use crate::time::{Mono, Wall};
 
-/// Longest error or reason kept, in bytes; the rest is cut off.
-pub const REASON_BYTES_MAX: usize = 256;
-/// Longest last words of an upstream kept, in bytes; the rest is cut off.
-pub const LAST_WORDS_BYTES_MAX: usize = 1024;
-
-/// Where a record is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum State {
-    /// Waits for its turn.
-    Waiting,
-    /// Somebody tries to deliver it.
-    Leased,
-    /// Dead letter: a person decides.
-    Parked,
-    /// The upstream took it.
-    Delivered,
-    /// A person gave it up.
-    Discarded,
-}
-
-impl State {
-    /// Its name in JSON and on the command line.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Waiting => "waiting",
-            Self::Leased => "leased",
-            Self::Parked => "parked",
-            Self::Delivered => "delivered",
-            Self::Discarded => "discarded",
-        }
-    }
-}
-
-/// Bounds of what is remembered of settled records.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct IndexConfig {
-    /// How long the key of a settled record is remembered.
-    pub remember_for: Duration,
-    /// How many such keys at most.
-    pub remember_max: usize,
-}
-
-impl Default for IndexConfig {
-    fn default() -> Self {
-        Self { remember_for: Duration::from_secs(24 * 3600), remember_max: 500_000 }
-    }
-}
-
-/// A record as the index takes it in. `P` is where its bytes are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Admission<P> {
-    /// Its number, higher than any before.
-    pub id: RecordId,
-    /// For whom.
-    pub upstream: String,
-    /// Its row; `None` waits for nobody.
-    pub lane: Option<LaneKey>,
-    /// Its idempotency key.
-    pub key: KeyHash,
-    /// What the request looked like.
-    pub fingerprint: [u8; 32],
-    /// When it was accepted.
-    pub accepted: Wall,
-    /// Bytes it takes.
-    pub bytes: u64,
-    /// Tries so far.
-    pub attempts: u32,
-    /// Why the last of them failed.
-    pub last_error: String,
-    /// Where its bytes are.
-    pub place: P,
-}
-
-/// The right to deliver a record, until it expires. Given back by value: nothing is acknowledged twice.
-#[must_use = "a lease that is dropped hands the record to another worker only when it expires"]
-#[derive(Debug, PartialEq, Eq)]
-pub struct Lease {
-    id: RecordId,
-    generation: u64,
-    until: Mono,
-}
-
-impl Lease {
-    /// Which record.
-    #[must_use]
-    pub const fn id(&self) -> RecordId {
-        self.id
-    }
-
-    /// When it expires.
-    #[must_use]
-    pub const fn until(&self) -> Mono {
-        self.until
-    }
-}
-
-/// Why a record became a dead letter.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Parked {
-    /// Why nobody tries any more.
-    pub reason: String,
-    /// What the upstream said last.
-    pub last_words: String,
-    /// Since when.
-    pub at: Wall,
-}
-
-/// How a record ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settled {
-    /// The upstream's status if it was delivered, the reason if it was discarded.
-    pub outcome: Outcome,
-    /// When.
-    pub at: Wall,
-}
-
-/// The two ends a record can come to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The upstream took it.
-    Delivered {
-        /// And answered with this.
-        status: u16,
-    },
-    /// A person gave it up.
-    Discarded {
-        /// Because of this.
-        reason: String,
-    },
-}
-
-impl Outcome {
-    /// The state of a record that ended so.
-    #[must_use]
-    pub const fn state(&self) -> State {
-        match self {
-            Self::Delivered { .. } => State::Delivered,
-            Self::Discarded { .. } => State::Discarded,
-        }
-    }
-}
-
-/// What is known of an idempotency key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Known {
-    /// The record it belongs to.
-    pub id: RecordId,
-    /// What the request looked like.
-    pub fingerprint: [u8; 32],
-    /// Where the record is in its life.
-    pub state: State,
-}
-
-/// How much there is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Depth {
-    /// Records that wait.
-    pub waiting: u64,
-    /// Records somebody tries to deliver.
-    pub leased: u64,
-    /// Dead letters.
-    pub parked: u64,
-    /// Bytes of all of these.
-    pub bytes: u64,
-    /// When the oldest that is waiting or leased was accepted.
-    pub oldest: Option<Wall>,
-}
-
-/// What is known of one record.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct View<P> {
-    /// Where it is in its life.
-    pub state: State,
-    /// Tries so far; 0 once settled.
-    pub attempts: u32,
-    /// Why the last of them failed; empty once settled.
-    pub last_error: String,
-    /// Set for dead letters.
-    pub parked: Option<Parked>,
-    /// Set for settled records.
-    pub settled: Option<Settled>,
-    /// Where its bytes are, or were.
-    pub place: P,
-    /// Its idempotency key.
-    pub key: KeyHash,
-    /// What the request looked like.
-    pub fingerprint: [u8; 32],
-}
-
-/// A record that waits or is parked was asked for and there is none with this number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotHere {
-    /// What it is instead; `None` if it is not known at all.
-    pub state: Option<State>,
-}
-
-/// A dead letter was asked for and there is none with this number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotParked {
-    /// What it is instead; `None` if it is not known at all.
-    pub state: Option<State>,
-}
+/// The top bit of a number: a lane among those who are ready, a settled record among those who are known.
+const OTHER: u32 = 1 << 31;
 
 /// The machine. See the module's text.
 #[derive(Debug)]
 pub struct Index<P> {
     config: IndexConfig,
     upstreams: Vec<Upstream>,
-    names: BTreeMap<String, u32>,
-    records: BTreeMap<RecordId, Slot<P>>,
-    lanes: BTreeMap<LaneKey, Lane>,
-    leases: BTreeSet<(Mono, RecordId)>,
-    keys: BTreeMap<KeyHash, (RecordId, [u8; 32])>,
-    remembered: BTreeMap<RecordId, Remembered<P>>,
-    forget_order: BTreeSet<(Wall, RecordId)>,
+    names: BTreeMap<String, u16>,
+    live: Slab<Slot<P>>,
+    remembered: Slab<Remembered<P>>,
+    lanes: Slab<Lane>,
+    /// Of every live and every remembered record, the latter marked [`OTHER`].
+    ids: Table,
+    /// Of every record that has its key: all but those whose key a newer one took in a replay.
+    keys: Table,
+    lane_keys: Table,
+    texts: Texts,
+    /// Before when a record must not go, until when it is leased: of those for whom there is such a moment.
+    dues: BTreeMap<u32, Mono>,
+    leases: BTreeMap<(Mono, RecordId), Leasehold>,
+    forget_order: BTreeMap<(Wall, RecordId), u32>,
     forgotten_early_total: u64,
-    next_ticket: u64,
     next_generation: u64,
 }
 
-#[derive(Debug)]
+/// A live record. There may be ten million: every byte counts.
+#[derive(Clone, Copy, Debug)]
 struct Slot<P> {
-    upstream: u32,
-    lane: Option<LaneKey>,
+    id: RecordId,
     key: KeyHash,
-    accepted: Wall,
-    bytes: u64,
-    attempts: u32,
-    last_error: Box<str>,
+    fingerprint: FingerprintHalf,
+    brief: Brief,
     place: P,
-    phase: Phase,
+    attempts: u32,
+    last_error: TextId,
+    /// [`NONE`] for a record without a lane, and for a dead letter.
+    lane: u32,
+    /// In its lane's row or, without a lane, among those who are ready.
+    links: Links,
+}
+
+/// When a record was accepted (44 bits of milliseconds, to the year 2527), for whom (16 bits) and its phase (4 bits).
+#[derive(Clone, Copy, Debug)]
+struct Brief(u64);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// In its row, behind another or behind one that is leased.
+    Waiting,
+    /// May be leased next: without a lane, or the first of one.
+    Ready,
+    /// Would be ready, if its time had come.
+    Delayed,
+    Leased,
+    Parked,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Lane {
+    key: LaneKey,
+    row: Line,
+    /// Who was put into the middle of the row last: the next one that is put there often belongs behind it.
+    finger: u32,
+    leased: u32,
+    /// The record of this lane that is ready or delayed.
+    listed: u32,
+    /// Among those who are ready.
+    links: Links,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Leasehold {
+    slot: u32,
+    generation: u64,
 }
 
 #[derive(Debug)]
-enum Phase {
-    Waiting { not_before: Mono, listed: Listed },
-    Leased { until: Mono, generation: u64 },
-    Parked(Box<Parked>),
-}
-
-/// Whether a waiting record may be leased next: only the first of a lane is listed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Listed {
-    No,
-    Ready(u64),
-    Delayed,
-}
-
-#[derive(Debug, Default)]
-struct Lane {
-    waiting: VecDeque<RecordId>,
-    leased: Option<RecordId>,
-    listed: Option<RecordId>,
-}
-
-#[derive(Debug, Default)]
 struct Upstream {
-    ready: BTreeMap<u64, RecordId>,
-    delayed: BTreeSet<(Mono, RecordId)>,
-    pending: BTreeSet<RecordId>,
-    parked: BTreeSet<RecordId>,
+    /// Records without a lane, and lanes marked [`OTHER`].
+    ready: Line,
+    delayed: BTreeMap<(Mono, RecordId), u32>,
+    /// Waiting or leased.
+    pending: IdSet,
+    parked: BTreeMap<RecordId, DeadLetter>,
+    waiting: u64,
     leased: u64,
     bytes: u64,
 }
 
 #[derive(Debug)]
-struct Remembered<P> {
-    key: KeyHash,
-    settled: Settled,
-    place: P,
+struct DeadLetter {
+    parked: Parked,
+    lane: Option<LaneKey>,
 }
 
-impl<P: Copy> Index<P> {
+#[derive(Clone, Copy, Debug)]
+struct Remembered<P> {
+    id: RecordId,
+    key: KeyHash,
+    fingerprint: FingerprintHalf,
+    at: Wall,
+    place: P,
+    end: End,
+}
+
+/// An [`Outcome`] whose reason is kept elsewhere.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Delivered(u16),
+    Discarded(TextId),
+}
+
+impl<P: Footprint> Index<P> {
     /// Empty.
     #[must_use]
     pub fn new(config: IndexConfig) -> Self {
@@ -306,14 +162,17 @@ impl<P: Copy> Index<P> {
             config,
             upstreams: Vec::new(),
             names: BTreeMap::new(),
-            records: BTreeMap::new(),
-            lanes: BTreeMap::new(),
-            leases: BTreeSet::new(),
-            keys: BTreeMap::new(),
-            remembered: BTreeMap::new(),
-            forget_order: BTreeSet::new(),
+            live: Slab::new(),
+            remembered: Slab::new(),
+            lanes: Slab::new(),
+            ids: Table::new(),
+            keys: Table::new(),
+            lane_keys: Table::new(),
+            texts: Texts::default(),
+            dues: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            forget_order: BTreeMap::new(),
             forgotten_early_total: 0,
-            next_ticket: 0,
             next_generation: 0,
         }
     }
@@ -323,32 +182,33 @@ impl<P: Copy> Index<P> {
     /// # Panics
     /// If its number or its key is known already: ask [`Self::lookup`] first.
     pub fn enqueue(&mut self, new: Admission<P>) {
-        let known = self.keys.insert(new.key, (new.id, new.fingerprint));
-        assert!(known.is_none(), "record {} claims the key of another record", new.id);
+        assert!(self.find_key(new.key).is_none(), "record {} claims the key of another record", new.id);
+        assert!(self.find(new.id).is_none(), "record {} exists already", new.id);
         let upstream = self.upstream_index(&new.upstream);
-        let phase = Phase::Waiting { not_before: Mono::ZERO, listed: Listed::No };
-        let slot = Slot {
-            upstream,
-            lane: new.lane,
+        let slot = self.live.insert(Slot {
+            id: new.id,
             key: new.key,
-            accepted: new.accepted,
-            bytes: new.bytes,
-            attempts: new.attempts,
-            last_error: cut(&new.last_error, REASON_BYTES_MAX).into(),
+            fingerprint: new.fingerprint,
+            brief: Brief::new(new.accepted, upstream, Phase::Waiting),
             place: new.place,
-            phase,
-        };
-        self.upstreams[upstream as usize].bytes += slot.bytes;
-        let before = self.records.insert(new.id, slot);
-        assert!(before.is_none(), "record {} exists already", new.id);
-        self.put_in(new.id);
+            attempts: new.attempts,
+            last_error: self.texts.keep(cut(&new.last_error, REASON_BYTES_MAX)),
+            lane: NONE,
+            links: Links::ALONE,
+        });
+        let (live, remembered, seed) = (&self.live, &self.remembered, self.config.hash_seed);
+        self.ids.insert(hash_id(new.id, seed), slot, |number| hash_id(id_of(live, remembered, number), seed));
+        self.keys.insert(hash_key(new.key, seed), slot, |number| hash_key(key_of(live, remembered, number), seed));
+        self.upstreams[usize::from(upstream)].bytes += new.place.bytes();
+        self.wait(slot, new.lane, Mono::ZERO);
     }
 
     /// Undoes [`Self::enqueue`] of a record that could not be kept: its number and key are free again.
     pub fn withdraw(&mut self, id: RecordId) {
-        if self.records.contains_key(&id) {
-            let slot = self.remove(id);
-            self.unclaim(slot.key, id);
+        if let Some(slot) = self.find_live(id) {
+            let Slot { key, .. } = self.remove(slot);
+            self.unclaim(key, slot);
+            self.forget_id(id, slot);
         }
     }
 
@@ -360,47 +220,42 @@ impl<P: Copy> Index<P> {
         let until = now + lease_for;
         let mut leases = Vec::new();
         while leases.len() < max
-            && let Some((_, &id)) = self.upstreams[upstream as usize].ready.first_key_value()
+            && let Some(member) = self.upstreams[usize::from(upstream)].ready.first()
         {
-            let generation = self.next_generation;
-            self.next_generation += 1;
-            self.move_to(id, Phase::Leased { until, generation });
-            leases.push(Lease { id, generation, until });
+            let slot = if member & OTHER == 0 { member } else { self.lanes[member & !OTHER].listed };
+            leases.push(self.hand_out(slot, until));
         }
         leases
     }
 
     /// The upstream took it. False (and nothing changes) if the lease is no longer the record's.
     pub fn ack(&mut self, lease: &Lease, status: u16, at: Wall) -> bool {
-        self.holds(lease) && self.settle(lease.id, Settled { outcome: Outcome::Delivered { status }, at })
+        let Some(slot) = self.holder(lease) else { return false };
+        self.settle_now(slot, End::Delivered(status), at);
+        true
     }
 
     /// The try failed; the record waits again, and not before a moment. False if the lease is no longer the record's.
     pub fn nack(&mut self, lease: &Lease, not_before: Mono, error: &str) -> bool {
-        if !self.holds(lease) {
-            return false;
-        }
-        self.note_failure(lease.id, error);
-        self.move_to(lease.id, Phase::Waiting { not_before, listed: Listed::No });
+        let Some(slot) = self.holder(lease) else { return false };
+        self.note_failure(slot, error);
+        self.wait_again(slot, not_before);
         true
     }
 
     /// Gives a lease back without a try: nothing is counted. False if the lease is no longer the record's.
     pub fn release(&mut self, lease: &Lease) -> bool {
-        if !self.holds(lease) {
-            return false;
-        }
-        self.move_to(lease.id, Phase::Waiting { not_before: Mono::ZERO, listed: Listed::No });
+        let Some(slot) = self.holder(lease) else { return false };
+        self.wait_again(slot, Mono::ZERO);
         true
     }
 
     /// Makes it a dead letter after a last failed try; its row goes on. False if the lease is no longer the record's.
     pub fn park(&mut self, lease: &Lease, parked: Parked) -> bool {
-        if !self.holds(lease) {
-            return false;
-        }
-        self.note_failure(lease.id, &parked.reason);
-        self.park_now(lease.id, parked)
+        let Some(slot) = self.holder(lease) else { return false };
+        self.note_failure(slot, &parked.reason);
+        self.park_now(slot, parked);
+        true
     }
 
     /// A dead letter waits again, in its old place of its row, to be tried at once.
@@ -408,8 +263,12 @@ impl<P: Copy> Index<P> {
     /// # Errors
     /// [`NotParked`].
     pub fn retry(&mut self, id: RecordId) -> Result<(), NotParked> {
-        self.check_parked(id)?;
-        self.move_to(id, Phase::Waiting { not_before: Mono::ZERO, listed: Listed::No });
+        match self.state(id) {
+            Some(State::Parked) => {}
+            state => return Err(NotParked { state }),
+        }
+        let slot = self.find_live(id).expect("a dead letter is live");
+        self.wait_again(slot, Mono::ZERO);
         Ok(())
     }
 
@@ -429,78 +288,72 @@ impl<P: Copy> Index<P> {
     /// What is known of a key: records that live, and settled ones within the window.
     #[must_use]
     pub fn lookup(&self, key: KeyHash) -> Option<Known> {
-        let (id, fingerprint) = *self.keys.get(&key)?;
-        Some(Known { id, fingerprint, state: self.state(id)? })
+        let number = self.find_key(key)?;
+        let (id, fingerprint) = if number & OTHER == 0 {
+            let slot = &self.live[number];
+            (slot.id, slot.fingerprint)
+        } else {
+            let remembered = &self.remembered[number & !OTHER];
+            (remembered.id, remembered.fingerprint)
+        };
+        Some(Known { id, fingerprint, state: self.state_of(number) })
     }
 
     /// Where a record is in its life; `None` if it never was or is forgotten.
     #[must_use]
     pub fn state(&self, id: RecordId) -> Option<State> {
-        if let Some(remembered) = self.remembered.get(&id) {
-            return Some(remembered.settled.outcome.state());
-        }
-        Some(match self.records.get(&id)?.phase {
-            Phase::Waiting { .. } => State::Waiting,
-            Phase::Leased { .. } => State::Leased,
-            Phase::Parked(_) => State::Parked,
-        })
+        self.find(id).map(|number| self.state_of(number))
     }
 
     /// What a try needs to know of a live record: where its bytes are, tries so far, why the last one failed.
     #[must_use]
     pub fn live(&self, id: RecordId) -> Option<(P, u32, &str)> {
-        self.records.get(&id).map(|slot| (slot.place, slot.attempts, &*slot.last_error))
+        let slot = &self.live[self.find_live(id)?];
+        Some((slot.place, slot.attempts, self.texts.get(slot.last_error)))
     }
 
     /// Everything known of a record.
     #[must_use]
     pub fn view(&self, id: RecordId) -> Option<View<P>> {
-        let state = self.state(id)?;
-        let fingerprint_of = |key: &KeyHash| self.keys.get(key).map_or([0; 32], |(_, fingerprint)| *fingerprint);
-        if let Some(slot) = self.records.get(&id) {
-            let parked = if let Phase::Parked(parked) = &slot.phase { Some((**parked).clone()) } else { None };
-            return Some(View {
-                state,
-                attempts: slot.attempts,
-                last_error: slot.last_error.to_string(),
-                parked,
-                settled: None,
-                place: slot.place,
-                key: slot.key,
-                fingerprint: fingerprint_of(&slot.key),
-            });
+        let number = self.find(id)?;
+        let state = self.state_of(number);
+        if number & OTHER != 0 {
+            let Remembered { key, at, place, end, .. } = self.remembered[number & !OTHER];
+            let settled = Some(Settled { outcome: end.outcome(&self.texts), at });
+            return Some(View { state, attempts: 0, last_error: String::new(), parked: None, settled, place, key });
         }
-        let remembered = self.remembered.get(&id)?;
-        Some(View {
-            state,
-            attempts: 0,
-            last_error: String::new(),
-            parked: None,
-            settled: Some(remembered.settled.clone()),
-            place: remembered.place,
-            key: remembered.key,
-            fingerprint: fingerprint_of(&remembered.key),
-        })
+        let Slot { key, place, attempts, last_error, brief, .. } = self.live[number];
+        let dead_letter = self.upstreams[brief.upstream()].parked.get(&id);
+        let parked = dead_letter.map(|dead_letter| dead_letter.parked.clone());
+        let last_error = self.texts.get(last_error).into();
+        Some(View { state, attempts, last_error, parked, settled: None, place, key })
     }
 
     /// The first `limit` records in a state, or of all that have not left, oldest first.
     #[must_use]
     pub fn list(&self, state: impl Into<Option<State>>, limit: usize) -> Vec<RecordId> {
-        let Some(state) = state.into() else { return self.records.keys().copied().take(limit).collect() };
-        let in_state = |id: &RecordId| self.state(*id) == Some(state);
-        match state {
-            State::Parked => {
-                let mut parked: Vec<RecordId> =
-                    self.upstreams.iter().flat_map(|upstream| upstream.parked.iter().take(limit).copied()).collect();
-                parked.sort_unstable();
-                parked.truncate(limit);
-                parked
-            }
-            State::Waiting | State::Leased => self.records.keys().copied().filter(in_state).take(limit).collect(),
-            State::Delivered | State::Discarded => {
-                self.remembered.keys().copied().filter(in_state).take(limit).collect()
+        let state = state.into();
+        let mut ids = Vec::new();
+        for upstream in &self.upstreams {
+            match state {
+                None => {
+                    ids.extend(upstream.pending.iter().take(limit));
+                    ids.extend(upstream.parked.keys().take(limit));
+                }
+                Some(State::Parked) => ids.extend(upstream.parked.keys().take(limit)),
+                Some(state @ (State::Waiting | State::Leased)) => {
+                    ids.extend(upstream.pending.iter().filter(|&id| self.state(id) == Some(state)).take(limit));
+                }
+                Some(State::Delivered | State::Discarded) => {}
             }
         }
+        if let Some(state @ (State::Delivered | State::Discarded)) = state {
+            let settled = self.forget_order.values().map(|&number| &self.remembered[number]);
+            ids.extend(settled.filter(|settled| settled.end.state() == state).map(|settled| settled.id));
+        }
+        ids.sort_unstable();
+        ids.truncate(limit);
+        ids
     }
 
     /// How much there is for one upstream.
@@ -531,49 +384,52 @@ impl<P: Copy> Index<P> {
     /// True while a record of this lane is waiting or leased: a newer request must not overtake it.
     #[must_use]
     pub fn holds_key(&self, lane: LaneKey) -> bool {
-        self.lanes.contains_key(&lane)
+        self.find_lane(lane).is_some()
     }
 
     /// The lane of a live record.
     #[must_use]
     pub fn lane(&self, id: RecordId) -> Option<LaneKey> {
-        self.records.get(&id)?.lane
+        let slot = &self.live[self.find_live(id)?];
+        if slot.lane != NONE {
+            return Some(self.lanes[slot.lane].key);
+        }
+        self.upstreams[slot.brief.upstream()].parked.get(&id)?.lane
     }
 
     /// How long until something more can be leased for an upstream: zero if now, `None` if nothing waits.
     #[must_use]
     pub fn ready_in(&self, upstream: &str, now: Mono) -> Option<Duration> {
-        let upstream = &self.upstreams[*self.names.get(upstream)? as usize];
-        if !upstream.ready.is_empty() {
+        let upstream = &self.upstreams[usize::from(*self.names.get(upstream)?)];
+        if upstream.ready.first().is_some() {
             return Some(Duration::ZERO);
         }
-        let delayed = upstream.delayed.first().map(|(not_before, _)| *not_before);
-        let expiry = if upstream.leased > 0 { self.leases.first().map(|(until, _)| *until) } else { None };
+        let delayed = upstream.delayed.keys().next().map(|(not_before, _)| *not_before);
+        let expiry = if upstream.leased > 0 { self.leases.keys().next().map(|(until, _)| *until) } else { None };
         [delayed, expiry].into_iter().flatten().min().map(|at| now.until(at))
     }
 
     /// Leases that have run out; their records wait again. A try that may have happened is counted as one.
     pub fn expire(&mut self, now: Mono) {
-        while let Some(&(until, id)) = self.leases.first()
+        while let Some((&(until, _), &Leasehold { slot, .. })) = self.leases.first_key_value()
             && until <= now
         {
-            self.note_failure(id, "the lease expired before anybody said what became of it");
-            self.move_to(id, Phase::Waiting { not_before: Mono::ZERO, listed: Listed::No });
+            self.note_failure(slot, "the lease expired before anybody said what became of it");
+            self.wait_again(slot, Mono::ZERO);
         }
     }
 
     /// Forgets keys of settled records that are out of the window or too many. Returns where their bytes were.
     pub fn forget(&mut self, now: Wall) -> Vec<P> {
         let mut places = Vec::new();
-        while let Some(&(at, id)) = self.forget_order.first() {
+        while let Some((&(at, _), &number)) = self.forget_order.first_key_value() {
             let outdated = now.since(at) > self.config.remember_for;
             if !outdated && self.remembered.len() <= self.config.remember_max {
                 break;
             }
             self.forgotten_early_total += u64::from(!outdated);
-            self.forget_order.pop_first();
-            let remembered = self.remembered.remove(&id).expect("remembered as long as it is in the order");
-            self.unclaim(remembered.key, id);
+            let remembered = self.forget_one(number);
+            self.unclaim(remembered.key, number | OTHER);
             places.push(remembered.place);
         }
         places
@@ -594,307 +450,513 @@ impl<P: Copy> Index<P> {
     /// Where the bytes of a record are, live or settled.
     #[must_use]
     pub fn place(&self, id: RecordId) -> Option<P> {
-        self.records
-            .get(&id)
-            .map(|slot| slot.place)
-            .or_else(|| self.remembered.get(&id).map(|remembered| remembered.place))
+        self.find(id).map(|number| self.place_of(number))
     }
 
     /// The bytes of a record are somewhere else now. Returns where they were.
     pub fn set_place(&mut self, id: RecordId, place: P) -> Option<P> {
-        let current = match self.records.get_mut(&id) {
-            Some(slot) => &mut slot.place,
-            None => &mut self.remembered.get_mut(&id)?.place,
-        };
-        Some(std::mem::replace(current, place))
+        let number = self.find(id)?;
+        if number & OTHER != 0 {
+            return Some(std::mem::replace(&mut self.remembered[number & !OTHER].place, place));
+        }
+        let slot = &mut self.live[number];
+        let before = std::mem::replace(&mut slot.place, place);
+        let bytes = &mut self.upstreams[slot.brief.upstream()].bytes;
+        *bytes = *bytes - before.bytes() + place.bytes();
+        Some(before)
     }
 
     /// Replays an enqueue. Whoever had its key before was forgotten since, or its end is lost: the newer one has it.
     pub fn replay_enqueue(&mut self, new: Admission<P>) {
-        if let Some((before, _)) = self.keys.remove(&new.key)
-            && let Some(remembered) = self.remembered.remove(&before)
-        {
-            self.forget_order.remove(&(remembered.settled.at, before));
+        if let Some(number) = self.find_key(new.key) {
+            self.unclaim(new.key, number);
+            if number & OTHER != 0 {
+                self.forget_one(number & !OTHER);
+            }
         }
         self.enqueue(new);
     }
 
     /// Every record's and every remembered key's place; true for those that are settled.
     pub fn places(&self) -> impl Iterator<Item = (P, bool)> {
-        let live = self.records.values().map(|slot| (slot.place, false));
-        live.chain(self.remembered.values().map(|remembered| (remembered.place, true)))
+        self.ids.iter().map(|number| (self.place_of(number), number & OTHER != 0))
     }
 
     /// Lanes of all records that are waiting or leased, once per record.
     pub fn held_lanes(&self) -> impl Iterator<Item = LaneKey> {
-        let held = self.records.values().filter(|slot| !matches!(slot.phase, Phase::Parked(_)));
-        held.filter_map(|slot| slot.lane)
+        let live = self.ids.iter().filter(|number| number & OTHER == 0).map(|number| self.live[number].lane);
+        live.filter(|&lane| lane != NONE).map(|lane| self.lanes[lane].key)
     }
 
     /// Replays a failed try.
     pub fn replay_failed(&mut self, id: RecordId, attempts: u32, error: &str) {
-        if let Some(slot) = self.records.get_mut(&id) {
-            slot.attempts = attempts;
-            slot.last_error = cut(error, REASON_BYTES_MAX).into();
+        if let Some(slot) = self.find_live(id) {
+            self.set_failure(slot, attempts, error);
         }
     }
 
     /// Replays that a record became a dead letter, whoever held it.
     pub fn replay_parked(&mut self, id: RecordId, parked: Parked) -> bool {
-        self.records.contains_key(&id) && self.park_now(id, parked)
+        let Some(slot) = self.find_live(id) else { return false };
+        self.park_now(slot, parked);
+        true
     }
 
     /// Ends a live record, whoever held it. Its key is remembered. False if there is none.
-    pub fn settle(&mut self, id: RecordId, mut settled: Settled) -> bool {
-        if !self.records.contains_key(&id) {
-            return false;
-        }
-        if let Outcome::Discarded { reason } = &mut settled.outcome {
-            *reason = cut(reason, REASON_BYTES_MAX).into();
-        }
-        let slot = self.remove(id);
-        self.remember(id, slot.key, settled, slot.place);
+    pub fn settle(&mut self, id: RecordId, settled: Settled) -> bool {
+        let Some(slot) = self.find_live(id) else { return false };
+        let end = End::keep(&settled.outcome, &mut self.texts);
+        self.settle_now(slot, end, settled.at);
         true
     }
 
     /// Replays a settled record of which only the key is left. Nothing happens if the key or number is known already.
-    pub fn replay_remembered(&mut self, id: RecordId, key: KeyHash, fingerprint: [u8; 32], settled: Settled, place: P) {
-        if self.keys.contains_key(&key) || self.state(id).is_some() {
+    pub fn replay_remembered(
+        &mut self,
+        id: RecordId,
+        key: KeyHash,
+        fingerprint: FingerprintHalf,
+        settled: Settled,
+        place: P,
+    ) {
+        if self.find_key(key).is_some() || self.find(id).is_some() {
             return;
         }
-        self.keys.insert(key, (id, fingerprint));
-        self.remember(id, key, settled, place);
+        let end = End::keep(&settled.outcome, &mut self.texts);
+        let number = self.remember(Remembered { id, key, fingerprint, at: settled.at, place, end }) | OTHER;
+        let (live, remembered, seed) = (&self.live, &self.remembered, self.config.hash_seed);
+        self.ids.insert(hash_id(id, seed), number, |number| hash_id(id_of(live, remembered, number), seed));
+        self.keys.insert(hash_key(key, seed), number, |number| hash_key(key_of(live, remembered, number), seed));
     }
 
-    fn unclaim(&mut self, key: KeyHash, id: RecordId) {
-        if self.keys.get(&key).is_some_and(|(owner, _)| *owner == id) {
-            self.keys.remove(&key);
+    // Finding.
+
+    fn find(&self, id: RecordId) -> Option<u32> {
+        self.ids.find(hash_id(id, self.config.hash_seed), |number| id_of(&self.live, &self.remembered, number) == id)
+    }
+
+    fn find_live(&self, id: RecordId) -> Option<u32> {
+        self.find(id).filter(|number| number & OTHER == 0)
+    }
+
+    fn find_key(&self, key: KeyHash) -> Option<u32> {
+        self.keys
+            .find(hash_key(key, self.config.hash_seed), |number| key_of(&self.live, &self.remembered, number) == key)
+    }
+
+    fn find_lane(&self, key: LaneKey) -> Option<u32> {
+        self.lane_keys.find(hash_lane(key, self.config.hash_seed), |lane| self.lanes[lane].key == key)
+    }
+
+    /// The record a lease is for, if it still is.
+    fn holder(&self, lease: &Lease) -> Option<u32> {
+        let hold = self.leases.get(&(lease.until, lease.id))?;
+        (hold.generation == lease.generation).then_some(hold.slot)
+    }
+
+    fn state_of(&self, number: u32) -> State {
+        if number & OTHER != 0 {
+            return self.remembered[number & !OTHER].end.state();
+        }
+        match self.live[number].brief.phase() {
+            Phase::Waiting | Phase::Ready | Phase::Delayed => State::Waiting,
+            Phase::Leased => State::Leased,
+            Phase::Parked => State::Parked,
         }
     }
 
-    fn remember(&mut self, id: RecordId, key: KeyHash, settled: Settled, place: P) {
-        self.forget_order.insert((settled.at, id));
-        self.remembered.insert(id, Remembered { key, settled, place });
+    fn place_of(&self, number: u32) -> P {
+        if number & OTHER == 0 { self.live[number].place } else { self.remembered[number & !OTHER].place }
     }
 
-    fn upstream_index(&mut self, name: &str) -> u32 {
+    fn depth_at(&self, index: u16) -> Depth {
+        let upstream = &self.upstreams[usize::from(index)];
+        let accepted = |id| self.live[self.find_live(id).expect("a record that waits is live")].brief.accepted();
+        Depth {
+            waiting: upstream.waiting,
+            leased: upstream.leased,
+            parked: upstream.parked.len() as u64,
+            bytes: upstream.bytes,
+            oldest: upstream.pending.first().map(accepted),
+        }
+    }
+
+    fn upstream_index(&mut self, name: &str) -> u16 {
         if let Some(&index) = self.names.get(name) {
             return index;
         }
-        let index = u32::try_from(self.upstreams.len()).expect("more than four billion upstreams");
-        self.upstreams.push(Upstream::default());
+        let index = u16::try_from(self.upstreams.len()).expect("more than 65,536 upstreams");
+        self.upstreams.push(Upstream::new());
         self.names.insert(name.into(), index);
         index
     }
 
-    fn depth_at(&self, index: u32) -> Depth {
-        let upstream = &self.upstreams[index as usize];
-        Depth {
-            waiting: upstream.pending.len() as u64 - upstream.leased,
-            leased: upstream.leased,
-            parked: upstream.parked.len() as u64,
-            bytes: upstream.bytes,
-            oldest: upstream.pending.first().map(|id| self.slot(*id).accepted),
+    // What becomes of a record: it is taken out of the phase it is in, and put into another.
+
+    /// A record that is in no phase waits: in its lane's row, or by itself.
+    fn wait(&mut self, slot: u32, lane: Option<LaneKey>, not_before: Mono) {
+        let Slot { id, brief, .. } = self.live[slot];
+        let upstream = &mut self.upstreams[brief.upstream()];
+        upstream.pending.insert(id);
+        upstream.waiting += 1;
+        if not_before > Mono::ZERO {
+            self.dues.insert(slot, not_before);
+        }
+        self.live[slot].brief = brief.with_phase(Phase::Waiting);
+        match lane {
+            Some(key) => {
+                let lane = self.lane_for(key);
+                self.live[slot].lane = lane;
+                self.join_row(lane, slot);
+                self.relist(lane);
+            }
+            None => self.enlist(slot),
         }
     }
 
-    fn slot(&self, id: RecordId) -> &Slot<P> {
-        self.records.get(&id).expect("a record that is listed exists")
+    fn wait_again(&mut self, slot: u32, not_before: Mono) {
+        let lane = self.lane(self.live[slot].id);
+        // Its lane is kept while it is out: it would be made anew at once.
+        self.take_out(slot);
+        self.wait(slot, lane, not_before);
     }
 
-    fn slot_mut(&mut self, id: RecordId) -> &mut Slot<P> {
-        self.records.get_mut(&id).expect("a record that is listed exists")
-    }
-
-    fn holds(&self, lease: &Lease) -> bool {
-        self.records.get(&lease.id).is_some_and(
-            |slot| matches!(slot.phase, Phase::Leased { generation, .. } if generation == lease.generation),
-        )
-    }
-
-    fn check_parked(&self, id: RecordId) -> Result<(), NotParked> {
-        match self.state(id) {
-            Some(State::Parked) => Ok(()),
-            state => Err(NotParked { state }),
+    fn hand_out(&mut self, slot: u32, until: Mono) -> Lease {
+        self.take_out(slot);
+        let generation = self.next_generation;
+        self.next_generation += 1;
+        let Slot { id, brief, lane, .. } = self.live[slot];
+        self.live[slot].brief = brief.with_phase(Phase::Leased);
+        let upstream = &mut self.upstreams[brief.upstream()];
+        upstream.pending.insert(id);
+        upstream.leased += 1;
+        self.dues.insert(slot, until);
+        self.leases.insert((until, id), Leasehold { slot, generation });
+        if lane != NONE {
+            self.lanes[lane].leased = slot;
         }
+        Lease { id, generation, until }
     }
 
-    fn note_failure(&mut self, id: RecordId, error: &str) {
-        let slot = self.slot_mut(id);
-        slot.attempts = slot.attempts.saturating_add(1);
-        slot.last_error = cut(error, REASON_BYTES_MAX).into();
-    }
-
-    fn park_now(&mut self, id: RecordId, parked: Parked) -> bool {
+    fn park_now(&mut self, slot: u32, parked: Parked) {
+        let Slot { id, brief, lane: left, .. } = self.live[slot];
+        let lane = self.lane(id);
         let parked = Parked {
             reason: cut(&parked.reason, REASON_BYTES_MAX).into(),
             last_words: cut(&parked.last_words, LAST_WORDS_BYTES_MAX).into(),
             at: parked.at,
         };
-        self.move_to(id, Phase::Parked(Box::new(parked)));
-        true
+        self.take_out(slot);
+        self.live[slot].brief = brief.with_phase(Phase::Parked);
+        self.live[slot].lane = NONE;
+        self.upstreams[brief.upstream()].parked.insert(id, DeadLetter { parked, lane });
+        self.relist_if_any(left);
     }
 
-    /// The delayed records of an upstream whose time has come get in line.
-    fn promote(&mut self, upstream: u32, now: Mono) {
-        while let Some(&(not_before, id)) = self.upstreams[upstream as usize].delayed.first()
-            && not_before <= now
-        {
-            self.unlist(id);
-            self.slot_mut(id).phase = Phase::Waiting { not_before: Mono::ZERO, listed: Listed::No };
-            self.list_record(id);
-        }
+    fn settle_now(&mut self, slot: u32, end: End, at: Wall) {
+        let Slot { id, key, fingerprint, place, .. } = self.remove(slot);
+        let number = self.remember(Remembered { id, key, fingerprint, at, place, end }) | OTHER;
+        let seed = self.config.hash_seed;
+        self.ids.replace(hash_id(id, seed), slot, number);
+        self.keys.replace(hash_key(key, seed), slot, number);
     }
 
-    fn move_to(&mut self, id: RecordId, phase: Phase) {
-        self.take_out(id);
-        self.slot_mut(id).phase = phase;
-        self.put_in(id);
+    /// Takes a live record out for good; its number and key still point to its slot.
+    fn remove(&mut self, slot: u32) -> Slot<P> {
+        self.take_out(slot);
+        let removed = self.live.remove(slot);
+        self.upstreams[removed.brief.upstream()].bytes -= removed.place.bytes();
+        self.texts.release(removed.last_error);
+        self.relist_if_any(removed.lane);
+        removed
     }
 
-    fn remove(&mut self, id: RecordId) -> Slot<P> {
-        self.take_out(id);
-        let slot = self.records.remove(&id).expect("the caller looked");
-        self.upstreams[slot.upstream as usize].bytes -= slot.bytes;
-        if let Some(lane) = slot.lane {
-            self.relist(lane);
-        }
-        slot
-    }
-
-    /// Takes a record off every list its phase put it on; its lane is listed anew by whoever called.
-    fn take_out(&mut self, id: RecordId) {
-        self.unlist(id);
-        let slot = self.records.get(&id).expect("a record that is listed exists");
-        let upstream = &mut self.upstreams[slot.upstream as usize];
-        let lane = slot.lane.and_then(|lane| self.lanes.get_mut(&lane));
-        match slot.phase {
-            Phase::Waiting { .. } => {
-                upstream.pending.remove(&id);
-                if let Some(lane) = lane {
-                    lane.remove(id);
-                }
-            }
-            Phase::Leased { until, .. } => {
-                upstream.pending.remove(&id);
-                upstream.leased -= 1;
-                self.leases.remove(&(until, id));
-                if let Some(lane) = lane {
-                    lane.leased = None;
-                }
-            }
-            Phase::Parked(_) => {
-                upstream.parked.remove(&id);
-            }
-        }
-    }
-
-    /// Puts a record on the lists its phase asks for.
-    fn put_in(&mut self, id: RecordId) {
-        let slot = self.records.get(&id).expect("a record that is listed exists");
-        let upstream = &mut self.upstreams[slot.upstream as usize];
-        match slot.phase {
-            Phase::Waiting { .. } => {
-                upstream.pending.insert(id);
-                match slot.lane {
-                    Some(lane) => self.lanes.entry(lane).or_default().insert(id),
-                    None => self.list_record(id),
-                }
-            }
-            Phase::Leased { until, .. } => {
-                upstream.pending.insert(id);
-                upstream.leased += 1;
-                self.leases.insert((until, id));
-                if let Some(lane) = slot.lane {
-                    self.lanes.entry(lane).or_default().leased = Some(id);
-                }
-            }
-            Phase::Parked(_) => {
-                upstream.parked.insert(id);
-            }
-        }
-        if let Some(lane) = self.slot(id).lane {
-            self.relist(lane);
-        }
-    }
-
-    /// Makes the first of a lane, and only it, a candidate; nobody while one of the lane is leased.
-    fn relist(&mut self, key: LaneKey) {
-        let Some(lane) = self.lanes.get(&key) else { return };
-        let wanted = if lane.leased.is_some() { None } else { lane.waiting.front().copied() };
-        if lane.leased.is_none() && wanted.is_none() {
-            self.lanes.remove(&key);
+    /// Takes a record off every list its phase put it on. Its lane is to be listed anew by whoever called.
+    fn take_out(&mut self, slot: u32) {
+        self.delist(slot);
+        let Slot { id, brief, lane, .. } = self.live[slot];
+        let due = self.dues.remove(&slot);
+        let upstream = &mut self.upstreams[brief.upstream()];
+        if brief.phase() == Phase::Parked {
+            upstream.parked.remove(&id);
             return;
         }
-        let listed = lane.listed;
+        upstream.pending.remove(id);
+        if brief.phase() == Phase::Leased {
+            upstream.leased -= 1;
+            self.leases.remove(&(due.expect("a lease ends"), id));
+            if lane != NONE {
+                self.lanes[lane].leased = NONE;
+            }
+        } else {
+            upstream.waiting -= 1;
+            if lane != NONE {
+                self.leave_row(lane, slot);
+            }
+        }
+    }
+
+    fn note_failure(&mut self, slot: u32, error: &str) {
+        let attempts = self.live[slot].attempts.saturating_add(1);
+        self.set_failure(slot, attempts, error);
+    }
+
+    fn set_failure(&mut self, slot: u32, attempts: u32, error: &str) {
+        let last_error = self.texts.keep(cut(error, REASON_BYTES_MAX));
+        let slot = &mut self.live[slot];
+        slot.attempts = attempts;
+        self.texts.release(std::mem::replace(&mut slot.last_error, last_error));
+    }
+
+    fn remember(&mut self, remembered: Remembered<P>) -> u32 {
+        let number = self.remembered.insert(remembered);
+        self.forget_order.insert((remembered.at, remembered.id), number);
+        number
+    }
+
+    /// Forgets a settled record; its key may still point to it.
+    fn forget_one(&mut self, number: u32) -> Remembered<P> {
+        let remembered = self.remembered[number];
+        self.forget_order.remove(&(remembered.at, remembered.id));
+        self.forget_id(remembered.id, number | OTHER);
+        if let End::Discarded(reason) = remembered.end {
+            self.texts.release(reason);
+        }
+        self.remembered.remove(number)
+    }
+
+    fn forget_id(&mut self, id: RecordId, number: u32) {
+        let (live, remembered, seed) = (&self.live, &self.remembered, self.config.hash_seed);
+        self.ids.remove(hash_id(id, seed), number, |number| hash_id(id_of(live, remembered, number), seed));
+    }
+
+    /// A key is free again, unless it is another's by now.
+    fn unclaim(&mut self, key: KeyHash, number: u32) {
+        let (live, remembered, seed) = (&self.live, &self.remembered, self.config.hash_seed);
+        self.keys.remove(hash_key(key, seed), number, |number| hash_key(key_of(live, remembered, number), seed));
+    }
+
+    // Rows, and who is ready.
+
+    fn lane_for(&mut self, key: LaneKey) -> u32 {
+        if let Some(lane) = self.find_lane(key) {
+            return lane;
+        }
+        let lane = Lane { key, row: Line::EMPTY, finger: NONE, leased: NONE, listed: NONE, links: Links::ALONE };
+        let number = self.lanes.insert(lane);
+        let (lanes, seed) = (&self.lanes, self.config.hash_seed);
+        self.lane_keys.insert(hash_lane(key, seed), number, |lane| hash_lane(lanes[lane].key, seed));
+        number
+    }
+
+    /// In the order accepted: nearly always at the end, and for a dead letter that is retried near the front.
+    fn join_row(&mut self, lane: u32, slot: u32) {
+        let id = self.live[slot].id;
+        let Lane { row, finger, .. } = &mut self.lanes[lane];
+        let precedes = |other: &u32| self.live[*other].id < id;
+        if let Some(last) = row.last().filter(precedes) {
+            row.insert_after(Some(last), slot, &mut Row(&mut self.live));
+            return;
+        }
+        let mut before = Some(*finger).filter(|&finger| finger != NONE).filter(precedes);
+        let mut next = before.map_or(row.first(), |before| Some(self.live[before].links.next));
+        while let Some(other) = next.filter(precedes) {
+            before = Some(other);
+            next = Some(self.live[other].links.next);
+        }
+        row.insert_after(before, slot, &mut Row(&mut self.live));
+        *finger = slot;
+    }
+
+    fn leave_row(&mut self, lane: u32, slot: u32) {
+        let Lane { row, finger, .. } = &mut self.lanes[lane];
+        if *finger == slot {
+            *finger = self.live[slot].links.prev;
+        }
+        row.remove(slot, &mut Row(&mut self.live));
+    }
+
+    fn relist_if_any(&mut self, lane: u32) {
+        if lane != NONE {
+            self.relist(lane);
+        }
+    }
+
+    /// Makes the first of a lane, and only it, a candidate; nobody while one of the lane is leased. An empty lane goes.
+    fn relist(&mut self, number: u32) {
+        let Lane { key, row, leased, listed, .. } = self.lanes[number];
+        let wanted = if leased == NONE { row.first().unwrap_or(NONE) } else { NONE };
+        if leased == NONE && wanted == NONE {
+            let (lanes, seed) = (&self.lanes, self.config.hash_seed);
+            self.lane_keys.remove(hash_lane(key, seed), number, |lane| hash_lane(lanes[lane].key, seed));
+            self.lanes.remove(number);
+            return;
+        }
         if listed == wanted {
             return;
         }
-        if let Some(listed) = listed {
-            self.unlist(listed);
+        if listed != NONE {
+            self.delist(listed);
         }
-        if let Some(wanted) = wanted {
-            self.list_record(wanted);
+        if wanted != NONE {
+            self.enlist(wanted);
         }
     }
 
-    fn list_record(&mut self, id: RecordId) {
-        let ticket = self.next_ticket;
-        let slot = self.records.get_mut(&id).expect("a record that is listed exists");
-        let upstream = &mut self.upstreams[slot.upstream as usize];
-        let Phase::Waiting { not_before, listed } = &mut slot.phase else {
-            unreachable!("only waiting records are listed")
-        };
-        if *not_before > Mono::ZERO {
-            *listed = Listed::Delayed;
-            upstream.delayed.insert((*not_before, id));
+    /// A record may be leased: now, or when its time has come.
+    fn enlist(&mut self, slot: u32) {
+        let Slot { id, brief, lane, .. } = self.live[slot];
+        let due = self.dues.get(&slot).copied();
+        let upstream = &mut self.upstreams[brief.upstream()];
+        let phase = if let Some(due) = due {
+            upstream.delayed.insert((due, id), slot);
+            Phase::Delayed
         } else {
-            *listed = Listed::Ready(ticket);
-            upstream.ready.insert(ticket, id);
-            self.next_ticket += 1;
-        }
-        if let Some(lane) = slot.lane.and_then(|lane| self.lanes.get_mut(&lane)) {
-            lane.listed = Some(id);
+            upstream.ready.push(member(slot, lane), &mut Ready(&mut self.live, &mut self.lanes));
+            Phase::Ready
+        };
+        self.live[slot].brief = brief.with_phase(phase);
+        if lane != NONE {
+            self.lanes[lane].listed = slot;
         }
     }
 
-    fn unlist(&mut self, id: RecordId) {
-        let slot = self.records.get_mut(&id).expect("a record that is listed exists");
-        let Phase::Waiting { not_before, listed } = &mut slot.phase else { return };
-        let upstream = &mut self.upstreams[slot.upstream as usize];
-        match std::mem::replace(listed, Listed::No) {
-            Listed::No => return,
-            Listed::Ready(ticket) => {
-                upstream.ready.remove(&ticket);
-            }
-            Listed::Delayed => {
-                upstream.delayed.remove(&(*not_before, id));
-            }
+    fn delist(&mut self, slot: u32) {
+        let Slot { id, brief, lane, .. } = self.live[slot];
+        let upstream = &mut self.upstreams[brief.upstream()];
+        match brief.phase() {
+            Phase::Ready => upstream.ready.remove(member(slot, lane), &mut Ready(&mut self.live, &mut self.lanes)),
+            Phase::Delayed => _ = upstream.delayed.remove(&(self.dues[&slot], id)),
+            Phase::Waiting | Phase::Leased | Phase::Parked => return,
         }
-        if let Some(lane) = slot.lane.and_then(|lane| self.lanes.get_mut(&lane)) {
-            lane.listed = None;
+        self.live[slot].brief = brief.with_phase(Phase::Waiting);
+        if lane != NONE {
+            self.lanes[lane].listed = NONE;
         }
     }
-}
 
-impl Lane {
-    /// In the order accepted: nearly always at one of the ends.
-    fn insert(&mut self, id: RecordId) {
-        let at = self.waiting.partition_point(|&other| other < id);
-        self.waiting.insert(at, id);
-    }
-
-    fn remove(&mut self, id: RecordId) {
-        if let Ok(at) = self.waiting.binary_search(&id) {
-            self.waiting.remove(at);
+    /// The delayed records of an upstream whose time has come get in line.
+    fn promote(&mut self, upstream: u16, now: Mono) {
+        while let Some((&(not_before, _), &slot)) = self.upstreams[usize::from(upstream)].delayed.first_key_value()
+            && not_before <= now
+        {
+            self.delist(slot);
+            self.dues.remove(&slot);
+            self.enlist(slot);
         }
     }
 }
 
-/// The first `max` bytes of a text, never half a character.
-#[must_use]
-pub fn cut(text: &str, max: usize) -> &str {
-    &text[..text.floor_char_boundary(max)]
+impl Brief {
+    const UPSTREAM_SHIFT: u32 = 4;
+    const ACCEPTED_SHIFT: u32 = 20;
+    const PHASES: [Phase; 5] = [Phase::Waiting, Phase::Ready, Phase::Delayed, Phase::Leased, Phase::Parked];
+
+    fn new(accepted: Wall, upstream: u16, phase: Phase) -> Self {
+        let accepted = accepted.as_millis().min(u64::MAX >> Self::ACCEPTED_SHIFT);
+        Self(accepted << Self::ACCEPTED_SHIFT | u64::from(upstream) << Self::UPSTREAM_SHIFT | phase as u64)
+    }
+
+    const fn accepted(self) -> Wall {
+        Wall::from_millis(self.0 >> Self::ACCEPTED_SHIFT)
+    }
+
+    const fn upstream(self) -> usize {
+        (self.0 >> Self::UPSTREAM_SHIFT) as u16 as usize
+    }
+
+    const fn phase(self) -> Phase {
+        Self::PHASES[(self.0 & 0xf) as usize]
+    }
+
+    const fn with_phase(self, phase: Phase) -> Self {
+        Self(self.0 & !0xf | phase as u64)
+    }
+}
+
+impl End {
+    fn keep(outcome: &Outcome, texts: &mut Texts) -> Self {
+        match outcome {
+            Outcome::Delivered { status } => Self::Delivered(*status),
+            Outcome::Discarded { reason } => Self::Discarded(texts.keep(cut(reason, REASON_BYTES_MAX))),
+        }
+    }
+
+    fn outcome(self, texts: &Texts) -> Outcome {
+        match self {
+            Self::Delivered(status) => Outcome::Delivered { status },
+            Self::Discarded(reason) => Outcome::Discarded { reason: texts.get(reason).into() },
+        }
+    }
+
+    const fn state(self) -> State {
+        match self {
+            Self::Delivered(_) => State::Delivered,
+            Self::Discarded(_) => State::Discarded,
+        }
+    }
+}
+
+impl Upstream {
+    const fn new() -> Self {
+        Self {
+            ready: Line::EMPTY,
+            delayed: BTreeMap::new(),
+            pending: IdSet::new(),
+            parked: BTreeMap::new(),
+            waiting: 0,
+            leased: 0,
+            bytes: 0,
+        }
+    }
+}
+
+/// The records of one lane's row.
+struct Row<'a, P>(&'a mut Slab<Slot<P>>);
+
+impl<P> Members for Row<'_, P> {
+    fn links(&mut self, member: u32) -> &mut Links {
+        &mut self.0[member].links
+    }
+}
+
+/// Records without a lane and, in the place of their first record, lanes.
+struct Ready<'a, P>(&'a mut Slab<Slot<P>>, &'a mut Slab<Lane>);
+
+impl<P> Members for Ready<'_, P> {
+    fn links(&mut self, member: u32) -> &mut Links {
+        if member & OTHER == 0 { &mut self.0[member].links } else { &mut self.1[member & !OTHER].links }
+    }
+}
+
+/// Who stands among the ready for a record.
+const fn member(slot: u32, lane: u32) -> u32 {
+    if lane == NONE { slot } else { lane | OTHER }
+}
+
+fn id_of<P>(live: &Slab<Slot<P>>, remembered: &Slab<Remembered<P>>, number: u32) -> RecordId {
+    if number & OTHER == 0 { live[number].id } else { remembered[number & !OTHER].id }
+}
+
+fn key_of<P>(live: &Slab<Slot<P>>, remembered: &Slab<Remembered<P>>, number: u32) -> KeyHash {
+    if number & OTHER == 0 { live[number].key } else { remembered[number & !OTHER].key }
+}
+
+const fn hash_id(id: RecordId, seed: u64) -> u64 {
+    fold(id.0, 0, seed)
+}
+
+fn hash_key(key: KeyHash, seed: u64) -> u64 {
+    hash_bytes(key.0, seed)
+}
+
+fn hash_lane(key: LaneKey, seed: u64) -> u64 {
+    hash_bytes(key.0, seed)
+}
+
+const fn hash_bytes(bytes: [u8; 16], seed: u64) -> u64 {
+    let bits = u128::from_le_bytes(bytes);
+    fold(bits as u64, (bits >> 64) as u64, seed)
 }
 
 #[cfg(test)]

@@ -107,6 +107,17 @@ impl NewRecord {
         })
     }
 
+    /// The fingerprint of a record from its bytes, without reading the rest.
+    ///
+    /// # Errors
+    /// [`DecodeError`].
+    pub fn fingerprint_of(bytes: &[u8]) -> Result<[u8; 32], DecodeError> {
+        let mut r = Reader::new(bytes);
+        r.version(RECORD_VERSION)?;
+        let _ = (r.u64()?, r.u32()?);
+        r.raw()
+    }
+
     /// The lane it is delivered in, if order matters to it.
     #[must_use]
     pub fn lane(&self) -> Option<LaneKey> {
@@ -139,6 +150,19 @@ impl KeyHash {
     #[must_use]
     pub fn new(key: &str) -> Self {
         Self(half(&blake3::hash(key.as_bytes())))
+    }
+}
+
+/// The first 128 bits of a fingerprint: what the index keeps of it. Two requests that differ look the same with a
+/// probability of 10^-38.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FingerprintHalf(pub [u8; 16]);
+
+impl FingerprintHalf {
+    /// Of a whole fingerprint.
+    #[must_use]
+    pub fn of(fingerprint: &[u8; 32]) -> Self {
+        Self(std::array::from_fn(|i| fingerprint[i]))
     }
 }
 
@@ -198,6 +222,7 @@ mod tests {
             let mut bytes = Vec::new();
             record.encode(&mut bytes);
             prop_assert_eq!(bytes.len(), record.encoded_len());
+            prop_assert_eq!(NewRecord::fingerprint_of(&bytes), Ok(record.fingerprint));
             prop_assert_eq!(NewRecord::decode(&bytes), Ok(record));
         }
 

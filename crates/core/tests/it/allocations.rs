@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use allocation_counter::measure;
 use seawall_core::guard::breaker::{BreakerConfig, SharedBreaker};
+use seawall_core::id::RecordId;
 use seawall_core::outcome::{Failure, Outcome};
-use seawall_core::time::Mono;
+use seawall_core::spool::index::{Admission, Footprint, Index, IndexConfig};
+use seawall_core::spool::{FingerprintHalf, KeyHash, LaneKey};
+use seawall_core::time::{Mono, Wall};
 
 #[test]
 fn a_breaker_allocates_nothing_while_closed() {
@@ -21,4 +24,61 @@ fn a_breaker_allocates_nothing_while_closed() {
         }
     });
     assert_eq!(counted.count_total, 0);
+}
+
+/// As the embedded engine says where a record is.
+#[derive(Clone, Copy, Debug)]
+struct Place([u32; 3]);
+
+impl Footprint for Place {
+    fn bytes(&self) -> u64 {
+        self.0[2].into()
+    }
+}
+
+fn admission(id: u64, lane: Option<LaneKey>) -> Admission<Place> {
+    Admission {
+        id: RecordId(id),
+        upstream: "queue".into(),
+        lane,
+        key: KeyHash::new(&id.to_string()),
+        fingerprint: FingerprintHalf([id as u8; 16]),
+        accepted: Wall::from_millis(id),
+        attempts: 1,
+        last_error: "connect_refused".into(),
+        place: Place([1, 2, 1000]),
+    }
+}
+
+/// Bytes the index takes for each of so many records that wait.
+fn bytes_per_record(records: u64, lane: impl Fn(u64) -> Option<LaneKey>) -> f64 {
+    let mut index = Index::new(IndexConfig::default());
+    let counted = measure(|| (1..=records).for_each(|id| index.enqueue(admission(id, lane(id)))));
+    assert_eq!(index.depth_total().waiting, records);
+    counted.bytes_current as f64 / records as f64
+}
+
+#[test]
+fn a_waiting_record_takes_about_a_hundred_bytes() {
+    let lane_of = |key: u64| Some(LaneKey::new("queue", &key.to_le_bytes()));
+    for records in [100_000, 160_000, 230_000] {
+        let (free, few_lanes) =
+            (bytes_per_record(records, |_| None), bytes_per_record(records, |id| lane_of(id % 100)));
+        let own_lane = bytes_per_record(records, lane_of);
+        println!("{records} records: {free:.1} bytes each, {few_lanes:.1} in rows, {own_lane:.1} each in its own");
+        assert!(free < 105.0 && few_lanes < 105.0 && own_lane < 175.0, "{free} {few_lanes} {own_lane}");
+    }
+}
+
+#[test]
+fn memory_follows_the_records_that_are_left() {
+    let mut index = Index::new(IndexConfig { remember_max: 0, ..IndexConfig::default() });
+    let counted = measure(|| {
+        (1..=100_000).for_each(|id| index.enqueue(admission(id, None)));
+        while let Some(lease) = index.lease("queue", 1, Mono::ZERO, Duration::from_secs(1)).pop() {
+            assert!(index.ack(&lease, 200, Wall::default()));
+            index.forget(Wall::default());
+        }
+    });
+    assert!(counted.bytes_max > 9_000_000 && counted.bytes_current < 1_000_000, "{counted:?}");
 }

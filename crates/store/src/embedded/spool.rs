@@ -15,9 +15,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use seawall_core::id::RecordId;
-use seawall_core::spool::index::{Admission, IndexConfig, Lease, NotHere, NotParked, Outcome, Parked, Settled, View};
+use seawall_core::spool::index::{
+    Admission, Footprint, IndexConfig, Lease, NotHere, NotParked, Outcome, Parked, Settled, View,
+};
 use seawall_core::spool::wire::DecodeError;
-use seawall_core::spool::{Index, LaneKey, NewRecord, State};
+use seawall_core::spool::{FingerprintHalf, Index, LaneKey, NewRecord, State};
 use tokio::sync::{mpsc, oneshot};
 
 use super::LogReport;
@@ -121,7 +123,11 @@ impl<D: Disk> SpoolEngine<D> {
             on_damage: options.on_damage,
             salt_key,
         };
-        let config = IndexConfig { remember_for: options.remember_for, remember_max: options.remember_max };
+        let config = IndexConfig {
+            remember_for: options.remember_for,
+            remember_max: options.remember_max,
+            hash_seed: seed_of(salt_key),
+        };
         let mut replay = Replay { index: Index::new(config), next_id: 1, misread: Vec::new() };
         let (log, log_report) = Log::open(disk, log_options, &mut |place, bytes| replay.entry(place, bytes))?;
         let mut report = SpoolReport { log: log_report, unreadable: 0 };
@@ -231,7 +237,7 @@ impl<D: Disk> SpoolEngine<D> {
 
     fn try_enqueue(&mut self, draft: RecordDraft) -> Result<Enqueued, EnqueueError> {
         if let Some(known) = self.index.lookup(draft.key) {
-            if known.fingerprint != draft.fingerprint {
+            if known.fingerprint != FingerprintHalf::of(&draft.fingerprint) {
                 return Err(EnqueueError::KeyConflict { id: known.id });
             }
             return Ok(Enqueued { id: known.id, already: true });
@@ -687,15 +693,26 @@ impl Answer {
     }
 }
 
+impl Footprint for Place {
+    fn bytes(&self) -> u64 {
+        self.footprint()
+    }
+}
+
+/// Of the directory's secret: nobody outside can know it.
+fn seed_of(key: [u8; 32]) -> u64 {
+    let hash = blake3::keyed_hash(&key, b"seed of the hash tables of the spool's index");
+    u64::from_le_bytes(std::array::from_fn(|i| hash.as_bytes()[i]))
+}
+
 fn admission(id: RecordId, draft: RecordDraft, place: Place) -> Admission<Place> {
     Admission {
         id,
         upstream: draft.upstream,
         lane: draft.lane,
         key: draft.key,
-        fingerprint: draft.fingerprint,
+        fingerprint: FingerprintHalf::of(&draft.fingerprint),
         accepted: draft.accepted,
-        bytes: place.footprint(),
         attempts: draft.attempts,
         last_error: draft.first_failure,
         place,
@@ -722,14 +739,16 @@ fn not_parked(id: RecordId, error: NotParked) -> StoreError {
 
 /// The entry that stands for what lives at a place, if anything does.
 fn moved(index: &Index<Place>, place: Place, bytes: &[u8]) -> Option<(RecordId, Vec<u8>)> {
-    let (id, record) = match SpoolEntry::decode(bytes).ok()? {
-        SpoolEntry::Enqueue { id, record } | SpoolEntry::Moved { id, record, .. } => (id, record),
-        SpoolEntry::Remembered { id, .. } => (id, &[][..]),
+    let (id, record, fingerprint) = match SpoolEntry::decode(bytes).ok()? {
+        SpoolEntry::Enqueue { id, record } | SpoolEntry::Moved { id, record, .. } => {
+            (id, record, NewRecord::fingerprint_of(record).ok()?)
+        }
+        SpoolEntry::Remembered { id, fingerprint, .. } => (id, &[][..], fingerprint),
         _ => return None,
     };
     let view = index.view(id).filter(|view| view.place == place)?;
     let entry = match view.settled {
-        Some(settled) => SpoolEntry::Remembered { id, key: view.key, fingerprint: view.fingerprint, settled },
+        Some(settled) => SpoolEntry::Remembered { id, key: view.key, fingerprint, settled },
         None => SpoolEntry::Moved { id, attempts: view.attempts, error: &view.last_error, parked: view.parked, record },
     };
     Some((id, entry.to_bytes()))
@@ -774,7 +793,8 @@ impl Replay {
                 }
             }
             SpoolEntry::Remembered { id, key, fingerprint, settled } => {
-                self.index.replay_remembered(id, key, fingerprint, settled.clone(), place);
+                let half = FingerprintHalf::of(&fingerprint);
+                self.index.replay_remembered(id, key, half, settled.clone(), place);
                 self.index.settle(id, settled);
                 self.index.set_place(id, place);
                 self.next_id = self.next_id.max(id.0 + 1);

@@ -10,8 +10,18 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
+impl Footprint for u32 {
+    fn bytes(&self) -> u64 {
+        100
+    }
+}
+
 fn index() -> Index<u32> {
-    Index::new(IndexConfig { remember_for: Duration::from_secs(60), remember_max: 3 })
+    Index::new(IndexConfig { remember_for: Duration::from_secs(60), remember_max: 3, hash_seed: 7 })
+}
+
+fn half(id: u64) -> FingerprintHalf {
+    FingerprintHalf([id as u8; 16])
 }
 
 fn admission(id: u64, upstream: &str, order_key: Option<&str>) -> Admission<u32> {
@@ -20,9 +30,8 @@ fn admission(id: u64, upstream: &str, order_key: Option<&str>) -> Admission<u32>
         upstream: upstream.into(),
         lane: order_key.map(|key| LaneKey::new(upstream, key.as_bytes())),
         key: KeyHash::new(&format!("key {id}")),
-        fingerprint: [id as u8; 32],
+        fingerprint: half(id),
         accepted: Wall::from_millis(id * 10),
-        bytes: 100,
         attempts: 1,
         last_error: "connect_refused".into(),
         place: id as u32,
@@ -164,6 +173,37 @@ fn a_retried_letter_takes_the_turn_of_a_younger_one_that_was_ready() {
 }
 
 #[test]
+fn dead_letters_of_one_row_are_retried_in_any_order_and_go_in_the_order_accepted() {
+    for retried in [[1, 2, 3, 4], [4, 3, 2, 1], [2, 4, 1, 3], [3, 1, 4, 2]] {
+        let mut index = index();
+        (1..=6).for_each(|id| index.enqueue(admission(id, "queue", Some("a"))));
+        for _ in 0..4 {
+            let lease = leased(&mut index, 1, Mono::ZERO).pop().unwrap();
+            assert!(index.park(&lease, Parked::default()));
+        }
+        let before = leased(&mut index, 1, Mono::ZERO).pop().unwrap();
+        retried.iter().for_each(|&id| index.retry(RecordId(id)).unwrap());
+        assert!(index.release(&before));
+        // One leaves from the middle: whoever is put there next must still find its place.
+        index.discard(RecordId(retried[3]), "", Wall::default()).unwrap();
+        let mut order = Vec::new();
+        while let Some(lease) = leased(&mut index, 9, Mono::ZERO).pop() {
+            order.push(lease.id().0);
+            assert!(index.ack(&lease, 200, Wall::default()));
+        }
+        let expected: Vec<u64> = (1..=6).filter(|&id| id != retried[3]).collect();
+        assert_eq!(order, expected, "{retried:?}");
+    }
+}
+
+#[test]
+fn moments_beyond_the_years_of_the_index_are_the_last_it_knows() {
+    let mut index = index();
+    index.enqueue(Admission { accepted: Wall::from_millis(u64::MAX), ..admission(1, "queue", None) });
+    assert_eq!(index.depth("queue").oldest, Some(Wall::from_millis((1 << 44) - 1)));
+}
+
+#[test]
 fn keys_are_remembered_for_a_while_and_not_too_many() {
     let mut index = index();
     for id in 1..=5 {
@@ -173,7 +213,7 @@ fn keys_are_remembered_for_a_while_and_not_too_many() {
         assert!(index.ack(&lease, 200, Wall::from_millis(n as u64 * 1000)));
     }
     let known = index.lookup(KeyHash::new("key 1")).unwrap();
-    assert_eq!((known.id, known.fingerprint, known.state), (RecordId(1), [1; 32], State::Delivered));
+    assert_eq!((known.id, known.fingerprint, known.state), (RecordId(1), half(1), State::Delivered));
     assert_eq!(index.forget(Wall::from_millis(5000)), [1, 2], "three are kept");
     assert_eq!(index.forgotten_early_total(), 2);
     assert_eq!(index.lookup(KeyHash::new("key 1")), None);
@@ -262,8 +302,8 @@ fn a_history_is_replayed() {
     let delivered = Settled { outcome: Outcome::Delivered { status: 200 }, at: Wall::from_millis(2) };
     assert!(!index.settle(RecordId(9), delivered.clone()));
     let old = KeyHash::new("old");
-    index.replay_remembered(RecordId(8), old, [8; 32], delivered.clone(), 80);
-    index.replay_remembered(RecordId(7), old, [7; 32], delivered.clone(), 70);
+    index.replay_remembered(RecordId(8), old, half(8), delivered.clone(), 80);
+    index.replay_remembered(RecordId(7), old, half(7), delivered.clone(), 70);
     assert_eq!(index.lookup(old).unwrap().id, RecordId(8), "the first claim stands");
     assert_eq!(index.set_place(RecordId(8), 81), Some(80));
     assert_eq!(index.set_place(RecordId(2), 22), Some(2));
@@ -326,6 +366,7 @@ enum Op {
     Park { pick: usize },
     Retry { pick: usize },
     Discard { pick: usize },
+    DiscardWaiting { pick: usize },
     Wait { millis: u64 },
 }
 
@@ -339,7 +380,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => pick.clone().prop_map(|pick| Op::Release { pick }),
         1 => pick.clone().prop_map(|pick| Op::Park { pick }),
         1 => pick.clone().prop_map(|pick| Op::Retry { pick }),
-        1 => pick.prop_map(|pick| Op::Discard { pick }),
+        1 => pick.clone().prop_map(|pick| Op::Discard { pick }),
+        1 => pick.prop_map(|pick| Op::DiscardWaiting { pick }),
         1 => (1_u64..1200).prop_map(|millis| Op::Wait { millis }),
     ]
 }
@@ -419,6 +461,13 @@ proptest! {
                     let id = *model.parked.keys().nth(pick).unwrap();
                     prop_assert_eq!(index.discard(RecordId(id), "by hand", Wall::from_millis(now_ms)), Ok(()));
                     model.parked.remove(&id);
+                }
+                Op::DiscardWaiting { pick } if pick < model.lanes.len() => {
+                    let queue = model.lanes.values_mut().nth(pick).unwrap();
+                    if let Some(id) = queue.remove(queue.len() / 2) {
+                        prop_assert_eq!(index.discard(RecordId(id), "by hand", Wall::from_millis(now_ms)), Ok(()));
+                        model.delayed.remove(&id);
+                    }
                 }
                 Op::Wait { millis } => now_ms += millis,
                 _ => {}
