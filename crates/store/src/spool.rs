@@ -310,10 +310,6 @@ impl RecordDraft {
     pub(crate) fn of(record: &NewRecord) -> Self {
         let mut bytes = Vec::with_capacity(record.encoded_len());
         record.encode(&mut bytes);
-        Self::with_bytes(record, bytes)
-    }
-
-    pub(crate) fn with_bytes(record: &NewRecord, bytes: Vec<u8>) -> Self {
         Self {
             upstream: record.upstream.clone(),
             lane: record.lane(),

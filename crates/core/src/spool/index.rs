@@ -181,10 +181,10 @@ impl<P: Footprint> Index<P> {
     ///
     /// # Panics
     /// If its number or its key is known already: ask [`Self::lookup`] first.
-    pub fn enqueue(&mut self, new: Admission<P>) {
+    pub fn enqueue(&mut self, new: Admission<'_, P>) {
         assert!(self.find_key(new.key).is_none(), "record {} claims the key of another record", new.id);
         assert!(self.find(new.id).is_none(), "record {} exists already", new.id);
-        let upstream = self.upstream_index(&new.upstream);
+        let upstream = self.upstream_index(new.upstream);
         let slot = self.live.insert(Slot {
             id: new.id,
             key: new.key,
@@ -192,7 +192,7 @@ impl<P: Footprint> Index<P> {
             brief: Brief::new(new.accepted, upstream, Phase::Waiting),
             place: new.place,
             attempts: new.attempts,
-            last_error: self.texts.keep(cut(&new.last_error, REASON_BYTES_MAX)),
+            last_error: self.texts.keep(cut(new.last_error, REASON_BYTES_MAX)),
             lane: NONE,
             links: Links::ALONE,
         });
@@ -467,7 +467,7 @@ impl<P: Footprint> Index<P> {
     }
 
     /// Replays an enqueue. Whoever had its key before was forgotten since, or its end is lost: the newer one has it.
-    pub fn replay_enqueue(&mut self, new: Admission<P>) {
+    pub fn replay_enqueue(&mut self, new: Admission<'_, P>) {
         if let Some(number) = self.find_key(new.key) {
             self.unclaim(new.key, number);
             if number & OTHER != 0 {

@@ -80,42 +80,23 @@ impl NewRecord {
     /// # Errors
     /// [`DecodeError`] for anything else; never a panic.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let mut r = Reader::new(bytes);
-        r.version(RECORD_VERSION)?;
-        let (accepted, attempts, fingerprint) = (Wall::from_millis(r.u64()?), r.u32()?, r.raw()?);
-        let (upstream, route, idempotency_key) = (r.str()?.into(), r.str()?.into(), r.str()?.into());
-        let order_key = r.option(|r| r.bytes().map(<[u8]>::to_vec))?;
-        let ledger = r.option(|r| r.str().map(String::from))?;
-        let (first_failure, method, target) = (r.str()?.into(), r.str()?.into(), r.str()?.into());
-        let headers = decode_headers(&mut r)?;
-        let body = r.bytes()?.to_vec();
-        r.finish()?;
+        let mut headers = Vec::new();
+        let outline = Outline::parse(bytes, |name, value| headers.push((name.into(), value.to_vec())))?;
         Ok(Self {
-            upstream,
-            route,
-            order_key,
-            idempotency_key,
-            fingerprint,
-            ledger,
-            method,
-            target,
+            upstream: outline.upstream.into(),
+            route: outline.route.into(),
+            order_key: outline.order_key.map(<[u8]>::to_vec),
+            idempotency_key: outline.idempotency_key.into(),
+            fingerprint: outline.fingerprint,
+            ledger: outline.ledger.map(String::from),
+            method: outline.method.into(),
+            target: outline.target.into(),
             headers,
-            body,
-            accepted,
-            first_failure,
-            attempts,
+            body: outline.body.to_vec(),
+            accepted: outline.accepted,
+            first_failure: outline.first_failure.into(),
+            attempts: outline.attempts,
         })
-    }
-
-    /// The fingerprint of a record from its bytes, without reading the rest.
-    ///
-    /// # Errors
-    /// [`DecodeError`].
-    pub fn fingerprint_of(bytes: &[u8]) -> Result<[u8; 32], DecodeError> {
-        let mut r = Reader::new(bytes);
-        r.version(RECORD_VERSION)?;
-        let _ = (r.u64()?, r.u32()?);
-        r.raw()
     }
 
     /// The lane it is delivered in, if order matters to it.
@@ -131,13 +112,78 @@ impl NewRecord {
     }
 }
 
-fn decode_headers(r: &mut Reader<'_>) -> Result<Vec<(String, Vec<u8>)>, DecodeError> {
-    let count = r.u32()? as usize;
-    // A header takes 8 bytes at least: a count beyond that is a lie, and no reason to allocate.
-    if count > r.rest().len() / 8 {
-        return Err(DecodeError::Truncated);
+/// A record where its bytes lie: all of it checked, nothing copied. The headers are checked and left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "as in `NewRecord`")]
+pub struct Outline<'a> {
+    pub upstream: &'a str,
+    pub route: &'a str,
+    pub order_key: Option<&'a [u8]>,
+    pub idempotency_key: &'a str,
+    pub fingerprint: [u8; 32],
+    pub ledger: Option<&'a str>,
+    pub method: &'a str,
+    pub target: &'a str,
+    pub body: &'a [u8],
+    pub accepted: Wall,
+    pub first_failure: &'a str,
+    pub attempts: u32,
+}
+
+impl<'a> Outline<'a> {
+    /// Of what [`NewRecord::encode`] wrote.
+    ///
+    /// # Errors
+    /// [`DecodeError`] for anything else; never a panic.
+    pub fn of(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        Self::parse(bytes, |_, _| {})
     }
-    (0..count).map(|_| Ok((r.str()?.into(), r.bytes()?.to_vec()))).collect()
+
+    fn parse(bytes: &'a [u8], mut header: impl FnMut(&'a str, &'a [u8])) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(bytes);
+        r.version(RECORD_VERSION)?;
+        let (accepted, attempts, fingerprint) = (Wall::from_millis(r.u64()?), r.u32()?, r.raw()?);
+        let (upstream, route, idempotency_key) = (r.str()?, r.str()?, r.str()?);
+        let (order_key, ledger) = (r.option(Reader::bytes)?, r.option(Reader::str)?);
+        let (first_failure, method, target) = (r.str()?, r.str()?, r.str()?);
+        for _ in 0..header_count(&mut r)? {
+            header(r.str()?, r.bytes()?);
+        }
+        let body = r.bytes()?;
+        r.finish()?;
+        Ok(Self {
+            upstream,
+            route,
+            order_key,
+            idempotency_key,
+            fingerprint,
+            ledger,
+            method,
+            target,
+            body,
+            accepted,
+            first_failure,
+            attempts,
+        })
+    }
+
+    /// The lane it is delivered in, if order matters to it.
+    #[must_use]
+    pub fn lane(&self) -> Option<LaneKey> {
+        self.order_key.map(|key| LaneKey::new(self.upstream, key))
+    }
+
+    /// Its idempotency key as the index knows it.
+    #[must_use]
+    pub fn key(&self) -> KeyHash {
+        KeyHash::new(self.idempotency_key)
+    }
+}
+
+/// A header takes 8 bytes at least: a count beyond that is a lie, and no reason to allocate.
+fn header_count(r: &mut Reader<'_>) -> Result<usize, DecodeError> {
+    let count = r.u32()? as usize;
+    if count > r.rest().len() / 8 { Err(DecodeError::Truncated) } else { Ok(count) }
 }
 
 /// 128 bits of BLAKE3 of an idempotency key: what the index keeps instead of the text. Two of ten million keys
@@ -222,7 +268,8 @@ mod tests {
             let mut bytes = Vec::new();
             record.encode(&mut bytes);
             prop_assert_eq!(bytes.len(), record.encoded_len());
-            prop_assert_eq!(NewRecord::fingerprint_of(&bytes), Ok(record.fingerprint));
+            let outline = Outline::of(&bytes).unwrap();
+            prop_assert_eq!((outline.lane(), outline.key()), (record.lane(), record.key()));
             prop_assert_eq!(NewRecord::decode(&bytes), Ok(record));
         }
 
@@ -254,7 +301,7 @@ mod tests {
     fn a_header_count_that_lies_allocates_nothing() {
         let mut bytes = Vec::new();
         Writer::new(&mut bytes).u32(u32::MAX);
-        assert_eq!(decode_headers(&mut Reader::new(&bytes)), Err(DecodeError::Truncated));
+        assert_eq!(header_count(&mut Reader::new(&bytes)), Err(DecodeError::Truncated));
     }
 
     #[test]

@@ -36,16 +36,16 @@ impl Footprint for Place {
     }
 }
 
-fn admission(id: u64, lane: Option<LaneKey>) -> Admission<Place> {
+fn admission(id: u64, lane: Option<LaneKey>) -> Admission<'static, Place> {
     Admission {
         id: RecordId(id),
-        upstream: "queue".into(),
+        upstream: "queue",
         lane,
         key: KeyHash::new(&id.to_string()),
         fingerprint: FingerprintHalf([id as u8; 16]),
         accepted: Wall::from_millis(id),
         attempts: 1,
-        last_error: "connect_refused".into(),
+        last_error: "connect_refused",
         place: Place([1, 2, 1000]),
     }
 }

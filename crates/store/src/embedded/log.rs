@@ -88,6 +88,8 @@ pub(crate) struct Log<D: Disk> {
     spare: Option<Active<D::File>>,
     /// Sizes of all segments, the active one included.
     segments: BTreeMap<u32, u64>,
+    /// The sum of these.
+    segment_bytes: u64,
     readers: BTreeMap<u32, D::File>,
     /// True if the last read failed because no more files could be opened.
     out_of_files: bool,
@@ -179,6 +181,7 @@ impl<D: Disk> Log<D> {
             return Err(self.stop("name", path, &error));
         }
         self.segments.insert(next.number, next.size);
+        self.segment_bytes += next.size;
         let before = std::mem::replace(&mut self.active, next);
         self.keep_reader(before.number, before.file);
         Ok(())
@@ -258,7 +261,7 @@ impl<D: Disk> Log<D> {
         if let Err(error) = removed {
             return Err(self.stop("remove", path, &error));
         }
-        self.segments.remove(&front);
+        self.segment_bytes -= self.segments.remove(&front).unwrap_or(0);
         Ok(())
     }
 
@@ -303,12 +306,12 @@ impl<D: Disk> Log<D> {
 
     /// Bytes of all segments but the active one.
     pub(crate) fn closed_bytes(&self) -> u64 {
-        self.segments.values().sum::<u64>() - self.active.size
+        self.segment_bytes - self.active.size
     }
 
     /// Bytes of all files.
     pub(crate) fn disk_bytes(&self) -> u64 {
-        self.segments.values().sum::<u64>() + self.spare.as_ref().map_or(0, |spare| spare.size)
+        self.segment_bytes + self.spare.as_ref().map_or(0, |spare| spare.size)
     }
 
     /// Why it stopped, once it has.
@@ -627,6 +630,7 @@ impl<D: Disk> Recovery<D> {
             options: self.options,
             active: Active { number, salt, file, end, size },
             spare: None,
+            segment_bytes: self.segments.values().sum(),
             segments: self.segments,
             readers: BTreeMap::new(),
             out_of_files: false,

@@ -19,7 +19,7 @@ use seawall_core::spool::index::{
     Admission, Footprint, IndexConfig, Lease, NotHere, NotParked, Outcome, Parked, Settled, View,
 };
 use seawall_core::spool::wire::DecodeError;
-use seawall_core::spool::{FingerprintHalf, Index, LaneKey, NewRecord, State};
+use seawall_core::spool::{FingerprintHalf, Index, LaneKey, NewRecord, Outline, State};
 use tokio::sync::{mpsc, oneshot};
 
 use super::LogReport;
@@ -63,6 +63,8 @@ pub(crate) struct SpoolEngine<D: Disk> {
     queued_bytes: u64,
     /// Bytes in each segment that are still needed.
     live: BTreeMap<u32, u64>,
+    /// The sum of these: with a long backlog there are thousands.
+    live_total: u64,
     batch: Batch,
     /// Entries for which there was no room: facts that hold already and are yet to be written.
     owed: VecDeque<Vec<u8>>,
@@ -142,6 +144,7 @@ impl<D: Disk> SpoolEngine<D> {
             next_id: replay.next_id + IDS_SKIPPED * report.log.damaged.len() as u64,
             queued_bytes: 0,
             live: BTreeMap::new(),
+            live_total: 0,
             batch: Batch::default(),
             owed: VecDeque::new(),
             is_disk_full: false,
@@ -252,9 +255,9 @@ impl<D: Disk> SpoolEngine<D> {
         })?;
         let id = RecordId(self.next_id);
         self.next_id += 1;
-        self.index.enqueue(admission(id, draft, place));
+        self.index.enqueue(draft.admission(id, place));
         self.queued_bytes += place.footprint();
-        *self.live.entry(place.segment).or_default() += place.footprint();
+        self.weigh(place.segment, place.footprint());
         if let Some(lane) = self.index.lane(id) {
             self.shared.held.add(lane);
         }
@@ -550,7 +553,7 @@ impl<D: Disk> SpoolEngine<D> {
             self.free_front()?;
         }
         let room = self.log.ensure_spare(self.record_bytes_max + ENTRY_OVERHEAD_BYTES);
-        if self.log.closed_bytes() > 2 * self.live.values().sum::<u64>() {
+        if self.log.closed_bytes() > 2 * self.live_total {
             self.move_front(room.is_err())?;
         }
         room
@@ -610,7 +613,7 @@ impl<D: Disk> SpoolEngine<D> {
         let is_settled = self.index.view(id).is_some_and(|view| view.settled.is_some());
         let weight = |place: Place| if is_settled { settled_bytes(place) } else { place.footprint() };
         self.lighten(from.segment, weight(from));
-        *self.live.entry(to.segment).or_default() += weight(to);
+        self.weigh(to.segment, weight(to));
         if !is_settled {
             self.queued_bytes = self.queued_bytes - from.footprint() + to.footprint();
         }
@@ -620,7 +623,13 @@ impl<D: Disk> SpoolEngine<D> {
         self.live.get(&segment).copied().unwrap_or(0)
     }
 
+    fn weigh(&mut self, segment: u32, bytes: u64) {
+        *self.live.entry(segment).or_default() += bytes;
+        self.live_total += bytes;
+    }
+
     fn lighten(&mut self, segment: u32, bytes: u64) {
+        self.live_total -= bytes;
         let live = self.live.get_mut(&segment).expect("what lives was counted");
         *live = live.checked_sub(bytes).expect("no more is freed than was counted");
     }
@@ -639,6 +648,7 @@ impl<D: Disk> SpoolEngine<D> {
         for (place, is_settled) in self.index.places() {
             let weight = if is_settled { settled_bytes(place) } else { place.footprint() };
             *self.live.entry(place.segment).or_default() += weight;
+            self.live_total += weight;
             self.queued_bytes += if is_settled { 0 } else { place.footprint() };
         }
         for lane in self.index.held_lanes() {
@@ -705,17 +715,19 @@ fn seed_of(key: [u8; 32]) -> u64 {
     u64::from_le_bytes(std::array::from_fn(|i| hash.as_bytes()[i]))
 }
 
-fn admission(id: RecordId, draft: RecordDraft, place: Place) -> Admission<Place> {
-    Admission {
-        id,
-        upstream: draft.upstream,
-        lane: draft.lane,
-        key: draft.key,
-        fingerprint: FingerprintHalf::of(&draft.fingerprint),
-        accepted: draft.accepted,
-        attempts: draft.attempts,
-        last_error: draft.first_failure,
-        place,
+impl RecordDraft {
+    fn admission(&self, id: RecordId, place: Place) -> Admission<'_, Place> {
+        Admission {
+            id,
+            upstream: &self.upstream,
+            lane: self.lane,
+            key: self.key,
+            fingerprint: FingerprintHalf::of(&self.fingerprint),
+            accepted: self.accepted,
+            attempts: self.attempts,
+            last_error: &self.first_failure,
+            place,
+        }
     }
 }
 
@@ -741,7 +753,7 @@ fn not_parked(id: RecordId, error: NotParked) -> StoreError {
 fn moved(index: &Index<Place>, place: Place, bytes: &[u8]) -> Option<(RecordId, Vec<u8>)> {
     let (id, record, fingerprint) = match SpoolEntry::decode(bytes).ok()? {
         SpoolEntry::Enqueue { id, record } | SpoolEntry::Moved { id, record, .. } => {
-            (id, record, NewRecord::fingerprint_of(record).ok()?)
+            (id, record, Outline::of(record).ok()?.fingerprint)
         }
         SpoolEntry::Remembered { id, fingerprint, .. } => (id, &[][..], fingerprint),
         _ => return None,
@@ -804,10 +816,19 @@ impl Replay {
     }
 
     fn record(&mut self, id: RecordId, bytes: &[u8], place: Place) -> Result<(), DecodeError> {
-        let record = NewRecord::decode(bytes)?;
+        let record = Outline::of(bytes)?;
         if self.index.state(id).is_none() {
-            let draft = RecordDraft::with_bytes(&record, Vec::new());
-            self.index.replay_enqueue(admission(id, draft, place));
+            self.index.replay_enqueue(Admission {
+                id,
+                upstream: record.upstream,
+                lane: record.lane(),
+                key: record.key(),
+                fingerprint: FingerprintHalf::of(&record.fingerprint),
+                accepted: record.accepted,
+                attempts: record.attempts,
+                last_error: record.first_failure,
+                place,
+            });
         }
         self.next_id = self.next_id.max(id.0 + 1);
         Ok(())

@@ -66,13 +66,13 @@ pub trait Footprint: Copy {
     fn bytes(&self) -> u64;
 }
 
-/// A record as the index takes it in. `P` is where its bytes are.
+/// A record as the index takes it in; `P` is where its bytes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Admission<P> {
+pub struct Admission<'a, P> {
     /// Its number, higher than any before.
     pub id: RecordId,
     /// For whom.
-    pub upstream: String,
+    pub upstream: &'a str,
     /// Its row; `None` waits for nobody.
     pub lane: Option<LaneKey>,
     /// Its idempotency key.
@@ -84,7 +84,7 @@ pub struct Admission<P> {
     /// Tries so far.
     pub attempts: u32,
     /// Why the last of them failed.
-    pub last_error: String,
+    pub last_error: &'a str,
     /// Where its bytes are.
     pub place: P,
 }

@@ -24,16 +24,16 @@ fn half(id: u64) -> FingerprintHalf {
     FingerprintHalf([id as u8; 16])
 }
 
-fn admission(id: u64, upstream: &str, order_key: Option<&str>) -> Admission<u32> {
+fn admission(id: u64, upstream: &'static str, order_key: Option<&str>) -> Admission<'static, u32> {
     Admission {
         id: RecordId(id),
-        upstream: upstream.into(),
+        upstream,
         lane: order_key.map(|key| LaneKey::new(upstream, key.as_bytes())),
         key: KeyHash::new(&format!("key {id}")),
         fingerprint: half(id),
         accepted: Wall::from_millis(id * 10),
         attempts: 1,
-        last_error: "connect_refused".into(),
+        last_error: "connect_refused",
         place: id as u32,
     }
 }
