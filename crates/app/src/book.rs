@@ -382,6 +382,7 @@ impl Records for Book {
             Fate::Spooled => moved(Place::Waiting),
             Fate::Delivered => moved(Place::Delivered),
             Fate::Parked => moved(Place::Parked),
+            Fate::Expired => moved(Place::Discarded),
         });
     }
 }
@@ -468,7 +469,7 @@ fn replay(producer: &str, records: &[Vec<u8>]) -> Result<Ledger, RefError> {
 #[cfg(test)]
 mod tests {
     use seawall_core::ledger::Verdict;
-    use seawall_core::spool::NewRecord;
+    use seawall_core::spool::{NewRecord, Terms};
     use seawall_core::time::{Mono, Wall};
     use seawall_store::{ClockFn, Opened, Query, SimDisk, StoreOptions};
 
@@ -516,6 +517,7 @@ mod tests {
             accepted: Wall::from_millis(0),
             first_failure: "timeout".into(),
             attempts: 1,
+            terms: Terms::default(),
         }
     }
 

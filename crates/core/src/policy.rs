@@ -18,6 +18,7 @@ use crate::guard::retry::RetryConfig;
 use crate::guard::throttle::ThrottleConfig;
 use crate::id::{RouteId, UpstreamId};
 use crate::outcome::is_idempotent;
+use crate::spool::Priority;
 
 /// Everything one node should do.
 #[derive(Clone, Debug)]
@@ -262,11 +263,17 @@ pub struct Delivery {
     pub attempts_max: u32,
     /// Records of different keys on their way at the same time.
     pub parallel: u32,
+    /// Which of an upstream's records go first.
+    pub priority: Priority,
+    /// What waits longer than this is given up.
+    pub expire: Option<Duration>,
+    /// Bytes of the spool that the route's records may take.
+    pub bytes_max: Option<u64>,
 }
 
 impl Default for Delivery {
     fn default() -> Self {
-        Self { attempts_max: 100, parallel: 16 }
+        Self { attempts_max: 100, parallel: 16, priority: Priority::Normal, expire: None, bytes_max: None }
     }
 }
 

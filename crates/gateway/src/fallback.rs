@@ -12,6 +12,7 @@ use seawall_core::id::RecordId;
 use seawall_core::journal::Seq;
 use seawall_core::policy::Fallback;
 use seawall_core::spool::NewRecord;
+use seawall_core::spool::Terms;
 use seawall_core::spool::index::Outcome;
 use seawall_core::time::Wall;
 use seawall_store::EnqueueError;
@@ -145,11 +146,11 @@ async fn spool(
     let node = Arc::clone(&worker.node);
     let record = record(worker, call, &write, reason);
     let attending = write.claiming.attend();
-    let may_have_arrived = call.may_have_arrived;
+    let (may_have_arrived, bytes_max) = (call.may_have_arrived, call.route.policy.delivery.bytes_max);
     let since = call.route.degraded_since().unwrap_or_else(|| node.clock.wall());
     // In a task of its own: a client that goes away now must not leave the account in doubt.
     let kept = worker.tasks.spawn(async move {
-        let kept = node.spool.enqueue(&record).await;
+        let kept = node.spool.enqueue_within(&record, bytes_max).await;
         let Write { identity, claiming, stamped, .. } = write;
         let fate = match &kept {
             Ok(enqueued) if !enqueued.already => Fate::Spooled,
@@ -181,6 +182,7 @@ async fn spool(
 
 fn record(worker: &Worker, call: &Call, write: &Write, reason: &Reason) -> NewRecord {
     let headers = call.headers.iter();
+    let (accepted, delivery) = (worker.node.clock.wall(), &call.route.policy.delivery);
     NewRecord {
         upstream: call.route.upstream_name.clone(),
         route: call.route.policy.name.clone(),
@@ -192,9 +194,10 @@ fn record(worker: &Worker, call: &Call, write: &Write, reason: &Reason) -> NewRe
         target: call.target.to_string(),
         headers: headers.map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect(),
         body: write.body.to_vec(),
-        accepted: worker.node.clock.wall(),
+        accepted,
         first_failure: reason_words(reason),
         attempts: if matches!(reason, Reason::Failed(..)) { call.attempts } else { 0 },
+        terms: Terms { priority: delivery.priority, expires: delivery.expire.map(|expire| accepted + expire) },
     }
 }
 
@@ -223,6 +226,7 @@ fn not_kept(error: &EnqueueError) -> Response<ResBody> {
         EnqueueError::TooLarge { .. } => (413, "record_max"),
         EnqueueError::DiskFull => (507, "disk"),
         EnqueueError::Full { .. } => (503, "spool_max"),
+        EnqueueError::RouteFull { .. } => (503, "delivery.max"),
         EnqueueError::Stopped { .. } => (503, "spool"),
     };
     let answer = Answer::new(status, "destination_unavailable", rule, error.to_string());
@@ -315,6 +319,7 @@ pub(crate) async fn record_state(worker: &Worker, id: &str, method: &Method) -> 
             let (status, reason) = match account.settled.as_ref().map(|settled| &settled.outcome) {
                 Some(Outcome::Delivered { status }) => (Some(*status), None),
                 Some(Outcome::Discarded { reason }) => (None, Some(reason)),
+                Some(Outcome::Expired) => (None, None),
                 None => (None, account.parked.as_ref().map(|parked| &parked.reason)),
             };
             // Of a record that has left nothing is kept but what became of it.

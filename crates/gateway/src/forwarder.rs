@@ -36,6 +36,8 @@ const LEASE_SLACK: Duration = Duration::from_secs(30);
 /// How often it looks even if nobody calls.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const LAST_WORDS_BYTES: usize = 512;
+/// Records given up with one sync, and with one entry in the journal.
+const EXPIRE_AT_ONCE: usize = 256;
 
 /// Runs until stopped; what is on its way then is finished or given back.
 pub(crate) async fn forward(worker: Arc<Worker>, upstream: UpstreamId, stop: Stop) {
@@ -46,12 +48,17 @@ pub(crate) async fn forward(worker: Arc<Worker>, upstream: UpstreamId, stop: Sto
     let parallel = route.policy.delivery.parallel.max(1) as usize;
     let lease_for = route.policy.guards.timeout + LEASE_SLACK;
     let (mut work, mut out, mut pace) = (node.spool.work_signal(), JoinSet::new(), Pace::new(parallel));
+    let mut expire_at = Mono::ZERO;
     while !stop.drain.is_cancelled() {
         while let Some(delivered) = out.try_join_next() {
             pace.after(delivered.unwrap_or(Delivered::Failed), node.clock.now());
         }
         let (mut next_look, free) = (LOOK_EVERY, pace.free(out.len()));
         let now = node.clock.now();
+        if expire_at <= now {
+            expire(&worker, &name).await;
+            expire_at = now + LOOK_EVERY;
+        }
         match route.admits_at().filter(|at| now < *at).or(pace.paused_until(now)) {
             Some(at) => next_look = now.until(at),
             _ if free == 0 => {}
@@ -84,6 +91,23 @@ fn spooling_route(worker: &Worker, upstream: UpstreamId) -> Option<RouteId> {
     let routes = &worker.node.policy.routes;
     let place = routes.iter().position(|route| route.upstream == upstream && route.spools())?;
     u32::try_from(place).ok().map(RouteId)
+}
+
+/// Gives up what waited too long: also, and above all, while nothing can be delivered.
+async fn expire(worker: &Worker, upstream: &str) {
+    let node = &worker.node;
+    while let Ok(expired) = node.spool.expire(upstream, EXPIRE_AT_ONCE).await
+        && let (Some(first), Some(last)) = (expired.first(), expired.last())
+    {
+        let draft = Draft::new(Kind::RecordsExpired, format!("upstream:{upstream}"))
+            .with("records", expired.len())
+            .with("first", first.id)
+            .with("last", last.id);
+        node.journal.record(draft);
+        for stamp in expired.iter().filter_map(|expired| expired.record.ledger.as_ref()) {
+            node.records.settle(stamp, Fate::Expired);
+        }
+    }
 }
 
 /// Sends one record and tells the spool what came of it.

@@ -27,6 +27,8 @@ pub enum Fate {
     Delivered,
     /// The spool holds it as a dead letter.
     Parked,
+    /// The spool gave it up: its time was over.
+    Expired,
 }
 
 /// No ledger: for nodes without a store, and tests of other things.

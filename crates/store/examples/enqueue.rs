@@ -88,6 +88,7 @@ fn record(key: u64) -> NewRecord {
         accepted: Wall::default(),
         first_failure: "connect_refused".into(),
         attempts: 1,
+        terms: Default::default(),
     }
 }
 

@@ -123,6 +123,16 @@ pub enum EnqueueError {
         /// What it may.
         limit_bytes: u64,
     },
+    /// The spool holds as much from one route as it may.
+    #[error("the spool holds {used_bytes} bytes of route `{route}`, which may have {limit_bytes}")]
+    RouteFull {
+        /// Which route.
+        route: String,
+        /// What it holds.
+        used_bytes: u64,
+        /// What it may.
+        limit_bytes: u64,
+    },
     /// The disk has no room for another record; acknowledgements still have some.
     #[error("the disk is full")]
     DiskFull,
@@ -154,6 +164,7 @@ impl EnqueueError {
     pub const fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Full { .. } => Some("raise `store.spool_max`, or see why the upstream is slow"),
+            Self::RouteFull { .. } => Some("raise `delivery.max` of its policy, or see why the upstream is slow"),
             Self::DiskFull => Some("free some space; the spool goes on by itself"),
             Self::TooLarge { .. } => Some("raise `store.record_max`"),
             Self::KeyConflict { .. } => Some("a new request needs a new key"),
@@ -165,7 +176,7 @@ impl EnqueueError {
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Full { .. } => Some(Duration::from_secs(1)),
+            Self::Full { .. } | Self::RouteFull { .. } => Some(Duration::from_secs(1)),
             Self::DiskFull | Self::Stopped { .. } => Some(Duration::from_secs(5)),
             Self::TooLarge { .. } | Self::KeyConflict { .. } => None,
         }

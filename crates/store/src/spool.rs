@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use seawall_core::id::RecordId;
 use seawall_core::spool::index::{Depth, Known, Lease, Parked, Settled};
-use seawall_core::spool::{KeyHash, LaneKey, NewRecord, State};
+use seawall_core::spool::wire::DecodeError;
+use seawall_core::spool::{KeyHash, LaneKey, NewRecord, State, Terms};
 use seawall_core::time::Wall;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::embedded::entry::SpoolEntry;
 use crate::error::{EnqueueError, StoreError};
 
 /// Commands that may wait for the engine: a few batches. Beyond it callers wait their turn.
@@ -37,6 +39,62 @@ pub struct Leased {
     pub attempts: u32,
     /// Why the last of them failed.
     pub last_error: String,
+}
+
+/// A record whose time was over, and which was given up for that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expired {
+    /// Its number.
+    pub id: RecordId,
+    /// What it was.
+    pub record: NewRecord,
+    /// Tries that were made.
+    pub attempts: u32,
+}
+
+/// A record of another spool, as it was there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Orphan {
+    /// Its number there.
+    pub id: RecordId,
+    /// What is to be delivered.
+    pub record: NewRecord,
+    /// Tries so far.
+    pub attempts: u32,
+    /// Why the last of them failed.
+    pub last_error: String,
+    /// Set for a dead letter, which stays one.
+    pub parked: Option<Parked>,
+}
+
+impl Orphan {
+    /// Of what a spool says of a record; `None` if it has left.
+    #[must_use]
+    pub fn of(account: Account) -> Option<Self> {
+        let Account { id, attempts, last_error, parked, record, .. } = account;
+        Some(Self { id, record: record?, attempts, last_error, parked })
+    }
+
+    /// Appends its bytes, those of a *moved* entry of the spool's log.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let mut record = Vec::with_capacity(self.record.encoded_len());
+        self.record.encode(&mut record);
+        let (error, parked) = (self.last_error.as_str(), self.parked.clone());
+        SpoolEntry::Moved { id: self.id, attempts: self.attempts, error, parked, record: &record }.encode(out);
+    }
+
+    /// Reads what [`Self::encode`] wrote.
+    ///
+    /// # Errors
+    /// [`DecodeError`] for anything else.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        match SpoolEntry::decode(bytes)? {
+            SpoolEntry::Moved { id, attempts, error, parked, record } => {
+                Ok(Self { id, record: NewRecord::decode(record)?, attempts, last_error: error.into(), parked })
+            }
+            _ => Err(DecodeError::Invalid("not a record of another spool")),
+        }
+    }
 }
 
 /// What [`Spool::lease`] found.
@@ -113,16 +171,56 @@ impl Spool {
     /// # Cancel safety
     /// Dropped while waiting, the record may or may not have been kept; the same key asks again.
     pub async fn enqueue(&self, record: &NewRecord) -> Result<Enqueued, EnqueueError> {
+        self.enqueue_within(record, None).await
+    }
+
+    /// As [`Self::enqueue`], if the records of its route then take no more than so many bytes.
+    ///
+    /// # Errors
+    /// [`EnqueueError`].
+    pub async fn enqueue_within(
+        &self,
+        record: &NewRecord,
+        route_bytes_max: Option<u64>,
+    ) -> Result<Enqueued, EnqueueError> {
+        self.send_draft(record, |draft| RecordDraft { route_bytes_max, ..draft }).await
+    }
+
+    /// Takes in a record of a spool whose node is gone, with what was known of it there; synced. Its idempotency key
+    /// tells whether it was taken in before.
+    ///
+    /// # Errors
+    /// [`EnqueueError`].
+    pub async fn adopt(&self, orphan: Orphan) -> Result<Enqueued, EnqueueError> {
+        let Orphan { record, attempts, last_error, parked, .. } = orphan;
+        let adopt = |draft| RecordDraft { attempts, first_failure: last_error, adopted: Some(parked), ..draft };
+        self.send_draft(&record, adopt).await
+    }
+
+    async fn send_draft(
+        &self,
+        record: &NewRecord,
+        with: impl FnOnce(RecordDraft) -> RecordDraft,
+    ) -> Result<Enqueued, EnqueueError> {
         let bytes = record.encoded_len() as u64;
         let limit_bytes = self.shared.record_bytes_max;
         if bytes > limit_bytes {
             return Err(EnqueueError::TooLarge { bytes, limit_bytes });
         }
-        let draft = Box::new(RecordDraft::of(record));
+        let draft = Box::new(with(RecordDraft::of(record)));
         let (answer, answered) = oneshot::channel();
         let stopped = || EnqueueError::Stopped { reason: self.shared.stop_reason() };
         self.commands.send(Command::Enqueue { draft, answer }).await.map_err(|_| stopped())?;
         answered.await.map_err(|_| stopped())?
+    }
+
+    /// Gives up to `max` records of an upstream up that wait and whose time is over; synced when this returns.
+    ///
+    /// # Errors
+    /// [`StoreError::Stopped`].
+    pub async fn expire(&self, upstream: &str, max: usize) -> Result<Vec<Expired>, StoreError> {
+        let upstream = upstream.to_owned();
+        self.ask(|answer| Command::Expire { upstream, max, answer }).await
     }
 
     /// Hands out up to `max` records of an upstream for `lease_for`: the first of every order key, those that became
@@ -297,12 +395,17 @@ impl WorkSignal {
 #[derive(Debug)]
 pub(crate) struct RecordDraft {
     pub(crate) upstream: String,
+    pub(crate) route: String,
     pub(crate) lane: Option<LaneKey>,
     pub(crate) key: KeyHash,
     pub(crate) fingerprint: [u8; 32],
     pub(crate) accepted: Wall,
     pub(crate) attempts: u32,
     pub(crate) first_failure: String,
+    pub(crate) terms: Terms,
+    pub(crate) route_bytes_max: Option<u64>,
+    /// Set for an orphan; and what it says as a dead letter, if it is one.
+    pub(crate) adopted: Option<Option<Parked>>,
     pub(crate) bytes: Vec<u8>,
 }
 
@@ -312,12 +415,16 @@ impl RecordDraft {
         record.encode(&mut bytes);
         Self {
             upstream: record.upstream.clone(),
+            route: record.route.clone(),
             lane: record.lane(),
             key: record.key(),
             fingerprint: record.fingerprint,
             accepted: record.accepted,
             attempts: record.attempts,
             first_failure: record.first_failure.clone(),
+            terms: record.terms,
+            route_bytes_max: None,
+            adopted: None,
             bytes,
         }
     }
@@ -334,6 +441,7 @@ pub(crate) enum Command {
     Park { lease: Lease, reason: String, last_words: String, answer: oneshot::Sender<bool> },
     Retry { id: RecordId, answer: oneshot::Sender<Result<(), StoreError>> },
     Discard { id: RecordId, reason: String, answer: oneshot::Sender<Result<(), StoreError>> },
+    Expire { upstream: String, max: usize, answer: oneshot::Sender<Vec<Expired>> },
     Get { id: RecordId, answer: oneshot::Sender<Result<Option<Account>, StoreError>> },
     List { state: Option<State>, limit: usize, answer: oneshot::Sender<Result<Vec<Account>, StoreError>> },
     Lookup { key: KeyHash, answer: oneshot::Sender<Option<Known>> },

@@ -15,6 +15,7 @@ use seawall_core::guard::retry::{Backoff, Jitter, RetryConfig, RetryOn};
 use seawall_core::guard::throttle::ThrottleConfig;
 use seawall_core::outcome::Failure;
 use seawall_core::policy::{Delivery, Fallback, Guards};
+use seawall_core::spool::Priority;
 use seawall_core::units::{self, Ratio, format_duration, format_size};
 use seawall_core::whatif::audit::{Expects, audit};
 
@@ -29,6 +30,7 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) const WHOLE_BYTES_MAX: u64 = 64 << 10;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(86_400);
 const GIB: u64 = 1 << 30;
@@ -505,14 +507,24 @@ fn parse_order(text: &str) -> Result<Order, String> {
     }
 }
 
-const DELIVERY: Keys = Keys { of: "`delivery`", known: &["attempts", "parallel"], later: &[] };
+const DELIVERY: Keys =
+    Keys { of: "`delivery`", known: &["attempts", "parallel", "priority", "expire", "max"], later: &[] };
 
 fn read_delivery(field: Field<'_>) -> Delivery {
     let (section, default) = (field.section(DELIVERY), Delivery::default());
     Delivery {
         attempts_max: section.count("attempts", default.attempts_max, 1..=1_000_000),
         parallel: section.count("parallel", default.parallel, 1..=1_024),
+        priority: section.field("priority").and_then(|field| field.parsed(parse_priority)).unwrap_or(default.priority),
+        expire: section.field("expire").and_then(|field| field.duration(SECOND..=3_650 * DAY)),
+        bytes_max: section.field("max").and_then(|field| field.size(4_096..=65_536 * GIB)),
     }
+}
+
+/// `high`, `normal`, `low`.
+fn parse_priority(text: &str) -> Result<Priority, String> {
+    let found = Priority::ALL.into_iter().find(|priority| priority.name() == text);
+    found.ok_or_else(|| format!("`{text}` is no priority; known are high, normal and low"))
 }
 
 const CONCURRENCY: Keys = Keys { of: "`concurrency`", known: &["initial", "min", "max"], later: &[] };

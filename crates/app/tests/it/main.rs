@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 
 use seawall_core::journal::{Draft, Kind};
-use seawall_core::spool::NewRecord;
+use seawall_core::spool::{NewRecord, Terms};
 use seawall_core::time::{Mono, Wall};
 use seawall_store::{ClockFn, RealDisk, Store, StoreOptions};
 use serde_json::Value;
@@ -146,6 +146,7 @@ fn record(key: &str) -> NewRecord {
         accepted: Wall::from_millis(1_700_000_000_000),
         first_failure: "the breaker is open".into(),
         attempts: 1,
+        terms: Terms::default(),
     }
 }
 

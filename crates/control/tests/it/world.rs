@@ -9,7 +9,7 @@ use seawall_core::ledger::{Counts, Place, Receipts, State, StreamSummary, Summar
 use seawall_core::observation::{
     BreakerSnapshot, EndpointSnapshot, LimitSnapshot, NodeSnapshot, RouteSnapshot, UpstreamSnapshot,
 };
-use seawall_core::spool::NewRecord;
+use seawall_core::spool::{NewRecord, Terms};
 use seawall_core::time::{Mono, Wall};
 use seawall_store::{ClockFn, EngineThreads, SimDisk, Store, StoreOptions};
 use serde_json::Value;
@@ -209,6 +209,7 @@ pub(crate) fn record(key: &str) -> NewRecord {
         accepted: START,
         first_failure: "the breaker is open".into(),
         attempts: 1,
+        terms: Terms::default(),
     }
 }
 

@@ -160,6 +160,10 @@ kinds! {
     RecordRetried = "record_retried",
     /// Somebody gave up a record.
     RecordDiscarded = "record_discarded",
+    /// Records whose time was over were given up; how many and which are in the fields.
+    RecordsExpired = "records_expired",
+    /// Records of a spool whose node is gone were taken in; how many and whose are in the fields.
+    RecordsAdopted = "records_adopted",
     /// A ledger stream was sealed; its counts are in the fields.
     LedgerSealed = "ledger_sealed",
     /// A write went on without a number, the first of its stream and epoch: the ledger cannot vouch for it.

@@ -7,12 +7,13 @@
 //!
 //! Invariants: at most one record of a lane is leased. A lease carries a generation: an answer that comes after the
 //! lease expired changes nothing. A parked record leaves its row, so a poisoned letter does not block its key for ever;
-//! retried, it takes the place its number gives it, before everything accepted later. A settled record's idempotency
-//! key is remembered for `remember_for`, at most `remember_max` of them, the oldest forgotten first and counted.
+//! retried, it takes the place its number gives it, before everything accepted later, and expires no more. Who is ready
+//! goes by priority first; one lease in eight goes to those who would otherwise wait for ever. A settled record's
+//! idempotency key is remembered for `remember_for`, at most `remember_max` of them, the oldest forgotten first and counted.
 //!
 //! Memory: a waiting record takes 80 bytes and its entries in two hash tables, 97 bytes in all at ten million (91 to
 //! 104, as the tables are fuller or emptier). To that come about 50 bytes for every order key with a record waiting or
-//! leased, 100 while a record waits out a delay or is leased, about 150 and the texts for a dead letter, and 150 for a
+//! leased, 40 for a record that can expire, 100 while a record waits out a delay or is leased, about 150 and the texts for a dead letter, and 150 for a
 //! remembered key. Memory is given back as records leave. Who enqueues bounds their number.
 //!
 //! Not here: payloads and files (`store`), retries' delays (`guard`), clocks.
@@ -36,13 +37,16 @@ use self::ids::IdSet;
 use self::line::{Line, Links, Members, NONE};
 use self::slab::Slab;
 use self::table::{Table, fold};
-use self::texts::{TextId, Texts};
-use super::record::{FingerprintHalf, KeyHash, LaneKey};
+use self::texts::{TextId, Texts, Tries, TriesId};
+use super::record::{FingerprintHalf, KeyHash, LaneKey, Priority};
 use crate::id::RecordId;
 use crate::time::{Mono, Wall};
 
 /// The top bit of a number: a lane among those who are ready, a settled record among those who are known.
 const OTHER: u32 = 1 << 31;
+
+/// Every so many leases of an upstream, those of lower priority go first.
+const TURNS: u64 = 8;
 
 /// The machine. See the module's text.
 #[derive(Debug)]
@@ -50,6 +54,7 @@ pub struct Index<P> {
     config: IndexConfig,
     upstreams: Vec<Upstream>,
     names: BTreeMap<String, u16>,
+    origins: Vec<Origin>,
     live: Slab<Slot<P>>,
     remembered: Slab<Remembered<P>>,
     lanes: Slab<Lane>,
@@ -58,7 +63,8 @@ pub struct Index<P> {
     /// Of every record that has its key: all but those whose key a newer one took in a replay.
     keys: Table,
     lane_keys: Table,
-    texts: Texts,
+    tries: Tries,
+    reasons: Texts,
     /// Before when a record must not go, until when it is leased: of those for whom there is such a moment.
     dues: BTreeMap<u32, Mono>,
     leases: BTreeMap<(Mono, RecordId), Leasehold>,
@@ -75,15 +81,17 @@ struct Slot<P> {
     fingerprint: FingerprintHalf,
     brief: Brief,
     place: P,
-    attempts: u32,
-    last_error: TextId,
+    tries: TriesId,
+    /// Seconds since 1970; 0 for never.
+    expires: u32,
     /// [`NONE`] for a record without a lane, and for a dead letter.
     lane: u32,
     /// In its lane's row or, without a lane, among those who are ready.
     links: Links,
 }
 
-/// When a record was accepted (44 bits of milliseconds, to the year 2527), for whom (16 bits) and its phase (4 bits).
+/// When a record was accepted (42 bits of milliseconds, to the year 2109), whence (16 bits), its priority (2 bits) and
+/// its phase (4 bits).
 #[derive(Clone, Copy, Debug)]
 struct Brief(u64);
 
@@ -118,10 +126,24 @@ struct Leasehold {
     generation: u64,
 }
 
+/// An upstream and a route by which records for it came.
+#[derive(Debug)]
+struct Origin {
+    upstream: u16,
+    /// Of its records that are live.
+    bytes: u64,
+}
+
 #[derive(Debug)]
 struct Upstream {
-    /// Records without a lane, and lanes marked [`OTHER`].
-    ready: Line,
+    /// Origins by the route's name.
+    routes: BTreeMap<String, u16>,
+    /// Records without a lane, and lanes marked [`OTHER`], by priority.
+    ready: [Line; Priority::ALL.len()],
+    /// Leases so far: whose turn it is.
+    turn: u64,
+    /// By second.
+    expiries: BTreeMap<(u32, RecordId), u32>,
     delayed: BTreeMap<(Mono, RecordId), u32>,
     /// Waiting or leased.
     pending: IdSet,
@@ -152,6 +174,7 @@ struct Remembered<P> {
 enum End {
     Delivered(u16),
     Discarded(TextId),
+    Expired,
 }
 
 impl<P: Footprint> Index<P> {
@@ -162,13 +185,15 @@ impl<P: Footprint> Index<P> {
             config,
             upstreams: Vec::new(),
             names: BTreeMap::new(),
+            origins: Vec::new(),
             live: Slab::new(),
             remembered: Slab::new(),
             lanes: Slab::new(),
             ids: Table::new(),
             keys: Table::new(),
             lane_keys: Table::new(),
-            texts: Texts::default(),
+            tries: Tries::default(),
+            reasons: Texts::default(),
             dues: BTreeMap::new(),
             leases: BTreeMap::new(),
             forget_order: BTreeMap::new(),
@@ -184,22 +209,26 @@ impl<P: Footprint> Index<P> {
     pub fn enqueue(&mut self, new: Admission<'_, P>) {
         assert!(self.find_key(new.key).is_none(), "record {} claims the key of another record", new.id);
         assert!(self.find(new.id).is_none(), "record {} exists already", new.id);
-        let upstream = self.upstream_index(new.upstream);
+        let origin = self.origin(new.upstream, new.route);
+        let expires = new.terms.expires.map_or(0, seconds_up);
         let slot = self.live.insert(Slot {
             id: new.id,
             key: new.key,
             fingerprint: new.fingerprint,
-            brief: Brief::new(new.accepted, upstream, Phase::Waiting),
+            brief: Brief::new(new.accepted, origin, new.terms.priority),
             place: new.place,
-            attempts: new.attempts,
-            last_error: self.texts.keep(cut(new.last_error, REASON_BYTES_MAX)),
+            tries: self.tries.keep(new.attempts, cut(new.last_error, REASON_BYTES_MAX)),
+            expires,
             lane: NONE,
             links: Links::ALONE,
         });
         let (live, remembered, seed) = (&self.live, &self.remembered, self.config.hash_seed);
         self.ids.insert(hash_id(new.id, seed), slot, |number| hash_id(id_of(live, remembered, number), seed));
         self.keys.insert(hash_key(new.key, seed), slot, |number| hash_key(key_of(live, remembered, number), seed));
-        self.upstreams[usize::from(upstream)].bytes += new.place.bytes();
+        let upstream = self.count_bytes(origin, new.place.bytes(), 0);
+        if expires > 0 {
+            upstream.expiries.insert((expires, new.id), slot);
+        }
         self.wait(slot, new.lane, Mono::ZERO);
     }
 
@@ -220,7 +249,7 @@ impl<P: Footprint> Index<P> {
         let until = now + lease_for;
         let mut leases = Vec::new();
         while leases.len() < max
-            && let Some(member) = self.upstreams[usize::from(upstream)].ready.first()
+            && let Some(member) = self.upstreams[usize::from(upstream)].next_ready()
         {
             let slot = if member & OTHER == 0 { member } else { self.lanes[member & !OTHER].listed };
             leases.push(self.hand_out(slot, until));
@@ -285,6 +314,25 @@ impl<P: Footprint> Index<P> {
         Ok(())
     }
 
+    /// Up to `max` records of an upstream that wait and whose time is over, the first to expire first. To be settled as
+    /// [`Outcome::Expired`].
+    #[must_use]
+    pub fn overdue(&self, upstream: &str, now: Wall, max: usize) -> Vec<RecordId> {
+        let Some(&upstream) = self.names.get(upstream) else { return Vec::new() };
+        let last = u32::try_from(now.as_millis() / 1000).unwrap_or(u32::MAX);
+        let over = self.upstreams[usize::from(upstream)].expiries.range(..=(last, RecordId(u64::MAX)));
+        let waiting = over.filter(|&(_, &slot)| self.state_of(slot) == State::Waiting);
+        waiting.map(|((_, id), _)| *id).take(max).collect()
+    }
+
+    /// Bytes of the live records for an upstream that came by a route.
+    #[must_use]
+    pub fn route_bytes(&self, upstream: &str, route: &str) -> u64 {
+        let upstream = self.names.get(upstream).map(|&index| &self.upstreams[usize::from(index)]);
+        let origin = upstream.and_then(|upstream| upstream.routes.get(route));
+        origin.map_or(0, |&origin| self.origins[usize::from(origin)].bytes)
+    }
+
     /// What is known of a key: records that live, and settled ones within the window.
     #[must_use]
     pub fn lookup(&self, key: KeyHash) -> Option<Known> {
@@ -309,7 +357,8 @@ impl<P: Footprint> Index<P> {
     #[must_use]
     pub fn live(&self, id: RecordId) -> Option<(P, u32, &str)> {
         let slot = &self.live[self.find_live(id)?];
-        Some((slot.place, slot.attempts, self.texts.get(slot.last_error)))
+        let (attempts, last_error) = self.tries.get(slot.tries);
+        Some((slot.place, attempts, last_error))
     }
 
     /// Everything known of a record.
@@ -319,14 +368,16 @@ impl<P: Footprint> Index<P> {
         let state = self.state_of(number);
         if number & OTHER != 0 {
             let Remembered { key, at, place, end, .. } = self.remembered[number & !OTHER];
-            let settled = Some(Settled { outcome: end.outcome(&self.texts), at });
-            return Some(View { state, attempts: 0, last_error: String::new(), parked: None, settled, place, key });
+            let settled = Some(Settled { outcome: end.outcome(&self.reasons), at });
+            let last_error = String::new();
+            return Some(View { state, attempts: 0, last_error, parked: None, settled, place, key, expires: false });
         }
-        let Slot { key, place, attempts, last_error, brief, .. } = self.live[number];
-        let dead_letter = self.upstreams[brief.upstream()].parked.get(&id);
+        let Slot { key, place, tries, brief, expires, .. } = self.live[number];
+        let dead_letter = self.upstream_of(brief).parked.get(&id);
         let parked = dead_letter.map(|dead_letter| dead_letter.parked.clone());
-        let last_error = self.texts.get(last_error).into();
-        Some(View { state, attempts, last_error, parked, settled: None, place, key })
+        let (attempts, last_error) = self.tries.get(tries);
+        let (last_error, expires) = (last_error.into(), expires > 0);
+        Some(View { state, attempts, last_error, parked, settled: None, place, key, expires })
     }
 
     /// The first `limit` records in a state, or of all that have not left, oldest first.
@@ -344,10 +395,10 @@ impl<P: Footprint> Index<P> {
                 Some(state @ (State::Waiting | State::Leased)) => {
                     ids.extend(upstream.pending.iter().filter(|&id| self.state(id) == Some(state)).take(limit));
                 }
-                Some(State::Delivered | State::Discarded) => {}
+                Some(State::Delivered | State::Discarded | State::Expired) => {}
             }
         }
-        if let Some(state @ (State::Delivered | State::Discarded)) = state {
+        if let Some(state @ (State::Delivered | State::Discarded | State::Expired)) = state {
             let settled = self.forget_order.values().map(|&number| &self.remembered[number]);
             ids.extend(settled.filter(|settled| settled.end.state() == state).map(|settled| settled.id));
         }
@@ -394,14 +445,14 @@ impl<P: Footprint> Index<P> {
         if slot.lane != NONE {
             return Some(self.lanes[slot.lane].key);
         }
-        self.upstreams[slot.brief.upstream()].parked.get(&id)?.lane
+        self.upstream_of(slot.brief).parked.get(&id)?.lane
     }
 
     /// How long until something more can be leased for an upstream: zero if now, `None` if nothing waits.
     #[must_use]
     pub fn ready_in(&self, upstream: &str, now: Mono) -> Option<Duration> {
         let upstream = &self.upstreams[usize::from(*self.names.get(upstream)?)];
-        if upstream.ready.first().is_some() {
+        if upstream.ready.iter().any(|line| line.first().is_some()) {
             return Some(Duration::ZERO);
         }
         let delayed = upstream.delayed.keys().next().map(|(not_before, _)| *not_before);
@@ -460,9 +511,8 @@ impl<P: Footprint> Index<P> {
             return Some(std::mem::replace(&mut self.remembered[number & !OTHER].place, place));
         }
         let slot = &mut self.live[number];
-        let before = std::mem::replace(&mut slot.place, place);
-        let bytes = &mut self.upstreams[slot.brief.upstream()].bytes;
-        *bytes = *bytes - before.bytes() + place.bytes();
+        let (before, origin) = (std::mem::replace(&mut slot.place, place), slot.brief.origin());
+        self.count_bytes(origin, place.bytes(), before.bytes());
         Some(before)
     }
 
@@ -505,7 +555,7 @@ impl<P: Footprint> Index<P> {
     /// Ends a live record, whoever held it. Its key is remembered. False if there is none.
     pub fn settle(&mut self, id: RecordId, settled: Settled) -> bool {
         let Some(slot) = self.find_live(id) else { return false };
-        let end = End::keep(&settled.outcome, &mut self.texts);
+        let end = End::keep(&settled.outcome, &mut self.reasons);
         self.settle_now(slot, end, settled.at);
         true
     }
@@ -522,7 +572,7 @@ impl<P: Footprint> Index<P> {
         if self.find_key(key).is_some() || self.find(id).is_some() {
             return;
         }
-        let end = End::keep(&settled.outcome, &mut self.texts);
+        let end = End::keep(&settled.outcome, &mut self.reasons);
         let number = self.remember(Remembered { id, key, fingerprint, at: settled.at, place, end }) | OTHER;
         let (live, remembered, seed) = (&self.live, &self.remembered, self.config.hash_seed);
         self.ids.insert(hash_id(id, seed), number, |number| hash_id(id_of(live, remembered, number), seed));
@@ -581,14 +631,38 @@ impl<P: Footprint> Index<P> {
         }
     }
 
-    fn upstream_index(&mut self, name: &str) -> u16 {
-        if let Some(&index) = self.names.get(name) {
-            return index;
+    fn origin(&mut self, name: &str, route: &str) -> u16 {
+        const MANY: &str = "more than 65,536 upstreams and routes";
+        let upstream = self.names.get(name).copied().unwrap_or_else(|| {
+            let index = u16::try_from(self.upstreams.len()).expect(MANY);
+            self.upstreams.push(Upstream::new());
+            self.names.insert(name.into(), index);
+            index
+        });
+        let routes = &mut self.upstreams[usize::from(upstream)].routes;
+        if let Some(&origin) = routes.get(route) {
+            return origin;
         }
-        let index = u16::try_from(self.upstreams.len()).expect("more than 65,536 upstreams");
-        self.upstreams.push(Upstream::new());
-        self.names.insert(name.into(), index);
-        index
+        let origin = u16::try_from(self.origins.len()).expect(MANY);
+        self.origins.push(Origin { upstream, bytes: 0 });
+        routes.insert(route.into(), origin);
+        origin
+    }
+
+    fn upstream_of(&self, brief: Brief) -> &Upstream {
+        &self.upstreams[usize::from(self.origins[brief.origin()].upstream)]
+    }
+
+    fn upstream_of_mut(&mut self, brief: Brief) -> &mut Upstream {
+        &mut self.upstreams[usize::from(self.origins[brief.origin()].upstream)]
+    }
+
+    fn count_bytes(&mut self, origin: impl Into<usize>, more: u64, less: u64) -> &mut Upstream {
+        let origin = &mut self.origins[origin.into()];
+        origin.bytes = origin.bytes + more - less;
+        let upstream = &mut self.upstreams[usize::from(origin.upstream)];
+        upstream.bytes = upstream.bytes + more - less;
+        upstream
     }
 
     // What becomes of a record: it is taken out of the phase it is in, and put into another.
@@ -596,7 +670,7 @@ impl<P: Footprint> Index<P> {
     /// A record that is in no phase waits: in its lane's row, or by itself.
     fn wait(&mut self, slot: u32, lane: Option<LaneKey>, not_before: Mono) {
         let Slot { id, brief, .. } = self.live[slot];
-        let upstream = &mut self.upstreams[brief.upstream()];
+        let upstream = self.upstream_of_mut(brief);
         upstream.pending.insert(id);
         upstream.waiting += 1;
         if not_before > Mono::ZERO {
@@ -627,7 +701,7 @@ impl<P: Footprint> Index<P> {
         self.next_generation += 1;
         let Slot { id, brief, lane, .. } = self.live[slot];
         self.live[slot].brief = brief.with_phase(Phase::Leased);
-        let upstream = &mut self.upstreams[brief.upstream()];
+        let upstream = self.upstream_of_mut(brief);
         upstream.pending.insert(id);
         upstream.leased += 1;
         self.dues.insert(slot, until);
@@ -647,9 +721,10 @@ impl<P: Footprint> Index<P> {
             at: parked.at,
         };
         self.take_out(slot);
+        self.stop_expiry(slot);
         self.live[slot].brief = brief.with_phase(Phase::Parked);
         self.live[slot].lane = NONE;
-        self.upstreams[brief.upstream()].parked.insert(id, DeadLetter { parked, lane });
+        self.upstream_of_mut(brief).parked.insert(id, DeadLetter { parked, lane });
         self.relist_if_any(left);
     }
 
@@ -664,9 +739,10 @@ impl<P: Footprint> Index<P> {
     /// Takes a live record out for good; its number and key still point to its slot.
     fn remove(&mut self, slot: u32) -> Slot<P> {
         self.take_out(slot);
+        self.stop_expiry(slot);
         let removed = self.live.remove(slot);
-        self.upstreams[removed.brief.upstream()].bytes -= removed.place.bytes();
-        self.texts.release(removed.last_error);
+        self.count_bytes(removed.brief.origin(), 0, removed.place.bytes());
+        self.tries.release(removed.tries);
         self.relist_if_any(removed.lane);
         removed
     }
@@ -676,7 +752,7 @@ impl<P: Footprint> Index<P> {
         self.delist(slot);
         let Slot { id, brief, lane, .. } = self.live[slot];
         let due = self.dues.remove(&slot);
-        let upstream = &mut self.upstreams[brief.upstream()];
+        let upstream = self.upstream_of_mut(brief);
         if brief.phase() == Phase::Parked {
             upstream.parked.remove(&id);
             return;
@@ -696,16 +772,22 @@ impl<P: Footprint> Index<P> {
         }
     }
 
+    fn stop_expiry(&mut self, slot: u32) {
+        let Slot { id, brief, expires, .. } = self.live[slot];
+        if expires > 0 {
+            self.live[slot].expires = 0;
+            self.upstream_of_mut(brief).expiries.remove(&(expires, id));
+        }
+    }
+
     fn note_failure(&mut self, slot: u32, error: &str) {
-        let attempts = self.live[slot].attempts.saturating_add(1);
-        self.set_failure(slot, attempts, error);
+        let (attempts, _) = self.tries.get(self.live[slot].tries);
+        self.set_failure(slot, attempts.saturating_add(1), error);
     }
 
     fn set_failure(&mut self, slot: u32, attempts: u32, error: &str) {
-        let last_error = self.texts.keep(cut(error, REASON_BYTES_MAX));
-        let slot = &mut self.live[slot];
-        slot.attempts = attempts;
-        self.texts.release(std::mem::replace(&mut slot.last_error, last_error));
+        let tries = self.tries.keep(attempts, cut(error, REASON_BYTES_MAX));
+        self.tries.release(std::mem::replace(&mut self.live[slot].tries, tries));
     }
 
     fn remember(&mut self, remembered: Remembered<P>) -> u32 {
@@ -720,7 +802,7 @@ impl<P: Footprint> Index<P> {
         self.forget_order.remove(&(remembered.at, remembered.id));
         self.forget_id(remembered.id, number | OTHER);
         if let End::Discarded(reason) = remembered.end {
-            self.texts.release(reason);
+            self.reasons.release(reason);
         }
         self.remembered.remove(number)
     }
@@ -807,12 +889,13 @@ impl<P: Footprint> Index<P> {
     fn enlist(&mut self, slot: u32) {
         let Slot { id, brief, lane, .. } = self.live[slot];
         let due = self.dues.get(&slot).copied();
-        let upstream = &mut self.upstreams[brief.upstream()];
+        let upstream = &mut self.upstreams[usize::from(self.origins[brief.origin()].upstream)];
         let phase = if let Some(due) = due {
             upstream.delayed.insert((due, id), slot);
             Phase::Delayed
         } else {
-            upstream.ready.push(member(slot, lane), &mut Ready(&mut self.live, &mut self.lanes));
+            let line = &mut upstream.ready[brief.priority()];
+            line.push(member(slot, lane), &mut Ready(&mut self.live, &mut self.lanes));
             Phase::Ready
         };
         self.live[slot].brief = brief.with_phase(phase);
@@ -823,9 +906,12 @@ impl<P: Footprint> Index<P> {
 
     fn delist(&mut self, slot: u32) {
         let Slot { id, brief, lane, .. } = self.live[slot];
-        let upstream = &mut self.upstreams[brief.upstream()];
+        let upstream = &mut self.upstreams[usize::from(self.origins[brief.origin()].upstream)];
         match brief.phase() {
-            Phase::Ready => upstream.ready.remove(member(slot, lane), &mut Ready(&mut self.live, &mut self.lanes)),
+            Phase::Ready => {
+                let line = &mut upstream.ready[brief.priority()];
+                line.remove(member(slot, lane), &mut Ready(&mut self.live, &mut self.lanes));
+            }
             Phase::Delayed => _ = upstream.delayed.remove(&(self.dues[&slot], id)),
             Phase::Waiting | Phase::Leased | Phase::Parked => return,
         }
@@ -848,21 +934,27 @@ impl<P: Footprint> Index<P> {
 }
 
 impl Brief {
-    const UPSTREAM_SHIFT: u32 = 4;
-    const ACCEPTED_SHIFT: u32 = 20;
+    const PRIORITY_SHIFT: u32 = 4;
+    const ORIGIN_SHIFT: u32 = 6;
+    const ACCEPTED_SHIFT: u32 = 22;
     const PHASES: [Phase; 5] = [Phase::Waiting, Phase::Ready, Phase::Delayed, Phase::Leased, Phase::Parked];
 
-    fn new(accepted: Wall, upstream: u16, phase: Phase) -> Self {
-        let accepted = accepted.as_millis().min(u64::MAX >> Self::ACCEPTED_SHIFT);
-        Self(accepted << Self::ACCEPTED_SHIFT | u64::from(upstream) << Self::UPSTREAM_SHIFT | phase as u64)
+    fn new(accepted: Wall, origin: u16, priority: Priority) -> Self {
+        let accepted = accepted.as_millis().min(u64::MAX >> Self::ACCEPTED_SHIFT) << Self::ACCEPTED_SHIFT;
+        let (origin, priority) = (u64::from(origin) << Self::ORIGIN_SHIFT, (priority as u64) << Self::PRIORITY_SHIFT);
+        Self(accepted | origin | priority).with_phase(Phase::Waiting)
     }
 
     const fn accepted(self) -> Wall {
         Wall::from_millis(self.0 >> Self::ACCEPTED_SHIFT)
     }
 
-    const fn upstream(self) -> usize {
-        (self.0 >> Self::UPSTREAM_SHIFT) as u16 as usize
+    const fn origin(self) -> usize {
+        (self.0 >> Self::ORIGIN_SHIFT) as u16 as usize
+    }
+
+    const fn priority(self) -> usize {
+        (self.0 >> Self::PRIORITY_SHIFT & 0b11) as usize
     }
 
     const fn phase(self) -> Phase {
@@ -879,6 +971,7 @@ impl End {
         match outcome {
             Outcome::Delivered { status } => Self::Delivered(*status),
             Outcome::Discarded { reason } => Self::Discarded(texts.keep(cut(reason, REASON_BYTES_MAX))),
+            Outcome::Expired => Self::Expired,
         }
     }
 
@@ -886,6 +979,7 @@ impl End {
         match self {
             Self::Delivered(status) => Outcome::Delivered { status },
             Self::Discarded(reason) => Outcome::Discarded { reason: texts.get(reason).into() },
+            Self::Expired => Outcome::Expired,
         }
     }
 
@@ -893,6 +987,7 @@ impl End {
         match self {
             Self::Delivered(_) => State::Delivered,
             Self::Discarded(_) => State::Discarded,
+            Self::Expired => State::Expired,
         }
     }
 }
@@ -900,7 +995,10 @@ impl End {
 impl Upstream {
     const fn new() -> Self {
         Self {
-            ready: Line::EMPTY,
+            routes: BTreeMap::new(),
+            ready: [Line::EMPTY; Priority::ALL.len()],
+            turn: 0,
+            expiries: BTreeMap::new(),
             delayed: BTreeMap::new(),
             pending: IdSet::new(),
             parked: BTreeMap::new(),
@@ -908,6 +1006,19 @@ impl Upstream {
             leased: 0,
             bytes: 0,
         }
+    }
+
+    /// Who is leased next: by priority, but every eighth time the lower ones in turn come first.
+    fn next_ready(&mut self) -> Option<u32> {
+        let [high, normal, low] = self.ready;
+        let order = match self.turn % (2 * TURNS) {
+            turn if turn == TURNS - 1 => [normal, low, high],
+            turn if turn == 2 * TURNS - 1 => [low, normal, high],
+            _ => [high, normal, low],
+        };
+        let next = order.iter().find_map(Line::first)?;
+        self.turn += 1;
+        Some(next)
     }
 }
 
@@ -927,6 +1038,11 @@ impl<P> Members for Ready<'_, P> {
     fn links(&mut self, member: u32) -> &mut Links {
         if member & OTHER == 0 { &mut self.0[member].links } else { &mut self.1[member & !OTHER].links }
     }
+}
+
+/// A moment in whole seconds, not before it, and never 0.
+fn seconds_up(at: Wall) -> u32 {
+    u32::try_from(at.as_millis().div_ceil(1000)).unwrap_or(u32::MAX).max(1)
 }
 
 /// Who stands among the ready for a record.

@@ -13,4 +13,4 @@ pub mod record;
 pub mod wire;
 
 pub use index::{Depth, Index, Known, Lease, State};
-pub use record::{FingerprintHalf, KeyHash, LaneKey, NewRecord, Outline};
+pub use record::{FingerprintHalf, KeyHash, LaneKey, NewRecord, Outline, Priority, Terms};

@@ -5,8 +5,45 @@ use std::fmt;
 use super::wire::{DecodeError, Reader, Writer};
 use crate::time::Wall;
 
-/// Version of the bytes of a [`NewRecord`].
-pub const RECORD_VERSION: u8 = 1;
+/// Version of the bytes of a [`NewRecord`]. Version 1, which has no [`Terms`], is read too.
+pub const RECORD_VERSION: u8 = 2;
+
+/// Which records of an upstream go first. Within an order key, order counts and nothing else.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Priority {
+    /// Before all others, except that one in eight goes to these.
+    High,
+    /// As a rule.
+    #[default]
+    Normal,
+    /// When nothing else is ready, and now and then.
+    Low,
+}
+
+impl Priority {
+    /// All there are, the first to go first.
+    pub const ALL: [Self; 3] = [Self::High, Self::Normal, Self::Low];
+
+    /// Its name in a configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::High => "high",
+            Self::Normal => "normal",
+            Self::Low => "low",
+        }
+    }
+}
+
+/// On what terms a record is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// Which go first.
+    pub priority: Priority,
+    /// From when on it is of no use to anybody: what still waits then is given up. A dead letter is a person's to
+    /// decide and does not expire.
+    pub expires: Option<Wall>,
+}
 
 /// A write to be kept until it is delivered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +74,8 @@ pub struct NewRecord {
     pub first_failure: String,
     /// Tries before it was accepted here.
     pub attempts: u32,
+    /// On what terms it is kept.
+    pub terms: Terms,
 }
 
 impl NewRecord {
@@ -44,6 +83,9 @@ impl NewRecord {
     pub fn encode(&self, out: &mut Vec<u8>) {
         let mut w = Writer::new(out);
         w.u8(RECORD_VERSION).u64(self.accepted.as_millis()).u32(self.attempts).raw(&self.fingerprint);
+        w.u8(self.terms.priority as u8).option(self.terms.expires, |w, expires| {
+            w.u64(expires.as_millis());
+        });
         w.str(&self.upstream).str(&self.route).str(&self.idempotency_key);
         w.option(self.order_key.as_deref(), |w, key| {
             w.bytes(key);
@@ -66,7 +108,8 @@ impl NewRecord {
         let headers: usize = self.headers.iter().map(|(name, value)| 8 + name.len() + value.len()).sum();
         let texts =
             [&self.upstream, &self.route, &self.idempotency_key, &self.first_failure, &self.method, &self.target];
-        45 + texts.iter().map(|text| 4 + text.len()).sum::<usize>()
+        47 + self.terms.expires.map_or(0, |_| 8)
+            + texts.iter().map(|text| 4 + text.len()).sum::<usize>()
             + optional(self.order_key.as_ref().map(Vec::len))
             + optional(self.ledger.as_ref().map(String::len))
             + 4
@@ -96,6 +139,7 @@ impl NewRecord {
             accepted: outline.accepted,
             first_failure: outline.first_failure.into(),
             attempts: outline.attempts,
+            terms: outline.terms,
         })
     }
 
@@ -128,6 +172,7 @@ pub struct Outline<'a> {
     pub accepted: Wall,
     pub first_failure: &'a str,
     pub attempts: u32,
+    pub terms: Terms,
 }
 
 impl<'a> Outline<'a> {
@@ -141,8 +186,12 @@ impl<'a> Outline<'a> {
 
     fn parse(bytes: &'a [u8], mut header: impl FnMut(&'a str, &'a [u8])) -> Result<Self, DecodeError> {
         let mut r = Reader::new(bytes);
-        r.version(RECORD_VERSION)?;
+        let version = r.u8()?;
+        if !matches!(version, 1 | RECORD_VERSION) {
+            return Err(DecodeError::Version { found: version, known: RECORD_VERSION });
+        }
         let (accepted, attempts, fingerprint) = (Wall::from_millis(r.u64()?), r.u32()?, r.raw()?);
+        let terms = if version == 1 { Terms::default() } else { decode_terms(&mut r)? };
         let (upstream, route, idempotency_key) = (r.str()?, r.str()?, r.str()?);
         let (order_key, ledger) = (r.option(Reader::bytes)?, r.option(Reader::str)?);
         let (first_failure, method, target) = (r.str()?, r.str()?, r.str()?);
@@ -164,6 +213,7 @@ impl<'a> Outline<'a> {
             accepted,
             first_failure,
             attempts,
+            terms,
         })
     }
 
@@ -178,6 +228,12 @@ impl<'a> Outline<'a> {
     pub fn key(&self) -> KeyHash {
         KeyHash::new(self.idempotency_key)
     }
+}
+
+fn decode_terms(r: &mut Reader<'_>) -> Result<Terms, DecodeError> {
+    let priority = Priority::ALL.get(usize::from(r.u8()?)).copied();
+    let priority = priority.ok_or(DecodeError::Invalid("a priority that is not known"))?;
+    Ok(Terms { priority, expires: r.option(|r| r.u64().map(Wall::from_millis))? })
 }
 
 /// A header takes 8 bytes at least: a count beyond that is a lie, and no reason to allocate.
@@ -253,11 +309,14 @@ mod tests {
             body in vec(any::<u8>(), 0..64),
             accepted: u64,
             attempts: u32,
+            priority in prop::sample::select(Priority::ALL.as_slice()),
+            expires in proptest::option::of(any::<u64>()),
         ) -> NewRecord {
             let [upstream, route, idempotency_key, method, target, first_failure] = texts;
             NewRecord {
                 upstream, route, order_key, idempotency_key, fingerprint, ledger, method, target, headers, body,
                 accepted: Wall::from_millis(accepted), first_failure, attempts,
+                terms: Terms { priority, expires: expires.map(Wall::from_millis) },
             }
         }
     }
@@ -287,7 +346,11 @@ mod tests {
             if let Ok(read) = NewRecord::decode(&bytes) {
                 let mut again = Vec::new();
                 read.encode(&mut again);
-                prop_assert_eq!(again, bytes);
+                if bytes[0] == 1 {
+                    prop_assert_eq!(NewRecord::decode(&again), Ok(read));
+                } else {
+                    prop_assert_eq!(again, bytes);
+                }
             }
         }
 
@@ -302,6 +365,26 @@ mod tests {
         let mut bytes = Vec::new();
         Writer::new(&mut bytes).u32(u32::MAX);
         assert_eq!(header_count(&mut Reader::new(&bytes)), Err(DecodeError::Truncated));
+    }
+
+    #[test]
+    fn a_record_of_version_1_is_read() {
+        let mut bytes = Vec::new();
+        let mut w = Writer::new(&mut bytes);
+        w.u8(1).u64(7).u32(3).raw(&[9; 32]).str("queue").str("events").str("key");
+        w.option(Some(b"a"), |w, key| _ = w.bytes(key)).option(None::<&str>, |_, _| {});
+        w.str("503").str("POST").str("/x").u32(1).str("accept").bytes(b"*/*").bytes(b"body");
+        let record = NewRecord::decode(&bytes).unwrap();
+        assert_eq!((record.terms, record.attempts, record.body.as_slice()), (Terms::default(), 3, &b"body"[..]));
+        assert_eq!(
+            (record.accepted, record.fingerprint, record.order_key.unwrap()),
+            (Wall::from_millis(7), [9; 32], b"a".to_vec())
+        );
+        bytes[0] = 3;
+        assert_eq!(NewRecord::decode(&bytes), Err(DecodeError::Version { found: 3, known: 2 }));
+        bytes[0] = 2;
+        bytes[45] = 9;
+        assert!(matches!(NewRecord::decode(&bytes), Err(DecodeError::Invalid(_))));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use seawall_core::guard::breaker::{BreakerConfig, SharedBreaker};
 use seawall_core::id::RecordId;
 use seawall_core::outcome::{Failure, Outcome};
 use seawall_core::spool::index::{Admission, Footprint, Index, IndexConfig};
-use seawall_core::spool::{FingerprintHalf, KeyHash, LaneKey};
+use seawall_core::spool::{FingerprintHalf, KeyHash, LaneKey, Terms};
 use seawall_core::time::{Mono, Wall};
 
 #[test]
@@ -40,12 +40,14 @@ fn admission(id: u64, lane: Option<LaneKey>) -> Admission<'static, Place> {
     Admission {
         id: RecordId(id),
         upstream: "queue",
+        route: "events",
         lane,
         key: KeyHash::new(&id.to_string()),
         fingerprint: FingerprintHalf([id as u8; 16]),
         accepted: Wall::from_millis(id),
         attempts: 1,
         last_error: "connect_refused",
+        terms: Terms::default(),
         place: Place([1, 2, 1000]),
     }
 }

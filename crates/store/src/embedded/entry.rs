@@ -97,6 +97,7 @@ fn put_settled<'w, 'b>(w: &'w mut Writer<'b>, settled: &Settled) -> &'w mut Writ
     match &settled.outcome {
         Outcome::Delivered { status } => w.u8(0).u16(*status),
         Outcome::Discarded { reason } => w.u8(1).str(reason),
+        Outcome::Expired => w.u8(2),
     }
 }
 
@@ -105,6 +106,7 @@ fn get_settled(r: &mut Reader<'_>) -> Result<Settled, DecodeError> {
     let outcome = match r.u8()? {
         0 => Outcome::Delivered { status: r.u16()? },
         1 => Outcome::Discarded { reason: r.str()?.into() },
+        2 => Outcome::Expired,
         _ => return Err(DecodeError::Invalid("an end that is not known")),
     };
     Ok(Settled { outcome, at })
@@ -129,6 +131,7 @@ mod tests {
         let outcome = prop_oneof![
             any::<u16>().prop_map(|status| Outcome::Delivered { status }),
             "[a-zé]{0,9}".prop_map(|reason| Outcome::Discarded { reason }),
+            Just(Outcome::Expired),
         ];
         (outcome, any::<u64>()).prop_map(|(outcome, at)| Settled { outcome, at: Wall::from_millis(at) })
     }

@@ -1,6 +1,6 @@
 //! The engines behind the handles: three writers on one data directory.
 
-mod entry;
+pub(crate) mod entry;
 mod journal;
 mod ledger;
 mod log;

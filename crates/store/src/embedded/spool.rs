@@ -10,6 +10,7 @@
 //! them lives; what lives too long is moved forward, so that files take at most twice the live bytes plus three
 //! segments.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,12 +26,12 @@ use tokio::sync::{mpsc, oneshot};
 use super::LogReport;
 use super::entry::SpoolEntry;
 use super::log::{Log, LogError, LogOptions, Place, segment_bytes_for};
-use super::segment::{FORMAT_VERSION, LogKind};
+use super::segment::LogKind;
 use crate::clock::Clock;
 use crate::disk::Disk;
 use crate::error::{EnqueueError, OpenError, StoreError};
 use crate::options::{OnDamage, StoreOptions};
-use crate::spool::{Account, Command, Enqueued, Leased, Leases, RecordDraft, SpoolDepth, SpoolShared};
+use crate::spool::{Account, Command, Enqueued, Expired, Leased, Leases, RecordDraft, SpoolDepth, SpoolShared};
 
 /// Commands taken in one batch: what 4096 producers can have waiting.
 const BATCH_MAX: usize = 4096;
@@ -106,6 +107,7 @@ struct Batch {
 enum Answer {
     Enqueued(oneshot::Sender<Result<Enqueued, EnqueueError>>, Enqueued),
     Bool(oneshot::Sender<bool>, bool),
+    Expired(oneshot::Sender<Vec<Expired>>, Vec<Expired>),
     Done(oneshot::Sender<Result<(), StoreError>>),
 }
 
@@ -226,6 +228,10 @@ impl<D: Disk> SpoolEngine<D> {
             }
             Command::Retry { id, answer } => self.retry(id, answer),
             Command::Discard { id, reason, answer } => self.discard(id, reason, answer),
+            Command::Expire { upstream, max, answer } => {
+                let expired = self.expire(&upstream, max);
+                self.batch.answers.push(Answer::Expired(answer, expired));
+            }
             // Answered after the commit: nobody may see what is not safe yet.
             question => questions.push(question),
         }
@@ -249,16 +255,23 @@ impl<D: Disk> SpoolEngine<D> {
         if self.queued_bytes + draft.bytes.len() as u64 > limit_bytes {
             return Err(EnqueueError::Full { used_bytes: self.queued_bytes, limit_bytes });
         }
-        let place = self.stage_record(&draft.bytes).map_err(|error| match error {
+        if let Some(limit_bytes) = draft.route_bytes_max {
+            let used_bytes = self.index.route_bytes(&draft.upstream, &draft.route);
+            if used_bytes + draft.bytes.len() as u64 > limit_bytes {
+                return Err(EnqueueError::RouteFull { route: draft.route, used_bytes, limit_bytes });
+            }
+        }
+        let place = self.stage_record(&draft).map_err(|error| match error {
             LogError::NoSpace => EnqueueError::DiskFull,
             LogError::Stopped(reason) => EnqueueError::Stopped { reason },
         })?;
         let id = RecordId(self.next_id);
         self.next_id += 1;
         self.index.enqueue(draft.admission(id, place));
+        let parked = draft.adopted.flatten().is_some_and(|parked| self.index.replay_parked(id, parked));
         self.queued_bytes += place.footprint();
         self.weigh(place.segment, place.footprint());
-        if let Some(lane) = self.index.lane(id) {
+        if let (Some(lane), false) = (self.index.lane(id), parked) {
             self.shared.held.add(lane);
         }
         self.batch.enqueued.push(id);
@@ -268,18 +281,16 @@ impl<D: Disk> SpoolEngine<D> {
     }
 
     /// Stages a new record, if acknowledgements keep a spare segment for themselves.
-    fn stage_record(&mut self, record: &[u8]) -> Result<Place, LogError> {
+    fn stage_record(&mut self, draft: &RecordDraft) -> Result<Place, LogError> {
         self.ensure_room()?;
-        let id = RecordId(self.next_id);
-        if let Some(place) = self.log.stage(|out| SpoolEntry::Enqueue { id, record }.encode(out)) {
+        if let Some(place) = self.log.stage(|out| draft.entry(self.next_id).encode(out)) {
             return Ok(place);
         }
         self.commit();
         self.roll()?;
         self.batch.asked_for_room = false;
         self.ensure_room()?;
-        let id = RecordId(self.next_id);
-        Ok(self.log.stage(|out| SpoolEntry::Enqueue { id, record }.encode(out)).expect("a new segment has room for it"))
+        Ok(self.log.stage(|out| draft.entry(self.next_id).encode(out)).expect("a new segment has room for it"))
     }
 
     fn ensure_room(&mut self) -> Result<(), LogError> {
@@ -365,6 +376,35 @@ impl<D: Disk> SpoolEngine<D> {
             (Ok(()), None) => unreachable!("a record that has not left has a place"),
             (Err(error), _) => _ = answer.send(Err(not_here(id, error))),
         }
+    }
+
+    /// Settles what waits and is out of its time.
+    fn expire(&mut self, upstream: &str, max: usize) -> Vec<Expired> {
+        let at = self.clock.wall();
+        let mut expired = Vec::new();
+        for id in self.index.overdue(upstream, at, max) {
+            let (place, attempts, _) = self.index.live(id).expect("it waits");
+            let lane = self.index.lane(id);
+            match self.read(id, place) {
+                Err(_) if self.log.is_out_of_files() => break,
+                // As with a lease: people see it among the dead letters.
+                Err(error) => {
+                    let parked = Parked { reason: error.to_string(), last_words: String::new(), at };
+                    self.index.replay_parked(id, parked.clone());
+                    self.note(&SpoolEntry::Parked { id, attempts, parked });
+                }
+                Ok(record) => {
+                    let settled = Settled { outcome: Outcome::Expired, at };
+                    self.index.settle(id, settled.clone());
+                    self.weigh_settled(place);
+                    self.note(&SpoolEntry::Settled { id, settled });
+                    expired.push(Expired { id, record, attempts });
+                }
+            }
+            self.batch.left.extend(lane);
+            self.batch.has_work = true;
+        }
+        expired
     }
 
     /// Writes down a fact that holds already: with this batch, or when there is room.
@@ -454,7 +494,7 @@ impl<D: Disk> SpoolEngine<D> {
     fn take_back(&mut self, enqueued: &[RecordId]) {
         for &id in enqueued.iter().rev() {
             let place = self.index.place(id).expect("enqueued in this batch");
-            if let Some(lane) = self.index.lane(id) {
+            if let (Some(lane), Some(State::Waiting)) = (self.index.lane(id), self.index.state(id)) {
                 self.shared.held.remove(lane);
             }
             self.queued_bytes -= place.footprint();
@@ -688,6 +728,7 @@ impl Answer {
         match self {
             Self::Enqueued(answer, enqueued) => _ = answer.send(Ok(enqueued)),
             Self::Bool(answer, value) => _ = answer.send(value),
+            Self::Expired(answer, expired) => _ = answer.send(expired),
             Self::Done(answer) => _ = answer.send(Ok(())),
         }
     }
@@ -716,16 +757,30 @@ fn seed_of(key: [u8; 32]) -> u64 {
 }
 
 impl RecordDraft {
+    /// What the log says of it under a number.
+    fn entry(&self, id: u64) -> SpoolEntry<'_> {
+        let (id, record) = (RecordId(id), self.bytes.as_slice());
+        match &self.adopted {
+            None => SpoolEntry::Enqueue { id, record },
+            Some(parked) => {
+                let (attempts, error, parked) = (self.attempts, self.first_failure.as_str(), parked.clone());
+                SpoolEntry::Moved { id, attempts, error, parked, record }
+            }
+        }
+    }
+
     fn admission(&self, id: RecordId, place: Place) -> Admission<'_, Place> {
         Admission {
             id,
             upstream: &self.upstream,
+            route: &self.route,
             lane: self.lane,
             key: self.key,
             fingerprint: FingerprintHalf::of(&self.fingerprint),
             accepted: self.accepted,
             attempts: self.attempts,
             last_error: &self.first_failure,
+            terms: self.terms,
             place,
         }
     }
@@ -761,9 +816,27 @@ fn moved(index: &Index<Place>, place: Place, bytes: &[u8]) -> Option<(RecordId, 
     let view = index.view(id).filter(|view| view.place == place)?;
     let entry = match view.settled {
         Some(settled) => SpoolEntry::Remembered { id, key: view.key, fingerprint, settled },
-        None => SpoolEntry::Moved { id, attempts: view.attempts, error: &view.last_error, parked: view.parked, record },
+        None => {
+            let record = if view.expires { record.into() } else { without_expiry(record) };
+            let (attempts, error, parked) = (view.attempts, view.last_error.as_str(), view.parked);
+            return Some((id, SpoolEntry::Moved { id, attempts, error, parked, record: &record }.to_bytes()));
+        }
     };
     Some((id, entry.to_bytes()))
+}
+
+/// A dead letter that was retried does not expire any more, and must not begin to when what says so is gone.
+fn without_expiry(bytes: &[u8]) -> Cow<'_, [u8]> {
+    let expires = Outline::of(bytes).is_ok_and(|record| record.terms.expires.is_some());
+    match NewRecord::decode(bytes) {
+        Ok(mut record) if expires => {
+            record.terms.expires = None;
+            let mut bytes = Vec::with_capacity(record.encoded_len());
+            record.encode(&mut bytes);
+            bytes.into()
+        }
+        _ => bytes.into(),
+    }
 }
 
 /// Builds the index from the log.
@@ -821,12 +894,14 @@ impl Replay {
             self.index.replay_enqueue(Admission {
                 id,
                 upstream: record.upstream,
+                route: record.route,
                 lane: record.lane(),
                 key: record.key(),
                 fingerprint: FingerprintHalf::of(&record.fingerprint),
                 accepted: record.accepted,
                 attempts: record.attempts,
                 last_error: record.first_failure,
+                terms: record.terms,
                 place,
             });
         }
@@ -838,8 +913,8 @@ impl Replay {
     fn check<D: Disk>(&self, log: &Log<D>, policy: OnDamage, report: &mut SpoolReport) -> Result<(), OpenError> {
         let Some((place, error)) = self.misread.first() else { return Ok(()) };
         let path = log.path(place.segment);
-        if let DecodeError::Version { found, .. } = error {
-            return Err(OpenError::Newer { path, found: u32::from(*found), known: u32::from(FORMAT_VERSION) });
+        if let DecodeError::Version { found, known } = error {
+            return Err(OpenError::Newer { path, found: u32::from(*found), known: u32::from(*known) });
         }
         if policy == OnDamage::Refuse {
             return Err(OpenError::Damaged { path, offset: place.offset.into(), what: error.to_string() });
@@ -859,6 +934,7 @@ mod tests {
     use std::sync::Mutex;
     use std::task::{Context, Wake};
 
+    use seawall_core::spool::Terms;
     use seawall_core::spool::wire::Writer;
     use seawall_core::time::{Mono, Wall};
 
@@ -943,6 +1019,7 @@ mod tests {
             accepted: Wall::default(),
             first_failure: "timeout".into(),
             attempts: 1,
+            terms: Terms::default(),
         }
     }
 
@@ -962,8 +1039,8 @@ mod tests {
     #[test]
     fn a_record_of_a_newer_version_is_told() {
         let mut bytes = Vec::new();
-        Writer::new(&mut bytes).u8(1).u64(1).u8(2).raw(&[0; 80]);
+        Writer::new(&mut bytes).u8(1).u64(1).u8(3).raw(&[0; 80]);
         let error = open(&with_entry(&bytes), OnDamage::Quarantine).map(|_| ()).unwrap_err();
-        assert!(matches!(error, OpenError::Newer { found: 2, known: 1, .. }), "{error}");
+        assert!(matches!(error, OpenError::Newer { found: 3, known: 2, .. }), "{error}");
     }
 }

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use seawall_core::spool::NewRecord;
+use seawall_core::spool::{NewRecord, Terms};
 use seawall_core::time::{Mono, Wall};
 use seawall_store::{Clock, Disk, OpenError, Opened, SimDisk, Store, StoreOptions};
 
@@ -84,6 +84,7 @@ pub(crate) fn record(key: &str, order_key: Option<&str>, body: &[u8]) -> NewReco
         accepted: Wall::from_millis(5),
         first_failure: "connect_refused".into(),
         attempts: 1,
+        terms: Terms::default(),
     }
 }
 

@@ -3,14 +3,19 @@
 use std::time::Duration;
 
 use seawall_core::id::RecordId;
-use seawall_core::spool::State;
-use seawall_core::spool::index::Outcome;
+use seawall_core::spool::index::{Outcome, Parked};
+use seawall_core::spool::{NewRecord, State, Terms};
 use seawall_core::time::Wall;
-use seawall_store::{EnqueueError, Leased, SimDisk, Spool, Store, StoreError};
+use seawall_store::disk::Fault;
+use seawall_store::{Disk as _, EnqueueError, Leased, Opened, Orphan, SimDisk, Spool, Store, StoreError, StoreOptions};
 
 use crate::{TestClock, open, open_with, options, record, segments, with};
 
 const MINUTE: Duration = Duration::from_secs(60);
+
+fn open_at(disk: &SimDisk, options: StoreOptions, clock: &TestClock) -> Opened<SimDisk> {
+    Store::open(disk.clone(), options, clock.clone(), || [7; 32]).expect("opens")
+}
 
 async fn lease_one(spool: &Spool) -> Option<Leased> {
     spool.lease("queue", 1, MINUTE).await.unwrap().leased.pop()
@@ -192,6 +197,182 @@ fn limits_are_told_with_numbers() {
         assert_eq!(full.retry_after(), Some(Duration::from_secs(1)));
         assert_eq!(deliver_all(spool).await, [1]);
         spool.enqueue(&record("b", None, &[2; 500])).await.unwrap();
+    });
+}
+
+#[test]
+fn a_route_has_its_own_limit() {
+    with(open(&SimDisk::new(61)), async |store| {
+        let spool = &store.spool;
+        let enqueue = async |key: &str, route: &str| {
+            let record = NewRecord { route: route.into(), ..record(key, None, &[1; 500]) };
+            spool.enqueue_within(&record, Some(1_500)).await
+        };
+        enqueue("a", "events").await.unwrap();
+        enqueue("b", "events").await.unwrap();
+        let full = enqueue("c", "events").await.unwrap_err();
+        assert!(
+            matches!(&full, EnqueueError::RouteFull { route, used_bytes: 1000.., limit_bytes: 1_500 } if route == "events")
+        );
+        assert!(full.to_string().contains("route `events`, which may have 1500") && full.hint().is_some());
+        assert!(full.retry_after().is_some());
+        assert!(enqueue("a", "events").await.unwrap().already, "what is there already needs no room");
+        enqueue("c", "labels").await.unwrap();
+        assert_eq!(deliver_all(spool).await, [1, 2, 3]);
+        enqueue("d", "events").await.unwrap();
+    });
+}
+
+#[test]
+fn what_waits_too_long_is_given_up_and_counted_apart() {
+    let (disk, clock) = (SimDisk::new(62), TestClock::default());
+    let expiring = |key: &str, row: Option<&str>, expires: u64| NewRecord {
+        terms: Terms { expires: Some(Wall::from_millis(expires)), ..Terms::default() },
+        ..record(key, row, b"x")
+    };
+    with(open_at(&disk, options(), &clock), async |store| {
+        let spool = &store.spool;
+        spool.enqueue(&expiring("a", Some("row"), 10_000)).await.unwrap();
+        spool.enqueue(&expiring("b", Some("row"), 90_000)).await.unwrap();
+        spool.enqueue(&expiring("c", None, 10_000)).await.unwrap();
+        spool.enqueue(&expiring("d", None, 10_000)).await.unwrap();
+        let out = spool.lease("queue", 9, MINUTE).await.unwrap().leased;
+        assert_eq!(out.len(), 3);
+        let [a, c, d] = <[_; 3]>::try_from(out).unwrap();
+        spool.release(a.lease).await.unwrap();
+        spool.park(d.lease, "refused", "").await.unwrap();
+        spool.retry(RecordId(4)).await.unwrap();
+        clock.advance_ms(10_000);
+        let expired = spool.expire("queue", 9).await.unwrap();
+        assert_eq!(
+            expired.iter().map(|expired| expired.id.0).collect::<Vec<_>>(),
+            [1],
+            "the others are out, or a person's"
+        );
+        assert_eq!((expired[0].record.idempotency_key.as_str(), expired[0].attempts), ("a", 1));
+        assert!(
+            spool.expire("queue", 9).await.unwrap().is_empty() && spool.expire("nobody", 9).await.unwrap().is_empty()
+        );
+        spool.nack(c.lease, Duration::ZERO, "503").await.unwrap();
+        assert_eq!(spool.expire("queue", 9).await.unwrap()[0].id, RecordId(3));
+        assert_eq!(spool.get(RecordId(1)).await.unwrap().unwrap().settled.unwrap().outcome, Outcome::Expired);
+        assert!(spool.holds_key("queue", b"row"), "one of its row still waits");
+    });
+    with(open_at(&disk.crash(), options(), &clock), async |store| {
+        let states = [1, 2, 3, 4].map(RecordId);
+        let mut found = Vec::new();
+        for id in states {
+            found.push(store.spool.get(id).await.unwrap().unwrap().state);
+        }
+        assert_eq!(found, [State::Expired, State::Waiting, State::Expired, State::Waiting]);
+        assert!(store.spool.enqueue(&expiring("a", None, 99_999)).await.unwrap().already, "its key is remembered");
+        let mut delivered = deliver_all(&store.spool).await;
+        delivered.sort_unstable();
+        assert_eq!(delivered, [2, 4], "what was retried by hand does not expire");
+    });
+}
+
+#[test]
+fn what_was_retried_by_hand_does_not_expire_after_it_was_moved() {
+    let (disk, clock) = (SimDisk::new(63), TestClock::default());
+    let small = || StoreOptions { spool_segment_bytes: 0, record_bytes_max: 2_000, ..options() };
+    with(open_at(&disk, small(), &clock), async |store| {
+        let spool = &store.spool;
+        let terms = Terms { expires: Some(Wall::from_millis(1_000)), ..Terms::default() };
+        spool.enqueue(&NewRecord { terms, ..record("old", Some("row"), b"x") }).await.unwrap();
+        let out = lease_one(spool).await.unwrap();
+        spool.park(out.lease, "refused", "").await.unwrap();
+        spool.retry(RecordId(1)).await.unwrap();
+        let out = lease_one(spool).await.unwrap();
+        // Traffic until its segment is gone.
+        for n in 0..60 {
+            spool.enqueue(&record(&format!("k{n}"), None, &[7; 1_000])).await.unwrap();
+            let leased = lease_one(spool).await.unwrap();
+            assert!(spool.ack(leased.lease, 200).await.unwrap());
+        }
+        spool.release(out.lease).await.unwrap();
+    });
+    assert!(!segments(&disk).contains(&"0000000001.log".to_string()), "{:?}", segments(&disk));
+    clock.advance_ms(5_000);
+    with(open_at(&disk.crash(), small(), &clock), async |store| {
+        assert!(store.spool.expire("queue", 9).await.unwrap().is_empty());
+        assert_eq!(deliver_all(&store.spool).await, [1]);
+    });
+}
+
+#[test]
+fn what_cannot_be_read_does_not_expire_unseen() {
+    let (disk, clock) = (SimDisk::new(64), TestClock::default());
+    with(open_at(&disk, options(), &clock), async |store| {
+        let spool = &store.spool;
+        let terms = Terms { expires: Some(Wall::from_millis(1_000)), ..Terms::default() };
+        spool.enqueue(&NewRecord { terms, ..record("a", Some("row"), &[0x5a; 64]) }).await.unwrap();
+        let path = crate::spool_dir().join("0000000001.log");
+        let image = disk.read(&path).unwrap();
+        let at = image.windows(64).position(|window| window == [0x5a; 64]).unwrap();
+        disk.corrupt(&path, at, 1);
+        clock.advance_ms(2_000);
+        assert!(spool.expire("queue", 9).await.unwrap().is_empty());
+        let depth = spool.depth();
+        assert_eq!((depth.waiting, depth.parked), (0, 1), "people see it");
+        assert!(!spool.holds_key("queue", b"row"));
+    });
+}
+
+#[test]
+fn orphans_are_taken_in_once_as_they_were() {
+    let (dead, disk) = (SimDisk::new(65), SimDisk::new(66));
+    let orphans = with(open(&dead), async |store| {
+        let spool = &store.spool;
+        for key in ["a", "b", "c"] {
+            spool.enqueue(&record(key, Some("row"), key.as_bytes())).await.unwrap();
+        }
+        let out = lease_one(spool).await.unwrap();
+        spool.park(out.lease, "refused", "no").await.unwrap();
+        let out = lease_one(spool).await.unwrap();
+        spool.nack(out.lease, Duration::ZERO, "503").await.unwrap();
+        spool.discard(RecordId(3), "a test").await.unwrap();
+        let accounts = [spool.get(RecordId(1)).await, spool.get(RecordId(2)).await, spool.get(RecordId(3)).await];
+        accounts.map(|account| Orphan::of(account.unwrap().unwrap()))
+    });
+    let [Some(parked), Some(waiting), None] = orphans else { panic!("{orphans:?}") };
+    let mut bytes = Vec::new();
+    parked.encode(&mut bytes);
+    assert_eq!(Orphan::decode(&bytes), Ok(parked.clone()));
+    assert!(Orphan::decode(&[0; 9]).is_err() && Orphan::decode(&bytes[..bytes.len() - 1]).is_err());
+    with(open(&disk), async |store| {
+        let spool = &store.spool;
+        spool.enqueue(&record("mine", None, b"x")).await.unwrap();
+        for already in [false, true] {
+            for orphan in [&parked, &waiting] {
+                assert_eq!(spool.adopt(orphan.clone()).await.unwrap().already, already);
+            }
+        }
+        assert!(spool.holds_key("queue", b"row"));
+    });
+    with(open(&disk.crash()), async |store| {
+        let spool = &store.spool;
+        let adopted = spool.get(RecordId(2)).await.unwrap().unwrap();
+        assert_eq!(Orphan::of(adopted), Some(Orphan { id: RecordId(2), ..parked.clone() }), "a dead letter stays one");
+        let adopted = spool.get(RecordId(3)).await.unwrap().unwrap();
+        assert_eq!((adopted.state, adopted.attempts, adopted.last_error.as_str()), (State::Waiting, 2, "503"));
+        assert_eq!(deliver_all(spool).await, [1, 3]);
+        assert!(!spool.holds_key("queue", b"row"));
+    });
+}
+
+#[test]
+fn an_orphan_that_finds_no_room_is_not_there() {
+    let disk = SimDisk::new(67);
+    with(open(&disk), async |store| {
+        let parked = Some(Parked { reason: "refused".into(), ..Parked::default() });
+        let (last_error, record) = ("503".into(), record("a", Some("row"), b"x"));
+        let orphan = Orphan { id: RecordId(9), record, attempts: 3, last_error, parked };
+        disk.fail_call(1, Fault::NoSpace);
+        assert_eq!(store.spool.adopt(orphan.clone()).await, Err(EnqueueError::DiskFull));
+        assert_eq!(store.spool.depth().parked, 0);
+        assert!(!store.spool.adopt(orphan).await.unwrap().already);
+        assert_eq!(store.spool.depth().parked, 1);
     });
 }
 

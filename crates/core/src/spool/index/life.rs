@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::id::RecordId;
-use crate::spool::record::{FingerprintHalf, KeyHash, LaneKey};
+use crate::spool::record::{FingerprintHalf, KeyHash, LaneKey, Terms};
 use crate::time::{Mono, Wall};
 
 /// Longest error or reason kept, in bytes; the rest is cut off.
@@ -27,6 +27,8 @@ pub enum State {
     Delivered,
     /// A person gave it up.
     Discarded,
+    /// Its time was over before it could be delivered.
+    Expired,
 }
 
 impl State {
@@ -39,6 +41,7 @@ impl State {
             Self::Parked => "parked",
             Self::Delivered => "delivered",
             Self::Discarded => "discarded",
+            Self::Expired => "expired",
         }
     }
 }
@@ -73,6 +76,8 @@ pub struct Admission<'a, P> {
     pub id: RecordId,
     /// For whom.
     pub upstream: &'a str,
+    /// By which route it came.
+    pub route: &'a str,
     /// Its row; `None` waits for nobody.
     pub lane: Option<LaneKey>,
     /// Its idempotency key.
@@ -85,6 +90,8 @@ pub struct Admission<'a, P> {
     pub attempts: u32,
     /// Why the last of them failed.
     pub last_error: &'a str,
+    /// On what terms it is kept; expiry to the second, rounded up.
+    pub terms: Terms,
     /// Where its bytes are.
     pub place: P,
 }
@@ -132,7 +139,7 @@ pub struct Settled {
     pub at: Wall,
 }
 
-/// The two ends a record can come to.
+/// The ends a record can come to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The upstream took it.
@@ -145,6 +152,8 @@ pub enum Outcome {
         /// Because of this.
         reason: String,
     },
+    /// Its time was over: [`Terms::expires`].
+    Expired,
 }
 
 impl Outcome {
@@ -154,6 +163,7 @@ impl Outcome {
         match self {
             Self::Delivered { .. } => State::Delivered,
             Self::Discarded { .. } => State::Discarded,
+            Self::Expired => State::Expired,
         }
     }
 }
@@ -201,6 +211,8 @@ pub struct View<P> {
     pub place: P,
     /// Its idempotency key.
     pub key: KeyHash,
+    /// False for what is settled, never expires, or once was a dead letter.
+    pub expires: bool,
 }
 
 /// A record that waits or is parked was asked for and there is none with this number.

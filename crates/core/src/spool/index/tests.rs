@@ -7,6 +7,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::spool::record::Priority;
+use crate::spool::record::Terms;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -28,12 +30,14 @@ fn admission(id: u64, upstream: &'static str, order_key: Option<&str>) -> Admiss
     Admission {
         id: RecordId(id),
         upstream,
+        route: "events",
         lane: order_key.map(|key| LaneKey::new(upstream, key.as_bytes())),
         key: KeyHash::new(&format!("key {id}")),
         fingerprint: half(id),
         accepted: Wall::from_millis(id * 10),
         attempts: 1,
         last_error: "connect_refused",
+        terms: Terms::default(),
         place: id as u32,
     }
 }
@@ -196,11 +200,90 @@ fn dead_letters_of_one_row_are_retried_in_any_order_and_go_in_the_order_accepted
     }
 }
 
+fn with_terms(
+    id: u64,
+    order_key: Option<&str>,
+    priority: Priority,
+    expires_ms: Option<u64>,
+) -> Admission<'static, u32> {
+    let terms = Terms { priority, expires: expires_ms.map(Wall::from_millis) };
+    Admission { terms, ..admission(id, "queue", order_key) }
+}
+
+fn next(index: &mut Index<u32>) -> Option<u64> {
+    let lease = leased(index, 1, Mono::ZERO).pop()?;
+    assert!(index.ack(&lease, 200, Wall::default()));
+    Some(lease.id().0)
+}
+
+#[test]
+fn who_is_urgent_goes_first_and_nobody_waits_for_ever() {
+    let mut index = index();
+    for n in 0..60 {
+        let priority = [Priority::Low, Priority::Normal, Priority::High][n as usize / 20];
+        index.enqueue(with_terms(n + 1, None, priority, None));
+    }
+    let order: Vec<u64> = std::iter::from_fn(|| next(&mut index)).collect();
+    assert_eq!(order[..8], [41, 42, 43, 44, 45, 46, 47, 21], "the eighth goes to the normal ones");
+    assert_eq!(order[8..17], [48, 49, 50, 51, 52, 53, 54, 1, 55], "the sixteenth to the low ones");
+    assert_eq!(order.len(), 60);
+}
+
+#[test]
+fn order_within_a_key_is_above_priority() {
+    let mut index = index();
+    index.enqueue(with_terms(1, Some("a"), Priority::Low, None));
+    index.enqueue(with_terms(2, Some("a"), Priority::High, None));
+    index.enqueue(with_terms(3, Some("b"), Priority::Normal, None));
+    assert_eq!(std::iter::from_fn(|| next(&mut index)).collect::<Vec<_>>(), [3, 1, 2]);
+}
+
+#[test]
+fn what_waits_too_long_expires_and_its_row_goes_on() {
+    let mut index = index();
+    for (id, expires_ms) in [(1, Some(1500)), (2, Some(1000)), (3, None), (4, Some(9000)), (5, Some(8001))] {
+        index.enqueue(with_terms(id, Some("a"), Priority::Normal, expires_ms));
+    }
+    let out = leased(&mut index, 1, Mono::ZERO).pop().unwrap();
+    assert_eq!(index.overdue("queue", Wall::from_millis(999), 9), []);
+    assert_eq!(index.overdue("queue", Wall::from_millis(1999), 9), [RecordId(2)]);
+    assert_eq!(index.overdue("nobody", Wall::from_millis(1999), 9), []);
+    let expired = Settled { outcome: Outcome::Expired, at: Wall::from_millis(2000) };
+    assert!(index.settle(RecordId(2), expired.clone()));
+    assert_eq!((index.state(RecordId(2)), index.list(State::Expired, 9)), (Some(State::Expired), vec![RecordId(2)]));
+    assert_eq!(index.view(RecordId(2)).unwrap().settled, Some(expired));
+    assert_eq!(index.overdue("queue", Wall::from_millis(2000), 9), [], "the first is on its way");
+    assert!(index.nack(&out, Mono::ZERO, "503"));
+    assert_eq!(index.overdue("queue", Wall::from_millis(2000), 9), [RecordId(1)]);
+    let again = leased(&mut index, 1, Mono::ZERO).pop().unwrap();
+    assert!(index.view(RecordId(1)).unwrap().expires);
+    assert!(index.park(&again, Parked::default()));
+    assert_eq!(index.overdue("queue", Wall::from_millis(u64::MAX), 9), [RecordId(4), RecordId(5)]);
+    index.retry(RecordId(1)).unwrap();
+    assert!(!index.view(RecordId(1)).unwrap().expires, "somebody wants it delivered");
+    assert_eq!(index.overdue("queue", Wall::from_millis(u64::MAX), 1), [RecordId(4)]);
+}
+
+#[test]
+fn bytes_are_counted_by_route_too() {
+    let mut index = index();
+    index.enqueue(Admission { route: "labels", ..admission(1, "queue", None) });
+    index.enqueue(admission(2, "queue", None));
+    index.enqueue(admission(3, "carrier", None));
+    let bytes = |index: &Index<u32>| {
+        [("queue", "labels"), ("queue", "events"), ("carrier", "events"), ("carrier", "x")]
+            .map(|(upstream, route)| index.route_bytes(upstream, route))
+    };
+    assert_eq!(bytes(&index), [100, 100, 100, 0]);
+    assert_eq!(next(&mut index), Some(1));
+    assert_eq!((bytes(&index), index.depth("queue").bytes), ([0, 100, 100, 0], 100));
+}
+
 #[test]
 fn moments_beyond_the_years_of_the_index_are_the_last_it_knows() {
     let mut index = index();
     index.enqueue(Admission { accepted: Wall::from_millis(u64::MAX), ..admission(1, "queue", None) });
-    assert_eq!(index.depth("queue").oldest, Some(Wall::from_millis((1 << 44) - 1)));
+    assert_eq!(index.depth("queue").oldest, Some(Wall::from_millis((1 << 42) - 1)));
 }
 
 #[test]
@@ -397,8 +480,14 @@ proptest! {
             match op {
                 Op::Enqueue { upstream, key } => {
                     let name = ["queue", "carrier"][upstream as usize];
-                    index.enqueue(admission(next, name, key.map(|key| ["a", "b", "c"][key as usize])));
-                    model.back_in_line((upstream, key, if key.is_some() { 0 } else { next }), next);
+                    let lane = (upstream, key, if key.is_some() { 0 } else { next });
+                    let terms = Terms {
+                        priority: Priority::ALL[next as usize % 3],
+                        expires: next.is_multiple_of(4).then(|| Wall::from_millis(now_ms + 2000)),
+                    };
+                    let key = key.map(|key| ["a", "b", "c"][key as usize]);
+                    index.enqueue(Admission { terms, ..admission(next, name, key) });
+                    model.back_in_line(lane, next);
                     next += 1;
                 }
                 Op::Lease { upstream, max } => {
@@ -469,7 +558,18 @@ proptest! {
                         model.delayed.remove(&id);
                     }
                 }
-                Op::Wait { millis } => now_ms += millis,
+                Op::Wait { millis } => {
+                    now_ms += millis;
+                    model.expire(now);
+                    index.expire(now);
+                    for id in index.overdue("queue", Wall::from_millis(now_ms), 2) {
+                        let expired = Settled { outcome: Outcome::Expired, at: Wall::from_millis(now_ms) };
+                        prop_assert!(index.settle(id, expired));
+                        let queue = model.lanes.values_mut().find(|queue| queue.contains(&id.0)).unwrap();
+                        queue.retain(|other| *other != id.0);
+                        model.delayed.remove(&id.0);
+                    }
+                }
                 _ => {}
             }
             index.forget(Wall::from_millis(now_ms));
