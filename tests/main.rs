@@ -20,4 +20,5 @@ mod seen;
 mod server;
 mod sick;
 mod simulate;
+mod spool;
 mod stop;

@@ -52,6 +52,7 @@ pub(crate) fn router() -> Router<Admin> {
         .route("/api/journal", only(&["GET", "HEAD"], get(journal)))
         .route("/api/journal/verify", only(&["GET", "HEAD"], get(journal_verify)))
         .route("/api/spool", only(&["GET", "HEAD"], get(spool)))
+        .route("/api/spool/adopt", only(&["POST"], post(crate::adopt::adopt)))
         .route("/api/spool/{id}", only(&["GET", "HEAD"], get(spool_record)))
         .route("/api/spool/{id}/retry", only(&["POST"], post(spool_retry)))
         .route("/api/spool/{id}/discard", only(&["POST"], post(spool_discard)))
@@ -93,7 +94,7 @@ impl Refusal {
         Self { status, error: error.into(), field: None, allowed: Vec::new() }
     }
 
-    fn bad(field: &'static str, error: impl Into<String>) -> Self {
+    pub(crate) fn bad(field: &'static str, error: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, error).field(field)
     }
 
@@ -151,15 +152,15 @@ impl From<LedgerRefusal> for Refusal {
 }
 
 /// JSON that nobody may keep: the next moment says something else.
-fn fresh(body: impl Serialize) -> Response {
+pub(crate) fn fresh(body: impl Serialize) -> Response {
     ([(CACHE_CONTROL, HeaderValue::from_static("no-store"))], Json(body)).into_response()
 }
 
 /// The parameters of a URL: each known, each once, each of its kind.
-struct Parameters(BTreeMap<String, String>);
+pub(crate) struct Parameters(BTreeMap<String, String>);
 
 impl Parameters {
-    fn read(query: RawQuery, known: &[&'static str]) -> Result<Self, Refusal> {
+    pub(crate) fn read(query: RawQuery, known: &[&'static str]) -> Result<Self, Refusal> {
         let uri: Uri = format!("/?{}", query.0.unwrap_or_default())
             .parse()
             .map_err(|_| Refusal::new(StatusCode::BAD_REQUEST, "the query of the URL cannot be read"))?;
@@ -179,7 +180,7 @@ impl Parameters {
         Ok(Self(parameters))
     }
 
-    fn text(&self, name: &str) -> Option<&str> {
+    pub(crate) fn text(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }
 
@@ -418,7 +419,7 @@ async fn read_json<T: DeserializeOwned>(body: Body, field: &'static str) -> Resu
     })
 }
 
-async fn read_body(body: Body) -> Result<Bytes, Refusal> {
+pub(crate) async fn read_body(body: Body) -> Result<Bytes, Refusal> {
     let whole = Limited::new(body, BODY_BYTES_MAX).collect();
     match tokio::time::timeout(BODY_TIMEOUT, whole).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),

@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod parts;
 pub mod ui;
 
+mod adopt;
 mod events;
 mod guard;
 mod serve;

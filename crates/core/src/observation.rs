@@ -31,6 +31,8 @@ pub struct RouteSnapshot {
     pub name: String,
     /// Its upstream's name.
     pub upstream: String,
+    /// True if writes it cannot deliver are kept in the spool, and delivered from there.
+    pub spools: bool,
     /// Its breaker.
     pub breaker: BreakerSnapshot,
     /// Since when answers are reduced (milliseconds since the epoch); `None` while they are whole.

@@ -238,6 +238,7 @@ impl RouteState {
         RouteSnapshot {
             name: self.policy.name.clone(),
             upstream: self.upstream_name.clone(),
+            spools: self.policy.spools(),
             breaker,
             degraded_since_ms: self.degraded_since().map(Wall::as_millis),
             learned_limit_per_s: self.guards.belief().and_then(|belief| belief.per_second),

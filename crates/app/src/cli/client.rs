@@ -94,16 +94,23 @@ impl Client {
     /// # Errors
     /// [`CallError`].
     pub(super) async fn get(&self, target: &str) -> Result<Value, CallError> {
-        self.call(Method::GET, target, &Value::Null).await
+        self.call(Method::GET, target, Bytes::new()).await
     }
 
     /// # Errors
     /// [`CallError`].
     pub(super) async fn post(&self, target: &str, body: &Value) -> Result<Value, CallError> {
+        let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
         self.call(Method::POST, target, body).await
     }
 
-    async fn call(&self, method: Method, target: &str, body: &Value) -> Result<Value, CallError> {
+    /// # Errors
+    /// [`CallError`].
+    pub(super) async fn post_bytes(&self, target: &str, body: Bytes) -> Result<Value, CallError> {
+        self.call(Method::POST, target, body).await
+    }
+
+    async fn call(&self, method: Method, target: &str, body: Bytes) -> Result<Value, CallError> {
         let (status, text) = match tokio::time::timeout(CALL_TIMEOUT, self.exchange(method, target, body)).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(reason)) => return Err(CallError::Unreachable { url: self.url(), reason }),
@@ -126,7 +133,7 @@ impl Client {
         Err(CallError::Refused { error: error.into(), allowed })
     }
 
-    async fn exchange(&self, method: Method, target: &str, body: &Value) -> Result<(u16, Bytes), String> {
+    async fn exchange(&self, method: Method, target: &str, body: Bytes) -> Result<(u16, Bytes), String> {
         let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(&self.authority));
         let stream = stream.await.map_err(|_| "no connection in time".to_string())?.map_err(words)?;
         let (mut sender, connection) =
@@ -148,13 +155,12 @@ impl Client {
         }
     }
 
-    fn request(&self, method: Method, target: &str, body: &Value) -> Result<Request<Full<Bytes>>, String> {
+    fn request(&self, method: Method, target: &str, body: Bytes) -> Result<Request<Full<Bytes>>, String> {
         let mut request = Request::builder().method(method).uri(target).header(HOST, &self.authority);
         if let Some(token) = &self.token {
             request = request.header(AUTHORIZATION, format!("Bearer {token}"));
         }
-        let bytes = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
-        request.header(CONTENT_TYPE, "application/json").body(Full::new(bytes)).map_err(words)
+        request.header(CONTENT_TYPE, "application/json").body(Full::new(body)).map_err(words)
     }
 }
 

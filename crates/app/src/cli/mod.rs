@@ -1,5 +1,6 @@
 //! The command line: what can be typed, and which exit status comes of it.
 
+mod adopt;
 mod check;
 mod client;
 mod explain;
@@ -9,6 +10,7 @@ mod read;
 mod run;
 mod show;
 mod simulate;
+mod spool;
 mod table;
 mod which;
 
@@ -80,8 +82,8 @@ enum Command {
     #[command(after_help = read::JOURNAL_EXAMPLES)]
     Journal(read::JournalArgs),
     /// What waits to be delivered, and the dead letters
-    #[command(subcommand, after_help = read::SPOOL_EXAMPLES)]
-    Spool(read::SpoolCommand),
+    #[command(subcommand, after_help = spool::EXAMPLES)]
+    Spool(spool::SpoolCommand),
     /// The account of every record: accepted, delivered, lost, duplicated, corrupted
     #[command(after_help = read::LEDGER_EXAMPLES)]
     Ledger(read::LedgerArgs),
@@ -137,7 +139,7 @@ fn perform(command: Command) -> anyhow::Result<ExitCode> {
         Command::Init(args) => init::run(&args)?,
         Command::Status(args) => block_on(read::status(&args))?,
         Command::Journal(args) => block_on(read::journal(&args))?,
-        Command::Spool(command) => block_on(read::spool(&command))?,
+        Command::Spool(command) => block_on(spool::run(&command))?,
         Command::Ledger(args) => block_on(read::ledger(&args))?,
     };
     Ok(match ended {

@@ -1,4 +1,4 @@
-//! The readers: status, journal, spool and ledger of a node, by its admin API or from a stopped node's directory.
+//! The readers: status, journal and ledger of a node, by its admin API or from a stopped node's directory.
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,6 @@ use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use seawall_core::journal::chain::Anchor;
 use seawall_core::journal::{Kind, Seq};
-use seawall_core::spool::State;
 use seawall_core::time::Wall;
 use seawall_core::units::parse_duration;
 use seawall_store::{Clock as _, Query};
@@ -37,14 +36,6 @@ Examples:
   seawall journal verify                       whether any entry was changed since it was written
 
 Exit status: 0 read, or the chain holds; 1 refused, or it does not hold; 3 the node cannot be reached.";
-pub(super) const SPOOL_EXAMPLES: &str = "\
-Examples:
-  seawall spool ls --state parked
-  seawall spool show 17
-  seawall spool retry 17
-  seawall spool discard 17 --reason \"a test order\"
-
-Exit status: 0 done; 1 refused; 3 the node cannot be reached.";
 pub(super) const LEDGER_EXAMPLES: &str = "\
 Examples:
   seawall ledger
@@ -67,17 +58,17 @@ pub(super) struct Reader {
     token_file: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// A reader that can do without a node.
 #[derive(Args, Clone, Debug)]
 pub(super) struct OfflineReader {
     #[command(flatten)]
-    reader: Reader,
+    pub(super) reader: Reader,
     /// Read a stopped node's data directory instead of asking a node
     #[arg(long, value_name = "DIR", conflicts_with = "admin")]
-    data: Option<PathBuf>,
+    pub(super) data: Option<PathBuf>,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -151,65 +142,6 @@ Exit status: 0 the chain holds; 1 it does not, or it could not be read; 3 the no
     },
 }
 
-#[derive(Clone, Debug, Subcommand)]
-pub(super) enum SpoolCommand {
-    /// List records, oldest first
-    Ls {
-        #[command(flatten)]
-        from: OfflineReader,
-        /// Only in this state [default: all that have not left]
-        #[arg(long, value_enum)]
-        state: Option<ListedState>,
-        /// At most so many
-        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
-        limit: u16,
-    },
-    /// Show one record
-    Show {
-        /// Its number
-        id: u64,
-        #[command(flatten)]
-        from: OfflineReader,
-    },
-    /// Deliver a dead letter after all
-    Retry {
-        /// Its number
-        id: u64,
-        #[command(flatten)]
-        reader: Reader,
-    },
-    /// Give up a dead letter or a record that waits; the journal keeps the reason
-    Discard {
-        /// Its number
-        id: u64,
-        /// Why
-        #[arg(long)]
-        reason: String,
-        #[command(flatten)]
-        reader: Reader,
-    },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum ListedState {
-    /// Waits for its turn
-    Waiting,
-    /// Is being delivered
-    Leased,
-    /// Dead letter
-    Parked,
-}
-
-impl ListedState {
-    fn state(self) -> State {
-        match self {
-            Self::Waiting => State::Waiting,
-            Self::Leased => State::Leased,
-            Self::Parked => State::Parked,
-        }
-    }
-}
-
 /// A time as RFC 3339 writes it, or how long ago it was.
 fn parse_time(text: &str) -> Result<Wall, String> {
     let at = text.parse::<Timestamp>().ok().and_then(|time| u64::try_from(time.as_millisecond()).ok());
@@ -230,7 +162,7 @@ fn parse_kind(text: &str) -> Result<Kind, String> {
 }
 
 impl Reader {
-    fn client(&self) -> anyhow::Result<Client> {
+    pub(super) fn client(&self) -> anyhow::Result<Client> {
         self.client_in(Path::new(CONFIG_FILE))
     }
 
@@ -259,7 +191,7 @@ impl Reader {
         Paint(wanted && std::io::stdout().is_terminal())
     }
 
-    fn print(&self, answer: &Value, text: impl FnOnce(&Value) -> String) -> anyhow::Result<Ended> {
+    pub(super) fn print(&self, answer: &Value, text: impl FnOnce(&Value) -> String) -> anyhow::Result<Ended> {
         if self.json { print_json(answer) } else { print(&text(answer)) }
     }
 }
@@ -368,36 +300,4 @@ fn print_entries(answer: &Value, args: &JournalArgs, last: &mut u64) -> anyhow::
         print(&if args.from.reader.json { format!("{entry}\n") } else { show::entry(entry) })?;
     }
     Ok(())
-}
-
-pub(super) async fn spool(command: &SpoolCommand) -> anyhow::Result<Ended> {
-    match command {
-        SpoolCommand::Ls { from, state, limit } => {
-            let (state, limit) = (state.map(ListedState::state), usize::from(*limit));
-            let answer = match &from.data {
-                Some(dir) => offline::spool(dir, state, limit).await?,
-                None => {
-                    let state = state.map(|state| format!("state={}&", state.name())).unwrap_or_default();
-                    from.reader.client()?.get(&format!("/api/spool?{state}limit={limit}")).await?
-                }
-            };
-            from.reader.print(&answer, show::spool)
-        }
-        SpoolCommand::Show { id, from } => {
-            let answer = match &from.data {
-                Some(dir) => offline::record(dir, *id).await?,
-                None => from.reader.client()?.get(&format!("/api/spool/{id}")).await?,
-            };
-            from.reader.print(&answer, show::record)
-        }
-        SpoolCommand::Retry { id, reader } => {
-            let answer = reader.client()?.post(&format!("/api/spool/{id}/retry"), &Value::Null).await?;
-            reader.print(&answer, |_| format!("record {id} waits for delivery again\n"))
-        }
-        SpoolCommand::Discard { id, reason, reader } => {
-            let body = json!({ "reason": reason });
-            let answer = reader.client()?.post(&format!("/api/spool/{id}/discard"), &body).await?;
-            reader.print(&answer, |_| format!("record {id} is given up\n"))
-        }
-    }
 }

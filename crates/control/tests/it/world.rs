@@ -219,6 +219,7 @@ pub(crate) fn snapshot() -> NodeSnapshot {
     let route = |name: &str, state| RouteSnapshot {
         name: name.into(),
         upstream: "queue".into(),
+        spools: true,
         breaker: breaker(state),
         answers: [0, 90, 0, 5, 5],
         requests_total: 100,

@@ -1,0 +1,171 @@
+//! `seawall spool adopt`: moves the records of a node that is gone for good to one that runs.
+//!
+//! A batch is read from the old directory, sent, and only then marked there as given up, with the number each record has
+//! at its new node. Cut short at any point, the same command goes on: what was sent and not marked is known by its key.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use seawall_core::id::RecordId;
+use seawall_core::journal::{Draft, Kind};
+use seawall_store::{OnDamage, OpenError, Opened, Orphan, RealDisk, Store, StoreOptions};
+use serde_json::{Value, json};
+
+use super::Ended;
+use super::client::{Client, encode};
+use super::read::Reader;
+use crate::clock::RealClock;
+
+pub(super) const EXAMPLES: &str = "\
+The node that the directory belongs to must not run. Dead letters stay dead letters. In the directory every record is
+marked as given up with the number it has at its new node, so that it is not delivered twice should the old node start
+again. The old node's ledger stays in its directory: read it with `seawall ledger --data DIR`.
+
+Examples:
+  seawall spool adopt /mnt/old/seawall-data
+  seawall spool adopt ./seawall-data-b --admin http://10.0.1.5:9900
+
+Exit status: 0 all taken in; 1 something is left, or was refused; 3 the node cannot be reached.";
+
+/// Records of one batch.
+const BATCH_RECORDS: usize = 64;
+/// A batch is sent when it has so many bytes.
+const BATCH_BYTES: usize = 8 << 20;
+
+#[derive(Args, Clone, Debug)]
+pub(super) struct AdoptArgs {
+    /// The data directory of the node that is gone
+    dir: PathBuf,
+    /// Go on with what can be saved if the directory is damaged
+    #[arg(long)]
+    quarantine: bool,
+    #[command(flatten)]
+    reader: Reader,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+struct Done {
+    adopted: u64,
+    /// Were there already, under the same key.
+    already: u64,
+    /// Why it ended early.
+    refusal: Option<String>,
+    left: u64,
+}
+
+pub(super) async fn run(args: &AdoptArgs) -> anyhow::Result<Ended> {
+    let client = args.reader.client()?;
+    let adopter = client.get("/api/status").await?["node"].as_str().unwrap_or("another node").to_owned();
+    if !args.dir.join("META").is_file() {
+        bail!("`{}` is not the data directory of a node", args.dir.display());
+    }
+    let (Opened { store, engine, .. }, owner) = open(&args.dir, args.quarantine)?;
+    let threads = engine.spawn_threads().context("cannot start the store's threads")?;
+    let moved = move_all(&store, &client, &owner, &adopter).await;
+    store.close().await;
+    drop(store);
+    threads.join();
+    let done = moved?;
+    let answer = json!({
+        "from": owner, "to": adopter, "adopted": done.adopted, "already": done.already, "left": done.left,
+        "error": done.refusal,
+    });
+    args.reader.print(&answer, |_| told(&done, &owner, &adopter))?;
+    match done.refusal {
+        Some(refusal) => bail!("{} records stay where they are: {refusal}", done.left),
+        None => Ok(Ended::Well),
+    }
+}
+
+fn told(done: &Done, owner: &str, adopter: &str) -> String {
+    let already = if done.already > 0 { format!(", {} were there already", done.already) } else { String::new() };
+    format!("{} records of `{owner}` are `{adopter}`'s to deliver now{already}\n", done.adopted)
+}
+
+/// The directory belongs to a node by name: it is opened under the name it has.
+fn open(dir: &Path, quarantine: bool) -> anyhow::Result<(Opened<RealDisk>, String)> {
+    let on_damage = if quarantine { OnDamage::Quarantine } else { OnDamage::Refuse };
+    let attempt = |node: &str| {
+        let options = StoreOptions { on_damage, spool_bytes_max: u64::MAX, ..StoreOptions::new(dir, node) };
+        Store::open(RealDisk, options, RealClock::new(), || [0; 32])
+    };
+    let any = "seawall";
+    let (opened, owner) = match attempt(any) {
+        Err(OpenError::OtherNode { found, .. }) => (attempt(&found), found),
+        opened => (opened, any.to_owned()),
+    };
+    match opened {
+        Ok(opened) => Ok((opened, owner)),
+        Err(error @ OpenError::InUse { .. }) => bail!("{error}: its node runs, and delivers its records itself"),
+        Err(error @ OpenError::Damaged { .. }) => bail!("{error}; `--quarantine` goes on with what can be saved"),
+        Err(error) => match error.hint() {
+            Some(hint) => bail!("{error}; {hint}"),
+            None => Err(error.into()),
+        },
+    }
+}
+
+async fn move_all(store: &Store, client: &Client, owner: &str, adopter: &str) -> anyhow::Result<Done> {
+    let mut done = Done::default();
+    while done.refusal.is_none() {
+        let batch = next_batch(store).await?;
+        if batch.is_empty() {
+            break;
+        }
+        match send(client, owner, &batch).await {
+            Ok(answer) => mark(store, adopter, &answer, &mut done).await?,
+            Err(super::client::CallError::Refused { error, .. }) => done.refusal = Some(error),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let depth = store.spool.depth();
+    done.left = depth.waiting + depth.leased + depth.parked;
+    if done.adopted + done.already > 0 {
+        let draft = Draft::new(Kind::RecordsAdopted, format!("node:{adopter}"));
+        store.journal.record(draft.with("records", done.adopted).with("already", done.already));
+    }
+    Ok(done)
+}
+
+/// The oldest records that are left: one at least, then as many as fit.
+async fn next_batch(store: &Store) -> anyhow::Result<Vec<Orphan>> {
+    let accounts = store.spool.list(None, BATCH_RECORDS).await?;
+    let (mut batch, mut bytes) = (Vec::new(), 0);
+    for orphan in accounts.into_iter().filter_map(Orphan::of) {
+        bytes += orphan.record.encoded_len();
+        if bytes > BATCH_BYTES && !batch.is_empty() {
+            break;
+        }
+        batch.push(orphan);
+    }
+    Ok(batch)
+}
+
+async fn send(client: &Client, owner: &str, batch: &[Orphan]) -> Result<Value, super::client::CallError> {
+    let mut body = Vec::new();
+    for orphan in batch {
+        let at = body.len();
+        body.extend_from_slice(&[0; 4]);
+        orphan.encode(&mut body);
+        let length = u32::try_from(body.len() - at - 4).expect("a record is below 4 GiB");
+        body[at..at + 4].copy_from_slice(&length.to_le_bytes());
+    }
+    client.post_bytes(&format!("/api/spool/adopt?node={}", encode(owner)), body.into()).await
+}
+
+/// What is safe at the new node is given up here.
+async fn mark(store: &Store, adopter: &str, answer: &Value, done: &mut Done) -> anyhow::Result<()> {
+    for record in answer["records"].as_array().into_iter().flatten() {
+        let from = record["from"].as_u64().context("the node did not say which record it took")?;
+        if let Some(error) = record["error"].as_str() {
+            done.refusal.get_or_insert_with(|| format!("record {from}: {error}"));
+            continue;
+        }
+        let id = record["id"].as_u64().context("the node did not say under which number it took a record")?;
+        store.spool.discard(RecordId(from), format!("adopted by {adopter} as record {id}")).await?;
+        if record["already"] == true { done.already += 1 } else { done.adopted += 1 }
+    }
+    Ok(())
+}
