@@ -5,7 +5,7 @@
 //! of them is given out, a batch of receipts before it is acknowledged. What became of a record is logged without
 //! waiting; a crash in between leaves it in doubt, and the account says so.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
@@ -14,12 +14,12 @@ use std::time::Duration;
 use seawall_control::{BoxFuture, LedgerPort, LedgerRefusal};
 use seawall_core::journal::{Draft, Kind};
 use seawall_core::ledger::{
-    Applied, ApplyError, Class, Digest, Event, Issuer, Ledger, LedgerKey, Place, Receipts, RecordRef, RefError, Stamp,
-    Summary,
+    Applied, ApplyError, Class, Digest, Event, Held, Issuer, Ledger, LedgerKey, Place, Recalled, Receipts, RecordRef,
+    RefError, Stamp, Summary,
 };
 use seawall_core::spool::State;
 use seawall_gateway::{Fate, Records};
-use seawall_store::{Journal, LedgerLog, Spool, Store, StoreError};
+use seawall_store::{HeldRecord, Journal, LedgerLog, Spool, Store, StoreError};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -171,9 +171,13 @@ impl Book {
     /// Counts an event and logs it without waiting, in the same order.
     fn note(&self, event: &Event) {
         let mut books = self.lock();
-        if let Err(error) = books.ledger.apply(event) {
-            tracing::warn!(%error, "the ledger refused an event");
-            return;
+        match books.ledger.apply(event) {
+            Ok(Applied::Changed) => {}
+            Ok(Applied::Known) => return,
+            Err(error) => {
+                tracing::warn!(%error, "the ledger refused an event");
+                return;
+            }
         }
         // A log that cannot take it is counted by the store; after a restart the record is in doubt.
         self.0.log.append(framed(event));
@@ -183,27 +187,24 @@ impl Book {
     /// holds is a promise, even if the crash came before the log knew; what it holds no more has left it. If that was
     /// not to the upstream, no sink will report it, and the seal calls it lost.
     async fn recall(&self, spool: &Spool) -> Result<(), StoreError> {
-        let mut held = BTreeSet::new();
-        for (state, to) in
-            [(State::Waiting, Place::Waiting), (State::Leased, Place::Waiting), (State::Parked, Place::Parked)]
-        {
-            for account in spool.list(state, usize::MAX).await? {
-                let stamp = account.record.and_then(|record| record.ledger?.parse::<Stamp>().ok());
-                if let Some(Stamp { record: RecordRef { stream, producer, epoch, seq }, .. }) = stamp
-                    && producer == self.0.producer
-                {
-                    held.insert((stream.clone(), epoch, seq));
-                    self.note(&Event::Moved { stream, epoch, seq, to });
-                }
+        let mut held = Held::default();
+        let visit = |record: HeldRecord<'_>| {
+            let stamp = record.ledger.and_then(|stamp| stamp.parse::<Stamp>().ok());
+            let Some(Stamp { record: RecordRef { stream, producer, epoch, seq }, .. }) = stamp else { return };
+            if producer != self.0.producer {
+                return;
             }
-        }
-        let gone: Vec<_> = {
-            let books = self.lock();
-            let by_the_books = books.ledger.in_spool().map(|(stream, epoch, seq)| (stream.to_owned(), epoch, seq));
-            by_the_books.filter(|record| !held.contains(record)).collect()
+            match record.state {
+                State::Parked => held.is_parked(&stream, epoch, seq),
+                _ => held.waits(&stream, epoch, seq),
+            }
         };
-        for (stream, epoch, seq) in gone {
-            self.note(&Event::Moved { stream, epoch, seq, to: Place::Delivered });
+        spool.visit_held(visit).await?;
+        let recalled = self.lock().ledger.recall(&held);
+        for Recalled { stream, epoch, first, last, to } in recalled {
+            for seq in first..=last {
+                self.note(&Event::Moved { stream: stream.clone(), epoch, seq, to });
+            }
         }
         Ok(())
     }

@@ -38,7 +38,7 @@ pub use error::{EnqueueError, OpenError, StoreError};
 pub use journal::{Journal, QUEUE_ENTRIES_MAX, Query, SUBSCRIBER_LAG_MAX, TAIL_ENTRIES_MAX};
 pub use ledger::LedgerLog;
 pub use options::{OnDamage, StoreOptions};
-pub use spool::{Account, Enqueued, Expired, Leased, Leases, Orphan, Spool, SpoolDepth, WorkSignal};
+pub use spool::{Account, Enqueued, Expired, HeldRecord, Leased, Leases, Orphan, Spool, SpoolDepth, WorkSignal};
 
 /// The three handles of one data directory, and what the directory says of itself. Cheap to clone.
 #[derive(Clone, Debug)]

@@ -52,6 +52,25 @@ pub struct Expired {
     pub attempts: u32,
 }
 
+/// A record that has not left, as [`Spool::visit_held`] shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldRecord<'a> {
+    /// Its number.
+    pub id: RecordId,
+    /// Where it is in its life.
+    pub state: State,
+    /// The `Seawall-Record` header it is delivered with.
+    pub ledger: Option<&'a str>,
+}
+
+/// What one segment holds.
+#[derive(Debug, Default)]
+pub(crate) struct HeldPage {
+    pub(crate) records: Vec<(RecordId, State, Option<String>)>,
+    /// The segment to ask for next.
+    pub(crate) next: Option<u32>,
+}
+
 /// A record of another spool, as it was there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Orphan {
@@ -212,6 +231,23 @@ impl Spool {
         let stopped = || EnqueueError::Stopped { reason: self.shared.stop_reason() };
         self.commands.send(Command::Enqueue { draft, answer }).await.map_err(|_| stopped())?;
         answered.await.map_err(|_| stopped())?
+    }
+
+    /// Shows every record that has not left, segment by segment: nothing but one segment's is in memory. One that moves
+    /// meanwhile may be shown twice.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`], [`StoreError::Stopped`].
+    pub async fn visit_held(&self, mut visit: impl FnMut(HeldRecord<'_>)) -> Result<(), StoreError> {
+        let mut from = 0;
+        loop {
+            let page = self.ask(|answer| Command::Held { from, answer }).await??;
+            for (id, state, ledger) in page.records {
+                visit(HeldRecord { id, state, ledger: ledger.as_deref() });
+            }
+            let Some(next) = page.next else { return Ok(()) };
+            from = next;
+        }
     }
 
     /// Gives up to `max` records of an upstream up that wait and whose time is over; synced when this returns.
@@ -444,6 +480,7 @@ pub(crate) enum Command {
     Expire { upstream: String, max: usize, answer: oneshot::Sender<Vec<Expired>> },
     Get { id: RecordId, answer: oneshot::Sender<Result<Option<Account>, StoreError>> },
     List { state: Option<State>, limit: usize, answer: oneshot::Sender<Result<Vec<Account>, StoreError>> },
+    Held { from: u32, answer: oneshot::Sender<Result<HeldPage, StoreError>> },
     Lookup { key: KeyHash, answer: oneshot::Sender<Option<Known>> },
     Close { answer: oneshot::Sender<()> },
 }

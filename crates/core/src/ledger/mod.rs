@@ -7,6 +7,7 @@
 //! - `id`: a record's number and the tag that binds it to its body.
 //! - `account`: the producer's side: numbers reserved, promised, refused, doubtful, and where the spool has them.
 //! - `receipt`: the sink's side: what arrived, judged by its tag.
+//! - `recall`: what the spool holds, against what the books say of it.
 //! - `event`: the changes of the books, and their bytes in the log.
 //! - `seal`: what the numbers add up to, and the verdict.
 //!
@@ -28,6 +29,7 @@ pub mod interval;
 mod account;
 mod event;
 mod id;
+mod recall;
 mod receipt;
 mod seal;
 #[cfg(test)]
@@ -41,6 +43,7 @@ pub use account::{BLOCK, Class, Issuer, Place};
 pub use event::{DecodeError, Event};
 pub use id::{Digest, HexError, LedgerKey, NAME_BYTES_MAX, RecordRef, RefError, Stamp, StampError, Tag, check_name};
 pub use interval::IntervalSet;
+pub use recall::{Held, Recalled};
 pub use receipt::{Arrival, RECEIPTS_MAX, Receipt, ReceiptBatch, ReceiptError, Receipts};
 pub use seal::{Counts, Finding, State, StreamSummary, Summary, Tally, Verdict};
 
@@ -248,14 +251,6 @@ impl Ledger {
         let unsealed = self.accounts().filter(|(_, _, account)| account.seal.is_none());
         events.extend(unsealed.map(|(stream, epoch, _)| Event::Sealed { stream: stream.into(), epoch }));
         events
-    }
-
-    /// What the spool holds by the books, dead letters included: stream, epoch and number of each record.
-    pub fn in_spool(&self) -> impl Iterator<Item = (&str, u64, u64)> {
-        self.accounts().flat_map(|(stream, epoch, account)| {
-            let runs = account.waiting.runs().chain(account.parked.runs());
-            runs.flat_map(move |(first, last)| (first..=last).map(move |seq| (stream, epoch, seq)))
-        })
     }
 
     /// The node's name.

@@ -12,6 +12,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +32,9 @@ use crate::clock::Clock;
 use crate::disk::Disk;
 use crate::error::{EnqueueError, OpenError, StoreError};
 use crate::options::{OnDamage, StoreOptions};
-use crate::spool::{Account, Command, Enqueued, Expired, Leased, Leases, RecordDraft, SpoolDepth, SpoolShared};
+use crate::spool::{
+    Account, Command, Enqueued, Expired, HeldPage, Leased, Leases, RecordDraft, SpoolDepth, SpoolShared,
+};
 
 /// Commands taken in one batch: what 4096 producers can have waiting.
 const BATCH_MAX: usize = 4096;
@@ -521,6 +524,7 @@ impl<D: Disk> SpoolEngine<D> {
                 let accounts = ids.into_iter().filter_map(|id| self.account(id).transpose()).collect();
                 _ = answer.send(accounts);
             }
+            Command::Held { from, answer } => _ = answer.send(self.held(from)),
             Command::Lookup { key, answer } => _ = answer.send(self.index.lookup(key)),
             _ => unreachable!("not a question"),
         }
@@ -555,6 +559,28 @@ impl<D: Disk> SpoolEngine<D> {
         let record = if view.settled.is_some() { None } else { Some(self.read(id, view.place)?) };
         let View { state, attempts, last_error, parked, settled, .. } = view;
         Ok(Some(Account { id, state, attempts, last_error, parked, settled, record }))
+    }
+
+    /// The live records of the first segment from a number on.
+    fn held(&self, from: u32) -> Result<HeldPage, StoreError> {
+        let mut segments = self.log.segments().skip_while(|&number| number < from);
+        let Some(segment) = segments.next() else { return Ok(HeldPage::default()) };
+        let mut page = HeldPage { records: Vec::new(), next: segments.next() };
+        let mut visit = |place: Place, bytes: &[u8]| {
+            let Ok(SpoolEntry::Enqueue { id, record } | SpoolEntry::Moved { id, record, .. }) =
+                SpoolEntry::decode(bytes)
+            else {
+                return;
+            };
+            let lives_here = self.index.live(id).is_some_and(|(live, ..)| live == place);
+            if let (true, Some(state), Ok(outline)) = (lives_here, self.index.state(id), Outline::of(record)) {
+                page.records.push((id, state, outline.ledger.map(Into::into)));
+            }
+        };
+        let failed =
+            |error: io::Error| StoreError::Read { what: format!("segment {segment}"), reason: error.to_string() };
+        self.log.visit(segment, &mut visit).map_err(failed)?;
+        Ok(page)
     }
 
     fn read(&mut self, id: RecordId, place: Place) -> Result<NewRecord, StoreError> {

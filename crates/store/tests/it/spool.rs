@@ -320,6 +320,30 @@ fn what_cannot_be_read_does_not_expire_unseen() {
 }
 
 #[test]
+fn what_is_held_is_shown_segment_by_segment() {
+    let disk = SimDisk::new(68);
+    with(open(&disk), async |store| {
+        let spool = &store.spool;
+        for n in 0..60 {
+            spool.enqueue(&record(&format!("k{n}"), None, &[7; 500])).await.unwrap();
+        }
+        let mut out = spool.lease("queue", 12, MINUTE).await.unwrap().leased.into_iter();
+        for leased in out.by_ref().take(10) {
+            assert!(spool.ack(leased.lease, 200).await.unwrap());
+        }
+        let [parked, leased] = <[_; 2]>::try_from(out.collect::<Vec<_>>()).unwrap();
+        spool.park(parked.lease, "refused", "").await.unwrap();
+        let mut seen = Vec::new();
+        spool.visit_held(|held| seen.push((held.id.0, held.state, held.ledger.map(String::from)))).await.unwrap();
+        assert!(segments(&disk).len() > 3);
+        assert_eq!(seen.iter().map(|(id, ..)| *id).collect::<Vec<_>>(), (11..=60).collect::<Vec<_>>());
+        assert_eq!((seen[0].1, seen[1].1, seen[2].1), (State::Parked, State::Leased, State::Waiting));
+        assert!(seen.iter().all(|(_, _, ledger)| ledger.as_deref() == Some("events.us-east-1.1.1;tag=00")));
+        drop(leased);
+    });
+}
+
+#[test]
 fn orphans_are_taken_in_once_as_they_were() {
     let (dead, disk) = (SimDisk::new(65), SimDisk::new(66));
     let orphans = with(open(&dead), async |store| {

@@ -1,0 +1,130 @@
+//! What the spool holds, against what the books say of it: after a start, and told in runs, because either may have
+//! millions of records and they agree on nearly all of them.
+
+use std::collections::BTreeMap;
+
+use super::interval::{IntervalSet, sweep};
+use super::{Ledger, Place};
+
+/// The numbers of the records that a spool holds. About 40 bytes a run of numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Held(BTreeMap<String, BTreeMap<u64, Numbers>>);
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Numbers {
+    waiting: IntervalSet,
+    parked: IntervalSet,
+}
+
+/// Records that are elsewhere than the books say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recalled {
+    /// The stream.
+    pub stream: String,
+    /// The epoch.
+    pub epoch: u64,
+    /// The first of them.
+    pub first: u64,
+    /// The last of them.
+    pub last: u64,
+    /// Where they are: to be told with [`super::Event::Moved`].
+    pub to: Place,
+}
+
+impl Held {
+    /// A record that waits or is on its way.
+    pub fn waits(&mut self, stream: &str, epoch: u64, seq: u64) {
+        self.numbers(stream, epoch).waiting.insert(seq);
+    }
+
+    /// A dead letter.
+    pub fn is_parked(&mut self, stream: &str, epoch: u64, seq: u64) {
+        self.numbers(stream, epoch).parked.insert(seq);
+    }
+
+    fn numbers(&mut self, stream: &str, epoch: u64) -> &mut Numbers {
+        if !self.0.contains_key(stream) {
+            self.0.insert(stream.to_owned(), BTreeMap::new());
+        }
+        self.0.get_mut(stream).expect("put there just now").entry(epoch).or_default()
+    }
+}
+
+impl Ledger {
+    /// Where the spool's word, which is the later one, differs from the books'. What it holds no more has left it: if
+    /// that was not to the upstream, no sink will report it, and the seal calls it lost.
+    #[must_use]
+    pub fn recall(&self, held: &Held) -> Vec<Recalled> {
+        let mut recalled = Vec::new();
+        let nothing = Numbers::default();
+        for (stream, epoch, account) in self.accounts() {
+            let numbers = held.0.get(stream).and_then(|epochs| epochs.get(&epoch)).unwrap_or(&nothing);
+            let sets = [&account.waiting, &account.parked, &numbers.waiting, &numbers.parked];
+            sweep(sets, |mask, first, last| {
+                if let Some(to) = moved(mask) {
+                    recalled.push(Recalled { stream: stream.to_owned(), epoch, first, last, to });
+                }
+            });
+        }
+        recalled
+    }
+}
+
+/// Bits: waiting and parked by the books, waiting and parked in the spool.
+const fn moved(mask: u32) -> Option<Place> {
+    match (mask & 0b1000 != 0, mask & 0b0100 != 0, mask & 0b0011) {
+        (_, true, 0b01) | (true, false, 0b10) | (false, false, 0) => None,
+        (_, true, _) => Some(Place::Waiting),
+        (true, false, _) => Some(Place::Parked),
+        (false, false, _) => Some(Place::Delivered),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::{Class, Event};
+
+    #[test]
+    fn the_spools_word_counts_and_only_differences_are_told() {
+        let mut ledger = Ledger::new("node").unwrap();
+        let stream = || "events".to_owned();
+        ledger.apply(&Event::Reserved { stream: stream(), epoch: 1, up_to: 1000 }).unwrap();
+        let places = [
+            (1..=300, Place::Waiting),
+            (301..=400, Place::Parked),
+            (401..=500, Place::Waiting),
+            (501..=600, Place::Waiting),
+        ];
+        for (seqs, to) in places {
+            for seq in seqs {
+                ledger.apply(&Event::Outcome { stream: stream(), epoch: 1, seq, class: Class::Accepted }).unwrap();
+                ledger.apply(&Event::Moved { stream: stream(), epoch: 1, seq, to }).unwrap();
+            }
+        }
+        let mut held = Held::default();
+        (1..=300).for_each(|seq| held.waits("events", 1, seq));
+        (301..=350).for_each(|seq| held.is_parked("events", 1, seq));
+        (351..=400).for_each(|seq| held.waits("events", 1, seq));
+        (401..=500).for_each(|seq| held.is_parked("events", 1, seq));
+        (601..=610).for_each(|seq| held.waits("events", 1, seq));
+        (611..=612).for_each(|seq| held.is_parked("events", 1, seq));
+        held.waits("nobody's", 1, 1);
+        let run = |first, last, to| Recalled { stream: stream(), epoch: 1, first, last, to };
+        let wanted = [
+            run(351, 400, Place::Waiting),
+            run(401, 500, Place::Parked),
+            run(501, 600, Place::Delivered),
+            run(601, 610, Place::Waiting),
+            run(611, 612, Place::Parked),
+        ];
+        let recalled = ledger.recall(&held);
+        assert_eq!(recalled, wanted);
+        for Recalled { stream, epoch, first, last, to } in recalled {
+            for seq in first..=last {
+                ledger.apply(&Event::Moved { stream: stream.clone(), epoch, seq, to }).unwrap();
+            }
+        }
+        assert_eq!(ledger.recall(&held), []);
+    }
+}
