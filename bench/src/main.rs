@@ -11,9 +11,10 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use seawall_bench::{now, spread};
 
 struct Options {
     rounds: usize,
@@ -33,7 +34,7 @@ struct Owned(Child);
 impl Drop for Owned {
     fn drop(&mut self) {
         let _ = Command::new("kill").arg(self.0.id().to_string()).status();
-        let begin = Instant::now();
+        let begin = now();
         while begin.elapsed() < Duration::from_secs(5) {
             if matches!(self.0.try_wait(), Ok(Some(_))) {
                 return;
@@ -84,8 +85,8 @@ fn main() -> anyhow::Result<()> {
             costs[2] / costs[0]
         );
     }
-    println!("\nseawall / haproxy: {}", spread(&mut to_haproxy));
-    println!("seawall / nginx:   {}", spread(&mut to_nginx));
+    println!("\nseawall / haproxy: {}", shown(&to_haproxy));
+    println!("seawall / nginx:   {}", shown(&to_nginx));
     Ok(())
 }
 
@@ -177,7 +178,7 @@ fn start_seawall(binary: &Path, dir: &Path, port: u16, upstream: u16) -> anyhow:
 }
 
 fn answering(process: Owned, port: u16) -> anyhow::Result<Owned> {
-    let begin = Instant::now();
+    let begin = now();
     while TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).is_err() {
         ensure!(begin.elapsed() < Duration::from_secs(10), "nobody answers on port {port}");
         sleep(Duration::from_millis(20));
@@ -230,8 +231,7 @@ fn ticks_per_second() -> anyhow::Result<f64> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().parse()?)
 }
 
-fn spread(ratios: &mut [f64]) -> String {
-    ratios.sort_by(f64::total_cmp);
-    let (low, high) = (ratios[0], ratios[ratios.len() - 1]);
-    format!("median {:.2}, from {low:.2} to {high:.2}", ratios[ratios.len() / 2])
+fn shown(ratios: &[f64]) -> String {
+    let [low, middle, high] = spread(ratios);
+    format!("median {middle:.2}, from {low:.2} to {high:.2}")
 }

@@ -12,12 +12,12 @@
 
 use std::hint::black_box;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::task::{Context, Waker};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use failsafe::CircuitBreaker as _;
-use rustix::time::{ClockId, clock_gettime};
+use seawall_bench::{now, spread, thread_cpu_nanos};
 use seawall_core::guard::breaker::{BreakerConfig, SharedBreaker};
 use seawall_core::guard::budget::Budget;
 use seawall_core::guard::bulkhead::{Entry, Priority};
@@ -77,7 +77,9 @@ struct Options {
 
 enum Mode {
     Times,
-    Instructions { record: bool },
+    Instructions {
+        record: bool,
+    },
     /// One contestant, for somebody who counts from outside.
     Only(String),
 }
@@ -170,18 +172,6 @@ fn measure(contestant: &Contestant, threads: usize, calls: u64) -> anyhow::Resul
     Ok(cpu_nanos as f64 / (calls * threads as u64) as f64)
 }
 
-fn thread_cpu_nanos() -> u64 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
-}
-
-/// Lowest, median, highest.
-fn spread(figures: &[f64]) -> [f64; 3] {
-    let mut sorted = figures.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    [sorted[0], sorted[sorted.len() / 2], sorted[sorted.len() - 1]]
-}
-
 fn contestants() -> Vec<Contestant> {
     vec![seawall(), seawall_with_clock(), pipeline(), recloser(), failsafe(), tower_resilience()]
 }
@@ -207,7 +197,7 @@ fn seawall() -> Contestant {
 fn seawall_with_clock() -> Contestant {
     let breaker = our_breaker();
     let of_thread = move |_| -> Op {
-        let (breaker, origin) = (Arc::clone(&breaker), Instant::now());
+        let (breaker, origin) = (Arc::clone(&breaker), now());
         let now = move || Mono::from_nanos(origin.elapsed().as_nanos() as u64);
         Box::new(move |calls| {
             for _ in 0..calls {
@@ -259,7 +249,7 @@ fn recloser() -> Contestant {
         let breaker = Arc::clone(&breaker);
         Box::new(move |calls| {
             for _ in 0..calls {
-                let _ = black_box(breaker.call(|| Ok::<(), ()>(black_box(()))));
+                let _ = black_box(breaker.call(|| black_box(Ok::<(), ()>(()))));
             }
         })
     };
@@ -272,7 +262,7 @@ fn failsafe() -> Contestant {
         let breaker = breaker.clone();
         Box::new(move |calls| {
             for _ in 0..calls {
-                let _ = black_box(breaker.call(|| Ok::<(), ()>(black_box(()))));
+                let _ = black_box(breaker.call(|| black_box(Ok::<(), ()>(()))));
             }
         })
     };
@@ -290,7 +280,7 @@ fn tower_resilience() -> Contestant {
             for _ in 0..calls {
                 let _ = service.poll_ready(&mut context);
                 let mut call = std::pin::pin!(service.call(()));
-                while let Poll::Pending = call.as_mut().poll(&mut context) {}
+                while call.as_mut().poll(&mut context).is_pending() {}
             }
         })
     };
