@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 const BATCH_MAX: usize = 4096;
 /// Overwritten in a circle: written once before, so that a sync has nothing to do but write.
 const WRITTEN_BYTES: u64 = 64 << 20;
-/// Reserved and never written: more than a run writes.
+/// Reserved and never written: what the fastest writes in four seconds. Longer runs begin again, in written blocks.
 const RESERVED_BYTES: u64 = 2 << 30;
 
 /// Who is measured.
