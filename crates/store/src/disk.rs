@@ -5,6 +5,7 @@
 //! returned `Ok`; a name made, changed or removed is safe after [`Disk::sync_dir`] of its folder; a failed sync says
 //! nothing about anything written before it, and repeating it proves nothing.
 
+mod background;
 mod look;
 mod real;
 mod sim;
@@ -13,6 +14,7 @@ use std::fmt::Debug;
 use std::io;
 use std::path::Path;
 
+pub use background::Background;
 pub use look::{LookDisk, LookFile};
 pub use real::{RealDisk, RealFile, RealLock};
 pub use sim::{Fault, SimDisk, SimFile, SimLock};
@@ -79,6 +81,12 @@ pub trait Disk: Clone + Debug + Send + Sync + 'static {
     /// What the file system says.
     fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
 
+    /// Begins work that nobody waits for yet: beside the caller where that is possible, at once and to its end where it
+    /// is not.
+    fn begin<T: Send + 'static>(&self, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Background<T> {
+        Background::of(work())
+    }
+
     /// Takes the lock file of a directory, and writes our process id into it.
     ///
     /// # Errors
@@ -93,6 +101,15 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     /// # Errors
     /// What the file system says; some of it may have been written.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Writes the zeros of a new file, from an offset to its end, where that makes later syncs cheaper: a block that was
+    /// only reserved is marked as written by the first sync after its first write, in the file system's own log.
+    ///
+    /// # Errors
+    /// What the file system says.
+    fn write_zeros(&self, _from: u64) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Fills the buffer from an offset.
     ///

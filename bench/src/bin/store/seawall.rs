@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use seawall_bench::{now, thread_cpu_nanos};
-use seawall_core::spool::NewRecord;
+use seawall_core::spool::{NewRecord, Terms};
 use seawall_core::time::{Mono, Wall};
 use seawall_store::disk::{DiskFile, LockError, RealFile, RealLock};
 use seawall_store::{Clock, Disk, EngineThreads, Opened, RealDisk, RecoveryReport, Spool, Store, StoreOptions};
@@ -74,6 +74,7 @@ impl RecordMaker {
             accepted: Wall::default(),
             first_failure: "connect_refused".into(),
             attempts: 1,
+            terms: Terms::default(),
         };
         record.body = vec![b'x'; RECORD_BYTES - record.encoded_len()];
         Self { record, number, step }

@@ -9,9 +9,11 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{FallocateFlags, FlockOperation};
 
-use super::{Disk, DiskFile, LockError};
+use super::{Background, Disk, DiskFile, LockError};
 
 const MODE: u32 = 0o600;
+/// Zeros written at once.
+const ZEROS_BYTES: usize = 256 << 10;
 
 /// The machine's file system.
 #[derive(Clone, Copy, Debug, Default)]
@@ -90,6 +92,10 @@ impl Disk for RealDisk {
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
+    fn begin<T: Send + 'static>(&self, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Background<T> {
+        Background::beside("seawall-disk", work)
+    }
+
     fn lock(&self, path: &Path) -> Result<RealLock, LockError> {
         let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(MODE).open(path);
         let mut file = options.map_err(LockError::Io)?;
@@ -117,6 +123,17 @@ pub(super) fn written_pid(file: &mut File) -> u32 {
 impl DiskFile for RealFile {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.0.write_all_at(bytes, offset)
+    }
+
+    fn write_zeros(&self, from: u64) -> io::Result<()> {
+        let (end, zeros) = (self.size()?, vec![0; ZEROS_BYTES]);
+        let mut at = from;
+        while at < end {
+            let length = zeros.len().min((end - at) as usize);
+            self.0.write_all_at(&zeros[..length], at)?;
+            at += length as u64;
+        }
+        Ok(())
     }
 
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {

@@ -18,13 +18,13 @@ use super::segment::{
     ALIGN_BYTES, BATCH_HEADER_BYTES, BatchBuilder, FORMAT_VERSION, FRAME_BYTES, FoundBatch, HEADER_BYTES, Header,
     HeaderError, LogKind, Scan, check_frame, place_of,
 };
+use super::spares::{self, Spares};
 use crate::disk::{Disk, DiskFile, is_no_space, is_out_of_files};
 use crate::error::OpenError;
 use crate::options::OnDamage;
 
 /// Read handles kept open.
 const READERS_MAX: usize = 64;
-const SPARE_NAME: &str = "next.tmp";
 const REPAIR_NAME: &str = "repair.tmp";
 
 /// Where a record is.
@@ -69,13 +69,13 @@ pub(crate) enum LogError {
 }
 
 #[derive(Debug)]
-struct Active<F> {
-    number: u32,
-    salt: u64,
-    file: F,
+pub(super) struct Active<F> {
+    pub(super) number: u32,
+    pub(super) salt: u64,
+    pub(super) file: F,
     /// Where the next batch begins.
-    end: u64,
-    size: u64,
+    pub(super) end: u64,
+    pub(super) size: u64,
 }
 
 /// The log. See the module's text.
@@ -84,8 +84,7 @@ pub(crate) struct Log<D: Disk> {
     disk: D,
     options: LogOptions,
     active: Active<D::File>,
-    /// The next segment, header and all, under a temporary name.
-    spare: Option<Active<D::File>>,
+    spares: Spares<D>,
     /// Sizes of all segments, the active one included.
     segments: BTreeMap<u32, u64>,
     /// The sum of these.
@@ -174,9 +173,9 @@ impl<D: Disk> Log<D> {
         assert!(self.staged.is_empty(), "staged records belong to the segment they were staged for");
         self.sync()?;
         self.ensure_spare(record_bytes)?;
-        let next = self.spare.take().expect("made just now");
+        let next = self.spares.take();
         let path = self.path(next.number);
-        let named = self.disk.rename(&self.options.dir.join(SPARE_NAME), &path);
+        let named = self.disk.rename(&spares::path(&self.options.dir, next.number), &path);
         if let Err(error) = named.and_then(|()| self.disk.sync_dir(&self.options.dir)) {
             return Err(self.stop("name", path, &error));
         }
@@ -191,19 +190,11 @@ impl<D: Disk> Log<D> {
     /// so many bytes.
     pub(crate) fn ensure_spare(&mut self, record_bytes: u64) -> Result<(), LogError> {
         self.check()?;
-        let bytes_min = segment_bytes_for(record_bytes);
-        if self.spare.as_ref().is_some_and(|spare| spare.size >= bytes_min) {
-            return Ok(());
-        }
-        self.spare = None;
-        let made = make_segment(&self.disk, &self.options, self.active.number + 1, bytes_min);
-        match made {
-            Ok(spare) => {
-                self.spare = Some(spare);
-                Ok(())
-            }
+        let next = self.active.number + 1;
+        match self.spares.ensure(&self.disk, &self.options, next, record_bytes) {
+            Ok(()) => Ok(()),
             Err(error) if is_no_space(&error) => Err(LogError::NoSpace),
-            Err(error) => Err(self.stop("make", self.options.dir.join(SPARE_NAME), &error)),
+            Err(error) => Err(self.stop("make", spares::path(&self.options.dir, next), &error)),
         }
     }
 
@@ -262,6 +253,7 @@ impl<D: Disk> Log<D> {
             return Err(self.stop("remove", path, &error));
         }
         self.segment_bytes -= self.segments.remove(&front).unwrap_or(0);
+        self.spares.take_heart();
         Ok(())
     }
 
@@ -295,8 +287,8 @@ impl<D: Disk> Log<D> {
         self.active.size - self.active.end
     }
 
-    pub(crate) const fn has_spare(&self) -> bool {
-        self.spare.is_some()
+    pub(crate) fn has_spare(&self) -> bool {
+        self.spares.is_ready()
     }
 
     /// Numbers of all segments, the oldest first.
@@ -311,7 +303,7 @@ impl<D: Disk> Log<D> {
 
     /// Bytes of all files.
     pub(crate) fn disk_bytes(&self) -> u64 {
-        self.segment_bytes + self.spare.as_ref().map_or(0, |spare| spare.size)
+        self.segment_bytes + self.spares.bytes()
     }
 
     /// Why it stopped, once it has.
@@ -349,37 +341,6 @@ impl<D: Disk> Log<D> {
         }
         self.readers.insert(number, file);
     }
-}
-
-/// Makes a segment under a temporary name, header synced. Tries smaller ones where there is no room for the usual.
-fn make_segment<D: Disk>(disk: &D, options: &LogOptions, number: u32, bytes_min: u64) -> io::Result<Active<D::File>> {
-    let path = options.dir.join(SPARE_NAME);
-    let salt = salt_of(options, number);
-    let bytes_min = bytes_min.max(options.segment_bytes_min);
-    let mut size = options.segment_bytes.max(bytes_min);
-    loop {
-        let made = disk.create(&path, size).and_then(|file| {
-            file.write_at(&Header { number, salt }.encode(options.kind), 0)
-                .and_then(|()| file.sync_data())
-                .inspect_err(|_| _ = disk.remove(&path))?;
-            Ok(file)
-        });
-        match made {
-            Ok(file) => return Ok(Active { number, salt, file, end: HEADER_BYTES as u64, size }),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => disk.remove(&path)?,
-            Err(error) if is_no_space(&error) && size > bytes_min => {
-                size = (size / 2).max(bytes_min);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-fn salt_of(options: &LogOptions, number: u32) -> u64 {
-    let mut hasher = blake3::Hasher::new_keyed(&options.salt_key);
-    hasher.update(options.kind.description().as_bytes()).update(&number.to_le_bytes());
-    let hash = hasher.finalize();
-    u64::from_le_bytes(std::array::from_fn(|i| hash.as_bytes()[i]))
 }
 
 /// Bytes a segment must have for a record to fit with everything around it.
@@ -452,7 +413,7 @@ impl<D: Disk> Recovery<D> {
         let mut numbers = Vec::new();
         for name in names {
             let path = dir.join(&name);
-            if name == SPARE_NAME || name == REPAIR_NAME {
+            if spares::is_name(&name) || name == REPAIR_NAME {
                 self.disk.remove(&path).map_err(io_error("remove", &path))?;
             } else if let Some(stem) = name.strip_suffix(".log") {
                 let expected = self.options.kind.description();
@@ -608,8 +569,9 @@ impl<D: Disk> Recovery<D> {
     /// The first segment of a new log.
     fn begin(&mut self) -> Result<(), OpenError> {
         let path = segment_path(&self.options.dir, 1);
-        let made = make_segment(&self.disk, &self.options, 1, 0).map_err(io_error("make", &path))?;
-        let named = self.disk.rename(&self.options.dir.join(SPARE_NAME), &path);
+        let bytes_min = self.options.segment_bytes_min;
+        let made = spares::make(&self.disk, &self.options, 1, bytes_min).map_err(io_error("make", &path))?;
+        let named = self.disk.rename(&spares::path(&self.options.dir, 1), &path);
         named.map_err(io_error("name", &path))?;
         self.segments.insert(1, made.size);
         self.end = Some((1, made.end, made.salt));
@@ -629,7 +591,7 @@ impl<D: Disk> Recovery<D> {
             disk: self.disk,
             options: self.options,
             active: Active { number, salt, file, end, size },
-            spare: None,
+            spares: Spares::new(),
             segment_bytes: self.segments.values().sum(),
             segments: self.segments,
             readers: BTreeMap::new(),

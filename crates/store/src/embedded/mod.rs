@@ -6,6 +6,7 @@ mod ledger;
 mod log;
 mod meta;
 mod segment;
+mod spares;
 mod spool;
 
 use std::io;
