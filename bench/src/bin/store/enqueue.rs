@@ -1,6 +1,7 @@
 //! One run: so many producers, each waiting for its answer before it sends the next record.
 
 use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -10,8 +11,12 @@ use seawall_store::Spool;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-use crate::engine::{Kind, Peer, PeerHandle, RawFile, nanos_since};
+use crate::engine::{Kind, MEASURING, Peer, PeerHandle, RawFile, nanos_since};
 use crate::seawall::{self, RecordMaker, Seawall, Watched};
+
+/// Before every run, on the same directory, not counted.
+const WARM_UP: Duration = Duration::from_millis(300);
+const WARM_UP_PRODUCERS: usize = 256;
 
 /// What a run gave.
 pub(crate) struct Sample {
@@ -55,14 +60,14 @@ pub(crate) fn measure(
     let sample = match kind {
         Kind::Seawall => {
             let seawall = Seawall::start(dir)?;
-            let produced = runtime.block_on(produce(Handle::Seawall(seawall.spool.clone()), producers, duration));
+            let produced = runtime.block_on(warm(Handle::Seawall(seawall.spool.clone()), producers, duration));
             let mut watched = runtime.block_on(seawall.stop())?;
             let commits = std::mem::take(&mut watched.commits);
             Produced::sample(produced, Ok(commits)).map(|sample| Sample { watched: Some(watched), ..sample })
         }
         peer => {
             let peer = Peer::start(peer, dir)?;
-            let produced = runtime.block_on(produce(Handle::Peer(peer.handle.clone()), producers, duration));
+            let produced = runtime.block_on(warm(Handle::Peer(peer.handle.clone()), producers, duration));
             Produced::sample(produced, peer.stop())
         }
     };
@@ -105,11 +110,21 @@ impl Produced {
     }
 }
 
-async fn produce(handle: Handle, producers: usize, duration: Duration) -> anyhow::Result<Produced> {
+/// A run after [`WARM_UP`] with many producers: everybody's first files are behind them.
+async fn warm(handle: Handle, producers: usize, duration: Duration) -> anyhow::Result<Produced> {
+    MEASURING.store(false, Relaxed);
+    produce(handle.clone(), WARM_UP_PRODUCERS, 0, WARM_UP).await?;
+    MEASURING.store(true, Relaxed);
+    let produced = produce(handle, producers, 1 << 40, duration).await;
+    MEASURING.store(false, Relaxed);
+    produced
+}
+
+async fn produce(handle: Handle, producers: usize, first: u64, duration: Duration) -> anyhow::Result<Produced> {
     let (begin, cpu_before) = (now(), process_cpu_us());
     let mut tasks = JoinSet::new();
     for producer in 0..producers {
-        let records = RecordMaker::new(producer as u64, producers as u64);
+        let records = RecordMaker::new(first + producer as u64, producers as u64);
         tasks.spawn(producer_task(handle.clone(), records, begin + duration));
     }
     let mut runs = Vec::new();

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,10 +11,10 @@ use anyhow::Context as _;
 use seawall_bench::{now, thread_cpu_nanos};
 use seawall_core::spool::{NewRecord, Terms};
 use seawall_core::time::{Mono, Wall};
-use seawall_store::disk::{DiskFile, LockError, RealFile, RealLock};
+use seawall_store::disk::{Background, DiskFile, LockError, RealFile, RealLock};
 use seawall_store::{Clock, Disk, EngineThreads, Opened, RealDisk, RecoveryReport, Spool, Store, StoreOptions};
 
-use crate::engine::nanos_since;
+use crate::engine::{MEASURING, nanos_since};
 
 const RECORD_BYTES: usize = 1024;
 /// Whom the records are for.
@@ -122,6 +123,8 @@ pub(crate) struct Watched {
     pub(crate) segments: Spent,
     /// CPU nanoseconds of the writer's thread, at its last commit.
     pub(crate) cpu_nanos: u64,
+    /// The same when the warm-up ended.
+    cpu_before: u64,
     begun: Option<Instant>,
 }
 
@@ -141,6 +144,9 @@ impl Watch {
     }
 
     fn spend<T>(&self, kind: fn(&mut Watched) -> &mut Spent, call: impl FnOnce() -> T) -> T {
+        if is_beside_the_writer() || !MEASURING.load(Relaxed) {
+            return call();
+        }
         let (begin, cpu) = (now(), thread_cpu_nanos());
         let result = call();
         let mut watched = self.lock();
@@ -153,6 +159,11 @@ impl Watch {
     fn segments<T>(&self, call: impl FnOnce() -> T) -> T {
         self.spend(|watched| &mut watched.segments, call)
     }
+}
+
+/// Segments are made ahead on a thread of their own, which nobody waits for.
+fn is_beside_the_writer() -> bool {
+    std::thread::current().name() == Some("seawall-disk")
 }
 
 #[derive(Clone, Debug)]
@@ -202,6 +213,10 @@ impl Disk for WatchedDisk {
         self.0.free_bytes(dir)
     }
 
+    fn begin<T: Send + 'static>(&self, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Background<T> {
+        self.0.begin(work)
+    }
+
     fn lock(&self, path: &Path) -> Result<RealLock, LockError> {
         self.0.lock(path)
     }
@@ -221,14 +236,25 @@ impl DiskFile for WatchedFile {
         self.0.read_at(bytes, offset)
     }
 
+    fn write_zeros(&self, from: u64) -> io::Result<()> {
+        self.0.write_zeros(from)
+    }
+
     fn sync_data(&self) -> io::Result<()> {
+        if is_beside_the_writer() {
+            return self.0.sync_data();
+        }
         let Some(begun) = self.1.lock().begun.take() else {
             return self.1.segments(|| self.0.sync_data());
         };
         self.1.spend(|watched| &mut watched.syncs, || self.0.sync_data())?;
         let mut watched = self.1.lock();
-        watched.commits.push(nanos_since(begun));
-        watched.cpu_nanos = thread_cpu_nanos();
+        if MEASURING.load(Relaxed) {
+            watched.commits.push(nanos_since(begun));
+            watched.cpu_nanos = thread_cpu_nanos() - watched.cpu_before;
+        } else {
+            watched.cpu_before = thread_cpu_nanos();
+        }
         Ok(())
     }
 

@@ -23,6 +23,8 @@ use crate::disk::{Disk, DiskFile, is_no_space, is_out_of_files};
 use crate::error::OpenError;
 use crate::options::OnDamage;
 
+/// A segment filled beyond this share (one in so many) is in use: the one after the next will be needed.
+const BUSY_SHARE: u64 = 8;
 /// Read handles kept open.
 const READERS_MAX: usize = 64;
 const REPAIR_NAME: &str = "repair.tmp";
@@ -192,7 +194,13 @@ impl<D: Disk> Log<D> {
         self.check()?;
         let next = self.active.number + 1;
         match self.spares.ensure(&self.disk, &self.options, next, record_bytes) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                // A log that is not written to needs no more.
+                if self.active.end > self.active.size / BUSY_SHARE {
+                    self.spares.look_ahead(&self.disk, &self.options, next);
+                }
+                Ok(())
+            }
             Err(error) if is_no_space(&error) => Err(LogError::NoSpace),
             Err(error) => Err(self.stop("make", spares::path(&self.options.dir, next), &error)),
         }

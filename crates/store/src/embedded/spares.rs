@@ -1,9 +1,9 @@
 //! Segments made ahead of their time, so that beginning one costs a rename.
 //!
 //! Picture empty notebooks in a drawer. One always lies ready: new records are taken only while it does, so that what
-//! must be written about old ones has paper. A second is made beside the writer, its pages written with zeros once,
-//! because a sync into blocks that were only reserved costs half as much again or twice (measured on ext4: 106 us
-//! against 173 to 225).
+//! must be written about old ones has paper. When the one in use begins to fill, a second is made beside the writer, and
+//! the spool's is written with zeros once, because a sync into blocks that were only reserved costs half as much again or
+//! twice (measured on ext4: 106 us against 173 to 225).
 //!
 //! Invariants: spares have the numbers after the active segment's, without gaps, and each a temporary name of its own; a
 //! spare that is only wished for is of the usual size or not made at all.
@@ -13,7 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::log::{Active, LogOptions, segment_bytes_for};
-use super::segment::{HEADER_BYTES, Header};
+use super::segment::{HEADER_BYTES, Header, LogKind};
 use crate::disk::{Background, Disk, DiskFile, is_no_space};
 
 /// Spares wished for: the one that is needed, and the next.
@@ -50,12 +50,17 @@ impl<D: Disk> Spares<D> {
             self.clear();
             self.ready.push_back(make(disk, options, number, bytes_min)?);
         }
+        Ok(())
+    }
+
+    /// Begins to make the one after those that are ready, if it is missing. `number` is the first spare's.
+    pub(super) fn look_ahead(&mut self, disk: &D, options: &LogOptions, number: u32) {
+        self.collect(false);
         if self.ready.len() < SPARES && self.making.is_none() && !self.is_tight {
             let (beside, options, number) = (disk.clone(), options.clone(), number + self.ready.len() as u32);
-            self.making = Some(disk.begin(move || make_written(&beside, &options, number)));
+            self.making = Some(disk.begin(move || make_ahead(&beside, &options, number)));
             self.collect(false);
         }
-        Ok(())
     }
 
     /// The next segment. [`Self::ensure`] has it ready.
@@ -101,9 +106,10 @@ pub(super) fn make<D: Disk>(
     }
 }
 
-/// Makes a segment of the usual size, every block of it written.
-fn make_written<D: Disk>(disk: &D, options: &LogOptions, number: u32) -> io::Result<Active<D::File>> {
-    make_sized(disk, options, number, options.segment_bytes.max(options.segment_bytes_min), true)
+/// Makes a segment of the usual size; the spool's with every block written, since people wait for its syncs.
+fn make_ahead<D: Disk>(disk: &D, options: &LogOptions, number: u32) -> io::Result<Active<D::File>> {
+    let size = options.segment_bytes.max(options.segment_bytes_min);
+    make_sized(disk, options, number, size, options.kind == LogKind::Spool)
 }
 
 fn make_sized<D: Disk>(

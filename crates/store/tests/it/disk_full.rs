@@ -61,7 +61,7 @@ fn smaller_segments_are_used_where_there_is_little_room() {
         let before = store.spool.depth().disk_bytes;
         // Not enough for another segment of the usual size, enough for half of one.
         disk.set_capacity(disk.used_bytes() + 40_000);
-        for n in 0..150 {
+        for n in 0..70 {
             store.spool.enqueue(&record(&format!("k{n}"), None, &[1; 700])).await.unwrap();
         }
         let depth = store.spool.depth();
