@@ -13,6 +13,7 @@ mod disk;
 mod examples;
 mod house;
 mod input;
+mod ledger;
 mod nginx;
 mod process;
 mod refused;

@@ -13,11 +13,13 @@ use std::time::Duration;
 
 use seawall_control::{BoxFuture, LedgerPort, LedgerRefusal};
 use seawall_core::journal::{Draft, Kind};
+use seawall_core::ledger::census::Salt;
 use seawall_core::ledger::{
-    Applied, ApplyError, Class, Digest, Event, Held, Issuer, Ledger, LedgerKey, Place, Recalled, Receipts, RecordRef,
-    RefError, Stamp, Summary,
+    Applied, ApplyError, CensusTaker, Class, Counted, Digest, Event, Held, Issuer, Ledger, LedgerKey, Place, Recalled,
+    Receipts, RecordRef, RefError, Stamp, Summary,
 };
 use seawall_core::spool::State;
+use seawall_core::time::Wall;
 use seawall_gateway::{Fate, Records};
 use seawall_store::{HeldRecord, Journal, LedgerLog, Spool, Store, StoreError};
 use tokio::sync::mpsc;
@@ -62,6 +64,9 @@ impl OpenBookError {
 #[derive(Clone)]
 pub struct Book(Arc<Shared>);
 
+/// The time as people write it.
+pub type WallClock = Arc<dyn Fn() -> Wall + Send + Sync>;
+
 struct Shared {
     books: Mutex<Books>,
     key: LedgerKey,
@@ -69,10 +74,12 @@ struct Shared {
     log: LedgerLog,
     journal: Journal,
     reserve: mpsc::Sender<Event>,
+    wall: WallClock,
 }
 
 struct Books {
     ledger: Ledger,
+    census: CensusTaker,
     issuers: BTreeMap<String, Issuer>,
     /// Streams with writes that went on without a number, until that is durable.
     unnumbered: BTreeMap<String, Unnumbered>,
@@ -101,9 +108,10 @@ impl Book {
         records: &[Vec<u8>],
         producer: &str,
         streams: impl IntoIterator<Item = String>,
+        wall: WallClock,
     ) -> Result<(Self, Keeper), OpenBookError> {
         let (reserve, reservations) = mpsc::channel(RESERVATIONS_MAX);
-        let book = Self::of(store, records, producer, reserve)?;
+        let book = Self::of(store, records, producer, reserve, wall)?;
         let epoch = book.lock().ledger.next_epoch();
         if let Err(error) = book.keep(&Event::Began { epoch }).await? {
             tracing::error!(%error, "the ledger refused to begin an epoch: nothing will be numbered");
@@ -123,7 +131,7 @@ impl Book {
     /// # Errors
     /// [`OpenBookError`].
     pub async fn look(store: &Store, records: &[Vec<u8>], producer: &str) -> Result<Self, OpenBookError> {
-        let book = Self::of(store, records, producer, mpsc::channel(1).0)?;
+        let book = Self::of(store, records, producer, mpsc::channel(1).0, Arc::new(Wall::default))?;
         book.recall(&store.spool).await?;
         Ok(book)
     }
@@ -133,9 +141,11 @@ impl Book {
         records: &[Vec<u8>],
         producer: &str,
         reserve: mpsc::Sender<Event>,
+        wall: WallClock,
     ) -> Result<Self, OpenBookError> {
         let ledger = replay(producer, records).map_err(OpenBookError::named(producer))?;
-        let books = Books { ledger, issuers: BTreeMap::new(), unnumbered: BTreeMap::new() };
+        let census = CensusTaker::new(Salt::of_secret(&store.secret.0), ledger.next_epoch(), seconds(wall()));
+        let books = Books { ledger, census, issuers: BTreeMap::new(), unnumbered: BTreeMap::new() };
         Ok(Self(Arc::new(Shared {
             books: Mutex::new(books),
             key: LedgerKey::new(store.secret.0),
@@ -143,6 +153,7 @@ impl Book {
             log: store.ledger.clone(),
             journal: store.journal.clone(),
             reserve,
+            wall,
         })))
     }
 
@@ -151,11 +162,23 @@ impl Book {
         let closed: Vec<Event> = {
             let mut books = self.lock();
             let epoch = books.ledger.next_epoch();
-            books.issuers.values_mut().filter_map(|issuer| issuer.roll(epoch)).collect()
+            let mut closed: Vec<Event> = books.issuers.values_mut().filter_map(|issuer| issuer.roll(epoch)).collect();
+            closed.extend(books.census.end(self.now_s()));
+            closed
         };
         for event in closed {
             let _ = self.keep(&event).await;
         }
+    }
+
+    fn now_s(&self) -> u64 {
+        seconds((self.0.wall)())
+    }
+
+    /// Writes down which keys were accepted in the periods that are over.
+    fn note_census(&self) {
+        let due = self.lock().census.due(self.now_s());
+        due.iter().for_each(|event| self.note(event));
     }
 
     fn lock(&self) -> MutexGuard<'_, Books> {
@@ -341,6 +364,7 @@ impl Keeper {
                 }
                 _ = look.tick() => {
                     self.book.keep_left_out().await;
+                    self.book.note_census();
                     if self.book.0.log.disk_bytes() > LOG_BYTES_MAX {
                         self.book.compact().await;
                     }
@@ -351,7 +375,7 @@ impl Keeper {
 }
 
 impl Records for Book {
-    fn stamp(&self, stream: &str, digest: [u8; 32]) -> Option<String> {
+    fn stamp(&self, stream: &str, key: &str, digest: [u8; 32]) -> Option<String> {
         let mut books = self.lock();
         let issuer = books.issuers.get_mut(stream)?;
         let record = issuer.issue();
@@ -361,6 +385,9 @@ impl Records for Book {
             issuer.give_up();
         }
         let epoch = issuer.epoch();
+        if let Some(record) = &record {
+            books.census.numbered(stream, record.epoch, record.seq, key);
+        }
         drop(books);
         if record.is_none() {
             self.leave_out(stream, epoch);
@@ -374,6 +401,9 @@ impl Records for Book {
         if producer != self.0.producer {
             return;
         }
+        let is_accepted = matches!(fate, Fate::Accepted | Fate::Spooled);
+        let now = self.now_s();
+        self.lock().census.settled(&stream, epoch, seq, is_accepted, now);
         let outcome = |class| Event::Outcome { stream: stream.clone(), epoch, seq, class };
         let moved = |to| Event::Moved { stream: stream.clone(), epoch, seq, to };
         self.note(&match fate {
@@ -436,12 +466,25 @@ impl LedgerPort for Book {
         self.lock().ledger.summary()
     }
 
+    fn census(&self, stream: &str, since: u64, until: u64) -> Option<Counted> {
+        self.note_census();
+        self.lock().ledger.census(stream, since, until)
+    }
+
+    fn salt(&self) -> Salt {
+        *self.lock().census.salt()
+    }
+
     fn moved(&self, stamp: &str, to: Place) {
         let Ok(Stamp { record: RecordRef { stream, producer, epoch, seq }, .. }) = stamp.parse() else { return };
         if producer == self.0.producer {
             self.note(&Event::Moved { stream, epoch, seq, to });
         }
     }
+}
+
+fn seconds(at: Wall) -> u64 {
+    at.as_millis() / 1000
 }
 
 fn framed(event: &Event) -> Vec<u8> {
@@ -486,7 +529,10 @@ mod tests {
         let Opened { store, engine, ledger_records, .. } = opened(disk);
         tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
             let living = async {
-                let (book, keeper) = Book::open(&store, &ledger_records, "n1", ["events".into()]).await.unwrap();
+                let (book, keeper) =
+                    Book::open(&store, &ledger_records, "n1", ["events".into()], Arc::new(Wall::default))
+                        .await
+                        .unwrap();
                 // Reservations go on for as long as this life does.
                 let kept = keeper.run(CancellationToken::new());
                 tokio::select! {
@@ -526,7 +572,7 @@ mod tests {
     fn the_spool_knows_better_where_its_records_are() {
         let disk = SimDisk::new(1);
         life(&disk, async |store, book| {
-            let stamps = [1, 2, 3].map(|n| book.stamp("events", [n; 32]).unwrap());
+            let stamps = [1, 2, 3].map(|n| book.stamp("events", &n.to_string(), [n; 32]).unwrap());
             for (key, stamp) in ["a", "b", "c"].into_iter().zip(&stamps) {
                 store.spool.enqueue(&record(key, stamp)).await.unwrap();
             }
@@ -548,7 +594,7 @@ mod tests {
         let disk = SimDisk::new(2);
         life(&disk, async |store, book| {
             store.ledger.close().await; // No more reservations.
-            let given = (0..=BLOCK).take_while(|_| book.stamp("events", [0; 32]).is_some()).count() as u64;
+            let given = (0..=BLOCK).take_while(|_| book.stamp("events", "k", [0; 32]).is_some()).count() as u64;
             assert_eq!(given, BLOCK);
             let summary = book.summary();
             assert_eq!((summary.verdict, summary.totals.unnumbered), (Verdict::Unknown, 1));
@@ -573,7 +619,7 @@ mod tests {
     fn a_seal_is_told_to_the_journal() {
         let disk = SimDisk::new(3);
         life(&disk, async |store, book| {
-            let stamp = book.stamp("events", [1; 32]).unwrap();
+            let stamp = book.stamp("events", "k", [1; 32]).unwrap();
             book.settle(&stamp, Fate::Accepted);
             book.seal().await.unwrap();
             let told = store.journal.query(Query { limit: 99, ..Query::default() }).await.unwrap();

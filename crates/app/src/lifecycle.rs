@@ -65,7 +65,9 @@ async fn live(config: AppConfig) -> anyhow::Result<ExitCode> {
     let cause = begin_journal(&store, &config, &report);
     let policy = Arc::new(config.policy);
     let streams = policy.routes.iter().filter(|route| route.spools()).map(|route| route.name.clone());
-    let (book, keeper) = Book::open(&store, &ledger_records, &policy.node, streams).await?;
+    let wall = clock.clone();
+    let wall = Arc::new(move || -> Wall { wall.wall() });
+    let (book, keeper) = Book::open(&store, &ledger_records, &policy.node, streams, wall).await?;
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     tasks.spawn(keeper.run(stop.clone()));
     let admin_address = admin_listener.local_addr().unwrap_or(config.admin.address);

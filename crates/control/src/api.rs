@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use seawall_core::id::RecordId;
 use seawall_core::journal::chain::{Anchor, Verified};
 use seawall_core::journal::{Draft, Entry, Kind, Seq};
-use seawall_core::ledger::{Place, Receipts};
+use seawall_core::ledger::{Counted, Place, Receipts};
 use seawall_core::spool::State as RecordState;
 use seawall_core::spool::index::Outcome;
 use seawall_core::time::Wall;
@@ -57,6 +57,7 @@ pub(crate) fn router() -> Router<Admin> {
         .route("/api/spool/{id}/retry", only(&["POST"], post(spool_retry)))
         .route("/api/spool/{id}/discard", only(&["POST"], post(spool_discard)))
         .route("/api/ledger", only(&["GET", "HEAD"], get(ledger)))
+        .route("/api/ledger/census", only(&["GET", "HEAD"], get(ledger_census)))
         .route("/api/ledger/receipts", only(&["POST"], post(ledger_receipts)))
         .route("/api/ledger/seal", only(&["POST"], post(ledger_seal)))
 }
@@ -395,6 +396,29 @@ fn note(parts: &AdminParts, account: &Account, kind: Kind, to: Place, reason: Op
 
 async fn ledger(State(admin): State<Admin>) -> Response {
     fresh(admin.parts().ledger.summary())
+}
+
+/// Which keys a stream accepted in a time, to be compared with what a sink holds: `seawall ledger reconcile`.
+async fn ledger_census(State(admin): State<Admin>, query: RawQuery) -> Result<Response, Refusal> {
+    let parameters = Parameters::read(query, &["stream", "since", "until"])?;
+    let required = |name: &'static str| Refusal::bad(name, format!("`{name}` is missing"));
+    let stream = parameters.text("stream").ok_or_else(|| required("stream"))?;
+    let second = |name| {
+        let at = parameters.time(name)?.ok_or_else(|| required(name))?;
+        Ok::<u64, Refusal>(at.as_millis() / 1000)
+    };
+    let ledger = &admin.parts().ledger;
+    let Some(counted) = ledger.census(stream, second("since")?, second("until")?) else {
+        let message = format!("no record of a stream `{stream}` was accepted here in the last day");
+        return Err(Refusal::new(StatusCode::NOT_FOUND, message).field("stream"));
+    };
+    let Counted { since, until, is_complete, census } = counted;
+    let time = |second: u64| rfc3339(Wall::from_millis(second.saturating_mul(1000)));
+    let salt: String = ledger.salt().0.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(fresh(json!({
+        "stream": stream, "since": time(since), "until": time(until), "is_complete": is_complete, "salt": salt,
+        "census": census,
+    })))
 }
 
 async fn ledger_receipts(State(admin): State<Admin>, body: Body) -> Result<Response, Refusal> {

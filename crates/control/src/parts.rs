@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use seawall_core::ledger::{Place, Receipts, Summary};
+use seawall_core::ledger::census::Salt;
+use seawall_core::ledger::{Counted, Place, Receipts, Summary};
 use seawall_core::observation::NodeSnapshot;
 use seawall_core::time::Wall;
 use seawall_store::{Journal, Spool};
@@ -49,6 +50,12 @@ pub trait LedgerPort: Send + Sync {
 
     /// The books as they stand.
     fn summary(&self) -> Summary;
+
+    /// Which keys a stream accepted between two moments, in seconds since 1970; `None` for a stream nobody counted.
+    fn census(&self, stream: &str, since: u64, until: u64) -> Option<Counted>;
+
+    /// What keys are hashed with in a census.
+    fn salt(&self) -> Salt;
 
     /// A record of the spool with this stamp (the `Seawall-Record` header it carries) went somewhere else because a
     /// person said so.

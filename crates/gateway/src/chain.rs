@@ -531,7 +531,8 @@ async fn claim(worker: &Arc<Worker>, call: &mut Call, body: Bytes) -> Result<Wri
     };
     call.headers.insert(IDEMPOTENCY_KEY, identity.key.clone());
     call.idempotent = true;
-    let stamped = Stamped::new(&node.records, name, digest);
+    let key = identity.key.to_str().unwrap_or_default();
+    let stamped = Stamped::new(&node.records, name, key, digest);
     Ok(Write { identity, claiming, stamped, body })
 }
 

@@ -4,9 +4,9 @@ use sha2::{Digest, Sha256};
 
 /// Keeps the account of records. Calls never wait: what must be durable first was made so ahead of time.
 pub trait Records: Send + Sync {
-    /// The next number of a stream with its tag, as the `Seawall-Record` header carries it. `None` while the ledger
-    /// cannot number records; the write goes on without.
-    fn stamp(&self, stream: &str, digest: [u8; 32]) -> Option<String>;
+    /// The next number of a stream with its tag, as the `Seawall-Record` header carries it, for a record with this
+    /// idempotency key. `None` while the ledger cannot number records; the write goes on without.
+    fn stamp(&self, stream: &str, key: &str, digest: [u8; 32]) -> Option<String>;
 
     /// What became of a stamped record.
     fn settle(&self, stamp: &str, fate: Fate);
@@ -36,7 +36,7 @@ pub enum Fate {
 pub struct NoRecords;
 
 impl Records for NoRecords {
-    fn stamp(&self, _: &str, _: [u8; 32]) -> Option<String> {
+    fn stamp(&self, _: &str, _: &str, _: [u8; 32]) -> Option<String> {
         None
     }
 

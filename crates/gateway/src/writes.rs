@@ -269,8 +269,8 @@ pub(crate) struct Stamped {
 
 impl Stamped {
     /// `None` while the ledger cannot number records.
-    pub(crate) fn new(records: &Arc<dyn Records>, stream: &str, digest: [u8; 32]) -> Option<Self> {
-        let stamp = records.stamp(stream, digest)?;
+    pub(crate) fn new(records: &Arc<dyn Records>, stream: &str, key: &str, digest: [u8; 32]) -> Option<Self> {
+        let stamp = records.stamp(stream, key, digest)?;
         Some(Self { records: Arc::clone(records), stamp, fate: Fate::Indeterminate })
     }
 

@@ -71,7 +71,7 @@ async fn begin(stage: &Arc<Stage>, life: u64) -> Result<Node, String> {
     writers.spawn(engine.drive());
     tasks.spawn(follow(Arc::clone(stage), store.journal.subscribe()));
     let cause = store.journal.record(Draft::new(Kind::NodeStarted, "node").with("epoch", store.epoch));
-    let (book, keeper) = open_book(&store, &ledger_records).await.map_err(|error| error.to_string())?;
+    let (book, keeper) = open_book(stage, &store, &ledger_records).await.map_err(|error| error.to_string())?;
     tasks.spawn(keeper.run(stop.clone()));
     let gateway = run_here(Parts {
         policy: Arc::new(policy()),
@@ -109,10 +109,11 @@ fn open_store(stage: &Arc<Stage>, clock: &Clock) -> Result<Opened<SimDisk>, Stri
     })
 }
 
-async fn open_book(store: &Store, records: &[Vec<u8>]) -> Result<(Book, Keeper), OpenBookError> {
+async fn open_book(stage: &Arc<Stage>, store: &Store, records: &[Vec<u8>]) -> Result<(Book, Keeper), OpenBookError> {
     let policy = policy();
     let streams = policy.routes.iter().filter(|route| route.spools()).map(|route| route.name.clone());
-    Book::open(store, records, &policy.node, streams).await
+    let wall = Arc::clone(stage);
+    Book::open(store, records, &policy.node, streams, Arc::new(move || wall.wall())).await
 }
 
 fn admin(stage: &Arc<Stage>, store: &Store, book: &Book, gateway: &Hosted) -> Admin {

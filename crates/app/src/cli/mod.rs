@@ -5,8 +5,10 @@ mod check;
 mod client;
 mod explain;
 mod init;
+mod ledger;
 mod offline;
 mod read;
+mod rows;
 mod run;
 mod show;
 mod simulate;
@@ -85,8 +87,8 @@ enum Command {
     #[command(subcommand, after_help = spool::EXAMPLES)]
     Spool(spool::SpoolCommand),
     /// The account of every record: accepted, delivered, lost, duplicated, corrupted
-    #[command(after_help = read::LEDGER_EXAMPLES)]
-    Ledger(read::LedgerArgs),
+    #[command(after_help = ledger::EXAMPLES)]
+    Ledger(ledger::LedgerArgs),
     /// Play an hour of trouble twice: as it was, and behind Seawall
     #[command(after_help = EXIT_CODES)]
     Demo(DemoArgs),
@@ -140,7 +142,7 @@ fn perform(command: Command) -> anyhow::Result<ExitCode> {
         Command::Status(args) => block_on(read::status(&args))?,
         Command::Journal(args) => block_on(read::journal(&args))?,
         Command::Spool(command) => block_on(spool::run(&command))?,
-        Command::Ledger(args) => block_on(read::ledger(&args))?,
+        Command::Ledger(args) => block_on(ledger::run(&args))?,
     };
     Ok(match ended {
         Ended::Well => ExitCode::SUCCESS,

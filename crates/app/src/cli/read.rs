@@ -1,4 +1,4 @@
-//! The readers: status, journal and ledger of a node, by its admin API or from a stopped node's directory.
+//! The readers: status and journal of a node, by its admin API or from a stopped node's directory.
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
@@ -36,14 +36,6 @@ Examples:
   seawall journal verify                       whether any entry was changed since it was written
 
 Exit status: 0 read, or the chain holds; 1 refused, or it does not hold; 3 the node cannot be reached.";
-pub(super) const LEDGER_EXAMPLES: &str = "\
-Examples:
-  seawall ledger
-  seawall ledger --seal --json
-  seawall ledger --data ./seawall-data         a stopped node's
-
-Exit status: 0 balanced or unknown so far; 1 imbalanced; 3 the node cannot be reached.";
-
 /// Time between two looks of `--follow`.
 const FOLLOW_EVERY: Duration = Duration::from_millis(300);
 
@@ -75,15 +67,6 @@ pub(super) struct OfflineReader {
 pub(super) struct StatusArgs {
     #[command(flatten)]
     reader: Reader,
-}
-
-#[derive(Args, Clone, Debug)]
-pub(super) struct LedgerArgs {
-    #[command(flatten)]
-    from: OfflineReader,
-    /// Seal every stream first: what is missing then is lost
-    #[arg(long, conflicts_with = "data")]
-    seal: bool,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -143,7 +126,7 @@ Exit status: 0 the chain holds; 1 it does not, or it could not be read; 3 the no
 }
 
 /// A time as RFC 3339 writes it, or how long ago it was.
-fn parse_time(text: &str) -> Result<Wall, String> {
+pub(super) fn parse_time(text: &str) -> Result<Wall, String> {
     let at = text.parse::<Timestamp>().ok().and_then(|time| u64::try_from(time.as_millisecond()).ok());
     let ago = || parse_duration(text).ok().map(|ago| RealClock::new().wall().as_millis().saturating_sub(ago_ms(ago)));
     let told = || "expected a time such as `2026-11-25T13:00:00Z`, or how long ago, such as `10m`".to_owned();
@@ -186,7 +169,7 @@ impl Reader {
         }
     }
 
-    fn paint(&self) -> Paint {
+    pub(super) fn paint(&self) -> Paint {
         let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         Paint(wanted && std::io::stdout().is_terminal())
     }
@@ -206,17 +189,6 @@ pub(super) async fn status(args: &StatusArgs) -> anyhow::Result<Ended> {
     let answer = args.reader.client()?.get("/api/status").await?;
     args.reader.print(&answer, |answer| show::status(answer, args.reader.paint()))?;
     Ok(if answer["ready"] == json!(true) { Ended::Well } else { Ended::Found })
-}
-
-pub(super) async fn ledger(args: &LedgerArgs) -> anyhow::Result<Ended> {
-    let reader = &args.from.reader;
-    let answer = match &args.from.data {
-        Some(dir) => offline::ledger(dir).await?,
-        None if args.seal => reader.client()?.post("/api/ledger/seal", &Value::Null).await?,
-        None => reader.client()?.get("/api/ledger").await?,
-    };
-    reader.print(&answer, |answer| show::ledger(answer, reader.paint()))?;
-    Ok(if answer["verdict"] == "imbalanced" { Ended::Found } else { Ended::Well })
 }
 
 pub(super) async fn journal(args: &JournalArgs) -> anyhow::Result<Ended> {

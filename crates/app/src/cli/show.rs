@@ -380,3 +380,36 @@ pub(super) fn ledger(answer: &Value, paint: Paint) -> String {
     };
     format!("{}\n{}: {words}\n", table(&headings, &rows), paint.state(&verdict))
 }
+
+/// What a comparison with a sink's own rows found.
+pub(super) fn reconciled(answer: &Value) -> String {
+    let number = |key: &str| text(&answer[key]);
+    let mut out = format!(
+        "stream {}, {} to {}: {} keys accepted, {} rows in the file\n",
+        number("stream"),
+        number("since"),
+        number("until"),
+        number("accepted"),
+        number("rows")
+    );
+    if answer["is_complete"] != true {
+        out += "the node cannot say everything it accepted in this time: it crashed or did not run, or it is not over yet\n";
+    }
+    for (what, words) in [
+        ("missing", "accepted, and not in the file"),
+        ("duplicated", "more often in the file than accepted"),
+        ("extra", "in the file, and not accepted in this time"),
+    ] {
+        for named in list(answer, what) {
+            let key = named["key"].as_str().map(|key| format!("  {}", printable(key))).unwrap_or_default();
+            let times = if named["times"] == 1 { String::new() } else { format!("  {} times", named["times"]) };
+            out += &format!("{what:<10}  {}{key}{times}  ({words})\n", text(&named["hash"]));
+        }
+    }
+    out += match (answer["is_same"] == true, answer["all_named"] == true) {
+        (true, _) => "the same keys, each as often\n",
+        (false, true) => "these are all the differences\n",
+        (false, false) => "there are more differences than can be named: choose a shorter period\n",
+    };
+    out
+}

@@ -1,8 +1,11 @@
 //! Every endpoint: what it answers, and how it refuses.
 
 use seawall_control::LedgerRefusal;
+use seawall_core::id::RecordId;
 use seawall_core::journal::{Draft, Kind, Seq};
 use seawall_core::ledger::Place;
+use seawall_core::spool::NewRecord;
+use seawall_store::Orphan;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -368,5 +371,68 @@ async fn once_the_store_is_closed_calls_say_so() {
     }
     assert_eq!(world.get("/api/journal").await.status, 200, "memory still answers");
     assert_eq!(world.store.journal.last().map_or(Seq(0), |seq| seq).0, world.store.journal.recent(9).len() as u64);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn the_census_of_a_stream_is_told_with_its_salt() {
+    let world = world().await;
+    let period = "since=2026-11-25T13:00:03Z&until=2026-11-25T14:00:00Z";
+    let told = world.get(&format!("/api/ledger/census?stream=events&{period}")).await;
+    assert_eq!(told.status, 200);
+    let told = told.json();
+    assert_eq!((&told["since"], &told["is_complete"]), (&json!("2026-11-25T13:00:03.000Z"), &json!(true)));
+    assert_eq!((&told["census"]["bag"]["count"], &told["salt"]), (&json!(1), &json!("01".repeat(32))));
+    assert!(told["census"]["sketch"][0][1]["ids"].is_string(), "beyond the numbers of JSON: {told}");
+    for (target, status, field) in [
+        (format!("stream=quotes&{period}"), 404, "stream"),
+        (period.to_owned(), 400, "stream"),
+        ("stream=events&since=2026-11-25T13:00:03Z".to_owned(), 400, "until"),
+        ("stream=events&since=yesterday&until=2026-11-25T13:00:03Z".to_owned(), 400, "since"),
+    ] {
+        let refused = world.get(&format!("/api/ledger/census?{target}")).await;
+        assert_eq!((refused.status, &refused.json()["field"]), (status, &json!(field)), "{target}");
+    }
+    world.end().await;
+}
+
+fn framed(orphans: &[Orphan]) -> Vec<u8> {
+    let mut body = Vec::new();
+    for orphan in orphans {
+        let mut bytes = Vec::new();
+        orphan.encode(&mut bytes);
+        body.extend_from_slice(&u32::try_from(bytes.len()).unwrap().to_le_bytes());
+        body.extend(bytes);
+    }
+    body
+}
+
+#[tokio::test]
+async fn orphans_are_adopted_row_by_row() {
+    let world = world().await;
+    let orphan = |id: u64, key: &str| Orphan {
+        id: RecordId(id),
+        record: record(key),
+        attempts: 2,
+        last_error: "503".into(),
+        parked: None,
+    };
+    let large = Orphan { record: NewRecord { body: vec![0; 2 << 20], ..record("2") }, ..orphan(2, "2") };
+    let free = Orphan { record: NewRecord { order_key: None, ..record("4") }, ..orphan(4, "4") };
+    let body = framed(&[orphan(1, "1"), large, orphan(3, "3"), free]);
+    let answer = world.post_bytes("/api/spool/adopt?node=dead", &body).await;
+    assert_eq!(answer.status, 200);
+    let told = answer.json();
+    assert_eq!(told["adopted"], 2, "{told}");
+    let from: Vec<u64> = told["records"].as_array().unwrap().iter().map(|it| it["from"].as_u64().unwrap()).collect();
+    assert_eq!(from, [1, 2, 4], "what comes behind the one that found no room waits with it");
+    assert!(told["records"][1]["error"].as_str().unwrap().contains("store.record_max"), "{told}");
+    let again = world.post_bytes("/api/spool/adopt?node=dead", &framed(&[orphan(1, "1")])).await.json();
+    assert_eq!((&again["adopted"], &again["records"][0]["already"]), (&json!(0), &json!(true)));
+    let cut = world.post_bytes("/api/spool/adopt?node=dead", &body[..body.len() - 1]).await;
+    assert_eq!((cut.status, &cut.json()["field"]), (400, &json!("body")));
+    let stranger = Orphan { record: NewRecord { upstream: "nobody".into(), ..record("5") }, ..orphan(5, "5") };
+    let refused = world.post_bytes("/api/spool/adopt?node=dead", &framed(&[stranger])).await;
+    assert_eq!((refused.status, &refused.json()["allowed"][0]), (409, &json!("queue")));
     world.end().await;
 }

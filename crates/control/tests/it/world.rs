@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use seawall_control::{Admin, AdminParts, BoxFuture, LedgerPort, LedgerRefusal, NodeInfo};
-use seawall_core::ledger::{Counts, Place, Receipts, State, StreamSummary, Summary, Verdict};
+use seawall_core::ledger::census::{Census, Member, Salt};
+use seawall_core::ledger::{Counted, Counts, Place, Receipts, State, StreamSummary, Summary, Verdict};
 use seawall_core::observation::{
     BreakerSnapshot, EndpointSnapshot, LimitSnapshot, NodeSnapshot, RouteSnapshot, UpstreamSnapshot,
 };
@@ -63,6 +64,18 @@ impl LedgerPort for FakeLedger {
         let verdict = if sealed { Verdict::Balanced } else { Verdict::Unknown };
         let totals = Counts { accepted: 8, delivered: 6, ..counts };
         Summary { verdict, streams: vec![stream(1, counts), stream(2, one)], totals }
+    }
+
+    fn census(&self, stream: &str, since: u64, until: u64) -> Option<Counted> {
+        (stream == "events").then(|| {
+            let mut census = Census::default();
+            census.count(&Member::of(&self.salt(), "k1"));
+            Counted { since, until, is_complete: true, census }
+        })
+    }
+
+    fn salt(&self) -> Salt {
+        Salt([1; 32])
     }
 
     fn moved(&self, stamp: &str, to: Place) {
@@ -163,9 +176,20 @@ impl World {
         self.call(&format!("{head}{headers}\r\n{body}")).await
     }
 
+    pub(crate) async fn post_bytes(&self, target: &str, body: &[u8]) -> Answer {
+        let (host, length) = (&self.address, body.len());
+        let head =
+            format!("POST {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+        self.call_bytes(&[head.as_bytes(), body].concat()).await
+    }
+
     pub(crate) async fn call(&self, request: &str) -> Answer {
+        self.call_bytes(request.as_bytes()).await
+    }
+
+    async fn call_bytes(&self, request: &[u8]) -> Answer {
         let mut stream = TcpStream::connect(&self.address).await.expect("connected");
-        stream.write_all(request.as_bytes()).await.expect("sent");
+        stream.write_all(request).await.expect("sent");
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await.expect("answered");
         Answer::parse(&String::from_utf8(answer).expect("text"))

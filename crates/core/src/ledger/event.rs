@@ -12,6 +12,9 @@
 //! 6 Closed   stream epoch issued
 //! 7 Sealed   stream epoch
 //! 8 Unnumbered stream epoch total
+//! 9 Census   stream life since start count sum cells cell*
+//! cell     = places passed over, count (zigzag), sums of identities and of checks (16 bytes each, little-endian)
+//!            sum: 32 bytes, little-endian; cells that are empty are left out
 //! arrival  = 2 text                                           a number nobody can read
 //!          | account*4 + whole [stream producer epoch] delta  whole: 0 or 1
 //! ```
@@ -24,6 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::account::{Class, Place};
+use super::census::{Bag, Cell, Census, Sketch};
 use super::id::{RecordRef, RefError};
 use super::receipt::{Arrival, ReceiptBatch};
 
@@ -95,6 +99,19 @@ pub enum Event {
         /// How many, since the epoch began.
         total: u64,
     },
+    /// Which keys a stream accepted in a period of [`super::PERIOD_S`] seconds.
+    Census {
+        /// The stream.
+        stream: String,
+        /// Which life of the node: the epoch it began with.
+        life: u64,
+        /// From when on that life tells everything, in seconds since 1970.
+        since: u64,
+        /// When the period begins.
+        start: u64,
+        /// The keys.
+        census: Census,
+    },
 }
 
 /// Bytes that are no event.
@@ -154,6 +171,10 @@ impl Event {
             Self::Closed { stream, epoch, issued } => put_all(&mut bytes, 6, stream, &[*epoch, *issued]),
             Self::Sealed { stream, epoch } => put_all(&mut bytes, 7, stream, &[*epoch]),
             Self::Unnumbered { stream, epoch, total } => put_all(&mut bytes, 8, stream, &[*epoch, *total]),
+            Self::Census { stream, life, since, start, census } => {
+                put_all(&mut bytes, 9, stream, &[*life, *since, *start]);
+                put_census(&mut bytes, census);
+            }
         }
         bytes
     }
@@ -233,6 +254,20 @@ fn put_batch(bytes: &mut Vec<u8>, batch: &ReceiptBatch) {
     }
 }
 
+fn put_census(bytes: &mut Vec<u8>, Census { bag, sketch }: &Census) {
+    put_number(bytes, bag.count);
+    bag.sum.iter().for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
+    put_number(bytes, sketch.used().count() as u64);
+    let mut next = 0;
+    for (at, Cell { count, ids, checks }) in sketch.used() {
+        put_number(bytes, (at - next) as u64);
+        put_number(bytes, zigzag(count as u64));
+        bytes.extend_from_slice(&ids.to_le_bytes());
+        bytes.extend_from_slice(&checks.to_le_bytes());
+        next = at + 1;
+    }
+}
+
 /// Small distances in both directions become small numbers.
 const fn zigzag(distance: u64) -> u64 {
     distance << 1 ^ ((distance as i64) >> 63) as u64
@@ -267,6 +302,13 @@ impl<'a> Input<'a> {
             6 => Event::Closed { stream: self.text()?, epoch: self.number()?, issued: self.number()? },
             7 => Event::Sealed { stream: self.text()?, epoch: self.number()? },
             8 => Event::Unnumbered { stream: self.text()?, epoch: self.number()?, total: self.number()? },
+            9 => Event::Census {
+                stream: self.text()?,
+                life: self.number()?,
+                since: self.number()?,
+                start: self.number()?,
+                census: self.census()?,
+            },
             _ => return Err(DecodeError::Unknown { what: "kind", value: kind.into() }),
         })
     }
@@ -306,6 +348,30 @@ impl<'a> Input<'a> {
         let record = &mut accounts[index as usize];
         record.seq = record.seq.wrapping_add(unzigzag(self.number()?));
         Ok(Arrival::Record { record: record.clone(), is_whole: form == 1 })
+    }
+
+    fn census(&mut self) -> Result<Census, DecodeError> {
+        let count = self.number()?;
+        let mut sum = [0; 4];
+        for word in &mut sum {
+            *word = u64::from_le_bytes(self.raw()?);
+        }
+        let (used, mut cells, mut next) = (self.number()?, Vec::new(), 0_u64);
+        for _ in 0..used {
+            let at = self.number()?.saturating_add(next);
+            let count = unzigzag(self.number()?) as i64;
+            let cell = Cell { count, ids: i128::from_le_bytes(self.raw()?), checks: i128::from_le_bytes(self.raw()?) };
+            cells.push((usize::try_from(at).unwrap_or(usize::MAX), cell));
+            next = at.saturating_add(1);
+        }
+        let sketch = Sketch::try_from(cells).map_err(|_| DecodeError::Unknown { what: "cells", value: used })?;
+        Ok(Census { bag: Bag { count, sum }, sketch })
+    }
+
+    fn raw<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
+        let (bytes, rest) = self.0.split_first_chunk().ok_or(DecodeError::Short)?;
+        self.0 = rest;
+        Ok(*bytes)
     }
 
     fn one_of<T: Copy>(&mut self, what: &'static str, all: &[T]) -> Result<T, DecodeError> {
@@ -352,6 +418,7 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ledger::census::{Member, Salt};
 
     fn name() -> impl Strategy<Value = String> {
         "[a-c]{1,2}"
@@ -401,6 +468,13 @@ pub(super) mod tests {
             (stream, number(), number()).prop_map(|(stream, epoch, issued)| Event::Closed { stream, epoch, issued }),
             (stream, number()).prop_map(|(stream, epoch)| Event::Sealed { stream, epoch }),
             (stream, number(), number()).prop_map(|(stream, epoch, total)| Event::Unnumbered { stream, epoch, total }),
+            (stream, number(), number(), number(), vec(0..9_u64, 0..9)).prop_map(
+                |(stream, life, since, start, keys)| {
+                    let mut census = Census::default();
+                    keys.iter().for_each(|key| census.count(&Member::of(&Salt([0; 32]), &key.to_string())));
+                    Event::Census { stream, life, since, start, census }
+                }
+            ),
         ]
     }
 
@@ -436,7 +510,11 @@ pub(super) mod tests {
         let message = |bytes: &[u8]| Event::decode(bytes).unwrap_err().to_string();
         assert_eq!(message(&[]), "ledger event ends too soon");
         assert_eq!(message(&[1, 2, 3, 4]), "2 bytes after the end of a ledger event");
-        assert_eq!(message(&[9]), "unknown kind 9 in a ledger event");
+        assert_eq!(message(&[99]), "unknown kind 99 in a ledger event");
+        let census = |tail: &[u8]| message(&[&[9, 0, 0, 0, 0, 1][..], &[0; 32], tail].concat());
+        assert_eq!(census(&[2, 0, 2]), "ledger event ends too soon");
+        assert_eq!(census(&[&[1, 128, 1, 2][..], &[1; 32]].concat()), "unknown cells 1 in a ledger event");
+        assert_eq!(census(&[&[1, 0, 0][..], &[0; 32]].concat()), "unknown cells 1 in a ledger event");
         assert_eq!(message(&[3, 0, 1, 1, 3]), "unknown class 3 in a ledger event");
         assert_eq!(message(&[4, 0, 1, 1, 4]), "unknown place 4 in a ledger event");
         assert_eq!(message(&[1, 0x80, 0]), "malformed number in a ledger event");

@@ -7,6 +7,7 @@
 //! - `id`: a record's number and the tag that binds it to its body.
 //! - `account`: the producer's side: numbers reserved, promised, refused, doubtful, and where the spool has them.
 //! - `receipt`: the sink's side: what arrived, judged by its tag.
+//! - `census`: what was accepted, to be compared with a sink that cannot report; `periods`: over time.
 //! - `recall`: what the spool holds, against what the books say of it.
 //! - `event`: the changes of the books, and their bytes in the log.
 //! - `seal`: what the numbers add up to, and the verdict.
@@ -20,18 +21,22 @@
 //!
 //! Memory: about 2 KiB an account and 40 bytes a run, at most [`RUNS_MAX`] runs from receipts (receipts that would go
 //! beyond are refused, for the sink to send again; the producer's own words are always taken). Independent of the
-//! number of records as long as they go their usual way. [`Ledger::runs_count`] is the gauge to watch.
+//! number of records as long as they go their usual way. A stream's census of a day takes 2 MiB at most.
+//! [`Ledger::runs_count`] is the gauge to watch.
 //!
 //! Every arrival counts, from whatever sink: a record is meant to arrive once, at one sink.
 
 pub mod interval;
 
 mod account;
+pub mod census;
 mod event;
 mod id;
+mod periods;
 mod recall;
 mod receipt;
 mod seal;
+mod taker;
 #[cfg(test)]
 mod tests;
 
@@ -43,11 +48,14 @@ pub use account::{BLOCK, Class, Issuer, Place};
 pub use event::{DecodeError, Event};
 pub use id::{Digest, HexError, LedgerKey, NAME_BYTES_MAX, RecordRef, RefError, Stamp, StampError, Tag, check_name};
 pub use interval::IntervalSet;
+pub use periods::{Counted, PERIOD_S, period_of};
 pub use recall::{Held, Recalled};
 pub use receipt::{Arrival, RECEIPTS_MAX, Receipt, ReceiptBatch, ReceiptError, Receipts};
 pub use seal::{Counts, Finding, State, StreamSummary, Summary, Tally, Verdict};
+pub use taker::CensusTaker;
 
 use account::{Account, Arrived, Objection};
+use periods::Periods;
 
 /// Most runs of numbers that receipts may bring the ledger to: about 40 MB.
 pub const RUNS_MAX: usize = 1 << 20;
@@ -74,6 +82,9 @@ pub struct Ledger {
     repeated: Vec<RecordRef>,
     /// Arrivals that nobody here sent, the first [`SAMPLES_MAX`].
     phantoms: Vec<String>,
+    /// Which keys each stream accepted, and when.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    periods: BTreeMap<String, Periods>,
 }
 
 /// Whether an event changed anything.
@@ -195,6 +206,7 @@ impl Ledger {
             strangers: 0,
             repeated: Vec::new(),
             phantoms: Vec::new(),
+            periods: BTreeMap::new(),
         })
     }
 
@@ -221,6 +233,10 @@ impl Ledger {
             }
             Event::Sealed { stream, epoch } => self.change(stream, *epoch, 0, Account::seal)?,
             Event::Unnumbered { stream, epoch, total } => self.leave_out(stream, *epoch, *total)?,
+            Event::Census { stream, life, since, start, census } => {
+                check_name("stream", stream)?;
+                self.periods.entry(stream.clone()).or_default().take(*life, *since, *start, census)
+            }
         };
         Ok(if changed { Applied::Changed } else { Applied::Known })
     }
@@ -251,6 +267,12 @@ impl Ledger {
         let unsealed = self.accounts().filter(|(_, _, account)| account.seal.is_none());
         events.extend(unsealed.map(|(stream, epoch, _)| Event::Sealed { stream: stream.into(), epoch }));
         events
+    }
+
+    /// Which keys a stream accepted between two moments, in seconds since 1970; `None` for one nobody counted.
+    #[must_use]
+    pub fn census(&self, stream: &str, since: u64, until: u64) -> Option<Counted> {
+        Some(self.periods.get(stream)?.between(since, until))
     }
 
     /// The node's name.

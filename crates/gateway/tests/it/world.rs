@@ -250,7 +250,7 @@ pub struct Account {
 }
 
 impl Records for Account {
-    fn stamp(&self, stream: &str, digest: [u8; 32]) -> Option<String> {
+    fn stamp(&self, stream: &str, _: &str, digest: [u8; 32]) -> Option<String> {
         Some(format!("{stream}.node.1.{}", u32::from_le_bytes(digest[..4].try_into().unwrap())))
     }
 
