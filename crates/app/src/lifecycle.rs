@@ -17,6 +17,7 @@ use seawall_core::journal::{Draft, Kind, Seq};
 use seawall_core::time::Wall;
 use seawall_gateway::net::Net;
 use seawall_gateway::{Gateway, Parts};
+use seawall_store::disk::medium::{Doubt, doubts};
 use seawall_store::{Clock as _, Opened, RealDisk, RecoveryReport, Store, StoreOptions};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -187,6 +188,16 @@ fn begin_journal(store: &Store, config: &AppConfig, report: &RecoveryReport) -> 
         .with("parked", report.parked)
         .with("torn_bytes", logs.iter().map(|log| log.torn_bytes).sum::<u64>())
         .with("unreadable", report.unreadable);
+    let doubts = doubts(&config.store.path);
+    let recovered = match doubts.first() {
+        Some(_) => {
+            recovered.with("doubtful_medium", doubts.iter().map(|it| it.what.as_str()).collect::<Vec<_>>().join(", "))
+        }
+        None => recovered,
+    };
+    for Doubt { what, why } in &doubts {
+        tracing::warn!(path = %config.store.path.display(), what, "a sync may not keep what it promises here: {why}");
+    }
     journal.record(match report.is_damaged() {
         false => recovered,
         true => recovered

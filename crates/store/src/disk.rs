@@ -7,6 +7,7 @@
 
 mod background;
 mod look;
+pub mod medium;
 mod real;
 mod sim;
 
