@@ -207,3 +207,45 @@ fn routes_have_terms_of_their_own() {
     assert_eq!(said.code, 1);
     said.shows(&["`urgent` is no priority; known are high, normal and low", "1s to", "4KiB to"]);
 }
+
+#[test]
+fn records_are_sealed_at_rest_with_a_key_from_a_file() {
+    let (_, sick_server) = Server::moody();
+    let (well, server) = Server::moody();
+    well.store(true, Relaxed);
+    let sealed = |server: &Server, name: &str| {
+        config(server, name, "", "") + "store: { path: ./data, key_file: keys, compress: lz4 }\n"
+    };
+    let place = Place::new(&sealed(&sick_server, "n"));
+    place.refused(&["run"]).tells(&["cannot read the key file `keys`"]);
+    place.write("keys", "# none yet\nabc\n");
+    place.refused(&["run"]).tells(&["the key file `keys`", "line 2 is no key", "64 hex digits"]);
+    place.write("keys", &format!("{}\n", "5f".repeat(32)));
+    let node = place.node();
+    for n in 0..10 {
+        assert_eq!(write(&node, "/events", "s", &format!("{n} {}", "secret payload ".repeat(20))).0, 202);
+    }
+    wait_until("others may read the key", || node.process.lines().iter().any(|line| line.contains("chmod 600")));
+    node.kill();
+    let segment = std::fs::read(place.data().join("spool/0000000001.log")).unwrap();
+    let shows = |text: &[u8]| segment.windows(text.len()).any(|window| window == text);
+    assert!(!shows(b"secret payload") && !shows(b"Shipment-Id") && !shows(b"shipment-id"));
+    // Looked at, adopted and opened only with the key; it is found by the configuration that lies there.
+    assert!(place.seawall(&["spool", "ls", "--data", "data"]).out.lines().count() > 10);
+    let dir = place.data().to_string_lossy().into_owned();
+    let heir = Place::new(&config(&server, "heir", "", ""));
+    heir.seawall(&["spool", "ls", "--data", &dir]).tells(&["no key was given", "--key-file"]);
+    let node = heir.node();
+    let admin = format!("http://{}", node.admin);
+    heir.write("other", &format!("{}\n", "77".repeat(32)));
+    let said = heir.seawall(&["spool", "adopt", &dir, "--admin", &admin, "--key-file", "other"]);
+    assert_eq!(said.code, 1);
+    said.tells(&["sealed with another key"]);
+    let keys = place.path().join("keys").to_string_lossy().into_owned();
+    let said = heir.seawall(&["spool", "adopt", &dir, "--admin", &admin, "--key-file", &keys]);
+    assert_eq!((said.code, said.out.as_str()), (0, "10 records of `n` are `heir`'s to deliver now\n"), "{said:?}");
+    wait_until("all is delivered", || node.spooled() == 0);
+    assert_eq!(server.count(), 10);
+    place.write("bad.yaml", &config(&server, "n", "", "").replace("node: n", "node: n\nstore: { compress: zip }"));
+    place.seawall(&["check", "--config", "bad.yaml"]).shows(&["`zip` is no way to compress; known are lz4 and off"]);
+}

@@ -5,6 +5,8 @@
 
 use std::fmt::Write as _;
 use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -18,7 +20,7 @@ use seawall_core::time::Wall;
 use seawall_gateway::net::Net;
 use seawall_gateway::{Gateway, Parts};
 use seawall_store::disk::medium::{Doubt, doubts};
-use seawall_store::{Clock as _, Opened, RealDisk, RecoveryReport, Store, StoreOptions};
+use seawall_store::{Clock as _, Opened, RealDisk, RecoveryReport, SealKeys, Store, StoreOptions};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -159,17 +161,32 @@ impl Signals {
 
 /// Opens a data directory with the limits of its configuration.
 pub(crate) fn open_store(config: &AppConfig, clock: &RealClock) -> anyhow::Result<Opened<RealDisk>> {
-    let StoreConfig { path, spool_bytes_max, journal_bytes_max, record_bytes_max, on_damage } = config.store.clone();
+    let StoreConfig { path, spool_bytes_max, journal_bytes_max, record_bytes_max, key_file, packs, on_damage } =
+        config.store.clone();
+    let seal_keys = key_file.as_deref().map(read_seal_keys).transpose()?;
     let options = StoreOptions {
         spool_bytes_max,
         journal_bytes_max,
         record_bytes_max,
         on_damage,
+        seal_keys,
+        packs,
         ..StoreOptions::new(path, config.policy.node.clone())
     };
     let secret: [u8; 32] = entropy()?;
     Store::open(RealDisk, options, clock.clone(), || secret)
         .map_err(hinted(|error: &seawall_store::OpenError| error.hint()))
+}
+
+/// The keys that records are sealed with at rest.
+pub(crate) fn read_seal_keys(file: &Path) -> anyhow::Result<SealKeys> {
+    let named = || format!("the key file `{}`", file.display());
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", named()))?;
+    let mode = std::fs::metadata(file).map_or(0, |metadata| metadata.permissions().mode());
+    if mode & 0o077 != 0 {
+        tracing::warn!(file = %file.display(), "others can read the keys of the spool: `chmod 600` it");
+    }
+    SealKeys::parse(&text).with_context(named)
 }
 
 fn begin_journal(store: &Store, config: &AppConfig, report: &RecoveryReport) -> Seq {

@@ -64,6 +64,14 @@ pub enum OpenError {
         /// The oldest we know.
         known: u32,
     },
+    /// Records that cannot be read without their key.
+    #[error("`{}`: {reason}", path.display())]
+    Sealed {
+        /// The segment with the first of them.
+        path: PathBuf,
+        /// Whether there is no key, or another.
+        reason: String,
+    },
     /// Bytes that were synced do not read as written.
     #[error("segment `{}` is damaged at byte {offset}: {what}, and what follows it was written later", path.display())]
     Damaged {
@@ -98,6 +106,9 @@ impl OpenError {
             }
             Self::Newer { .. } => Some("start the version that wrote it, or a later one"),
             Self::Older { .. } => Some("drain it with the version that wrote it"),
+            Self::Sealed { .. } => {
+                Some("set `store.key_file` (`--key-file`) to the file with the key they were sealed with")
+            }
             Self::Damaged { .. } => Some("check the disk; `seawall run --quarantine` goes on with what can be saved"),
             Self::Io { source, .. } => match source.kind() {
                 io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {

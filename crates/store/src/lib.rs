@@ -30,6 +30,7 @@ mod journal;
 mod ledger;
 mod options;
 mod spool;
+mod wrap;
 
 pub use clock::{Clock, ClockFn};
 pub use disk::{Disk, LookDisk, RealDisk, SimDisk};
@@ -39,6 +40,7 @@ pub use journal::{Journal, QUEUE_ENTRIES_MAX, Query, SUBSCRIBER_LAG_MAX, TAIL_EN
 pub use ledger::LedgerLog;
 pub use options::{OnDamage, StoreOptions};
 pub use spool::{Account, Enqueued, Expired, HeldRecord, Leased, Leases, Orphan, Spool, SpoolDepth, WorkSignal};
+pub use wrap::{NoKeys, SealKeys};
 
 /// The three handles of one data directory, and what the directory says of itself. Cheap to clone.
 #[derive(Clone, Debug)]

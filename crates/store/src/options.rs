@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::wrap::SealKeys;
+
 /// Where the store is and how much it may hold.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
@@ -27,6 +29,10 @@ pub struct StoreOptions {
     pub remember_max: usize,
     /// What to do about damage that no crash explains.
     pub on_damage: OnDamage,
+    /// Seals the records of the spool at rest; `None` leaves new ones open and cannot read sealed ones.
+    pub seal_keys: Option<SealKeys>,
+    /// Packs records with LZ4 where that makes them shorter. What is packed is read either way.
+    pub packs: bool,
 }
 
 impl StoreOptions {
@@ -44,6 +50,8 @@ impl StoreOptions {
             remember_for: Duration::from_secs(24 * 3600),
             remember_max: 500_000,
             on_damage: OnDamage::Refuse,
+            seal_keys: None,
+            packs: false,
         }
     }
 }

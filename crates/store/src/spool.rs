@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::embedded::entry::SpoolEntry;
 use crate::error::{EnqueueError, StoreError};
+use crate::wrap::Wrap;
 
 /// Commands that may wait for the engine: a few batches. Beyond it callers wait their turn.
 pub(crate) const COMMANDS_MAX: usize = 4096;
@@ -226,7 +227,7 @@ impl Spool {
         if bytes > limit_bytes {
             return Err(EnqueueError::TooLarge { bytes, limit_bytes });
         }
-        let draft = Box::new(with(RecordDraft::of(record)));
+        let draft = Box::new(with(RecordDraft::of(record, &self.shared.wrap)));
         let (answer, answered) = oneshot::channel();
         let stopped = || EnqueueError::Stopped { reason: self.shared.stop_reason() };
         self.commands.send(Command::Enqueue { draft, answer }).await.map_err(|_| stopped())?;
@@ -446,7 +447,7 @@ pub(crate) struct RecordDraft {
 }
 
 impl RecordDraft {
-    pub(crate) fn of(record: &NewRecord) -> Self {
+    pub(crate) fn of(record: &NewRecord, wrap: &Wrap) -> Self {
         let mut bytes = Vec::with_capacity(record.encoded_len());
         record.encode(&mut bytes);
         Self {
@@ -461,7 +462,7 @@ impl RecordDraft {
             terms: record.terms,
             route_bytes_max: None,
             adopted: None,
-            bytes,
+            bytes: wrap.wrap(bytes),
         }
     }
 }
@@ -490,6 +491,7 @@ pub(crate) enum Command {
 pub(crate) struct SpoolShared {
     pub(crate) record_bytes_max: u64,
     pub(crate) bytes_max: u64,
+    pub(crate) wrap: Wrap,
     waiting: AtomicU64,
     leased: AtomicU64,
     parked: AtomicU64,
@@ -510,6 +512,7 @@ impl SpoolShared {
         Self {
             record_bytes_max,
             bytes_max,
+            wrap: Wrap::none(),
             waiting: AtomicU64::new(0),
             leased: AtomicU64::new(0),
             parked: AtomicU64::new(0),

@@ -9,13 +9,14 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use seawall_core::id::RecordId;
 use seawall_core::journal::{Draft, Kind};
-use seawall_store::{OnDamage, OpenError, Opened, Orphan, RealDisk, Store, StoreOptions};
+use seawall_store::{OnDamage, OpenError, Opened, Orphan, RealDisk, SealKeys, Store, StoreOptions};
 use serde_json::{Value, json};
 
 use super::Ended;
 use super::client::{Client, encode};
-use super::read::Reader;
+use super::read::{Reader, configured_key_file};
 use crate::clock::RealClock;
+use crate::lifecycle::read_seal_keys;
 
 pub(super) const EXAMPLES: &str = "\
 The node that the directory belongs to must not run. Dead letters stay dead letters. In the directory every record is
@@ -40,6 +41,9 @@ pub(super) struct AdoptArgs {
     /// Go on with what can be saved if the directory is damaged
     #[arg(long)]
     quarantine: bool,
+    /// The keys its records are sealed with [default: `store.key_file` of ./seawall.yaml]
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
     #[command(flatten)]
     reader: Reader,
 }
@@ -61,7 +65,9 @@ pub(super) async fn run(args: &AdoptArgs) -> anyhow::Result<Ended> {
     if !args.dir.join("META").is_file() {
         bail!("`{}` is not the data directory of a node", args.dir.display());
     }
-    let (Opened { store, engine, .. }, owner) = open(&args.dir, args.quarantine)?;
+    let key_file = args.key_file.clone().or_else(configured_key_file);
+    let keys = key_file.as_deref().map(read_seal_keys).transpose()?;
+    let (Opened { store, engine, .. }, owner) = open(&args.dir, args.quarantine, keys)?;
     let threads = engine.spawn_threads().context("cannot start the store's threads")?;
     let moved = move_all(&store, &client, &owner, &adopter).await;
     store.close().await;
@@ -85,10 +91,11 @@ fn told(done: &Done, owner: &str, adopter: &str) -> String {
 }
 
 /// The directory belongs to a node by name: it is opened under the name it has.
-fn open(dir: &Path, quarantine: bool) -> anyhow::Result<(Opened<RealDisk>, String)> {
+fn open(dir: &Path, quarantine: bool, keys: Option<SealKeys>) -> anyhow::Result<(Opened<RealDisk>, String)> {
     let on_damage = if quarantine { OnDamage::Quarantine } else { OnDamage::Refuse };
     let attempt = |node: &str| {
-        let options = StoreOptions { on_damage, spool_bytes_max: u64::MAX, ..StoreOptions::new(dir, node) };
+        let seal_keys = keys.clone();
+        let options = StoreOptions { on_damage, seal_keys, spool_bytes_max: u64::MAX, ..StoreOptions::new(dir, node) };
         Store::open(RealDisk, options, RealClock::new(), || [0; 32])
     };
     let any = "seawall";

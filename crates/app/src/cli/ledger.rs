@@ -121,8 +121,8 @@ pub(super) async fn run(args: &LedgerArgs) -> anyhow::Result<Ended> {
         None => {}
     }
     let reader = &args.from.reader;
-    let answer = match &args.from.data {
-        Some(dir) => offline::ledger(dir).await?,
+    let answer = match args.from.stopped() {
+        Some(stopped) => offline::ledger(&stopped).await?,
         None if args.seal => reader.client()?.post("/api/ledger/seal", &Value::Null).await?,
         None => reader.client()?.get("/api/ledger").await?,
     };

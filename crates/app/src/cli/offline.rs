@@ -2,7 +2,7 @@
 //! changing a byte of it.
 
 use std::io::{self, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use seawall_control::LedgerPort as _;
@@ -12,14 +12,24 @@ use seawall_core::journal::chain::Anchor;
 use seawall_core::ledger::Summary;
 use seawall_core::spool::State;
 use seawall_store::disk::LockError;
-use seawall_store::{Clock as _, Disk as _, LookDisk, OnDamage, OpenError, Opened, Query, Store, StoreOptions};
+use seawall_store::{
+    Clock as _, Disk as _, LookDisk, OnDamage, OpenError, Opened, Query, SealKeys, Store, StoreOptions,
+};
 use serde_json::{Value, json};
 
 use crate::book;
 use crate::clock::RealClock;
+use crate::lifecycle::read_seal_keys;
 
 /// The journal of a larger node must not look shorter than it is.
 const JOURNAL_BYTES_MAX: u64 = 1 << 50;
+
+/// Where a stopped node's store is, and what opens its records.
+#[derive(Clone, Debug)]
+pub(super) struct Stopped {
+    pub(super) dir: PathBuf,
+    pub(super) key_file: Option<PathBuf>,
+}
 
 /// A stopped node's store, open.
 pub(super) struct Found {
@@ -29,11 +39,13 @@ pub(super) struct Found {
 }
 
 /// Opens the directory, looks, closes it again. The answers have the shape of the admin API's.
-async fn read<T>(dir: &Path, look: impl AsyncFnOnce(&Found) -> anyhow::Result<T>) -> anyhow::Result<T> {
+async fn read<T>(stopped: &Stopped, look: impl AsyncFnOnce(&Found) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let dir = &stopped.dir;
+    let keys = stopped.key_file.as_deref().map(read_seal_keys).transpose()?;
     if !dir.join("META").is_file() {
         bail!("`{}` is not the data directory of a node", dir.display());
     }
-    let seen = match open(dir) {
+    let seen = match open(dir, keys) {
         Ok((Opened { store, engine, report, ledger_records }, node)) => {
             if report.is_damaged() {
                 let _ = writeln!(io::stderr(), "seawall: `{}` is damaged: this is what can be saved", dir.display());
@@ -56,12 +68,13 @@ async fn read<T>(dir: &Path, look: impl AsyncFnOnce(&Found) -> anyhow::Result<T>
 }
 
 /// A directory belongs to a node by name: whoever looks from outside takes the name it finds there.
-fn open(dir: &Path) -> Result<(Opened<LookDisk>, String), OpenError> {
+fn open(dir: &Path, keys: Option<SealKeys>) -> Result<(Opened<LookDisk>, String), OpenError> {
     let disk = LookDisk::default();
     let attempt = |node: &str| {
         let options = StoreOptions {
             journal_bytes_max: JOURNAL_BYTES_MAX,
             on_damage: OnDamage::Quarantine,
+            seal_keys: keys.clone(),
             ..StoreOptions::new(dir, node)
         };
         Store::open(disk.clone(), options, RealClock::new(), || [0; 32])
@@ -83,8 +96,8 @@ fn told(error: OpenError) -> anyhow::Error {
 }
 
 /// As `/api/journal`.
-pub(super) async fn journal(dir: &Path, query: Query) -> anyhow::Result<Value> {
-    read(dir, async |found| {
+pub(super) async fn journal(stopped: &Stopped, query: Query) -> anyhow::Result<Value> {
+    read(stopped, async |found| {
         let entries = found.store.journal.query(query).await?;
         Ok(json!({ "entries": entries.iter().map(entry_json).collect::<Vec<_>>() }))
     })
@@ -92,13 +105,13 @@ pub(super) async fn journal(dir: &Path, query: Query) -> anyhow::Result<Value> {
 }
 
 /// As `/api/journal/verify`.
-pub(super) async fn verify(dir: &Path, anchor: Option<Anchor>) -> anyhow::Result<Value> {
-    read(dir, async |found| Ok(verified_json(&found.store.journal.verify(anchor).await?))).await
+pub(super) async fn verify(stopped: &Stopped, anchor: Option<Anchor>) -> anyhow::Result<Value> {
+    read(stopped, async |found| Ok(verified_json(&found.store.journal.verify(anchor).await?))).await
 }
 
 /// As `/api/spool`.
-pub(super) async fn spool(dir: &Path, state: Option<State>, limit: usize) -> anyhow::Result<Value> {
-    read(dir, async |found| {
+pub(super) async fn spool(stopped: &Stopped, state: Option<State>, limit: usize) -> anyhow::Result<Value> {
+    read(stopped, async |found| {
         let (accounts, now) = (found.store.spool.list(state, limit).await?, RealClock::new().wall());
         let records: Vec<Value> = accounts.iter().map(|account| account_json(account, now)).collect();
         Ok(json!({ "records": records }))
@@ -107,8 +120,8 @@ pub(super) async fn spool(dir: &Path, state: Option<State>, limit: usize) -> any
 }
 
 /// As `/api/spool/ID`.
-pub(super) async fn record(dir: &Path, id: u64) -> anyhow::Result<Value> {
-    read(dir, async |found| {
+pub(super) async fn record(stopped: &Stopped, id: u64) -> anyhow::Result<Value> {
+    read(stopped, async |found| {
         let account = found.store.spool.get(RecordId(id)).await?;
         let account = account.with_context(|| format!("there is no record {id}"))?;
         Ok(account_json(&account, RealClock::new().wall()))
@@ -117,8 +130,8 @@ pub(super) async fn record(dir: &Path, id: u64) -> anyhow::Result<Value> {
 }
 
 /// As `/api/ledger`.
-pub(super) async fn ledger(dir: &Path) -> anyhow::Result<Value> {
-    let summary: Summary = read(dir, async |found| {
+pub(super) async fn ledger(stopped: &Stopped) -> anyhow::Result<Value> {
+    let summary: Summary = read(stopped, async |found| {
         Ok(book::Book::look(&found.store, &found.ledger_records, &found.node).await?.summary())
     })
     .await?;

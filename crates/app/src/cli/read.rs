@@ -14,6 +14,7 @@ use seawall_store::{Clock as _, Query};
 use serde_json::{Value, json};
 
 use super::client::{Client, encode};
+use super::offline::Stopped;
 use super::show::{self, Paint};
 use super::{CONFIG_FILE, Ended, UsageError, offline, print, print_json};
 use crate::clock::RealClock;
@@ -60,7 +61,25 @@ pub(super) struct OfflineReader {
     pub(super) reader: Reader,
     /// Read a stopped node's data directory instead of asking a node
     #[arg(long, value_name = "DIR", conflicts_with = "admin")]
-    pub(super) data: Option<PathBuf>,
+    data: Option<PathBuf>,
+    /// The keys its records are sealed with [default: `store.key_file` of ./seawall.yaml]
+    #[arg(long, value_name = "FILE", requires = "data")]
+    key_file: Option<PathBuf>,
+}
+
+impl OfflineReader {
+    /// The stopped node, if it is one that is asked.
+    pub(super) fn stopped(&self) -> Option<Stopped> {
+        let dir = self.data.clone()?;
+        Some(Stopped { dir, key_file: self.key_file.clone().or_else(configured_key_file) })
+    }
+}
+
+/// The key file of the configuration that lies here.
+pub(super) fn configured_key_file() -> Option<PathBuf> {
+    let file = Path::new(CONFIG_FILE);
+    let checked = file.is_file().then(|| config::load(file, &|name| std::env::var(name).ok()))?.ok()?;
+    checked.config?.store.key_file
 }
 
 #[derive(Args, Clone, Debug)]
@@ -196,7 +215,7 @@ pub(super) async fn journal(args: &JournalArgs) -> anyhow::Result<Ended> {
         return verify(from, *anchor).await;
     }
     let reader = &args.from.reader;
-    if let Some(dir) = &args.from.data {
+    if let Some(stopped) = args.from.stopped() {
         let query = Query {
             after: args.after.unwrap_or(0),
             kind: args.kind,
@@ -207,7 +226,7 @@ pub(super) async fn journal(args: &JournalArgs) -> anyhow::Result<Ended> {
             limit: usize::from(args.limit),
             newest: args.after.is_none() && args.since.is_none(),
         };
-        let answer = offline::journal(dir, query).await?;
+        let answer = offline::journal(&stopped, query).await?;
         return reader.print(&answer, show::journal);
     }
     let client = reader.client()?;
@@ -219,8 +238,8 @@ pub(super) async fn journal(args: &JournalArgs) -> anyhow::Result<Ended> {
 }
 
 async fn verify(from: &OfflineReader, anchor: Option<Anchor>) -> anyhow::Result<Ended> {
-    let answer = match &from.data {
-        Some(dir) => offline::verify(dir, anchor).await?,
+    let answer = match from.stopped() {
+        Some(stopped) => offline::verify(&stopped, anchor).await?,
         None => {
             let anchor = anchor.map(|anchor| format!("?anchor={anchor}")).unwrap_or_default();
             from.reader.client()?.get(&format!("/api/journal/verify{anchor}")).await?

@@ -116,8 +116,8 @@ pub(super) async fn run(command: &SpoolCommand) -> anyhow::Result<Ended> {
     match command {
         SpoolCommand::Ls { from, state, limit } => {
             let (state, limit) = (state.map(ListedState::state), usize::from(*limit));
-            let answer = match &from.data {
-                Some(dir) => offline::spool(dir, state, limit).await?,
+            let answer = match from.stopped() {
+                Some(stopped) => offline::spool(&stopped, state, limit).await?,
                 None => {
                     let state = state.map(|state| format!("state={}&", state.name())).unwrap_or_default();
                     from.reader.client()?.get(&format!("/api/spool?{state}limit={limit}")).await?
@@ -126,8 +126,8 @@ pub(super) async fn run(command: &SpoolCommand) -> anyhow::Result<Ended> {
             from.reader.print(&answer, show::spool)
         }
         SpoolCommand::Show { id, from } => {
-            let answer = match &from.data {
-                Some(dir) => offline::record(dir, *id).await?,
+            let answer = match from.stopped() {
+                Some(stopped) => offline::record(&stopped, *id).await?,
                 None => from.reader.client()?.get(&format!("/api/spool/{id}")).await?,
             };
             from.reader.print(&answer, show::record)

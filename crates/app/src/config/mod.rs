@@ -65,6 +65,10 @@ pub struct StoreConfig {
     pub journal_bytes_max: u64,
     /// Bytes of one record, head and body.
     pub record_bytes_max: u64,
+    /// A file with the keys that records are sealed with at rest.
+    pub key_file: Option<PathBuf>,
+    /// Whether records are packed.
+    pub packs: bool,
     /// What to do about damage; never said by a file, as a person decides it for one start.
     pub on_damage: OnDamage,
 }
@@ -76,6 +80,8 @@ impl Default for StoreConfig {
             spool_bytes_max: 1 << 30,
             journal_bytes_max: 256 << 20,
             record_bytes_max: 1 << 20,
+            key_file: None,
+            packs: false,
             on_damage: OnDamage::Refuse,
         }
     }

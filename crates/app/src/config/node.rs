@@ -102,7 +102,11 @@ pub(super) fn limits(field: Field<'_>) -> Limits {
     }
 }
 
-const STORE: Keys = Keys { of: "`store`", known: &["path", "spool_max", "journal_max", "record_max"], later: &["url"] };
+const STORE: Keys = Keys {
+    of: "`store`",
+    known: &["path", "spool_max", "journal_max", "record_max", "key_file", "compress"],
+    later: &["url"],
+};
 
 pub(super) fn store(field: Field<'_>) -> StoreConfig {
     let (section, default) = (field.section(STORE), StoreConfig::default());
@@ -111,6 +115,8 @@ pub(super) fn store(field: Field<'_>) -> StoreConfig {
         spool_bytes_max: section.size("spool_max", default.spool_bytes_max, MIB..=64 * TIB),
         journal_bytes_max: section.size("journal_max", default.journal_bytes_max, MIB..=TIB),
         record_bytes_max: section.size("record_max", default.record_bytes_max, KIB..=GIB),
+        key_file: section.field("key_file").and_then(read_path),
+        packs: section.field("compress").filter(|field| !field.is_off()).and_then(|it| it.parsed(parse_pack)).is_some(),
         on_damage: default.on_damage,
     };
     if store.record_bytes_max > store.spool_bytes_max {
@@ -118,6 +124,11 @@ pub(super) fn store(field: Field<'_>) -> StoreConfig {
         written.unwrap_or(field).error("the spool (`spool_max`) would not hold one record (`record_max`)");
     }
     store
+}
+
+/// `lz4`, or `off`.
+fn parse_pack(text: &str) -> Result<(), String> {
+    if text == "lz4" { Ok(()) } else { Err(format!("`{text}` is no way to compress; known are lz4 and off")) }
 }
 
 const ADMIN: Keys = Keys { of: "`admin`", known: &["address", "token_file"], later: &[] };

@@ -125,7 +125,7 @@ impl Periods {
             wide.seconds = WIDE_S;
             wide.census.add(&fine.census);
         }
-        let forgotten = now.saturating_sub(KEEP_S);
+        let forgotten = now.saturating_sub(KEEP_S) / WIDE_S * WIDE_S;
         self.periods.retain(|&start, _| start >= forgotten);
         self.lives.retain(|_, cover| {
             cover.since = cover.since.max(forgotten);

@@ -19,13 +19,13 @@ pub struct CensusTaker {
     streams: BTreeMap<String, Taking>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Taking {
     /// Keys of records whose outcome is open, by epoch and number.
     open: BTreeMap<(u64, u64), Member>,
     /// The period that runs.
     start: u64,
-    census: Census,
+    census: Option<Census>,
     /// Until when everything has been told.
     told: u64,
     /// Periods that are over.
@@ -51,7 +51,7 @@ impl CensusTaker {
     pub fn numbered(&mut self, stream: &str, epoch: u64, seq: u64, key: &str) {
         let member = Member::of(&self.salt, key);
         if !self.streams.contains_key(stream) {
-            self.streams.insert(stream.to_owned(), Taking::default());
+            self.streams.insert(stream.to_owned(), Taking::new(self.since));
         }
         if let Some(taking) = self.streams.get_mut(stream) {
             taking.open.insert((epoch, seq), member);
@@ -64,7 +64,7 @@ impl CensusTaker {
         let Some(member) = taking.open.remove(&(epoch, seq)) else { return };
         if is_accepted {
             taking.turn(now);
-            taking.census.count(&member);
+            taking.census.get_or_insert_default().count(&member);
         }
     }
 
@@ -92,13 +92,18 @@ impl CensusTaker {
 }
 
 impl Taking {
+    /// Of a life that tells everything from a moment on: it runs in the period before that.
+    const fn new(since: u64) -> Self {
+        let start = since.saturating_sub(PERIOD_S);
+        Self { open: BTreeMap::new(), start, census: None, told: since, due: Vec::new() }
+    }
+
     fn turn(&mut self, now: u64) {
         // A clock that goes back leaves the period as it is: no second is counted twice.
         if now < self.start + PERIOD_S {
             return;
         }
-        let census = std::mem::take(&mut self.census);
-        if census.bag.count > 0 {
+        if let Some(census) = self.census.take() {
             self.due.push((self.start, census));
         }
         self.start = period_of(now);

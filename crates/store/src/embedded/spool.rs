@@ -35,6 +35,7 @@ use crate::options::{OnDamage, StoreOptions};
 use crate::spool::{
     Account, Command, Enqueued, Expired, HeldPage, Leased, Leases, RecordDraft, SpoolDepth, SpoolShared,
 };
+use crate::wrap::{UnwrapError, Wrap};
 
 /// Commands taken in one batch: what 4096 producers can have waiting.
 const BATCH_MAX: usize = 4096;
@@ -135,18 +136,22 @@ impl<D: Disk> SpoolEngine<D> {
             remember_max: options.remember_max,
             hash_seed: seed_of(salt_key),
         };
-        let mut replay = Replay { index: Index::new(config), next_id: 1, misread: Vec::new() };
+        let wrap = Wrap::new(options.seal_keys.as_ref(), &salt_key, options.packs);
+        let mut replay =
+            Replay { index: Index::new(config), next_id: 1, misread: Vec::new(), wrap: &wrap, sealed: None };
         let (log, log_report) = Log::open(disk, log_options, &mut |place, bytes| replay.entry(place, bytes))?;
         let mut report = SpoolReport { log: log_report, unreadable: 0 };
         replay.check(&log, options.on_damage, &mut report)?;
-        let shared = Arc::new(SpoolShared::new(options.spool_bytes_max, options.record_bytes_max));
+        let Replay { index, next_id, .. } = replay;
+        let mut shared = SpoolShared::new(options.spool_bytes_max, options.record_bytes_max);
+        shared.wrap = wrap;
         let mut engine = Self {
             log,
-            index: replay.index,
-            shared,
+            index,
+            shared: Arc::new(shared),
             clock,
             record_bytes_max: options.record_bytes_max,
-            next_id: replay.next_id + IDS_SKIPPED * report.log.damaged.len() as u64,
+            next_id: next_id + IDS_SKIPPED * report.log.damaged.len() as u64,
             queued_bytes: 0,
             live: BTreeMap::new(),
             live_total: 0,
@@ -573,7 +578,10 @@ impl<D: Disk> SpoolEngine<D> {
                 return;
             };
             let lives_here = self.index.live(id).is_some_and(|(live, ..)| live == place);
-            if let (true, Some(state), Ok(outline)) = (lives_here, self.index.state(id), Outline::of(record)) {
+            let (state, plain) = (self.index.state(id), self.shared.wrap.unwrap(record));
+            if let (true, Some(state), Ok(plain)) = (lives_here, state, plain)
+                && let Ok(outline) = Outline::of(&plain)
+            {
                 page.records.push((id, state, outline.ledger.map(Into::into)));
             }
         };
@@ -588,7 +596,8 @@ impl<D: Disk> SpoolEngine<D> {
         let bytes = self.log.read(place).map_err(|error| failed(error.to_string()))?;
         match SpoolEntry::decode(&bytes) {
             Ok(SpoolEntry::Enqueue { record, .. } | SpoolEntry::Moved { record, .. }) => {
-                NewRecord::decode(record).map_err(|error| failed(error.to_string()))
+                let plain = self.shared.wrap.unwrap(record).map_err(|error| failed(error.to_string()))?;
+                NewRecord::decode(&plain).map_err(|error| failed(error.to_string()))
             }
             _ => Err(failed("there is no record in its place".into())),
         }
@@ -640,9 +649,9 @@ impl<D: Disk> SpoolEngine<D> {
             return Ok(());
         }
         let mut entries = Vec::new();
-        let index = &self.index;
+        let (index, wrap) = (&self.index, &self.shared.wrap);
         let seen = self.log.visit(front, &mut |place, bytes| {
-            if let Some((id, entry)) = moved(index, place, bytes) {
+            if let Some((id, entry)) = moved(index, wrap, place, bytes) {
                 entries.push((id, place, entry));
             }
         });
@@ -831,10 +840,10 @@ fn not_parked(id: RecordId, error: NotParked) -> StoreError {
 }
 
 /// The entry that stands for what lives at a place, if anything does.
-fn moved(index: &Index<Place>, place: Place, bytes: &[u8]) -> Option<(RecordId, Vec<u8>)> {
+fn moved(index: &Index<Place>, wrap: &Wrap, place: Place, bytes: &[u8]) -> Option<(RecordId, Vec<u8>)> {
     let (id, record, fingerprint) = match SpoolEntry::decode(bytes).ok()? {
         SpoolEntry::Enqueue { id, record } | SpoolEntry::Moved { id, record, .. } => {
-            (id, record, Outline::of(record).ok()?.fingerprint)
+            (id, record, Outline::of(&wrap.unwrap(record).ok()?).ok()?.fingerprint)
         }
         SpoolEntry::Remembered { id, fingerprint, .. } => (id, &[][..], fingerprint),
         _ => return None,
@@ -843,7 +852,7 @@ fn moved(index: &Index<Place>, place: Place, bytes: &[u8]) -> Option<(RecordId, 
     let entry = match view.settled {
         Some(settled) => SpoolEntry::Remembered { id, key: view.key, fingerprint, settled },
         None => {
-            let record = if view.expires { record.into() } else { without_expiry(record) };
+            let record = if view.expires { record.into() } else { without_expiry(wrap, record) };
             let (attempts, error, parked) = (view.attempts, view.last_error.as_str(), view.parked);
             return Some((id, SpoolEntry::Moved { id, attempts, error, parked, record: &record }.to_bytes()));
         }
@@ -852,27 +861,31 @@ fn moved(index: &Index<Place>, place: Place, bytes: &[u8]) -> Option<(RecordId, 
 }
 
 /// A dead letter that was retried does not expire any more, and must not begin to when what says so is gone.
-fn without_expiry(bytes: &[u8]) -> Cow<'_, [u8]> {
-    let expires = Outline::of(bytes).is_ok_and(|record| record.terms.expires.is_some());
-    match NewRecord::decode(bytes) {
+fn without_expiry<'a>(wrap: &Wrap, bytes: &'a [u8]) -> Cow<'a, [u8]> {
+    let Ok(plain) = wrap.unwrap(bytes) else { return bytes.into() };
+    let expires = Outline::of(&plain).is_ok_and(|record| record.terms.expires.is_some());
+    match NewRecord::decode(&plain) {
         Ok(mut record) if expires => {
             record.terms.expires = None;
-            let mut bytes = Vec::with_capacity(record.encoded_len());
-            record.encode(&mut bytes);
-            bytes.into()
+            let mut plain = Vec::with_capacity(record.encoded_len());
+            record.encode(&mut plain);
+            wrap.wrap(plain).into()
         }
         _ => bytes.into(),
     }
 }
 
 /// Builds the index from the log.
-struct Replay {
+struct Replay<'a> {
     index: Index<Place>,
     next_id: u64,
     misread: Vec<(Place, DecodeError)>,
+    wrap: &'a Wrap,
+    /// The first record for which the key is missing.
+    sealed: Option<(Place, UnwrapError)>,
 }
 
-impl Replay {
+impl Replay<'_> {
     fn entry(&mut self, place: Place, bytes: &[u8]) {
         if let Err(error) = self.try_entry(place, bytes) {
             self.misread.push((place, error));
@@ -915,7 +928,16 @@ impl Replay {
     }
 
     fn record(&mut self, id: RecordId, bytes: &[u8], place: Place) -> Result<(), DecodeError> {
-        let record = Outline::of(bytes)?;
+        let plain = match self.wrap.unwrap(bytes) {
+            Ok(plain) => plain,
+            Err(error @ (UnwrapError::NoKey | UnwrapError::OtherKey)) => {
+                self.sealed.get_or_insert((place, error));
+                return Ok(());
+            }
+            Err(UnwrapError::BrokenSeal) => return Err(DecodeError::Invalid("a seal that does not fit what it seals")),
+            Err(UnwrapError::BrokenPack) => return Err(DecodeError::Invalid("a record that cannot be unpacked")),
+        };
+        let record = Outline::of(&plain)?;
         if self.index.state(id).is_none() {
             self.index.replay_enqueue(Admission {
                 id,
@@ -937,6 +959,9 @@ impl Replay {
 
     /// What passed its checksum and was not understood was written by another version, or by a broken one.
     fn check<D: Disk>(&self, log: &Log<D>, policy: OnDamage, report: &mut SpoolReport) -> Result<(), OpenError> {
+        if let Some((place, error)) = self.sealed {
+            return Err(OpenError::Sealed { path: log.path(place.segment), reason: error.to_string() });
+        }
         let Some((place, error)) = self.misread.first() else { return Ok(()) };
         let path = log.path(place.segment);
         if let DecodeError::Version { found, known } = error {

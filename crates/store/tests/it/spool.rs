@@ -7,7 +7,9 @@ use seawall_core::spool::index::{Outcome, Parked};
 use seawall_core::spool::{NewRecord, State, Terms};
 use seawall_core::time::Wall;
 use seawall_store::disk::Fault;
-use seawall_store::{Disk as _, EnqueueError, Leased, Opened, Orphan, SimDisk, Spool, Store, StoreError, StoreOptions};
+use seawall_store::{
+    Disk as _, EnqueueError, Leased, Opened, Orphan, SealKeys, SimDisk, Spool, Store, StoreError, StoreOptions,
+};
 
 use crate::{TestClock, open, open_with, options, record, segments, with};
 
@@ -570,4 +572,86 @@ fn a_long_backlog_is_read_back_from_many_segments() {
         assert!(store.spool.depth().disk_bytes < 300 << 10, "only keys are left: {:?}", store.spool.depth());
     });
     assert_eq!(open(&disk.crash()).report.keys, 1000);
+}
+
+fn sealing(keys: &str, packs: bool) -> StoreOptions {
+    let seal_keys = (!keys.is_empty()).then(|| SealKeys::parse(keys).unwrap());
+    StoreOptions { seal_keys, packs, ..options() }
+}
+
+fn holds(disk: &SimDisk, text: &[u8]) -> bool {
+    let images = segments(disk).into_iter().map(|name| disk.read(&crate::spool_dir().join(name)).unwrap());
+    images.into_iter().any(|image| image.windows(text.len()).any(|window| window == text))
+}
+
+#[test]
+fn sealed_records_are_read_with_their_key_and_nothing_of_them_without() {
+    let (disk, clock) = (SimDisk::new(70), TestClock::default());
+    let (old, new) = ("a".repeat(64), "b".repeat(64));
+    let secret = b"a secret that must not lie about".repeat(8);
+    with(open_at(&disk, options(), &clock), async |store| {
+        store.spool.enqueue(&record("open", Some("row"), &secret)).await.unwrap();
+    });
+    // Not its beginning, which these records have for a fingerprint.
+    let tell_tale = &secret[40..80];
+    assert!(holds(&disk, tell_tale));
+    with(open_at(&disk, sealing(&old, true), &clock), async |store| {
+        let spool = &store.spool;
+        assert_eq!(deliver_all(spool).await, [1], "what was written before is read");
+        // Traffic until the first segment is gone, and with it what was open.
+        for n in 0..40 {
+            spool.enqueue(&record(&format!("sealed {n}"), None, &secret)).await.unwrap();
+        }
+        assert!(spool.enqueue(&record("sealed 0", None, &secret)).await.unwrap().already);
+        for _ in 0..39 {
+            let leased = lease_one(spool).await.unwrap();
+            assert_eq!(leased.record.body, secret);
+            assert!(spool.ack(leased.lease, 200).await.unwrap());
+        }
+        for n in 0..60 {
+            spool.enqueue(&record(&format!("more {n}"), None, &[n; 900])).await.unwrap();
+        }
+    });
+    assert!(!segments(&disk).contains(&"0000000001.log".to_owned()));
+    assert_eq!((holds(&disk, tell_tale), holds(&disk, b"sealed 39")), (false, false));
+    for (keys, reason) in [("", "no key was given"), (new.as_str(), "sealed with another key")] {
+        let error = open_with(&disk, sealing(keys, false)).map(|_| ()).unwrap_err();
+        assert!(error.to_string().contains(reason) && error.hint().unwrap().contains("key_file"), "{error}");
+    }
+    with(open_at(&disk.crash(), sealing(&format!("{new}\n{old}"), false), &clock), async |store| {
+        let spool = &store.spool;
+        let mut stamps = 0;
+        spool.visit_held(|held| stamps += usize::from(held.ledger.is_some())).await.unwrap();
+        assert_eq!(stamps, 61);
+        spool.enqueue(&record("with the new key", None, &secret)).await.unwrap();
+        assert_eq!(deliver_all(spool).await.len(), 62);
+    });
+}
+
+#[test]
+fn a_sealed_record_that_was_retried_does_not_expire_after_it_was_moved() {
+    let (disk, clock) = (SimDisk::new(71), TestClock::default());
+    let small = || StoreOptions { spool_segment_bytes: 0, record_bytes_max: 2_000, ..sealing(&"c".repeat(64), true) };
+    with(open_at(&disk, small(), &clock), async |store| {
+        let spool = &store.spool;
+        let terms = Terms { expires: Some(Wall::from_millis(1_000)), ..Terms::default() };
+        spool.enqueue(&NewRecord { terms, ..record("old", Some("row"), b"x") }).await.unwrap();
+        let out = lease_one(spool).await.unwrap();
+        spool.park(out.lease, "refused", "").await.unwrap();
+        spool.retry(RecordId(1)).await.unwrap();
+        let out = lease_one(spool).await.unwrap();
+        for n in 0..60_u8 {
+            let noise: Vec<u8> = (0..1_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 ^ n).collect();
+            spool.enqueue(&record(&format!("k{n}"), None, &noise)).await.unwrap();
+            let leased = lease_one(spool).await.unwrap();
+            assert!(spool.ack(leased.lease, 200).await.unwrap());
+        }
+        spool.release(out.lease).await.unwrap();
+    });
+    assert!(!segments(&disk).contains(&"0000000001.log".to_owned()), "{:?}", segments(&disk));
+    clock.advance_ms(5_000);
+    with(open_at(&disk.crash(), small(), &clock), async |store| {
+        assert!(store.spool.expire("queue", 9).await.unwrap().is_empty());
+        assert_eq!(deliver_all(&store.spool).await, [1]);
+    });
 }
