@@ -81,6 +81,7 @@ fn a_dead_nodes_records_are_delivered_by_another_once_and_in_order() {
     assert_eq!(said.code, 1);
     said.tells(&["in use", "its node runs"]);
     assert_eq!(well.count(), 151);
+    assert!(well.seen()[1..].iter().all(|seen| seen.header("seawall-record").unwrap().starts_with("events.dead.")));
 }
 
 #[test]
@@ -101,7 +102,9 @@ fn what_cannot_be_adopted_stays_and_is_told() {
     let adopt = |dir: &str| place.seawall(&["spool", "adopt", dir, "--admin", &admin]);
     let said = adopt(&dir);
     assert_eq!(said.code, 1);
-    said.tells(&["5 records stay where they are", "no route of this node keeps writes for an upstream `queue`"]);
+    said.tells(&[
+        "5 records stay where they are: record 1: no route of this node keeps writes for an upstream `queue`",
+    ]);
     adopt("/nowhere").tells(&["`/nowhere` is not the data directory of a node"]);
     drop(node);
     // A node whose spool has room for some of them only.

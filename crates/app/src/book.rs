@@ -219,6 +219,7 @@ impl Book {
             }
             match record.state {
                 State::Parked => held.is_parked(&stream, epoch, seq),
+                State::Discarded | State::Expired => held.was_given_up(&stream, epoch, seq),
                 _ => held.waits(&stream, epoch, seq),
             }
         };

@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
-use axum::http::StatusCode;
 use axum::response::Response;
 use seawall_core::id::RecordId;
 use seawall_core::journal::{Draft, Kind};
@@ -19,13 +18,24 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::Admin;
-use crate::api::{Parameters, Refusal, fresh, read_body};
+use crate::api::{BODY_BYTES_MAX, Parameters, Refusal, fresh, read_body_within};
 
 /// Longest name of a node, in characters.
 const NODE_CHARS_MAX: usize = 64;
 
+/// What comes with a record: its states and texts.
+const OVERHEAD: usize = 64 << 10;
+
 /// A record by its number there, and what came of it here.
-type Taken = (RecordId, Result<Enqueued, EnqueueError>);
+type Taken = (RecordId, Result<Enqueued, NotTaken>);
+
+/// Why a record stays where it is.
+enum NotTaken {
+    /// There is nobody here who would deliver it to this upstream.
+    Nobody(String),
+    /// The spool said no.
+    Spool(EnqueueError),
+}
 
 /// `POST /api/spool/adopt?node=NAME`: for each record its length (4 bytes, little-endian) and its bytes.
 pub(crate) async fn adopt(State(admin): State<Admin>, query: RawQuery, body: Body) -> Result<Response, Refusal> {
@@ -36,19 +46,15 @@ pub(crate) async fn adopt(State(admin): State<Admin>, query: RawQuery, body: Bod
         let message = format!("say whose records these are, in {NODE_CHARS_MAX} characters at most");
         return Err(Refusal::bad("node", message));
     }
-    let orphans = decode(&read_body(body).await?)
+    let limit = BODY_BYTES_MAX.max(usize::try_from(parts.spool.record_bytes_max()).unwrap_or(usize::MAX) + OVERHEAD);
+    let orphans = decode(&read_body_within(body, limit).await?)
         .map_err(|error| Refusal::bad("body", format!("the records cannot be read: {error}")))?;
     let routes = (parts.view)().routes;
-    let delivers =
-        |orphan: &&Orphan| routes.iter().any(|route| route.spools && route.upstream == orphan.record.upstream);
-    if let Some(stranger) = orphans.iter().find(|orphan| !delivers(orphan)) {
-        let upstream = &stranger.record.upstream;
-        let message =
-            format!("no route of this node keeps writes for an upstream `{upstream}`: nobody would deliver them");
-        let known = routes.iter().filter(|route| route.spools).map(|route| route.upstream.as_str());
-        return Err(Refusal::new(StatusCode::CONFLICT, message).field("upstream").allowed(known));
-    }
-    let taken = take_all(&parts.spool, orphans).await;
+    let delivers = |upstream: &str| routes.iter().any(|route| route.spools && route.upstream == upstream);
+    let (known, strange): (Vec<_>, Vec<_>) = orphans.into_iter().partition(|orphan| delivers(&orphan.record.upstream));
+    let mut taken = take_all(&parts.spool, known).await;
+    taken.extend(strange.into_iter().map(|orphan| (orphan.id, Err(NotTaken::Nobody(orphan.record.upstream)))));
+    taken.sort_unstable_by_key(|(id, _)| *id);
     let adopted = taken.iter().filter(|(_, kept)| kept.as_ref().is_ok_and(|kept| !kept.already)).count();
     if adopted > 0 {
         let draft = Draft::new(Kind::RecordsAdopted, format!("node:{node}")).with("records", adopted);
@@ -77,9 +83,7 @@ async fn take_all(spool: &Spool, orphans: Vec<Orphan>) -> Vec<Taken> {
         }
     }
     rows.into_values().for_each(|row| _ = work.spawn(take_row(spool.clone(), row)));
-    let mut taken = work.join_all().await.concat();
-    taken.sort_unstable_by_key(|(id, _)| *id);
-    taken
+    work.join_all().await.into_iter().flatten().collect()
 }
 
 async fn take_row(spool: Spool, mut row: Vec<Orphan>) -> Vec<Taken> {
@@ -87,7 +91,7 @@ async fn take_row(spool: Spool, mut row: Vec<Orphan>) -> Vec<Taken> {
     let mut taken = Vec::new();
     for orphan in row {
         let id = orphan.id;
-        let kept = spool.adopt(orphan).await;
+        let kept = spool.adopt(orphan).await.map_err(NotTaken::Spool);
         let is_end = kept.is_err();
         taken.push((id, kept));
         if is_end {
@@ -100,7 +104,11 @@ async fn take_row(spool: Spool, mut row: Vec<Orphan>) -> Vec<Taken> {
 fn told((from, kept): &Taken) -> Value {
     match kept {
         Ok(Enqueued { id, already }) => json!({ "from": from, "id": id, "already": already }),
-        Err(error) => {
+        Err(NotTaken::Nobody(upstream)) => {
+            let error = format!("no route of this node keeps writes for an upstream `{upstream}`");
+            json!({ "from": from, "error": error })
+        }
+        Err(NotTaken::Spool(error)) => {
             let hint = error.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
             json!({ "from": from, "error": format!("{error}{hint}") })
         }

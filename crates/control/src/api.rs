@@ -288,10 +288,11 @@ impl FromStr for ListedState {
 }
 
 async fn spool(State(admin): State<Admin>, query: RawQuery) -> Result<Response, Refusal> {
-    let parameters = Parameters::read(query, &["state", "limit"])?;
+    let parameters = Parameters::read(query, &["state", "limit", "after"])?;
+    let after = RecordId(parameters.number("after")?.unwrap_or(0));
     let state = parameters.one_of::<ListedState>("state", &["waiting", "leased", "parked"])?;
     let (parts, limit) = (admin.parts(), parameters.limit(100)?);
-    let accounts = parts.spool.list(state.map(|state| state.0), limit).await?;
+    let accounts = parts.spool.list_above(after, state.map(|state| state.0), limit).await?;
     let now = (parts.wall)();
     let records: Vec<Value> = accounts.iter().map(|account| account_json(account, now)).collect();
     Ok(fresh(json!({ "records": records })))
@@ -443,12 +444,16 @@ async fn read_json<T: DeserializeOwned>(body: Body, field: &'static str) -> Resu
     })
 }
 
-pub(crate) async fn read_body(body: Body) -> Result<Bytes, Refusal> {
-    let whole = Limited::new(body, BODY_BYTES_MAX).collect();
+async fn read_body(body: Body) -> Result<Bytes, Refusal> {
+    read_body_within(body, BODY_BYTES_MAX).await
+}
+
+pub(crate) async fn read_body_within(body: Body, bytes_max: usize) -> Result<Bytes, Refusal> {
+    let whole = Limited::new(body, bytes_max).collect();
     match tokio::time::timeout(BODY_TIMEOUT, whole).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            let message = format!("the body has more than {BODY_BYTES_MAX} bytes; send smaller batches");
+            let message = format!("the body has more than {bytes_max} bytes; send smaller batches");
             Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, message))
         }
         Ok(Err(error)) => Err(Refusal::new(StatusCode::BAD_REQUEST, format!("the body broke off: {error}"))),

@@ -17,6 +17,7 @@ use seawall_core::guard::retry::Waits;
 use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::journal::{Draft, Kind};
 use seawall_core::outcome::Failure;
+use seawall_core::policy::Route;
 use seawall_core::spool::pace::{self, Delivered, Pace};
 use seawall_core::spool::{Lease, NewRecord};
 use seawall_core::time::Mono;
@@ -56,8 +57,7 @@ pub(crate) async fn forward(worker: Arc<Worker>, upstream: UpstreamId, stop: Sto
         let (mut next_look, free) = (LOOK_EVERY, pace.free(out.len()));
         let now = node.clock.now();
         if expire_at <= now {
-            expire(&worker, &name).await;
-            expire_at = now + LOOK_EVERY;
+            expire_at = now + expire(&worker, &name).await;
         }
         match route.admits_at().filter(|at| now < *at).or(pace.paused_until(now)) {
             Some(at) => next_look = now.until(at),
@@ -77,7 +77,7 @@ pub(crate) async fn forward(worker: Arc<Worker>, upstream: UpstreamId, stop: Sto
                 pace.after(delivered.unwrap_or(Delivered::Failed), node.clock.now());
             }
             () = work.arrived() => {}
-            () = tokio::time::sleep(next_look) => {}
+            () = tokio::time::sleep(next_look.min(now.until(expire_at))) => {}
         }
     }
     tokio::select! {
@@ -93,29 +93,31 @@ fn spooling_route(worker: &Worker, upstream: UpstreamId) -> Option<RouteId> {
     u32::try_from(place).ok().map(RouteId)
 }
 
-/// Gives up what waited too long: also, and above all, while nothing can be delivered.
-async fn expire(worker: &Worker, upstream: &str) {
+/// Gives up what waited too long: also, and above all, while nothing can be delivered. How long until it is worth
+/// looking again.
+async fn expire(worker: &Worker, upstream: &str) -> Duration {
     let node = &worker.node;
-    while let Ok(expired) = node.spool.expire(upstream, EXPIRE_AT_ONCE).await
-        && let (Some(first), Some(last)) = (expired.first(), expired.last())
-    {
-        let draft = Draft::new(Kind::RecordsExpired, format!("upstream:{upstream}"))
-            .with("records", expired.len())
-            .with("first", first.id)
-            .with("last", last.id);
-        node.journal.record(draft);
-        for stamp in expired.iter().filter_map(|expired| expired.record.ledger.as_ref()) {
-            node.records.settle(stamp, Fate::Expired);
-        }
+    let Ok(expired) = node.spool.expire(upstream, EXPIRE_AT_ONCE).await else { return LOOK_EVERY };
+    let (Some(first), Some(last)) = (expired.first(), expired.last()) else { return LOOK_EVERY };
+    let draft = Draft::new(Kind::RecordsExpired, format!("upstream:{upstream}"))
+        .with("records", expired.len())
+        .with("first", first.id)
+        .with("last", last.id);
+    node.journal.record(draft);
+    for stamp in expired.iter().filter_map(|expired| expired.record.ledger.as_ref()) {
+        node.records.settle(stamp, Fate::Expired);
     }
+    Duration::from_millis(1)
 }
 
 /// Sends one record and tells the spool what came of it.
 async fn deliver(worker: Arc<Worker>, default_route: RouteId, leased: Leased) -> Delivered {
     let Leased { lease, record, attempts, .. } = leased;
     let node = Arc::clone(&worker.node);
-    let by_name = node.policy.routes.iter().position(|route| route.name == record.route);
-    // A route that is gone from the config leaves its records to another one of the same upstream.
+    let upstream = node.routes[default_route.index()].policy.upstream;
+    let is_its_route = |route: &Route| route.name == record.route && route.upstream == upstream;
+    let by_name = node.policy.routes.iter().position(is_its_route);
+    // A route that is gone from the config, or leads elsewhere now, leaves its records to another of the same upstream.
     let id = by_name.and_then(|place| u32::try_from(place).ok().map(RouteId)).unwrap_or(default_route);
     let route = Arc::clone(&node.routes[id.index()]);
     let now = node.clock.now();

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use seawall_core::id::RecordId;
-use seawall_core::spool::index::{Depth, Known, Lease, Parked, Settled};
+use seawall_core::spool::index::{Depth, Known, LAST_WORDS_BYTES_MAX, Lease, Parked, REASON_BYTES_MAX, Settled, cut};
 use seawall_core::spool::wire::DecodeError;
 use seawall_core::spool::{KeyHash, LaneKey, NewRecord, State, Terms};
 use seawall_core::time::Wall;
@@ -53,7 +53,7 @@ pub struct Expired {
     pub attempts: u32,
 }
 
-/// A record that has not left, as [`Spool::visit_held`] shows it.
+/// A record that has not left, or was given up and is remembered, as [`Spool::visit_held`] shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeldRecord<'a> {
     /// Its number.
@@ -207,12 +207,20 @@ impl Spool {
     }
 
     /// Takes in a record of a spool whose node is gone, with what was known of it there; synced. Its idempotency key
-    /// tells whether it was taken in before.
+    /// tells whether it was taken in before. It stays on the account of the node that numbered it.
     ///
     /// # Errors
     /// [`EnqueueError`].
     pub async fn adopt(&self, orphan: Orphan) -> Result<Enqueued, EnqueueError> {
         let Orphan { record, attempts, last_error, parked, .. } = orphan;
+        let last_error = cut(&last_error, REASON_BYTES_MAX).to_owned();
+        let parked = parked.map(|parked| Parked {
+            reason: cut(&parked.reason, REASON_BYTES_MAX).into(),
+            last_words: cut(&parked.last_words, LAST_WORDS_BYTES_MAX).into(),
+            at: parked.at,
+        });
+        // Its number is the other node's, whose account it is on; the header goes along with the request's others.
+        let record = NewRecord { ledger: None, ..record };
         let adopt = |draft| RecordDraft { attempts, first_failure: last_error, adopted: Some(parked), ..draft };
         self.send_draft(&record, adopt).await
     }
@@ -234,7 +242,7 @@ impl Spool {
         answered.await.map_err(|_| stopped())?
     }
 
-    /// Shows every record that has not left, segment by segment: nothing but one segment's is in memory. One that moves
+    /// Shows every record that has not left, and those given up whose bytes are still there, segment by segment: nothing but one segment's is in memory. One that moves
     /// meanwhile may be shown twice.
     ///
     /// # Errors
@@ -346,7 +354,21 @@ impl Spool {
     /// [`StoreError::Read`], [`StoreError::Stopped`].
     pub async fn list(&self, state: impl Into<Option<State>>, limit: usize) -> Result<Vec<Account>, StoreError> {
         let state = state.into();
-        self.ask(|answer| Command::List { state, limit, answer }).await?
+        self.list_above(RecordId(0), state, limit).await
+    }
+
+    /// As [`Self::list`], beginning with the first number above one.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`], [`StoreError::Stopped`].
+    pub async fn list_above(
+        &self,
+        id: RecordId,
+        state: impl Into<Option<State>>,
+        limit: usize,
+    ) -> Result<Vec<Account>, StoreError> {
+        let state = state.into();
+        self.ask(|answer| Command::List { above: id, state, limit, answer }).await?
     }
 
     /// What is known of an idempotency key.
@@ -395,6 +417,12 @@ impl Spool {
     #[must_use]
     pub fn work_signal(&self) -> WorkSignal {
         WorkSignal(self.shared.work.subscribe())
+    }
+
+    /// Bytes of one record at most.
+    #[must_use]
+    pub fn record_bytes_max(&self) -> u64 {
+        self.shared.record_bytes_max
     }
 
     /// Why the engine has stopped for good, if it has: a failed sync or write. The node should end.
@@ -470,20 +498,72 @@ impl RecordDraft {
 /// What the engine is asked.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Enqueue { draft: Box<RecordDraft>, answer: oneshot::Sender<Result<Enqueued, EnqueueError>> },
-    Lease { upstream: String, max: usize, lease_for: Duration, answer: oneshot::Sender<Leases> },
-    Ack { lease: Lease, status: u16, answer: oneshot::Sender<bool> },
-    Nack { lease: Lease, not_before: Duration, error: String, answer: oneshot::Sender<bool> },
-    Release { lease: Lease, answer: oneshot::Sender<bool> },
-    Park { lease: Lease, reason: String, last_words: String, answer: oneshot::Sender<bool> },
-    Retry { id: RecordId, answer: oneshot::Sender<Result<(), StoreError>> },
-    Discard { id: RecordId, reason: String, answer: oneshot::Sender<Result<(), StoreError>> },
-    Expire { upstream: String, max: usize, answer: oneshot::Sender<Vec<Expired>> },
-    Get { id: RecordId, answer: oneshot::Sender<Result<Option<Account>, StoreError>> },
-    List { state: Option<State>, limit: usize, answer: oneshot::Sender<Result<Vec<Account>, StoreError>> },
-    Held { from: u32, answer: oneshot::Sender<Result<HeldPage, StoreError>> },
-    Lookup { key: KeyHash, answer: oneshot::Sender<Option<Known>> },
-    Close { answer: oneshot::Sender<()> },
+    Enqueue {
+        draft: Box<RecordDraft>,
+        answer: oneshot::Sender<Result<Enqueued, EnqueueError>>,
+    },
+    Lease {
+        upstream: String,
+        max: usize,
+        lease_for: Duration,
+        answer: oneshot::Sender<Leases>,
+    },
+    Ack {
+        lease: Lease,
+        status: u16,
+        answer: oneshot::Sender<bool>,
+    },
+    Nack {
+        lease: Lease,
+        not_before: Duration,
+        error: String,
+        answer: oneshot::Sender<bool>,
+    },
+    Release {
+        lease: Lease,
+        answer: oneshot::Sender<bool>,
+    },
+    Park {
+        lease: Lease,
+        reason: String,
+        last_words: String,
+        answer: oneshot::Sender<bool>,
+    },
+    Retry {
+        id: RecordId,
+        answer: oneshot::Sender<Result<(), StoreError>>,
+    },
+    Discard {
+        id: RecordId,
+        reason: String,
+        answer: oneshot::Sender<Result<(), StoreError>>,
+    },
+    Expire {
+        upstream: String,
+        max: usize,
+        answer: oneshot::Sender<Vec<Expired>>,
+    },
+    Get {
+        id: RecordId,
+        answer: oneshot::Sender<Result<Option<Account>, StoreError>>,
+    },
+    List {
+        above: RecordId,
+        state: Option<State>,
+        limit: usize,
+        answer: oneshot::Sender<Result<Vec<Account>, StoreError>>,
+    },
+    Held {
+        from: u32,
+        answer: oneshot::Sender<Result<HeldPage, StoreError>>,
+    },
+    Lookup {
+        key: KeyHash,
+        answer: oneshot::Sender<Option<Known>>,
+    },
+    Close {
+        answer: oneshot::Sender<()>,
+    },
 }
 
 /// What handles see without asking the engine.

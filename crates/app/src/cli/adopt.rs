@@ -3,6 +3,7 @@
 //! A batch is read from the old directory, sent, and only then marked there as given up, with the number each record has
 //! at its new node. Cut short at any point, the same command goes on: what was sent and not marked is known by its key.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -11,6 +12,7 @@ use seawall_core::id::RecordId;
 use seawall_core::journal::{Draft, Kind};
 use seawall_store::{OnDamage, OpenError, Opened, Orphan, RealDisk, SealKeys, Store, StoreOptions};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use super::Ended;
 use super::client::{Client, encode};
@@ -115,17 +117,19 @@ fn open(dir: &Path, quarantine: bool, keys: Option<SealKeys>) -> anyhow::Result<
 }
 
 async fn move_all(store: &Store, client: &Client, owner: &str, adopter: &str) -> anyhow::Result<Done> {
-    let mut done = Done::default();
-    while done.refusal.is_none() {
-        let batch = next_batch(store).await?;
+    let (mut done, mut after, mut blocked) = (Done::default(), RecordId(0), BTreeSet::new());
+    while let Some(page) = next_page(store, after).await? {
+        after = page.last;
+        // What stands behind a record that stays, stays too: it must not go before it.
+        let mut batch: Vec<Orphan> = page.orphans;
+        batch.retain(|orphan| orphan.record.lane().is_none_or(|lane| !blocked.contains(&lane)));
         if batch.is_empty() {
-            break;
+            continue;
         }
-        match send(client, owner, &batch).await {
-            Ok(answer) => mark(store, adopter, &answer, &mut done).await?,
-            Err(super::client::CallError::Refused { error, .. }) => done.refusal = Some(error),
-            Err(error) => return Err(error.into()),
-        }
+        let answer = send(client, owner, &batch).await?;
+        let taken = mark(store, adopter, &answer, &mut done).await?;
+        let left = batch.iter().filter(|orphan| !taken.contains(&orphan.id));
+        blocked.extend(left.filter_map(|orphan| orphan.record.lane()));
     }
     let depth = store.spool.depth();
     done.left = depth.waiting + depth.leased + depth.parked;
@@ -136,18 +140,23 @@ async fn move_all(store: &Store, client: &Client, owner: &str, adopter: &str) ->
     Ok(done)
 }
 
-/// The oldest records that are left: one at least, then as many as fit.
-async fn next_batch(store: &Store) -> anyhow::Result<Vec<Orphan>> {
-    let accounts = store.spool.list(None, BATCH_RECORDS).await?;
-    let (mut batch, mut bytes) = (Vec::new(), 0);
+/// Some of the oldest records above a number.
+struct Page {
+    orphans: Vec<Orphan>,
+    last: RecordId,
+}
+
+async fn next_page(store: &Store, after: RecordId) -> anyhow::Result<Option<Page>> {
+    let accounts = store.spool.list_above(after, None, BATCH_RECORDS).await?;
+    let (mut orphans, mut bytes) = (Vec::new(), 0);
     for orphan in accounts.into_iter().filter_map(Orphan::of) {
         bytes += orphan.record.encoded_len();
-        if bytes > BATCH_BYTES && !batch.is_empty() {
+        if bytes > BATCH_BYTES && !orphans.is_empty() {
             break;
         }
-        batch.push(orphan);
+        orphans.push(orphan);
     }
-    Ok(batch)
+    Ok(orphans.last().map(|orphan: &Orphan| orphan.id).map(|last| Page { orphans, last }))
 }
 
 async fn send(client: &Client, owner: &str, batch: &[Orphan]) -> Result<Value, super::client::CallError> {
@@ -162,8 +171,9 @@ async fn send(client: &Client, owner: &str, batch: &[Orphan]) -> Result<Value, s
     client.post_bytes(&format!("/api/spool/adopt?node={}", encode(owner)), body.into()).await
 }
 
-/// What is safe at the new node is given up here.
-async fn mark(store: &Store, adopter: &str, answer: &Value, done: &mut Done) -> anyhow::Result<()> {
+/// What is safe at the new node is given up here, with one sync for all. Which these are.
+async fn mark(store: &Store, adopter: &str, answer: &Value, done: &mut Done) -> anyhow::Result<BTreeSet<RecordId>> {
+    let (mut taken, mut marks) = (BTreeSet::new(), JoinSet::new());
     for record in answer["records"].as_array().into_iter().flatten() {
         let from = record["from"].as_u64().context("the node did not say which record it took")?;
         if let Some(error) = record["error"].as_str() {
@@ -171,8 +181,19 @@ async fn mark(store: &Store, adopter: &str, answer: &Value, done: &mut Done) -> 
             continue;
         }
         let id = record["id"].as_u64().context("the node did not say under which number it took a record")?;
-        store.spool.discard(RecordId(from), format!("adopted by {adopter} as record {id}")).await?;
+        let (spool, reason) = (store.spool.clone(), format!("adopted by {adopter} as record {id}"));
+        marks.spawn(async move { spool.discard(RecordId(from), reason).await });
+        taken.insert(RecordId(from));
         if record["already"] == true { done.already += 1 } else { done.adopted += 1 }
     }
-    Ok(())
+    while let Some(marked) = marks.join_next().await {
+        marked.context("a mark was not made")??;
+    }
+    if let Some(failure) = store.failure() {
+        bail!("the old directory cannot be written any more: {failure}; mend that and repeat the command");
+    }
+    if store.spool.depth().disk_full {
+        bail!("the old directory's disk is full: free some space and repeat the command, or its node may send again");
+    }
+    Ok(taken)
 }

@@ -191,9 +191,10 @@ impl Pages {
         if !self.parked {
             return Ok(std::mem::take(&mut self.given));
         }
-        let answer = client.get(&format!("/api/spool?state=parked&limit={LIST_MAX}")).await?;
+        let after = self.after;
+        let answer = client.get(&format!("/api/spool?state=parked&after={after}&limit={LIST_MAX}")).await?;
         let listed = answer["records"].as_array().into_iter().flatten().filter_map(|record| record["id"].as_u64());
-        let ids: Vec<u64> = listed.filter(|id| *id > self.after).collect();
+        let ids: Vec<u64> = listed.collect();
         self.after = ids.last().copied().unwrap_or(self.after);
         Ok(ids)
     }

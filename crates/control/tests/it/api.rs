@@ -432,7 +432,10 @@ async fn orphans_are_adopted_row_by_row() {
     let cut = world.post_bytes("/api/spool/adopt?node=dead", &body[..body.len() - 1]).await;
     assert_eq!((cut.status, &cut.json()["field"]), (400, &json!("body")));
     let stranger = Orphan { record: NewRecord { upstream: "nobody".into(), ..record("5") }, ..orphan(5, "5") };
-    let refused = world.post_bytes("/api/spool/adopt?node=dead", &framed(&[stranger])).await;
-    assert_eq!((refused.status, &refused.json()["allowed"][0]), (409, &json!("queue")));
+    let told = world.post_bytes("/api/spool/adopt?node=dead", &framed(&[stranger, orphan(6, "6")])).await.json();
+    assert!(told["records"][0]["error"].as_str().unwrap().contains("for an upstream `nobody`"), "{told}");
+    assert_eq!((&told["adopted"], &told["records"][1]["from"]), (&json!(1), &json!(6)));
+    let listed = world.get("/api/spool?after=1&limit=1").await.json();
+    assert_eq!(listed["records"][0]["id"], 2);
     world.end().await;
 }

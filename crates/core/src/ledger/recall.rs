@@ -14,6 +14,7 @@ pub struct Held(BTreeMap<String, BTreeMap<u64, Numbers>>);
 struct Numbers {
     waiting: IntervalSet,
     parked: IntervalSet,
+    given_up: IntervalSet,
 }
 
 /// Records that are elsewhere than the books say.
@@ -42,6 +43,11 @@ impl Held {
         self.numbers(stream, epoch).parked.insert(seq);
     }
 
+    /// One that was given up, by a person or because its time was over.
+    pub fn was_given_up(&mut self, stream: &str, epoch: u64, seq: u64) {
+        self.numbers(stream, epoch).given_up.insert(seq);
+    }
+
     fn numbers(&mut self, stream: &str, epoch: u64) -> &mut Numbers {
         if !self.0.contains_key(stream) {
             self.0.insert(stream.to_owned(), BTreeMap::new());
@@ -51,15 +57,17 @@ impl Held {
 }
 
 impl Ledger {
-    /// Where the spool's word, which is the later one, differs from the books'. What it holds no more has left it: if
-    /// that was not to the upstream, no sink will report it, and the seal calls it lost.
+    /// Where the spool's word, which is the later one, differs from the books'. What it holds no more, and does not
+    /// remember as given up, has left it: if that was not to the upstream, no sink will report it, and the seal calls it
+    /// lost.
     #[must_use]
     pub fn recall(&self, held: &Held) -> Vec<Recalled> {
         let mut recalled = Vec::new();
         let nothing = Numbers::default();
         for (stream, epoch, account) in self.accounts() {
             let numbers = held.0.get(stream).and_then(|epochs| epochs.get(&epoch)).unwrap_or(&nothing);
-            let sets = [&account.waiting, &account.parked, &numbers.waiting, &numbers.parked];
+            let Numbers { waiting, parked, given_up } = numbers;
+            let sets = [&account.waiting, &account.parked, waiting, parked, given_up];
             sweep(sets, |mask, first, last| {
                 if let Some(to) = moved(mask) {
                     recalled.push(Recalled { stream: stream.to_owned(), epoch, first, last, to });
@@ -70,12 +78,15 @@ impl Ledger {
     }
 }
 
-/// Bits: waiting and parked by the books, waiting and parked in the spool.
+/// Bits: waiting and parked by the books; waiting, parked and given up in the spool.
 const fn moved(mask: u32) -> Option<Place> {
-    match (mask & 0b1000 != 0, mask & 0b0100 != 0, mask & 0b0011) {
-        (_, true, 0b01) | (true, false, 0b10) | (false, false, 0) => None,
-        (_, true, _) => Some(Place::Waiting),
-        (true, false, _) => Some(Place::Parked),
+    let (by_the_books, waits, is_parked, given_up) =
+        (mask & 0b11, mask & 0b100 != 0, mask & 0b1000 != 0, mask & 0b1_0000 != 0);
+    match (waits, is_parked, by_the_books) {
+        (true, _, 0b01) | (false, true, 0b10) | (false, false, 0) => None,
+        (true, ..) => Some(Place::Waiting),
+        (false, true, _) => Some(Place::Parked),
+        (false, false, _) if given_up => Some(Place::Discarded),
         (false, false, _) => Some(Place::Delivered),
     }
 }
@@ -109,12 +120,15 @@ mod tests {
         (401..=500).for_each(|seq| held.is_parked("events", 1, seq));
         (601..=610).for_each(|seq| held.waits("events", 1, seq));
         (611..=612).for_each(|seq| held.is_parked("events", 1, seq));
+        (501..=520).for_each(|seq| held.was_given_up("events", 1, seq));
+        held.was_given_up("events", 1, 700);
         held.waits("nobody's", 1, 1);
         let run = |first, last, to| Recalled { stream: stream(), epoch: 1, first, last, to };
         let wanted = [
             run(351, 400, Place::Waiting),
             run(401, 500, Place::Parked),
-            run(501, 600, Place::Delivered),
+            run(501, 520, Place::Discarded),
+            run(521, 600, Place::Delivered),
             run(601, 610, Place::Waiting),
             run(611, 612, Place::Parked),
         ];

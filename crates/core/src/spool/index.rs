@@ -26,6 +26,7 @@ mod table;
 mod texts;
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::time::Duration;
 
 pub use self::life::{
@@ -383,24 +384,32 @@ impl<P: Footprint> Index<P> {
     /// The first `limit` records in a state, or of all that have not left, oldest first.
     #[must_use]
     pub fn list(&self, state: impl Into<Option<State>>, limit: usize) -> Vec<RecordId> {
+        self.list_above(RecordId(0), state, limit)
+    }
+
+    /// As [`Self::list`], beginning with the first number above one.
+    #[must_use]
+    pub fn list_above(&self, id: RecordId, state: impl Into<Option<State>>, limit: usize) -> Vec<RecordId> {
         let state = state.into();
         let mut ids = Vec::new();
         for upstream in &self.upstreams {
+            let parked = upstream.parked.range((Bound::Excluded(id), Bound::Unbounded)).map(|(id, _)| *id);
             match state {
                 None => {
-                    ids.extend(upstream.pending.iter().take(limit));
-                    ids.extend(upstream.parked.keys().take(limit));
+                    ids.extend(upstream.pending.above(id).take(limit));
+                    ids.extend(parked.take(limit));
                 }
-                Some(State::Parked) => ids.extend(upstream.parked.keys().take(limit)),
+                Some(State::Parked) => ids.extend(parked.take(limit)),
                 Some(state @ (State::Waiting | State::Leased)) => {
-                    ids.extend(upstream.pending.iter().filter(|&id| self.state(id) == Some(state)).take(limit));
+                    ids.extend(upstream.pending.above(id).filter(|&id| self.state(id) == Some(state)).take(limit));
                 }
                 Some(State::Delivered | State::Discarded | State::Expired) => {}
             }
         }
         if let Some(state @ (State::Delivered | State::Discarded | State::Expired)) = state {
             let settled = self.forget_order.values().map(|&number| &self.remembered[number]);
-            ids.extend(settled.filter(|settled| settled.end.state() == state).map(|settled| settled.id));
+            let wanted = settled.filter(|settled| settled.end.state() == state && settled.id > id);
+            ids.extend(wanted.map(|settled| settled.id));
         }
         ids.sort_unstable();
         ids.truncate(limit);

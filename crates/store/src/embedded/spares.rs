@@ -47,7 +47,7 @@ impl<D: Disk> Spares<D> {
         let bytes_min = segment_bytes_for(record_bytes).max(options.segment_bytes_min);
         self.collect(self.ready.is_empty());
         if self.ready.front().is_none_or(|spare| spare.size < bytes_min) {
-            self.clear();
+            self.clear(disk, &options.dir);
             self.ready.push_back(make(disk, options, number, bytes_min)?);
         }
         Ok(())
@@ -74,10 +74,12 @@ impl<D: Disk> Spares<D> {
         self.is_tight = false;
     }
 
-    /// Forgets those there are; their files are replaced when the next are made.
-    fn clear(&mut self) {
-        self.ready.clear();
-        self.making = None;
+    /// Throws those away that there are: what they take may be the room that the next one needs.
+    fn clear(&mut self, disk: &D, dir: &Path) {
+        self.collect(true);
+        for spare in self.ready.drain(..) {
+            let _ = disk.remove(&path(dir, spare.number));
+        }
     }
 
     fn collect(&mut self, waits: bool) {

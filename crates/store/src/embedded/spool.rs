@@ -7,7 +7,7 @@
 //!
 //! Invariants: nothing is answered, and nothing is leased, before it is synced. New records are taken only while a
 //! spare segment is there, so that acknowledgements always have paper. Segments go from the front, when nothing in
-//! them lives; what lives too long is moved forward, so that files take at most twice the live bytes plus three
+//! them lives; what lives too long is moved forward, so that files take at most twice the live bytes plus four
 //! segments.
 
 use std::borrow::Cow;
@@ -236,11 +236,7 @@ impl<D: Disk> SpoolEngine<D> {
             }
             Command::Retry { id, answer } => self.retry(id, answer),
             Command::Discard { id, reason, answer } => self.discard(id, reason, answer),
-            Command::Expire { upstream, max, answer } => {
-                let expired = self.expire(&upstream, max);
-                self.batch.answers.push(Answer::Expired(answer, expired));
-            }
-            // Answered after the commit: nobody may see what is not safe yet.
+            // Answered after the commit: nobody may see what is not safe yet, and what is not written cannot be read.
             question => questions.push(question),
         }
     }
@@ -523,9 +519,13 @@ impl<D: Disk> SpoolEngine<D> {
         }
         match question {
             Command::Lease { upstream, max, lease_for, answer } => self.lease(&upstream, max, lease_for, answer),
+            Command::Expire { upstream, max, answer } => {
+                let expired = self.expire(&upstream, max);
+                self.batch.answers.push(Answer::Expired(answer, expired));
+            }
             Command::Get { id, answer } => _ = answer.send(self.account(id)),
-            Command::List { state, limit, answer } => {
-                let ids = self.index.list(state, limit);
+            Command::List { above, state, limit, answer } => {
+                let ids = self.index.list_above(above, state, limit);
                 let accounts = ids.into_iter().filter_map(|id| self.account(id).transpose()).collect();
                 _ = answer.send(accounts);
             }
@@ -562,11 +562,16 @@ impl<D: Disk> SpoolEngine<D> {
     fn account(&mut self, id: RecordId) -> Result<Option<Account>, StoreError> {
         let Some(view) = self.index.view(id) else { return Ok(None) };
         let record = if view.settled.is_some() { None } else { Some(self.read(id, view.place)?) };
-        let View { state, attempts, last_error, parked, settled, .. } = view;
+        let View { state, attempts, last_error, parked, settled, expires, .. } = view;
+        // One that was retried does not expire any more, whatever its bytes say.
+        let record = record.map(|mut record| {
+            record.terms.expires = record.terms.expires.filter(|_| expires);
+            record
+        });
         Ok(Some(Account { id, state, attempts, last_error, parked, settled, record }))
     }
 
-    /// The live records of the first segment from a number on.
+    /// The records of the first segment from a number on that are there or were given up.
     fn held(&self, from: u32) -> Result<HeldPage, StoreError> {
         let mut segments = self.log.segments().skip_while(|&number| number < from);
         let Some(segment) = segments.next() else { return Ok(HeldPage::default()) };
@@ -577,9 +582,9 @@ impl<D: Disk> SpoolEngine<D> {
             else {
                 return;
             };
-            let lives_here = self.index.live(id).is_some_and(|(live, ..)| live == place);
-            let (state, plain) = (self.index.state(id), self.shared.wrap.unwrap(record));
-            if let (true, Some(state), Ok(plain)) = (lives_here, state, plain)
+            let is_here = self.index.place(id) == Some(place);
+            let state = self.index.state(id).filter(|state| is_here && *state != State::Delivered);
+            if let (Some(state), Ok(plain)) = (state, self.shared.wrap.unwrap(record))
                 && let Ok(outline) = Outline::of(&plain)
             {
                 page.records.push((id, state, outline.ledger.map(Into::into)));

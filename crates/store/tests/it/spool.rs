@@ -379,11 +379,50 @@ fn orphans_are_taken_in_once_as_they_were() {
     with(open(&disk.crash()), async |store| {
         let spool = &store.spool;
         let adopted = spool.get(RecordId(2)).await.unwrap().unwrap();
-        assert_eq!(Orphan::of(adopted), Some(Orphan { id: RecordId(2), ..parked.clone() }), "a dead letter stays one");
+        let record = NewRecord { ledger: None, ..parked.record.clone() };
+        let kept = Orphan { id: RecordId(2), record, ..parked.clone() };
+        assert_eq!(Orphan::of(adopted), Some(kept), "a dead letter stays one; its number is another node's");
         let adopted = spool.get(RecordId(3)).await.unwrap().unwrap();
         assert_eq!((adopted.state, adopted.attempts, adopted.last_error.as_str()), (State::Waiting, 2, "503"));
         assert_eq!(deliver_all(spool).await, [1, 3]);
         assert!(!spool.holds_key("queue", b"row"));
+    });
+}
+
+#[test]
+fn a_dead_letter_that_was_retried_does_not_expire_at_its_new_node() {
+    let (dead, disk) = (SimDisk::new(72), SimDisk::new(73));
+    let orphan = with(open(&dead), async |store| {
+        let terms = Terms { expires: Some(Wall::from_millis(1)), ..Terms::default() };
+        store.spool.enqueue(&NewRecord { terms, ..record("a", None, b"x") }).await.unwrap();
+        let out = lease_one(&store.spool).await.unwrap();
+        store.spool.park(out.lease, "refused", "no").await.unwrap();
+        store.spool.retry(RecordId(1)).await.unwrap();
+        Orphan::of(store.spool.get(RecordId(1)).await.unwrap().unwrap()).unwrap()
+    });
+    assert_eq!(orphan.record.terms.expires, None);
+    with(open(&disk), async |store| {
+        let wordy = Orphan { last_error: "x".repeat(1 << 20), ..orphan };
+        store.spool.adopt(wordy).await.unwrap();
+        assert!(store.spool.expire("queue", 9).await.unwrap().is_empty());
+        let leased = lease_one(&store.spool).await.unwrap();
+        assert_eq!(leased.last_error.len(), 256, "texts are cut as everywhere");
+        assert!(store.spool.ack(leased.lease, 200).await.unwrap());
+    });
+}
+
+#[test]
+fn what_expires_in_the_batch_it_came_with_is_read_whole() {
+    let clock = TestClock::default();
+    clock.advance_ms(9_000);
+    with(open_at(&SimDisk::new(74), options(), &clock), async |store| {
+        let terms = Terms { expires: Some(Wall::from_millis(1_000)), ..Terms::default() };
+        let late = NewRecord { terms, ..record("a", Some("row"), b"x") };
+        let (kept, expired) = tokio::join!(store.spool.enqueue(&late), store.spool.expire("queue", 9));
+        assert!(kept.is_ok());
+        assert_eq!(expired.unwrap().len(), 1, "and not taken for damage");
+        assert_eq!(store.spool.depth().parked, 0);
+        assert!(!store.spool.holds_key("queue", b"row"));
     });
 }
 

@@ -30,17 +30,20 @@ impl IdSet {
         Some(RecordId(place * 64 + u64::from(word.trailing_zeros())))
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = RecordId> {
-        self.0.iter().flat_map(|(place, word)| {
+    /// Those above a number, in order.
+    pub(super) fn above(&self, id: RecordId) -> impl Iterator<Item = RecordId> {
+        let words = self.0.range(id.0 / 64..).flat_map(|(place, word)| {
             let numbers = (0..64_u64).filter(move |bit| word & (1 << bit) != 0);
             numbers.map(move |bit| RecordId(place * 64 + bit))
-        })
+        });
+        words.skip_while(move |other| *other <= id)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::ops::Bound;
 
     use proptest::collection::vec;
     use proptest::prelude::*;
@@ -62,7 +65,10 @@ mod tests {
                 }
                 prop_assert_eq!(set.first(), model.first().copied());
             }
-            prop_assert!(set.iter().eq(model.iter().copied()));
+            for above in [0, 63, 200, u64::MAX - 100].map(RecordId) {
+                let expected = model.range((Bound::Excluded(above), Bound::Unbounded)).copied();
+                prop_assert!(set.above(above).eq(expected));
+            }
         }
     }
 }

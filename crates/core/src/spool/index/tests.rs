@@ -150,6 +150,8 @@ fn a_record_that_waits_can_be_given_up_and_its_row_goes_on() {
         index.enqueue(admission(id, "queue", Some("a")));
     }
     assert_eq!(index.list(None, 2), [RecordId(1), RecordId(2)]);
+    assert_eq!(index.list_above(RecordId(1), None, 1), [RecordId(2)]);
+    assert_eq!(index.list_above(RecordId(2), State::Waiting, 9), [RecordId(3)]);
     assert_eq!(index.discard(RecordId(1), "a test", Wall::default()), Ok(()));
     let second = leased(&mut index, 9, Mono::ZERO).pop().unwrap();
     assert_eq!(second.id(), RecordId(2), "the next of the row");
