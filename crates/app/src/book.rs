@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 use std::time::Duration;
@@ -29,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 const BLOCK: u64 = 4_096;
 /// Reservations on their way: one per stream at most.
 const RESERVATIONS_MAX: usize = 1_024;
-/// The log is replaced by a snapshot when it has grown beyond this.
+/// The log is replaced by a snapshot when it has grown beyond this, and three times the last snapshot.
 const LOG_BYTES_MAX: u64 = 32 << 20;
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// After a reservation that failed.
@@ -75,6 +76,8 @@ struct Shared {
     journal: Journal,
     reserve: mpsc::Sender<Event>,
     wall: WallClock,
+    /// Of the last snapshot: the log is not replaced by what is as long as itself.
+    snapshot_bytes: AtomicU64,
 }
 
 struct Books {
@@ -119,7 +122,15 @@ impl Book {
         for stream in streams {
             let issuer =
                 Issuer::new(&*stream, producer, epoch).map_err(OpenBookError::named(&stream))?.with_block(BLOCK);
-            book.lock().issuers.insert(stream, issuer);
+            let began = {
+                let mut books = book.lock();
+                let began = books.census.begin(&stream);
+                books.issuers.insert(stream, issuer);
+                began
+            };
+            if let Err(error) = book.keep(&began).await? {
+                tracing::error!(%error, "the ledger does not count the keys of a stream");
+            }
         }
         book.recall(&store.spool).await?;
         book.reserve_all().await?;
@@ -154,6 +165,7 @@ impl Book {
             journal: store.journal.clone(),
             reserve,
             wall,
+            snapshot_bytes: AtomicU64::new(0),
         })))
     }
 
@@ -253,7 +265,9 @@ impl Book {
 
     /// A write goes on without a number: better that than not at all, but the account must say so.
     fn leave_out(&self, stream: &str, epoch: u64) {
+        let now = self.now_s();
         let mut books = self.lock();
+        books.census.unnumbered(stream, now);
         let none = Unnumbered { epoch, total: 0, durable: 0 };
         let left_out = books.unnumbered.entry(stream.to_owned()).or_insert(none);
         if left_out.epoch != epoch {
@@ -324,6 +338,7 @@ impl Book {
         let compacted = {
             let books = self.lock();
             let Ok(snapshot) = serde_json::to_vec(&books.ledger) else { return };
+            self.0.snapshot_bytes.store(snapshot.len() as u64, Relaxed);
             let log = self.0.log.clone();
             let bytes = [&[KIND_SNAPSHOT], snapshot.as_slice()].concat();
             let mut compacted: Pin<Box<dyn Future<Output = _> + Send>> =
@@ -366,7 +381,7 @@ impl Keeper {
                 _ = look.tick() => {
                     self.book.keep_left_out().await;
                     self.book.note_census();
-                    if self.book.0.log.disk_bytes() > LOG_BYTES_MAX {
+                    if self.book.0.log.disk_bytes() > LOG_BYTES_MAX + 3 * self.book.0.snapshot_bytes.load(Relaxed) {
                         self.book.compact().await;
                     }
                 }
@@ -468,7 +483,8 @@ impl LedgerPort for Book {
     }
 
     fn census(&self, stream: &str, since: u64, until: u64) -> Option<Counted> {
-        self.note_census();
+        let told = self.lock().census.asked(self.now_s());
+        told.iter().for_each(|event| self.note(event));
         self.lock().ledger.census(stream, since, until)
     }
 

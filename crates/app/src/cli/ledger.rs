@@ -11,7 +11,7 @@ use seawall_core::ledger::{Digest, RECEIPTS_MAX};
 use seawall_core::time::Wall;
 use serde_json::{Value, json};
 
-use super::client::{CallError, encode};
+use super::client::encode;
 use super::read::{OfflineReader, Reader, parse_time};
 use super::rows::Source;
 use super::{Ended, UsageError, offline, show};
@@ -25,7 +25,7 @@ Examples:
   seawall ledger --data ./seawall-data         a stopped node's
   seawall ledger import receipts.csv           what a sink received, from a file
   psql --csv -c \"select idempotency_key from events where ...\" |
-    seawall ledger reconcile - --since 2h --until 1h
+    seawall ledger reconcile - --since 2026-11-25T12:00:00Z --until 2026-11-25T13:00:00Z
 
 Exit status: 0 balanced or unknown so far; 1 imbalanced, or a difference; 3 the node cannot be reached.";
 
@@ -33,11 +33,12 @@ const IMPORT_HELP: &str = "\
 FILE is CSV with a header line, or a JSON object a line, and has for each record that arrived: `record`, the number from
 its `Seawall-Record` header (with or without the tag); `tag`, unless the header is whole; `digest`, the SHA-256 of the
 body in hex, or `body`, the body itself as text. Each row is one arrival: a record that arrived twice is there twice.
-The same file again changes nothing.
+A file is a sink of its own, named after what is in it: the same file again, or one that was cut off and repeated, changes
+nothing. A node keeps the names of 1,024 sinks: a sink that reports every day reports by HTTP.
 
 Examples:
   seawall ledger import receipts.csv
-  seawall ledger import - --sink warehouse < receipts.jsonl";
+  seawall ledger import - < receipts.jsonl";
 
 const RECONCILE_HELP: &str = "\
 For a sink that does not keep Seawall's numbers but has the Idempotency-Key of every record it took. FILE is CSV with a
@@ -47,14 +48,16 @@ differences; with more, choose a shorter period.
 
 What this proves: that the keys accepted in the period and the keys in the file are the same, each as often.
 What it cannot: say whether the bodies are the same; say when a record arrived; tell a key in the file that was accepted
-outside the period from one that never was. Records that still wait in the spool are missing here, and are no loss: see
-`seawall spool ls`. What is missing is named by the hash of its key, and by the key if `--sent` has it. Only what was
-accepted since the node started, and in the last day, can be compared; a crash leaves a gap, and it is told.
+outside the period from one that never was. Records that wait in the spool, are dead letters, or were given up are missing
+here, and are no loss: see `seawall spool ls` and `seawall ledger`. What is missing is named by the hash of its key, and by the key if `--sent` has it. Only what was
+accepted since the node started, and in the last day, can be compared; a crash leaves a gap, and it is told. Times are
+whole ten seconds for the last twenty minutes, and whole ten minutes before that; with others the command names the
+nearest. In a fleet each node knows what it accepted itself: the file must have that node's records only.
 
 Examples:
-  seawall ledger reconcile rows.csv --since 2h --until 1h
-  seawall ledger reconcile rows.csv --since 2h --until 1h --column order_id --sent outbox.csv
-  psql --csv -c \"select idempotency_key from events where ...\" | seawall ledger reconcile - --since 2h --until 1h
+  seawall ledger reconcile rows.csv --since 2026-11-25T12:00:00Z --until 2026-11-25T13:00:00Z
+  seawall ledger reconcile rows.csv --since ... --until ... --column order_id --sent outbox.csv
+  psql --csv -c \"select idempotency_key from events where ...\" | seawall ledger reconcile - --since ... --until ...
 
 Exit status: 0 no difference; 1 a difference, or it cannot be said; 3 the node cannot be reached.";
 
@@ -84,9 +87,6 @@ enum LedgerCommand {
 struct ImportArgs {
     /// The file; `-` for standard input
     file: PathBuf,
-    /// Who received them [default: named after the file's content]
-    #[arg(long)]
-    sink: Option<String>,
     #[command(flatten)]
     reader: Reader,
 }
@@ -140,9 +140,8 @@ async fn import(args: &ImportArgs) -> anyhow::Result<Ended> {
         Ok(())
     })?;
     // Named after what it says, so that the same receipts again are the same batches again.
-    let sink = args.sink.clone().unwrap_or_else(|| format!("file-{}", &chain.to_string()[..16]));
-    let first = if args.sink.is_some() { next_batch(&client, &sink).await? } else { 1 };
-    for (batch, receipts) in (first..).zip(receipts.chunks(BATCH.min(RECEIPTS_MAX))) {
+    let sink = format!("file-{}", &chain.to_string()[..16]);
+    for (batch, receipts) in (1_u64..).zip(receipts.chunks(BATCH.min(RECEIPTS_MAX))) {
         let body = json!({ "sink": sink, "batch": batch, "receipts": receipts });
         client.post("/api/ledger/receipts", &body).await?;
     }
@@ -153,29 +152,19 @@ async fn import(args: &ImportArgs) -> anyhow::Result<Ended> {
 /// Receipts of one call.
 const BATCH: usize = 20_000;
 
-/// The batch that a sink has to send next, as the node says when asked for one far beyond it.
-async fn next_batch(client: &super::client::Client, sink: &str) -> anyhow::Result<u64> {
-    let body = json!({ "sink": sink, "batch": u64::MAX, "receipts": [] });
-    match client.post("/api/ledger/receipts", &body).await {
-        Err(CallError::Refused { allowed: Some(next), .. }) if next.parse::<u64>().is_ok() => Ok(next.parse()?),
-        Err(error) => Err(error.into()),
-        Ok(_) => bail!("the node took a batch that cannot be"),
-    }
-}
-
-fn receipt(cells: &[String]) -> anyhow::Result<Value> {
-    let [record, tag, digest, body] = cells else { bail!("four cells are read") };
+fn receipt(cells: &[Option<String>]) -> anyhow::Result<Value> {
+    let [Some(record), tag, digest, body] = cells else { bail!("there is no `record`") };
     let (record, tag) = match record.split_once(";tag=") {
         Some((record, of_record)) => (record, of_record.trim()),
-        None => (record.as_str(), tag.as_str()),
+        None => (record.as_str(), tag.as_deref().unwrap_or_default()),
     };
     if tag.is_empty() {
         bail!("record `{record}` has no tag: keep the whole `Seawall-Record` header, or a column `tag`");
     }
-    let digest = match (digest.is_empty(), body.is_empty()) {
-        (false, _) => digest.clone(),
-        (true, false) => Digest::of(body.as_bytes()).to_string(),
-        (true, true) => {
+    let digest = match (digest.as_deref().filter(|digest| !digest.is_empty()), body) {
+        (Some(digest), _) => digest.to_owned(),
+        (None, Some(body)) => Digest::of(body.as_bytes()).to_string(),
+        (None, None) => {
             bail!("record `{record}` has neither `digest` nor `body`: whether it arrived whole cannot be said")
         }
     };
@@ -188,8 +177,12 @@ async fn reconcile(args: &ReconcileArgs) -> anyhow::Result<Ended> {
     if until.since(args.since) < Duration::from_secs(1) {
         return Err(UsageError("`--until` must be later than `--since`".into()).into());
     }
+    if args.file.as_os_str() == "-" && args.sent.as_ref().is_some_and(|sent| sent.as_os_str() == "-") {
+        return Err(UsageError("standard input can be the file or `--sent`, not both".into()).into());
+    }
     let (stream, since, until) = (encode(&args.stream), args.since.rfc3339(), until.rfc3339());
     let told = client.get(&format!("/api/ledger/census?stream={stream}&since={since}&until={until}")).await?;
+    check_bounds(&told, [&since, &until])?;
     let salt = read_salt(&told)?;
     let accepted: Census =
         serde_json::from_value(told["census"].clone()).context("the node's census cannot be read")?;
@@ -217,6 +210,23 @@ async fn reconcile(args: &ReconcileArgs) -> anyhow::Result<Ended> {
     Ok(if is_same && is_known { Ended::Well } else { Ended::Found })
 }
 
+/// A file of another time than what it is compared with would differ at both ends, and mean nothing.
+fn check_bounds(told: &Value, asked: [&str; 2]) -> anyhow::Result<()> {
+    let bounds = [&told["since"], &told["until"]].map(|bound| bound.as_str().unwrap_or_default());
+    if bounds.iter().zip(asked).all(|(told, asked)| same_second(told, asked)) {
+        return Ok(());
+    }
+    let [since, until] = bounds;
+    bail!(
+        "the node keeps this time in periods that end elsewhere: export what was accepted from {since} to {until}, and \
+         compare it with `--since {since} --until {until}`"
+    );
+}
+
+fn same_second(one: &str, other: &str) -> bool {
+    one.split('.').next() == other.split('.').next()
+}
+
 fn read_salt(told: &Value) -> anyhow::Result<Salt> {
     let text = told["salt"].as_str().context("the node did not tell its salt")?;
     let digest: Digest = text.parse().map_err(|_| anyhow::anyhow!("the node's salt cannot be read"))?;
@@ -231,7 +241,7 @@ fn each_key(
     mut key: impl FnMut(&str, Member),
 ) -> anyhow::Result<u64> {
     source.rows()?.each(&[args.column.as_str()], &[], |_, cells| {
-        let text = cells[0].trim();
+        let text = cells[0].as_deref().unwrap_or_default().trim();
         if text.is_empty() {
             bail!("the key is empty; leave rows without a key out, or name another `--column`");
         }

@@ -12,7 +12,8 @@
 //! 6 Closed   stream epoch issued
 //! 7 Sealed   stream epoch
 //! 8 Unnumbered stream epoch total
-//! 9 Census   stream life since start count sum cells cell*
+//! 9 Census   stream life since start said count sum cells cell*
+//! said     = 1 the life ends + 2 the clock went back + 4 something could not be counted
 //! cell     = places passed over, count (zigzag), sums of identities and of checks (16 bytes each, little-endian)
 //!            sum: 32 bytes, little-endian; cells that are empty are left out
 //! arrival  = 2 text                                           a number nobody can read
@@ -29,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use super::account::{Class, Place};
 use super::census::{Bag, Cell, Census, Sketch};
 use super::id::{RecordRef, RefError};
+use super::periods::Told;
 use super::receipt::{Arrival, ReceiptBatch};
 
 /// A change of the ledger.
@@ -105,10 +107,12 @@ pub enum Event {
         stream: String,
         /// Which life of the node: the epoch it began with.
         life: u64,
-        /// From when on that life tells everything, in seconds since 1970.
+        /// When the period begins that life began in, in seconds since 1970.
         since: u64,
-        /// When the period begins.
+        /// When the period begins. One that ends where the life begins says that it began.
         start: u64,
+        /// What else is to be said.
+        said: Told,
         /// The keys.
         census: Census,
     },
@@ -171,8 +175,8 @@ impl Event {
             Self::Closed { stream, epoch, issued } => put_all(&mut bytes, 6, stream, &[*epoch, *issued]),
             Self::Sealed { stream, epoch } => put_all(&mut bytes, 7, stream, &[*epoch]),
             Self::Unnumbered { stream, epoch, total } => put_all(&mut bytes, 8, stream, &[*epoch, *total]),
-            Self::Census { stream, life, since, start, census } => {
-                put_all(&mut bytes, 9, stream, &[*life, *since, *start]);
+            Self::Census { stream, life, since, start, said, census } => {
+                put_all(&mut bytes, 9, stream, &[*life, *since, *start, said_code(*said)]);
                 put_census(&mut bytes, census);
             }
         }
@@ -205,6 +209,10 @@ const fn place_code(place: Place) -> u64 {
         Place::Parked => 2,
         Place::Discarded => 3,
     }
+}
+
+const fn said_code(said: Told) -> u64 {
+    said.ends as u64 | (said.steps_back as u64) << 1 | (said.in_doubt as u64) << 2
 }
 
 fn put_all(bytes: &mut Vec<u8>, kind: u8, name: &str, numbers: &[u64]) {
@@ -307,6 +315,7 @@ impl<'a> Input<'a> {
                 life: self.number()?,
                 since: self.number()?,
                 start: self.number()?,
+                said: self.said()?,
                 census: self.census()?,
             },
             _ => return Err(DecodeError::Unknown { what: "kind", value: kind.into() }),
@@ -348,6 +357,12 @@ impl<'a> Input<'a> {
         let record = &mut accounts[index as usize];
         record.seq = record.seq.wrapping_add(unzigzag(self.number()?));
         Ok(Arrival::Record { record: record.clone(), is_whole: form == 1 })
+    }
+
+    fn said(&mut self) -> Result<Told, DecodeError> {
+        let code = self.number()?;
+        let said = Told { ends: code & 1 != 0, steps_back: code & 2 != 0, in_doubt: code & 4 != 0 };
+        if said_code(said) == code { Ok(said) } else { Err(DecodeError::Unknown { what: "word", value: code }) }
     }
 
     fn census(&mut self) -> Result<Census, DecodeError> {
@@ -468,11 +483,12 @@ pub(super) mod tests {
             (stream, number(), number()).prop_map(|(stream, epoch, issued)| Event::Closed { stream, epoch, issued }),
             (stream, number()).prop_map(|(stream, epoch)| Event::Sealed { stream, epoch }),
             (stream, number(), number()).prop_map(|(stream, epoch, total)| Event::Unnumbered { stream, epoch, total }),
-            (stream, number(), number(), number(), vec(0..9_u64, 0..9)).prop_map(
-                |(stream, life, since, start, keys)| {
+            (stream, number(), number(), number(), 0..8_u64, vec(0..9_u64, 0..9)).prop_map(
+                |(stream, life, since, start, said, keys)| {
                     let mut census = Census::default();
                     keys.iter().for_each(|key| census.count(&Member::of(&Salt([0; 32]), &key.to_string())));
-                    Event::Census { stream, life, since, start, census }
+                    let said = Told { ends: said & 1 != 0, steps_back: said & 2 != 0, in_doubt: said & 4 != 0 };
+                    Event::Census { stream, life, since, start, said, census }
                 }
             ),
         ]
@@ -511,7 +527,8 @@ pub(super) mod tests {
         assert_eq!(message(&[]), "ledger event ends too soon");
         assert_eq!(message(&[1, 2, 3, 4]), "2 bytes after the end of a ledger event");
         assert_eq!(message(&[99]), "unknown kind 99 in a ledger event");
-        let census = |tail: &[u8]| message(&[&[9, 0, 0, 0, 0, 1][..], &[0; 32], tail].concat());
+        let census = |tail: &[u8]| message(&[&[9, 0, 0, 0, 0, 0, 1][..], &[0; 32], tail].concat());
+        assert_eq!(message(&[9, 0, 0, 0, 0, 8]), "unknown word 8 in a ledger event");
         assert_eq!(census(&[2, 0, 2]), "ledger event ends too soon");
         assert_eq!(census(&[&[1, 128, 1, 2][..], &[1; 32]].concat()), "unknown cells 1 in a ledger event");
         assert_eq!(census(&[&[1, 0, 0][..], &[0; 32]].concat()), "unknown cells 1 in a ledger event");

@@ -14,7 +14,8 @@
 //!
 //! [`Ledger::apply`] is the one change of state: the log of events, replayed, is the ledger. An event that is refused
 //! leaves everything as it was, so a log that holds one replays to the same books. An event that comes again changes
-//! nothing, at any time, with one exception: where a record is ([`Event::Moved`]) is decided by the last word.
+//! nothing, at any time, with two exceptions: where a record is ([`Event::Moved`]) is decided by the last word, and a
+//! census told after the clock went back ([`Told::steps_back`]) counts beside what was told before.
 //!
 //! The order on disk: a reservation is durable before its first number is given out, a promise before the client hears
 //! it, a batch of receipts before the sink does. Then a crash leaves doubt (indeterminate), never a wrong count.
@@ -48,7 +49,7 @@ pub use account::{BLOCK, Class, Issuer, Place};
 pub use event::{DecodeError, Event};
 pub use id::{Digest, HexError, LedgerKey, NAME_BYTES_MAX, RecordRef, RefError, Stamp, StampError, Tag, check_name};
 pub use interval::IntervalSet;
-pub use periods::{Counted, PERIOD_S, period_of};
+pub use periods::{Counted, PERIOD_S, Told, period_of};
 pub use recall::{Held, Recalled};
 pub use receipt::{Arrival, RECEIPTS_MAX, Receipt, ReceiptBatch, ReceiptError, Receipts};
 pub use seal::{Counts, Finding, State, StreamSummary, Summary, Tally, Verdict};
@@ -233,9 +234,15 @@ impl Ledger {
             }
             Event::Sealed { stream, epoch } => self.change(stream, *epoch, 0, Account::seal)?,
             Event::Unnumbered { stream, epoch, total } => self.leave_out(stream, *epoch, *total)?,
-            Event::Census { stream, life, since, start, census } => {
+            Event::Census { stream, life, since, start, said, census } => {
                 check_name("stream", stream)?;
-                self.periods.entry(stream.clone()).or_default().take(*life, *since, *start, census)
+                let changed =
+                    self.periods.entry(stream.clone()).or_default().take(*life, *since, *start, census, *said);
+                if changed {
+                    // Streams that nobody configures any more grow old with the others.
+                    self.periods.values_mut().for_each(|periods| periods.grow_old(*start));
+                }
+                changed
             }
         };
         Ok(if changed { Applied::Changed } else { Applied::Known })

@@ -966,10 +966,11 @@ fn likely() -> impl Strategy<Value = Event> {
         2 => (stream(), epoch()).prop_map(|(stream, epoch)| Event::Sealed { stream, epoch }),
         2 => (stream(), epoch(), 0..3_u64)
             .prop_map(|(stream, epoch, total)| Event::Unnumbered { stream, epoch, total }),
-        2 => (stream(), epoch(), 0..200_u64, 0..200_u64, 0..3_u64).prop_map(|(stream, life, since, start, key)| {
+        2 => (stream(), epoch(), 0..200_u64, 0..200_u64, 0..8_u64).prop_map(|(stream, life, since, start, key)| {
+            let said = Told { ends: key & 1 != 0, steps_back: key & 2 != 0, in_doubt: key & 4 != 0 };
             let mut census = census::Census::default();
             census.count(&census::Member::of(&census::Salt([0; 32]), &key.to_string()));
-            Event::Census { stream, life, since, start, census }
+            Event::Census { stream, life, since, start, said, census }
         }),
     ]
 }
