@@ -161,12 +161,21 @@ impl Signals {
 
 /// Opens a data directory with the limits of its configuration.
 pub(crate) fn open_store(config: &AppConfig, clock: &RealClock) -> anyhow::Result<Opened<RealDisk>> {
-    let StoreConfig { path, spool_bytes_max, journal_bytes_max, record_bytes_max, key_file, packs, on_damage } =
-        config.store.clone();
+    let StoreConfig {
+        path,
+        spool_bytes_max,
+        journal_bytes_max,
+        journal_keep,
+        record_bytes_max,
+        key_file,
+        packs,
+        on_damage,
+    } = config.store.clone();
     let seal_keys = key_file.as_deref().map(read_seal_keys).transpose()?;
     let options = StoreOptions {
         spool_bytes_max,
         journal_bytes_max,
+        journal_keep,
         record_bytes_max,
         on_damage,
         seal_keys,

@@ -17,6 +17,8 @@ pub struct StoreOptions {
     pub spool_bytes_max: u64,
     /// Bytes of journal kept; the oldest segments go first.
     pub journal_bytes_max: u64,
+    /// How long entries of the journal are kept; `None` for as long as there is room.
+    pub journal_keep: Option<Duration>,
     /// Bytes of one record, headers and bookkeeping included; beyond it [`crate::EnqueueError::TooLarge`].
     pub record_bytes_max: u64,
     /// Bytes of one segment file of the spool. At least twice `record_bytes_max` is used.
@@ -44,6 +46,7 @@ impl StoreOptions {
             node: node.into(),
             spool_bytes_max: 1 << 30,
             journal_bytes_max: 256 << 20,
+            journal_keep: None,
             record_bytes_max: 1 << 20,
             spool_segment_bytes: 8 << 20,
             journal_segment_bytes: 4 << 20,

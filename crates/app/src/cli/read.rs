@@ -35,8 +35,11 @@ Examples:
   seawall journal --cause 4711                 what that entry led to
   seawall journal --data ./seawall-data        a stopped node's
   seawall journal verify                       whether any entry was changed since it was written
+  seawall journal export > journal.jsonl       all of it, an entry a line
 
 Exit status: 0 read, or the chain holds; 1 refused, or it does not hold; 3 the node cannot be reached.";
+/// Entries of one page of an export.
+const PAGE: usize = 1_000;
 /// Time between two looks of `--follow`.
 const FOLLOW_EVERY: Duration = Duration::from_millis(300);
 
@@ -123,6 +126,27 @@ pub(super) struct JournalArgs {
 
 #[derive(Clone, Debug, Subcommand)]
 enum JournalCommand {
+    /// Print every entry there is, oldest first, as a JSON object a line
+    #[command(after_help = "\
+Examples:
+  seawall journal export > journal.jsonl
+  seawall journal export --since 24h --kind breaker_opened
+  seawall journal export --data ./seawall-data
+
+Exit status: 0 all of it; 1 refused; 3 the node cannot be reached.")]
+    Export {
+        #[command(flatten)]
+        from: OfflineReader,
+        /// Only this kind, such as `breaker_opened`
+        #[arg(long, value_parser = parse_kind)]
+        kind: Option<Kind>,
+        /// Only from this time on: `2026-11-25T13:00:00Z`, or how long ago: `24h`
+        #[arg(long, value_name = "TIME", value_parser = parse_time)]
+        since: Option<Wall>,
+        /// Only before this time
+        #[arg(long, value_name = "TIME", value_parser = parse_time)]
+        until: Option<Wall>,
+    },
     /// Walk along the chain that ties the entries together, and tell every change
     #[command(after_help = "\
 Every entry carries a keyed tag over the one before it and over its own bytes: what was changed, taken out, put in or
@@ -211,8 +235,12 @@ pub(super) async fn status(args: &StatusArgs) -> anyhow::Result<Ended> {
 }
 
 pub(super) async fn journal(args: &JournalArgs) -> anyhow::Result<Ended> {
-    if let Some(JournalCommand::Verify { from, anchor }) = &args.command {
-        return verify(from, *anchor).await;
+    match &args.command {
+        Some(JournalCommand::Verify { from, anchor }) => return verify(from, *anchor).await,
+        Some(JournalCommand::Export { from, kind, since, until }) => {
+            return export(from, *kind, *since, *until).await;
+        }
+        None => {}
     }
     let reader = &args.from.reader;
     if let Some(stopped) = args.from.stopped() {
@@ -235,6 +263,37 @@ pub(super) async fn journal(args: &JournalArgs) -> anyhow::Result<Ended> {
     }
     let answer = client.get(&journal_target(args, args.after, usize::from(args.limit))).await?;
     reader.print(&answer, show::journal)
+}
+
+/// Page by page, so that neither the node nor this program has all of it in memory.
+async fn export(
+    from: &OfflineReader,
+    kind: Option<Kind>,
+    since: Option<Wall>,
+    until: Option<Wall>,
+) -> anyhow::Result<Ended> {
+    let mut after = 0;
+    let client = from.reader.client()?;
+    loop {
+        let answer = match from.stopped() {
+            Some(stopped) => {
+                let query = Query { after, kind, since, until, limit: PAGE, ..Query::default() };
+                offline::journal(&stopped, query).await?
+            }
+            None => {
+                let kind = kind.map(|kind| format!("&kind={kind}")).unwrap_or_default();
+                let time = |name, time: Option<Wall>| time.map(|time| format!("&{name}={}", time.rfc3339()));
+                let (since, until) = (time("since", since), time("until", until));
+                let (since, until) = (since.unwrap_or_default(), until.unwrap_or_default());
+                client.get(&format!("/api/journal?limit={PAGE}&after={after}{kind}{since}{until}")).await?
+            }
+        };
+        let entries = answer["entries"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let Some(last) = entries.last() else { return Ok(Ended::Well) };
+        after = last["seq"].as_u64().unwrap_or(u64::MAX);
+        let lines: String = entries.iter().map(|entry| format!("{entry}\n")).collect();
+        print(&lines)?;
+    }
 }
 
 async fn verify(from: &OfflineReader, anchor: Option<Anchor>) -> anyhow::Result<Ended> {

@@ -210,8 +210,11 @@ pub(super) fn verified(answer: &Value) -> String {
         let _ = writeln!(text, "unlinked  {unlinked}, written without a link: nothing vouches for them");
     }
     if let Some(first) = answer["first"].as_u64() {
-        let elders =
-            if answer["starts_late"] == true { ", older ones went by retention or were taken away" } else { "" };
+        let elders = match (answer["starts_late"] == true, answer["front_is_told"] == true) {
+            (true, true) => ", older ones went by retention, as the journal says",
+            (true, false) => ", older ones went by retention or were taken away",
+            (false, _) => "",
+        };
         let _ = writeln!(text, "first     {first}{elders}");
     }
     if let Some(missing @ 1..) = answer["numbers_missing"].as_u64() {

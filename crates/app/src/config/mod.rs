@@ -24,6 +24,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use seawall_core::policy::Policy;
 use seawall_core::whatif::rehearsal::rehearse;
@@ -63,6 +64,8 @@ pub struct StoreConfig {
     pub spool_bytes_max: u64,
     /// Bytes of journal; the oldest entries go first.
     pub journal_bytes_max: u64,
+    /// How long entries of the journal are kept, where there is room.
+    pub journal_keep: Option<Duration>,
     /// Bytes of one record, head and body.
     pub record_bytes_max: u64,
     /// A file with the keys that records are sealed with at rest.
@@ -79,6 +82,7 @@ impl Default for StoreConfig {
             path: "./seawall-data".into(),
             spool_bytes_max: 1 << 30,
             journal_bytes_max: 256 << 20,
+            journal_keep: None,
             record_bytes_max: 1 << 20,
             key_file: None,
             packs: false,

@@ -104,7 +104,7 @@ pub(super) fn limits(field: Field<'_>) -> Limits {
 
 const STORE: Keys = Keys {
     of: "`store`",
-    known: &["path", "spool_max", "journal_max", "record_max", "key_file", "compress"],
+    known: &["path", "spool_max", "journal_max", "journal_keep", "record_max", "key_file", "compress"],
     later: &["url"],
 };
 
@@ -114,6 +114,7 @@ pub(super) fn store(field: Field<'_>) -> StoreConfig {
         path: section.field("path").and_then(read_path).unwrap_or(default.path),
         spool_bytes_max: section.size("spool_max", default.spool_bytes_max, MIB..=64 * TIB),
         journal_bytes_max: section.size("journal_max", default.journal_bytes_max, MIB..=TIB),
+        journal_keep: section.field("journal_keep").and_then(|field| field.duration(HOUR..=3_650 * DAY)),
         record_bytes_max: section.size("record_max", default.record_bytes_max, KIB..=GIB),
         key_file: section.field("key_file").and_then(read_path),
         packs: section.field("compress").filter(|field| !field.is_off()).and_then(|it| it.parsed(parse_pack)).is_some(),

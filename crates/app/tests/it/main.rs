@@ -175,6 +175,14 @@ async fn a_stopped_nodes_directory_is_read_and_a_running_ones_is_not() {
     let (_, out, _) = ask(&["journal", "--kind", "breaker_opened", "--subject", "route:events", "--json"]);
     let json: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(json["entries"].as_array().unwrap().len(), 1);
+    let (status, out, _) = ask(&["journal", "export"]);
+    let kinds: Vec<Value> =
+        out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["kind"].clone()).collect();
+    assert_eq!((status, kinds), (0, vec!["node_started".into(), "breaker_opened".into()]), "{out}");
+    assert_eq!(
+        ask(&["journal", "export", "--kind", "breaker_opened", "--until", "2024-01-01T00:00:00Z"]).1.lines().count(),
+        1
+    );
     let (status, out, _) = ask(&["spool", "ls", "--state", "parked"]);
     assert!(status == 0 && out.contains("answered 422") && !out.contains("payload"), "{out}");
     let json: Value = serde_json::from_str(&ask(&["spool", "ls", "--json"]).1).unwrap();
@@ -245,6 +253,8 @@ fn a_running_node_is_read_and_steered_with_its_token() {
     assert_eq!((status, &ledger["totals"]["accepted"]), (0, &Value::from(0)));
     let (status, out, _) = ask(&["ledger", "--seal"]);
     assert!(status == 0 && out.contains("STREAM"), "{out}");
+    let (status, out, _) = ask(&["journal", "export", "--since", "1h"]);
+    assert!(status == 0 && out.lines().next().unwrap().contains("\"node_started\""), "{out}");
     let (status, out, _) = ask(&["journal", "--kind", "node_started", "--subject", "node", "--after", "0"]);
     assert!(status == 0 && out.lines().count() == 1 && out.contains("node=us-east-1"), "{out}");
     assert_eq!(ask(&["spool", "ls"]).1, "nothing\n");

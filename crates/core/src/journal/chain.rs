@@ -13,7 +13,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::{DecodeError, Entry};
+use super::{DecodeError, Entry, Kind};
 
 /// The first byte of an entry that carries its link; one without begins with its own version, 1.
 const LINKED: u8 = 2;
@@ -156,6 +156,8 @@ pub enum Flaw {
     AnchorMissing,
     /// Later entries were written and are not there.
     EndMissing,
+    /// It is the first one left, and not the one that follows those whose going the journal tells of.
+    FrontMissing,
 }
 
 impl Flaw {
@@ -170,6 +172,7 @@ impl Flaw {
             Self::NotTheAnchor => "has another tag than the one it is held against",
             Self::AnchorMissing => "is not there, and a tag was given for it",
             Self::EndMissing => "is the last one there, and the node has written more",
+            Self::FrontMissing => "is the first one left, and more are gone than the journal says went",
         }
     }
 }
@@ -194,6 +197,9 @@ pub struct Verified {
     pub first: Option<u64>,
     /// True if the oldest is not the first ever written: older ones went by retention, or were taken away.
     pub starts_late: bool,
+    /// True if the journal itself tells of the going of exactly those that are gone.
+    #[serde(default)]
+    pub front_is_told: bool,
     /// Numbers that no entry has: the disk could not take them (the journal says so itself), or the node ended first.
     pub numbers_missing: u64,
     /// The newest entry and its tag: keep it elsewhere, and a later walk can be held against it.
@@ -230,6 +236,9 @@ pub struct Verifier {
     anchor: Option<Anchor>,
     is_anchor_found: bool,
     last: u64,
+    /// The tag before the first entry left.
+    front: Tag,
+    tells_of_trims: bool,
     found: Verified,
 }
 
@@ -237,7 +246,8 @@ impl Verifier {
     /// At the beginning. An anchor is held against the entry with its number.
     #[must_use]
     pub fn new(key: ChainKey, anchor: Option<Anchor>) -> Self {
-        Self { key, anchor, is_anchor_found: false, last: 0, found: Verified::default() }
+        let found = Verified::default();
+        Self { key, anchor, is_anchor_found: false, last: 0, front: Tag::default(), tells_of_trims: false, found }
     }
 
     /// Takes in the next entry, as it stands in the log.
@@ -257,6 +267,11 @@ impl Verifier {
             None => self.unlinked(seq),
             Some((before, tag)) => self.linked(Anchor { seq, tag }, before, linked.entry),
         }
+        if entry.kind == Kind::JournalTrimmed {
+            self.tells_of_trims = true;
+            let is_of_front = entry.fields.get("tag").is_some_and(|tag| *tag == self.front.to_string());
+            self.found.front_is_told |= self.found.starts_late && is_of_front;
+        }
     }
 
     /// At the end.
@@ -265,6 +280,10 @@ impl Verifier {
         let first = self.found.first.unwrap_or(0);
         if ends.is_front_there && self.found.starts_late {
             self.flaw(first, Flaw::Disconnected);
+        }
+        // Journals from before retention was told have no such entry: nothing vouches for their front.
+        if self.found.starts_late && self.tells_of_trims && !self.found.front_is_told {
+            self.flaw(first, Flaw::FrontMissing);
         }
         if ends.last != Tag::default() && self.found.head.is_none_or(|head| head.tag != ends.last) {
             self.flaw(self.last, Flaw::EndMissing);
@@ -293,7 +312,10 @@ impl Verifier {
             // The first link there is: of the first entry ever, of one whose elders went, or of one that follows
             // entries from before there was a chain.
             None if before != Tag::default() && self.found.unlinked > 0 => self.flaw(here.seq, Flaw::Disconnected),
-            None => self.found.starts_late |= before != Tag::default(),
+            None => {
+                self.found.starts_late |= before != Tag::default();
+                self.front = before;
+            }
             Some(_) => {}
         }
         if let Some(anchor) = self.anchor.filter(|anchor| anchor.seq == here.seq) {
@@ -319,7 +341,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::journal::{Draft, Kind, Seq};
+    use crate::journal::{Draft, Seq};
     use crate::time::Wall;
 
     fn key() -> ChainKey {
@@ -366,6 +388,26 @@ mod tests {
         assert_eq!(verify(&[], None), Verified::default());
         let wild = [1, u64::MAX, 1, u64::MAX].map(entry);
         assert_eq!(verify(&wild, None).numbers_missing, u64::MAX, "found by fuzzing: numbers beyond all counting");
+    }
+
+    #[test]
+    fn what_went_by_retention_is_vouched_for_by_what_the_journal_says_of_it() {
+        let mut log = chain(1..=5);
+        let link = |log: &mut Vec<Vec<u8>>, seq, gone: &Anchor| {
+            let last = verify(log, None).head.unwrap().tag;
+            let draft = Draft::new(Kind::JournalTrimmed, "journal").with("through", gone.seq).with("tag", gone.tag);
+            let (mut plain, mut bytes) = (Vec::new(), Vec::new());
+            draft.numbered(Seq(seq), Wall::default()).encode(&mut plain);
+            key().link(last, &plain, &mut bytes);
+            log.push(bytes);
+        };
+        let second = verify(&log[..2], None).head.unwrap();
+        link(&mut log, 6, &second);
+        let kept = verify(&log[2..], None);
+        assert!(kept.holds() && kept.starts_late && kept.front_is_told);
+        assert!(!verify(&log, None).front_is_told && verify(&log, None).holds(), "told, and not done yet");
+        assert_eq!(flaws(&log[3..]), [(4, Flaw::FrontMissing)], "one more is gone than was said");
+        assert!(verify(&chain(1..=5)[2..], None).holds(), "from before it was told: nothing vouches, nothing accuses");
     }
 
     #[test]

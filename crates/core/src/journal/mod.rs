@@ -168,6 +168,9 @@ kinds! {
     LedgerSealed = "ledger_sealed",
     /// A write went on without a number, the first of its stream and epoch: the ledger cannot vouch for it.
     LedgerUnnumbered = "ledger_unnumbered",
+    /// The oldest entries go: for their age, or for want of room. How many there were, and the number and tag of the last
+    /// of them, are in the fields: `seawall journal verify` holds the first that is left against these.
+    JournalTrimmed = "journal_trimmed",
     /// A limit was reached; its name is the subject, how often so far is in the fields.
     LimitReached = "limit_reached",
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use seawall_core::journal::chain::{Anchor, ChainKey, Ends, LINK_BYTES, Linked, Tag, Verified, Verifier};
 use seawall_core::journal::{DecodeError, Draft, Entry, Kind};
+use seawall_core::time::Wall;
 use tokio::sync::mpsc;
 
 use super::LogReport;
@@ -36,11 +37,33 @@ pub(crate) struct JournalEngine<D: Disk> {
     key: ChainKey,
     /// The tag of the last entry written.
     head: Tag,
-    /// The first entry of each segment.
-    firsts: BTreeMap<u32, u64>,
+    keep: Option<Duration>,
+    clock: Arc<dyn Clock>,
+    /// What each segment holds.
+    contents: BTreeMap<u32, Contents>,
+    /// The last of the segments whose going is told and that go once that is safe.
+    leaving: Option<u32>,
     /// Dropped entries the journal has told about.
     told: u64,
     is_closing: bool,
+}
+
+/// The entries of one segment.
+#[derive(Clone, Copy, Debug)]
+struct Contents {
+    first: u64,
+    last: Anchor,
+    last_at: Wall,
+    entries: u64,
+}
+
+impl Contents {
+    fn count(contents: &mut BTreeMap<u32, Self>, segment: u32, entry: &Entry, tag: Tag) {
+        let (last, last_at) = (Anchor { seq: entry.seq.0, tag }, entry.at);
+        let fresh = Self { first: last.seq, last, last_at, entries: 0 };
+        let here = contents.entry(segment).or_insert(fresh);
+        *here = Self { first: here.first, last, last_at: here.last_at.max(last_at), entries: here.entries + 1 };
+    }
 }
 
 /// What recovery of the journal found.
@@ -69,11 +92,11 @@ impl<D: Disk> JournalEngine<D> {
             on_damage: OnDamage::Quarantine,
             salt_key,
         };
-        let (mut tail, mut firsts, mut unreadable, mut head) = (VecDeque::new(), BTreeMap::new(), 0, Tag::default());
+        let (mut tail, mut contents, mut unreadable, mut head) = (VecDeque::new(), BTreeMap::new(), 0, Tag::default());
         let (log, report) = Log::open(disk, log_options, &mut |place, bytes| match decode(bytes) {
             Ok((entry, tag)) => {
                 head = tag.unwrap_or(head);
-                firsts.entry(place.segment).or_insert(entry.seq.0);
+                Contents::count(&mut contents, place.segment, &entry, head);
                 if tail.len() == TAIL_ENTRIES_MAX {
                     tail.pop_front();
                 }
@@ -82,12 +105,23 @@ impl<D: Disk> JournalEngine<D> {
             Err(_) => unreadable += 1,
         })?;
         let next = tail.back().map_or(0, |entry| entry.seq.0) + 1;
-        let shared = Arc::new(JournalShared::new(clock, next, tail));
+        let shared = Arc::new(JournalShared::new(Arc::clone(&clock), next, tail));
         shared.disk_bytes.store(log.disk_bytes(), Ordering::Relaxed);
         let bytes_max = options.journal_bytes_max;
         let key = ChainKey::new(&salt_key);
-        let engine =
-            Self { log, shared: Arc::clone(&shared), bytes_max, key, head, firsts, told: 0, is_closing: false };
+        let engine = Self {
+            log,
+            shared: Arc::clone(&shared),
+            bytes_max,
+            key,
+            head,
+            keep: options.journal_keep,
+            clock,
+            contents,
+            leaving: None,
+            told: 0,
+            is_closing: false,
+        };
         Ok(JournalFound { engine, shared, log: report, unreadable })
     }
 
@@ -162,7 +196,7 @@ impl<D: Disk> JournalEngine<D> {
             bytes.clear();
             let tag = self.key.link(head, &plain, &mut bytes);
             if let Ok(place) = self.log.append(&bytes) {
-                self.firsts.entry(place.segment).or_insert(entry.seq.0);
+                Contents::count(&mut self.contents, place.segment, entry, tag);
                 head = tag;
                 staged += 1;
             }
@@ -170,10 +204,15 @@ impl<D: Disk> JournalEngine<D> {
         let done = self.write(&mut head).and_then(|()| self.log.sync());
         safe += if done.is_ok() { staged } else { 0 };
         self.shared.count_dropped(entries.len() as u64 - safe);
-        if done.and_then(|()| self.keep_to_limit()).is_ok() {
+        let kept = done.and_then(|()| self.keep_to_limit());
+        if kept.is_ok() {
             self.tell_dropped();
         }
         self.shared.disk_bytes.store(self.log.disk_bytes(), Ordering::Relaxed);
+        // What is to go goes at once: each time there are fewer.
+        if kept.is_ok() && self.leaving.is_some() {
+            self.write_out();
+        }
     }
 
     /// Writes what is staged. What could not be written is no link of the chain: the next entry continues the last one
@@ -196,23 +235,54 @@ impl<D: Disk> JournalEngine<D> {
         }
     }
 
+    /// The oldest segments go when they are too old or there is too much, and only after the journal says that they go.
     fn keep_to_limit(&mut self) -> Result<(), LogError> {
-        while self.log.disk_bytes() > self.bytes_max && self.log.front() != self.log.active() {
-            let front = self.log.front();
-            self.log.free_front()?;
-            self.firsts.remove(&front);
+        // What was said of these is synced by now.
+        if let Some(last) = self.leaving.take() {
+            while self.log.front() <= last && self.log.front() != self.log.active() {
+                let front = self.log.front();
+                self.log.free_front()?;
+                self.contents.remove(&front);
+            }
         }
+        let Some((last, why)) = self.outlived() else { return Ok(()) };
+        let mut draft = Draft::new(Kind::JournalTrimmed, "journal").with("because", why);
+        let going = || self.contents.range(..=last).map(|(_, contents)| contents);
+        if let (Some(Contents { first, .. }), Some(Contents { last, .. })) = (going().next(), going().next_back()) {
+            let entries: u64 = going().map(|contents| contents.entries).sum();
+            draft = draft.with("entries", entries).with("from", first).with("through", last.seq).with("tag", last.tag);
+        }
+        self.shared.record(draft);
+        self.leaving = Some(last);
         Ok(())
+    }
+
+    /// The last of the oldest segments that have to go, and why.
+    fn outlived(&self) -> Option<(u32, &'static str)> {
+        let (now, mut bytes, mut found) = (self.clock.wall(), self.log.disk_bytes(), None);
+        let is_old = |number: &u32| {
+            let newest = self.contents.get(number).map(|contents| contents.last_at);
+            self.keep.zip(newest).is_some_and(|(keep, newest)| now.since(newest) > keep)
+        };
+        for number in self.log.segments().take_while(|number| *number != self.log.active()) {
+            found = match (bytes > self.bytes_max, is_old(&number)) {
+                (true, _) => Some((number, "size")),
+                (false, true) => Some((number, "age")),
+                (false, false) => break,
+            };
+            bytes = bytes.saturating_sub(self.log.segment_bytes(number));
+        }
+        found
     }
 
     fn query(&self, query: &Query) -> Result<Vec<Entry>, StoreError> {
         let mut found = Found::new(query);
         let mut last = query.after;
         let from = self
-            .firsts
+            .contents
             .iter()
             .rev()
-            .find(|(_, first)| **first <= query.after.saturating_add(1))
+            .find(|(_, contents)| contents.first <= query.after.saturating_add(1))
             .map_or(0, |(number, _)| *number);
         for number in self.log.segments().filter(|number| *number >= from) {
             let seen = self.log.visit(number, &mut |_, bytes| {
@@ -252,7 +322,7 @@ fn unread(segment: u32, error: &io::Error) -> StoreError {
 #[cfg(test)]
 mod tests {
     use seawall_core::journal::Seq;
-    use seawall_core::time::{Mono, Wall};
+    use seawall_core::time::Mono;
 
     use super::*;
     use crate::clock::ClockFn;

@@ -304,6 +304,11 @@ impl<D: Disk> Log<D> {
         self.segments.keys().copied()
     }
 
+    /// Bytes of one segment; 0 if there is none.
+    pub(crate) fn segment_bytes(&self, number: u32) -> u64 {
+        self.segments.get(&number).copied().unwrap_or(0)
+    }
+
     /// Bytes of all segments but the active one.
     pub(crate) fn closed_bytes(&self) -> u64 {
         self.segment_bytes - self.active.size

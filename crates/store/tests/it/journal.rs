@@ -1,5 +1,6 @@
 //! The journal: numbered at once, written soon, read back, and never in the way.
 
+use std::path::Path;
 use std::time::Duration;
 
 use seawall_core::journal::chain::{Flaw, Verified};
@@ -70,7 +71,7 @@ fn old_entries_are_read_from_segments_and_the_oldest_go() {
     let mut options = options();
     options.journal_segment_bytes = 70 << 10;
     options.journal_bytes_max = 1_500 << 10;
-    let total = 9000;
+    let (total, mut last) = (9000, 0);
     with(open_with(&disk, options.clone()).unwrap(), async |store| {
         for n in 1..=total {
             store
@@ -88,12 +89,52 @@ fn old_entries_are_read_from_segments_and_the_oldest_go() {
         let after = first + 100;
         assert_eq!(seqs(&store.journal, query(after, 3)).await, [after + 1, after + 2, after + 3]);
         let all = seqs(&store.journal, query(0, usize::MAX)).await;
-        assert_eq!(all, (first..=total).collect::<Vec<_>>());
+        last = *all.last().unwrap();
+        assert_eq!(all, (first..=last).collect::<Vec<_>>());
+        let trimmed = Query { kind: Some(Kind::JournalTrimmed), newest: true, limit: 1, ..Query::default() };
+        let trimmed = store.journal.query(trimmed).await.unwrap().remove(0);
+        assert_eq!(trimmed.fields["through"], (first - 1).to_string(), "those that went are told");
+        let found = store.journal.verify(None).await.unwrap();
+        assert!(found.holds() && found.starts_late && found.front_is_told, "{found:?}");
     });
-    with(open_with(&disk.crash(), options).unwrap(), async |store| {
-        assert_eq!(store.journal.last(), Some(Seq(total)));
-        assert_eq!(seqs(&store.journal, query(total - 2, 9)).await, [total - 1, total]);
+    let names = disk.list(Path::new("data/journal")).unwrap();
+    let front = names.iter().find(|name| name.ends_with(".log")).unwrap().clone();
+    let disk = disk.crash();
+    with(open_with(&disk, options.clone()).unwrap(), async |store| {
+        assert_eq!(store.journal.last(), Some(Seq(last)));
+        assert_eq!(seqs(&store.journal, query(last - 2, 9)).await, [last - 1, last]);
         assert!(seqs(&store.journal, query(0, 1)).await[0] > 1);
+    });
+    disk.remove(&Path::new("data/journal").join(front)).unwrap();
+    with(open_with(&disk, options).unwrap(), async |store| {
+        let found = store.journal.verify(None).await.unwrap();
+        assert!(!found.holds() && !found.front_is_told, "another hand took more: {found:?}");
+    });
+}
+
+#[test]
+fn entries_go_when_they_are_old_and_what_was_told_first_stays_told() {
+    let (disk, clock) = (SimDisk::new(12), TestClock::default());
+    let mut options = options();
+    options.journal_segment_bytes = 70 << 10;
+    options.journal_keep = Some(Duration::from_secs(3000));
+    let opened = Store::open(disk.clone(), options, clock.clone(), || [7; 32]).unwrap();
+    with(opened, async |store| {
+        for n in 0..900 {
+            store.journal.record(Draft::new(Kind::RecordParked, "spool").with("reason", "x".repeat(190)));
+            clock.advance_ms(5_000);
+            if n % 50 == 0 {
+                store.journal.flush().await.unwrap();
+            }
+        }
+        store.journal.flush().await.unwrap();
+        let found = store.journal.verify(None).await.unwrap();
+        let first = found.first.unwrap();
+        assert!((100..500).contains(&first), "75 minutes of 900 entries, 50 kept, whole segments: {first}");
+        assert!(found.holds() && found.front_is_told, "{found:?}");
+        let trimmed = Query { kind: Some(Kind::JournalTrimmed), limit: 9, ..Query::default() };
+        let trimmed = store.journal.query(trimmed).await.unwrap();
+        assert!(!trimmed.is_empty() && trimmed.iter().all(|entry| entry.fields["because"] == "age"), "{trimmed:?}");
     });
 }
 
