@@ -8,6 +8,7 @@ mod chain;
 mod clock;
 mod ejection;
 mod fallback;
+pub mod fault;
 mod forwarder;
 pub mod http;
 mod listener;

@@ -58,6 +58,18 @@ impl Net {
         }
     }
 
+    /// Listens where nobody else does, not even this process.
+    ///
+    /// # Errors
+    /// The kernel's: address in use, not ours, not allowed.
+    pub async fn listen_alone(self, address: SocketAddr) -> io::Result<Listener> {
+        match self {
+            Self::Real => listen_shared(address, false).map(Listener::Real),
+            #[cfg(feature = "sim")]
+            Self::Sim => turmoil::net::TcpListener::bind(address).await.map(Listener::Sim),
+        }
+    }
+
     /// Connects; small writes go out at once.
     ///
     /// # Errors
