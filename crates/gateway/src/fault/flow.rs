@@ -1,0 +1,192 @@
+//! Moves the bytes of one direction: from a socket into a link, from the link into the other socket.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::sync::Mutex;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::Bytes;
+use seawall_core::fault::{Ending, Link, Out};
+use seawall_core::time::Mono;
+use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
+use tokio::time::Sleep;
+
+use super::{HELD_BYTES_MAX, Shared, Traffic, lock};
+use crate::net::Stream;
+
+/// The most that is read at once: what a fault sees as one chunk.
+const CHUNK_BYTES_MAX: usize = 32 << 10;
+/// What is read and thrown away of a connection that ends: bytes that nobody has read would turn the end into a reset.
+const UNREAD_BYTES_MAX: usize = 4 << 20;
+
+thread_local! {
+    /// One buffer for all connections of a thread: an idle connection costs none.
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; CHUNK_BYTES_MAX]);
+}
+
+/// A link that others may reach into while its bytes are being moved.
+#[derive(Debug)]
+pub(super) struct Line(Mutex<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    link: Link,
+    /// Of the task that moves the bytes.
+    waker: Option<Waker>,
+}
+
+impl Line {
+    pub(super) fn new(link: Link) -> Self {
+        Self(Mutex::new(Inner { link, waker: None }))
+    }
+
+    /// Changes the faults on a link; its task looks at it again.
+    pub(super) fn change(&self, how: impl FnOnce(&mut Link)) {
+        let mut inner = lock(&self.0);
+        how(&mut inner.link);
+        if let Some(waker) = inner.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+/// One direction at work.
+pub(super) struct Flow<'a> {
+    shared: &'a Shared,
+    line: &'a Line,
+    traffic: &'a Traffic,
+    sleep: Pin<Box<Sleep>>,
+    sleeps_until: Option<Mono>,
+    held_bytes: usize,
+    ended: Option<Ending>,
+}
+
+impl<'a> Flow<'a> {
+    pub(super) fn new(shared: &'a Shared, line: &'a Line, traffic: &'a Traffic) -> Self {
+        let sleep = Box::pin(tokio::time::sleep_until(shared.clock.instant(Mono::ZERO)));
+        Self { shared, line, traffic, sleep, sleeps_until: None, held_bytes: 0, ended: None }
+    }
+
+    /// Moves what can be moved. Ready with how the direction ended; an orderly end has been passed on then.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, from: &mut Stream, to: &mut Stream) -> Poll<Ending> {
+        if let Some(ended) = self.ended {
+            return Poll::Ready(ended);
+        }
+        let line = self.line;
+        let mut inner = lock(&line.0);
+        let ended = self.advance(cx, &mut inner.link, from, to);
+        let held_bytes = inner.link.held_bytes();
+        self.account(held_bytes);
+        match ended {
+            Poll::Ready(ending) => self.ended = Some(ending),
+            Poll::Pending if inner.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) => {}
+            Poll::Pending => inner.waker = Some(cx.waker().clone()),
+        }
+        ended
+    }
+
+    fn advance(&mut self, cx: &mut Context<'_>, link: &mut Link, from: &mut Stream, to: &mut Stream) -> Poll<Ending> {
+        loop {
+            let now = self.shared.clock.now();
+            match link.next(now) {
+                Out::Write(bytes) => match Pin::new(&mut *to).poll_write(cx, &bytes) {
+                    Poll::Ready(Ok(written)) if written > 0 => {
+                        self.traffic.sent_bytes.fetch_add(written as u64, Relaxed);
+                        link.wrote(written);
+                        continue;
+                    }
+                    // Nobody reads any more: there is nothing left to carry, in either direction.
+                    Poll::Ready(_) => return Poll::Ready(Ending::Close),
+                    Poll::Pending => {}
+                },
+                Out::End(Ending::Half) => {
+                    let shut = ready!(Pin::new(&mut *to).poll_shutdown(cx));
+                    return Poll::Ready(shut.map_or(Ending::Close, |()| Ending::Half));
+                }
+                Out::End(ending) => return Poll::Ready(ending),
+                Out::Wait(_) => {}
+            }
+            if link.wants_input() && self.may_hold_more(link) {
+                match read(cx, from) {
+                    Poll::Ready(Ok(bytes)) if bytes.is_empty() => {
+                        link.end(Ending::Half);
+                        continue;
+                    }
+                    Poll::Ready(Ok(bytes)) => {
+                        self.traffic.received_bytes.fetch_add(bytes.len() as u64, Relaxed);
+                        link.push(now, bytes);
+                        continue;
+                    }
+                    Poll::Ready(Err(_)) => {
+                        link.end(Ending::Close);
+                        continue;
+                    }
+                    Poll::Pending => {}
+                }
+            }
+            match link.due() {
+                Some(due) if self.poll_sleep(cx, due).is_ready() => {}
+                _ => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Who holds nothing may always begin: nobody starves, and everybody who waits has something of his own to let go.
+    fn may_hold_more(&mut self, link: &Link) -> bool {
+        self.account(link.held_bytes());
+        self.held_bytes == 0 || self.shared.held_bytes.load(Relaxed) < HELD_BYTES_MAX
+    }
+
+    fn account(&mut self, held_bytes: usize) {
+        let before = std::mem::replace(&mut self.held_bytes, held_bytes);
+        match held_bytes.checked_sub(before) {
+            Some(0) => {}
+            Some(more) => drop(self.shared.held_bytes.fetch_add(more, Relaxed)),
+            None => drop(self.shared.held_bytes.fetch_sub(before - held_bytes, Relaxed)),
+        }
+    }
+
+    fn poll_sleep(&mut self, cx: &mut Context<'_>, due: Mono) -> Poll<()> {
+        if self.sleeps_until != Some(due) {
+            self.sleep.as_mut().reset(self.shared.clock.instant(due));
+            self.sleeps_until = Some(due);
+        }
+        let slept = self.sleep.as_mut().poll(cx);
+        if slept.is_ready() {
+            self.sleeps_until = None;
+        }
+        slept
+    }
+}
+
+impl Drop for Flow<'_> {
+    fn drop(&mut self) {
+        self.account(0);
+    }
+}
+
+fn read(cx: &mut Context<'_>, from: &mut Stream) -> Poll<io::Result<Bytes>> {
+    SCRATCH.with_borrow_mut(|scratch| {
+        let mut buf = ReadBuf::new(scratch);
+        ready!(Pin::new(from).poll_read(cx, &mut buf))?;
+        Poll::Ready(Ok(Bytes::copy_from_slice(buf.filled())))
+    })
+}
+
+/// Ends a connection: with a reset, or so that the peer reads what was sent and then the end.
+pub(super) fn finish(mut stream: Stream, ending: Ending) {
+    if ending == Ending::Reset {
+        return stream.reset_on_close();
+    }
+    let mut cx = Context::from_waker(Waker::noop());
+    let _ = Pin::new(&mut stream).poll_shutdown(&mut cx);
+    let mut unread_bytes = 0;
+    while let Poll::Ready(Ok(bytes)) = read(&mut cx, &mut stream) {
+        unread_bytes += bytes.len();
+        if bytes.is_empty() || unread_bytes >= UNREAD_BYTES_MAX {
+            return;
+        }
+    }
+}

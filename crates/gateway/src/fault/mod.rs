@@ -1,0 +1,173 @@
+//! Carries TCP through faults: places that listen, connections to upstreams, and one `Link` for each direction.
+//!
+//! Picture a street of toll gates. Each [`place`](Opening) listens on its own address and passes every connection on to
+//! its upstream; faults hang on the place and work on every connection in it, also on those that are open already. What
+//! becomes of bytes is decided in `seawall_core::fault`; here are the sockets and the timers.
+//!
+//! Bounds: a link holds what its faults let it hold, and all links together [`HELD_BYTES_MAX`] and one chunk each; beyond
+//! that senders wait. A call of [`FaultProxies`] never waits for a peer: a change is done when it returns.
+//! Not here: who may place faults and in which words (the control side), names and lists of faults.
+
+mod flow;
+mod place;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use seawall_core::fault::{Direction, Fault, FaultId};
+
+use crate::Clock;
+use crate::net::Net;
+use place::Place;
+
+/// What all links together may hold before senders wait.
+pub const HELD_BYTES_MAX: usize = 256 << 20;
+
+/// Series of traffic that are remembered for places that are closed.
+const SERIES_MAX: usize = 4_096;
+
+/// A place that is to listen.
+#[derive(Clone, Debug)]
+pub struct Opening {
+    /// Its name: unique, and part of what its connections draw their chance from.
+    pub name: String,
+    /// Where it listens. Of no address in particular, it listens on all of both families.
+    pub listen: SocketAddr,
+    /// `host:port`, looked up for each connection.
+    pub upstream: String,
+    /// What lies on it from the first connection on.
+    pub faults: Vec<Fault>,
+}
+
+/// Whose bytes are counted together.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Series {
+    /// Their way.
+    pub direction: Direction,
+    /// Where the place listens.
+    pub listener: SocketAddr,
+    /// The place.
+    pub proxy: String,
+    /// Its upstream.
+    pub upstream: String,
+}
+
+/// Bytes that came from the sender and bytes that went to the receiver, counted as they pass.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
+    pub(crate) received_bytes: AtomicU64,
+    pub(crate) sent_bytes: AtomicU64,
+}
+
+/// Every place of a process. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct FaultProxies(Arc<Shared>);
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) net: Net,
+    pub(crate) clock: Clock,
+    pub(crate) seed: u64,
+    pub(crate) held_bytes: AtomicUsize,
+    places: Mutex<BTreeMap<String, Arc<Place>>>,
+    traffic: Mutex<BTreeMap<Series, Arc<Traffic>>>,
+}
+
+impl FaultProxies {
+    /// None yet. The same `seed` gives the n-th connection of a place the same fate.
+    #[must_use]
+    pub fn new(net: Net, clock: Clock, seed: u64) -> Self {
+        let (held_bytes, places, traffic) = Default::default();
+        Self(Arc::new(Shared { net, clock, seed, held_bytes, places, traffic }))
+    }
+
+    /// Begins to listen, and tells where. One of the same name is closed first.
+    ///
+    /// # Errors
+    /// The kernel's: address in use, not ours, not allowed.
+    pub async fn open(&self, opening: Opening) -> io::Result<SocketAddr> {
+        self.close(&opening.name).await;
+        let listener = match opening.listen {
+            SocketAddr::V4(address) if address.ip().is_unspecified() => {
+                let both = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), address.port());
+                match self.0.net.listen_alone(both).await {
+                    // A machine without IPv6.
+                    Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+                        self.0.net.listen_alone(address.into()).await
+                    }
+                    listening => listening,
+                }
+            }
+            address => self.0.net.listen_alone(address).await,
+        }?;
+        let address = listener.local_addr()?;
+        let place = Place::open(&self.0, opening, listener, address);
+        lock(&self.0.places).insert(place.name().to_owned(), place);
+        Ok(address)
+    }
+
+    /// Stops listening and closes every connection of a place; done when it returns. Without such a place, nothing.
+    ///
+    /// # Cancel safety
+    /// Dropped, the place still closes.
+    pub async fn close(&self, name: &str) {
+        let place = lock(&self.0.places).remove(name);
+        if let Some(place) = place {
+            place.close().await;
+        }
+    }
+
+    /// Places a fault, or changes it, on a place and all its connections. Tells whether there is such a place.
+    pub fn put(&self, name: &str, fault: &Fault) -> bool {
+        self.place(name).is_some_and(|place| {
+            place.put(fault);
+            true
+        })
+    }
+
+    /// Lifts a fault from a place and all its connections. Tells whether there was one.
+    pub fn lift(&self, name: &str, id: &FaultId) -> bool {
+        self.place(name).is_some_and(|place| place.lift(id))
+    }
+
+    /// Looks a host's addresses up.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub async fn resolve(&self, host: &str) -> io::Result<Vec<IpAddr>> {
+        let host_port = if host.contains(':') { format!("[{host}]:0") } else { format!("{host}:0") };
+        Ok(self.0.net.resolve(&host_port).await?.into_iter().map(|address| address.ip()).collect())
+    }
+
+    /// Bytes received from senders and sent to receivers so far, also of places that are closed.
+    #[must_use]
+    pub fn traffic(&self) -> Vec<(Series, u64, u64)> {
+        let all = lock(&self.0.traffic);
+        let read = |(series, traffic): (&Series, &Arc<Traffic>)| {
+            (series.clone(), traffic.received_bytes.load(Relaxed), traffic.sent_bytes.load(Relaxed))
+        };
+        all.iter().map(read).collect()
+    }
+
+    fn place(&self, name: &str) -> Option<Arc<Place>> {
+        lock(&self.0.places).get(name).cloned()
+    }
+}
+
+impl Shared {
+    /// The counter of a series, new or the one it had before.
+    fn counter(&self, series: Series) -> Arc<Traffic> {
+        let mut all = lock(&self.traffic);
+        if all.len() >= SERIES_MAX {
+            all.retain(|_, traffic| Arc::strong_count(traffic) > 1);
+        }
+        Arc::clone(all.entry(series).or_default())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,179 @@
+//! One place: it accepts, calls its upstream, and keeps a list of its connections so that faults reach them.
+
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
+use std::time::Duration;
+
+use seawall_core::fault::{Direction, Ending, Fault, FaultId, Link, link_prng};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::flow::{Flow, Line, finish};
+use super::{Opening, Series, Shared, Traffic, lock};
+use crate::net::{Listener, Stream};
+
+/// After a failed accept (no descriptor left, say) the next is tried after this long.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+#[derive(Debug)]
+pub(super) struct Place {
+    shared: Arc<Shared>,
+    name: String,
+    upstream: String,
+    /// Upstream, downstream.
+    traffic: [Arc<Traffic>; 2],
+    side: Mutex<Side>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// Changed together, so that no connection misses a fault.
+#[derive(Debug)]
+struct Side {
+    faults: Vec<Fault>,
+    lines: BTreeMap<u64, [Arc<Line>; 2]>,
+    next_connection: u64,
+}
+
+impl Place {
+    pub(super) fn open(shared: &Arc<Shared>, opening: Opening, listener: Listener, address: SocketAddr) -> Arc<Self> {
+        let Opening { name, upstream, faults, .. } = opening;
+        let traffic = Direction::ALL.map(|direction| {
+            let (proxy, upstream) = (name.clone(), upstream.clone());
+            shared.counter(Series { direction, listener: address, proxy, upstream })
+        });
+        let side = Mutex::new(Side { faults, lines: BTreeMap::new(), next_connection: 0 });
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let place = Arc::new(Self { shared: Arc::clone(shared), name, upstream, traffic, side, stop, tasks });
+        place.tasks.spawn(accept(Arc::clone(&place), listener));
+        place
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) async fn close(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    pub(super) fn put(&self, fault: &Fault) {
+        let mut side = lock(&self.side);
+        match side.faults.iter_mut().find(|known| known.id == fault.id) {
+            Some(known) => known.clone_from(fault),
+            None => side.faults.push(fault.clone()),
+        }
+        let now = self.shared.clock.now();
+        side.lines.values().flatten().for_each(|line| line.change(|link| link.put(now, fault.clone())));
+    }
+
+    pub(super) fn lift(&self, id: &FaultId) -> bool {
+        let mut side = lock(&self.side);
+        let count = side.faults.len();
+        side.faults.retain(|fault| fault.id != *id);
+        side.lines.values().flatten().for_each(|line| {
+            line.change(|link| {
+                link.lift(id);
+            })
+        });
+        side.faults.len() < count
+    }
+
+    /// The n-th connection's number, in the order they were accepted.
+    fn number(&self) -> u64 {
+        let mut side = lock(&self.side);
+        side.next_connection += 1;
+        side.next_connection - 1
+    }
+
+    /// The links of a connection, with the faults of this moment, and on the list from this moment on.
+    fn enter(self: &Arc<Self>, number: u64) -> Listed {
+        let mut side = lock(&self.side);
+        let now = self.shared.clock.now();
+        let lines = Direction::ALL.map(|direction| {
+            let prng = link_prng(self.shared.seed, &self.name, number, direction);
+            Arc::new(Line::new(Link::new(now, direction, prng, &side.faults)))
+        });
+        side.lines.insert(number, lines.clone());
+        Listed { place: Arc::clone(self), number, lines }
+    }
+
+    async fn dial(&self) -> io::Result<Stream> {
+        let net = self.shared.net;
+        let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        for address in net.resolve(&self.upstream).await? {
+            match net.connect(address).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
+    }
+
+    async fn serve(self: Arc<Self>, mut client: Stream, number: u64) {
+        let mut upstream = match self.stop.run_until_cancelled(self.dial()).await {
+            Some(Ok(upstream)) => upstream,
+            Some(Err(error)) => {
+                tracing::warn!(proxy = self.name, upstream = self.upstream, %error, "cannot reach the upstream");
+                return finish(client, Ending::Close);
+            }
+            None => return finish(client, Ending::Close),
+        };
+        let listed = self.enter(number);
+        let [up, down] = &listed.lines;
+        let mut up = Flow::new(&self.shared, up, &self.traffic[0]);
+        let mut down = Flow::new(&self.shared, down, &self.traffic[1]);
+        let both = poll_fn(|cx| {
+            let forth = up.poll(cx, &mut client, &mut upstream);
+            let back = down.poll(cx, &mut upstream, &mut client);
+            match (forth, back) {
+                (Poll::Ready(one), Poll::Ready(other)) => Poll::Ready(one.max(other)),
+                // One direction has ended in order: the other goes on for as long as it likes.
+                (Poll::Ready(Ending::Half), Poll::Pending) | (Poll::Pending, Poll::Ready(Ending::Half)) => {
+                    Poll::Pending
+                }
+                (Poll::Ready(ending), Poll::Pending) | (Poll::Pending, Poll::Ready(ending)) => Poll::Ready(ending),
+                (Poll::Pending, Poll::Pending) => Poll::Pending,
+            }
+        });
+        let ending = self.stop.run_until_cancelled(both).await.unwrap_or(Ending::Close);
+        finish(client, ending);
+        finish(upstream, ending);
+    }
+}
+
+/// Takes a connection off the list, however it ended.
+struct Listed {
+    place: Arc<Place>,
+    number: u64,
+    lines: [Arc<Line>; 2],
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        lock(&self.place.side).lines.remove(&self.number);
+    }
+}
+
+/// Accepts until stopped. The call to the upstream is the connection's own: an upstream that does not answer keeps nobody
+/// else waiting.
+async fn accept(place: Arc<Place>, listener: Listener) {
+    while let Some(accepted) = place.stop.run_until_cancelled(listener.accept()).await {
+        match accepted {
+            Ok((client, _)) => {
+                let number = place.number();
+                place.tasks.spawn(Arc::clone(&place).serve(client, number));
+            }
+            Err(error) => {
+                tracing::warn!(proxy = place.name, %error, "cannot accept: raise the limit of open files if it is that");
+                let _ = place.stop.run_until_cancelled(tokio::time::sleep(ACCEPT_PAUSE)).await;
+            }
+        }
+    }
+}
