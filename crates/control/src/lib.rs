@@ -7,6 +7,7 @@
 //! - [`api`]: the JSON endpoints. Every bad call is a 4xx that names the field and what would be allowed.
 //! - [`metrics`]: the same numbers as Prometheus text.
 //! - [`ui`]: the overview page, rendered here, kept alive by server-sent events.
+//! - [`toxiproxy`]: the API of Toxiproxy, on a port of its own.
 //! - `guard`: who may call: the token, and no writes from other sites' pages.
 //!
 //! Bounds: [`CONNECTIONS_MAX`] connections, [`STREAMS_MAX`] of them with events, bodies of [`api::BODY_BYTES_MAX`].
@@ -15,6 +16,7 @@
 pub mod api;
 pub mod metrics;
 pub mod parts;
+pub mod toxiproxy;
 pub mod ui;
 
 mod adopt;

@@ -1,0 +1,339 @@
+//! The desk: one task that holds every proxy and toxic, and answers one call after the other.
+//!
+//! A call is carried out whole, also when its caller has gone away, and no two calls see each other half-done. Nothing
+//! here waits for a peer: binding and looking names up is all that takes time.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::address::{resolve, system_text};
+use super::answer::{Answer, ApiError};
+use super::bind::{Binder, Place};
+use super::json::{Value, first_value, quote};
+use super::routes::Call;
+use super::toxic::{Refusal, Toxic};
+use super::{OpenProxy, ProxyPort, VERSION};
+
+/// Fields of a proxy in a body. `Logger` is there because it is in every answer, and answers are sent back.
+const FIELDS: [&str; 5] = ["name", "listen", "upstream", "enabled", "Logger"];
+
+pub(super) struct Desk {
+    port: Arc<dyn ProxyPort>,
+    proxies: BTreeMap<String, Proxy>,
+}
+
+#[derive(Debug)]
+struct Proxy {
+    listen: String,
+    upstream: String,
+    enabled: bool,
+    /// In the order they were added.
+    toxics: Vec<Toxic>,
+}
+
+/// A proxy as a body asks for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Wanted {
+    name: String,
+    listen: String,
+    upstream: String,
+    enabled: bool,
+}
+
+impl Wanted {
+    fn new() -> Self {
+        Self { name: String::new(), listen: String::new(), upstream: String::new(), enabled: true }
+    }
+
+    /// Takes what a value says. `go` is the type Go would decode into: its name for fields, and for the whole.
+    fn take(&mut self, binder: &mut Binder, value: &Value, go: (&str, &str)) {
+        let place = |index: usize| Place { of: go.0, field: FIELDS[index] };
+        for (index, value) in binder.members(value, &FIELDS, (None, go.1)) {
+            match index {
+                0 => binder.text(place(0), value, &mut self.name),
+                1 => binder.text(place(1), value, &mut self.listen),
+                2 => binder.text(place(2), value, &mut self.upstream),
+                3 => binder.bool(place(3), value, &mut self.enabled),
+                _ => drop(binder.members(value, &[], (Some(place(4)), "zerolog.Logger"))),
+            }
+        }
+    }
+}
+
+impl Proxy {
+    fn json(&self, name: &str) -> String {
+        format!(
+            "{{\"name\":{},\"listen\":{},\"upstream\":{},\"enabled\":{},\"Logger\":{{}},\"toxics\":{}}}",
+            quote(name),
+            quote(&self.listen),
+            quote(&self.upstream),
+            self.enabled,
+            self.toxics_json(),
+        )
+    }
+
+    /// Upstream first.
+    fn toxics_json(&self) -> String {
+        let all = seawall_core::fault::Direction::ALL.into_iter();
+        let all = all.flat_map(|direction| self.toxics.iter().filter(move |toxic| toxic.direction == direction));
+        format!("[{}]", all.map(Toxic::json).collect::<Vec<_>>().join(","))
+    }
+
+    fn toxic(&self, name: &str) -> Result<usize, ApiError> {
+        let found = self.toxics.iter().position(|toxic| toxic.name == name);
+        found.ok_or_else(|| ApiError::new(404, "toxic not found"))
+    }
+}
+
+impl Desk {
+    pub(super) fn new(port: Arc<dyn ProxyPort>) -> Self {
+        Self { port, proxies: BTreeMap::new() }
+    }
+
+    pub(super) async fn answer(&mut self, call: Call, body: &Bytes) -> Answer {
+        match call {
+            Call::Version => {
+                Answer::typed("application/json;charset=utf-8", format!("{{\"version\": \"{VERSION}\"}}\n"))
+            }
+            Call::Metrics => {
+                Answer::typed("text/plain; version=0.0.4; charset=utf-8", super::metrics::text(&self.port.traffic()))
+            }
+            Call::List => {
+                let all = self.proxies.iter().map(|(name, proxy)| format!("{}:{}", quote(name), proxy.json(name)));
+                Answer::json(200, format!("{{{}}}", all.collect::<Vec<_>>().join(",")))
+            }
+            Call::Create => self.create(body).await.into(),
+            Call::Show(name) => self.proxy(&name).map(|proxy| Answer::json(200, proxy.json(&name))).into(),
+            Call::Update(name) => self.update(&name, body).await.into(),
+            Call::Delete(name) => self.delete(&name).await.into(),
+            Call::ListToxics(name) => self.proxy(&name).map(|proxy| Answer::json(200, proxy.toxics_json())).into(),
+            Call::AddToxic(name) => self.add_toxic(&name, body).into(),
+            Call::ShowToxic(name, toxic) => self.show_toxic(&name, &toxic).into(),
+            Call::UpdateToxic(name, toxic) => self.update_toxic(&name, &toxic, body).into(),
+            Call::RemoveToxic(name, toxic) => self.remove_toxic(&name, &toxic).into(),
+            Call::Populate => self.populate(body).await,
+            Call::Reset => self.reset().await.into(),
+        }
+    }
+
+    /// Every proxy is closed.
+    pub(super) async fn close(&mut self) {
+        for name in self.proxies.keys() {
+            self.port.close(name).await;
+        }
+    }
+
+    fn proxy(&self, name: &str) -> Result<&Proxy, ApiError> {
+        self.proxies.get(name).ok_or_else(no_proxy)
+    }
+
+    fn proxy_mut(&mut self, name: &str) -> Result<&mut Proxy, ApiError> {
+        self.proxies.get_mut(name).ok_or_else(no_proxy)
+    }
+
+    async fn create(&mut self, body: &Bytes) -> Result<Answer, ApiError> {
+        let mut wanted = Wanted::new();
+        decode(body, |binder, value| wanted.take(binder, value, ("Proxy", "toxiproxy.Proxy")))?;
+        let Wanted { name, listen, upstream, enabled } = wanted;
+        if name.is_empty() {
+            return Err(ApiError::missing("name"));
+        }
+        if upstream.is_empty() {
+            return Err(ApiError::missing("upstream"));
+        }
+        if self.proxies.contains_key(&name) {
+            return Err(ApiError::new(409, "proxy already exists"));
+        }
+        let mut proxy = Proxy { listen, upstream, enabled: false, toxics: Vec::new() };
+        if enabled {
+            start(&*self.port, &name, &mut proxy).await?;
+        }
+        let json = proxy.json(&name);
+        self.proxies.insert(name, proxy);
+        Ok(Answer::json(201, json))
+    }
+
+    async fn update(&mut self, name: &str, body: &Bytes) -> Result<Answer, ApiError> {
+        let port = Arc::clone(&self.port);
+        let proxy = self.proxy_mut(name)?;
+        let (listen, upstream) = (proxy.listen.clone(), proxy.upstream.clone());
+        let mut wanted = Wanted { name: String::new(), listen, upstream, enabled: proxy.enabled };
+        decode(body, |binder, value| wanted.take(binder, value, ("Proxy", "toxiproxy.Proxy")))?;
+        let differs = differs(&*port, proxy, &wanted).await?;
+        if proxy.enabled && (differs || !wanted.enabled) {
+            port.close(name).await;
+            proxy.enabled = false;
+        }
+        if differs {
+            (proxy.listen, proxy.upstream) = (wanted.listen, wanted.upstream);
+        }
+        if wanted.enabled && !proxy.enabled {
+            start(&*port, name, proxy).await?;
+        }
+        Ok(Answer::json(200, proxy.json(name)))
+    }
+
+    async fn delete(&mut self, name: &str) -> Result<Answer, ApiError> {
+        self.proxies.remove(name).ok_or_else(no_proxy)?;
+        self.port.close(name).await;
+        Ok(Answer::empty(204))
+    }
+
+    fn add_toxic(&mut self, name: &str, body: &Bytes) -> Result<Answer, ApiError> {
+        let proxy = self.proxies.get_mut(name).ok_or_else(no_proxy)?;
+        let value = first_value(body).map_err(|told| ApiError::body(&told))?;
+        let exists = |name: &str| proxy.toxics.iter().any(|toxic| toxic.name == name);
+        let toxic = Toxic::from_body(&value, exists).map_err(|refusal| match refusal {
+            Refusal::Body(told) => ApiError::body(&told),
+            Refusal::Stream => ApiError::new(400, "stream was invalid, can be either upstream or downstream"),
+            Refusal::Kind => ApiError::new(400, "invalid toxic type"),
+            Refusal::Exists => ApiError::new(409, "toxic already exists"),
+        })?;
+        self.port.put(name, toxic.fault());
+        let json = toxic.json();
+        proxy.toxics.push(toxic);
+        Ok(Answer::json(200, json))
+    }
+
+    fn show_toxic(&self, name: &str, toxic: &str) -> Result<Answer, ApiError> {
+        let proxy = self.proxy(name)?;
+        Ok(Answer::json(200, proxy.toxics[proxy.toxic(toxic)?].json()))
+    }
+
+    fn update_toxic(&mut self, name: &str, toxic: &str, body: &Bytes) -> Result<Answer, ApiError> {
+        let proxy = self.proxies.get_mut(name).ok_or_else(no_proxy)?;
+        let index = proxy.toxic(toxic)?;
+        let value = first_value(body).map_err(|told| ApiError::body(&told))?;
+        let changed = proxy.toxics[index].changed_by(&value).map_err(|told| ApiError::body(&told))?;
+        self.port.put(name, changed.fault());
+        let json = changed.json();
+        proxy.toxics[index] = changed;
+        Ok(Answer::json(200, json))
+    }
+
+    fn remove_toxic(&mut self, name: &str, toxic: &str) -> Result<Answer, ApiError> {
+        let proxy = self.proxies.get_mut(name).ok_or_else(no_proxy)?;
+        let index = proxy.toxic(toxic)?;
+        proxy.toxics.remove(index);
+        self.port.lift(name, toxic);
+        Ok(Answer::empty(204))
+    }
+
+    async fn populate(&mut self, body: &Bytes) -> Answer {
+        let mut done = Vec::new();
+        let ended = match wanted_list(body) {
+            Ok(all) => self.populate_all(all, &mut done).await,
+            Err(error) => Err(error),
+        };
+        let proxies = if done.is_empty() { "null".to_owned() } else { format!("[{}]", done.join(",")) };
+        match ended {
+            Ok(()) => Answer::json(201, format!("{{\"proxies\":{proxies}}}")),
+            // The one error that says it is JSON, and ends without a line break.
+            Err(error) => Answer::json(error.status, format!("{{{},\"proxies\":{proxies}}}", error.members())),
+        }
+    }
+
+    async fn populate_all(&mut self, all: Vec<Wanted>, done: &mut Vec<String>) -> Result<(), ApiError> {
+        for wanted in all {
+            if let Some(known) = self.proxies.get_mut(&wanted.name) {
+                if !differs(&*self.port, known, &wanted).await? {
+                    done.push(known.json(&wanted.name));
+                    continue;
+                }
+                self.port.close(&wanted.name).await;
+                known.enabled = false;
+            }
+            let Wanted { name, listen, upstream, enabled } = wanted;
+            let mut proxy = Proxy { listen, upstream, enabled: false, toxics: Vec::new() };
+            if enabled {
+                start(&*self.port, &name, &mut proxy).await?;
+            }
+            done.push(proxy.json(&name));
+            self.proxies.insert(name, proxy);
+        }
+        Ok(())
+    }
+
+    /// All that can be reset is; the first that cannot is told.
+    async fn reset(&mut self) -> Result<Answer, ApiError> {
+        let mut failed = None;
+        for (name, proxy) in &mut self.proxies {
+            for toxic in std::mem::take(&mut proxy.toxics) {
+                self.port.lift(name, &toxic.name);
+            }
+            if !proxy.enabled
+                && let Err(error) = start(&*self.port, name, proxy).await
+            {
+                failed.get_or_insert(error);
+            }
+        }
+        failed.map_or(Ok(Answer::empty(204)), Err)
+    }
+}
+
+fn no_proxy() -> ApiError {
+    ApiError::new(404, "proxy not found")
+}
+
+fn decode(body: &[u8], take: impl FnOnce(&mut Binder, &Value)) -> Result<(), ApiError> {
+    let read = || {
+        let value = first_value(body)?;
+        let mut binder = Binder::default();
+        take(&mut binder, &value);
+        binder.finish()
+    };
+    read().map_err(|told: String| ApiError::body(&told))
+}
+
+/// All that a body of `/populate` asks for, looked through before anything is done.
+fn wanted_list(body: &[u8]) -> Result<Vec<Wanted>, ApiError> {
+    const GO_TYPE: &str = "struct { toxiproxy.Proxy; Enabled *bool \"json:\\\"enabled\\\"\" }";
+    let mut all = Vec::new();
+    decode(body, |binder, value| match value {
+        Value::Array(items) => {
+            for item in items {
+                let mut wanted = Wanted::new();
+                wanted.take(binder, item, ("", GO_TYPE));
+                all.push(wanted);
+            }
+        }
+        Value::Null => {}
+        other => binder.misfit(other.kind(), None, &format!("[]{GO_TYPE}")),
+    })?;
+    for (index, wanted) in all.iter().enumerate() {
+        let missing = [("name", &wanted.name), ("upstream", &wanted.upstream)];
+        if let Some((field, _)) = missing.into_iter().find(|(_, value)| value.is_empty()) {
+            return Err(ApiError::missing(&format!("{field} at proxy {}", index + 1)));
+        }
+    }
+    Ok(all)
+}
+
+async fn differs(port: &dyn ProxyPort, proxy: &Proxy, wanted: &Wanted) -> Result<bool, ApiError> {
+    let listen = resolve(port, &wanted.listen).await.map_err(|told| ApiError::new(500, told))?;
+    Ok(proxy.listen != listen.text || proxy.upstream != wanted.upstream)
+}
+
+/// Listens, and writes down where.
+async fn start(port: &dyn ProxyPort, name: &str, proxy: &mut Proxy) -> Result<(), ApiError> {
+    let failed = |told: String| ApiError::new(500, told);
+    let listen = resolve(port, &proxy.listen).await.map_err(|told| failed(format!("listen tcp: {told}")))?;
+    let open = OpenProxy {
+        name: name.to_owned(),
+        listen: listen.address,
+        upstream: proxy.upstream.clone(),
+        faults: proxy.toxics.iter().map(Toxic::fault).collect(),
+    };
+    let opened = port.open(open).await;
+    let address =
+        opened.map_err(|error| failed(format!("listen tcp {}: bind: {}", listen.text, system_text(&error))))?;
+    proxy.listen = address.to_string();
+    proxy.enabled = true;
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
