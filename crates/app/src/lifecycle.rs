@@ -140,18 +140,18 @@ async fn ignore_hangups(mut hangup: Signal, stop: CancellationToken) {
 }
 
 /// Both ways of asking a node to stop.
-struct Signals {
+pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    fn new() -> anyhow::Result<Self> {
+    pub(crate) fn new() -> anyhow::Result<Self> {
         let listen = |kind| signal(kind).context("cannot listen for signals");
         Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
     }
 
-    async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
@@ -305,7 +305,7 @@ fn draft_failure(draft: Draft, failure: &str) -> Draft {
 }
 
 /// As many open files as the system lets us have: every connection is one.
-fn raise_open_files() {
+pub(crate) fn raise_open_files() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
@@ -334,7 +334,7 @@ fn fit_connections(config: &mut AppConfig) {
 }
 
 /// Bytes nobody can guess, from the system.
-fn entropy<const N: usize>() -> anyhow::Result<[u8; N]> {
+pub(crate) fn entropy<const N: usize>() -> anyhow::Result<[u8; N]> {
     let mut bytes = [0; N];
     let mut source = std::fs::File::open("/dev/urandom").context("cannot open `/dev/urandom`")?;
     source.read_exact(&mut bytes).context("cannot read `/dev/urandom`")?;

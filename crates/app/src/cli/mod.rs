@@ -14,6 +14,7 @@ mod show;
 mod simulate;
 mod spool;
 mod table;
+mod toxiproxy;
 mod which;
 
 #[cfg(test)]
@@ -89,6 +90,9 @@ enum Command {
     /// The account of every record: accepted, delivered, lost, duplicated, corrupted
     #[command(after_help = ledger::EXAMPLES)]
     Ledger(ledger::LedgerArgs),
+    /// Stand in for Toxiproxy: faults on TCP connections, moved by its clients
+    #[command(after_help = toxiproxy::EXAMPLES, disable_version_flag = true)]
+    Toxiproxy(toxiproxy::ToxiproxyArgs),
     /// Play an hour of trouble twice: as it was, and behind Seawall
     #[command(after_help = EXIT_CODES)]
     Demo(DemoArgs),
@@ -118,7 +122,7 @@ enum Ended {
 #[must_use]
 pub fn main() -> ExitCode {
     // clap ends the process itself for --help, --version and what it does not understand (status 2).
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(toxiproxy::with_two_dashes(std::env::args_os()));
     match perform(cli.command) {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -133,6 +137,7 @@ fn perform(command: Command) -> anyhow::Result<ExitCode> {
     let ended = match command {
         Command::Run(args) => return run::run(&args),
         Command::Demo(args) => return demo(args),
+        Command::Toxiproxy(args) => return toxiproxy::run(&args),
         Command::DemoRole { role } => return block_on(seawall_demo::play(role)).map(|()| ExitCode::SUCCESS),
         Command::Completions { shell } => completions(shell)?,
         Command::Check(args) => check::run(&args)?,

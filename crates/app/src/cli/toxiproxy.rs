@@ -1,0 +1,233 @@
+//! `seawall toxiproxy`: the gateway's faults behind Toxiproxy's API, in the place of the original server.
+
+use std::ffi::OsString;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use seawall_control::BoxFuture;
+use seawall_control::toxiproxy::{OpenProxy, ProxyPort, Toxiproxy, TrafficSeries, VERSION};
+use seawall_core::fault::{Fault, FaultId};
+use seawall_gateway::fault::{FaultProxies, Opening};
+use seawall_gateway::net::Net;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::RealClock;
+use crate::lifecycle::{Signals, entropy, raise_open_files};
+use crate::logs::{self, Format, Level};
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  seawall toxiproxy                                      on localhost:8474, where clients look for it
+  seawall toxiproxy --host 0.0.0.0 --port 8474 --config toxiproxy.json
+  seawall toxiproxy --seed 42                            the same chance in every run
+
+Flags may have one dash, as the original's; LOG_LEVEL says how much is logged.
+Exit status: 0 stopped as asked; 1 could not start; 2 the command line cannot be understood.";
+
+/// Calls to the API may end for this long after a signal, as the original's.
+const GRACE: Duration = Duration::from_secs(30);
+
+#[derive(Args, Clone, Debug)]
+pub(super) struct ToxiproxyArgs {
+    /// The API's address
+    #[arg(long, default_value = "localhost")]
+    host: String,
+    /// The API's port; 0 takes any that is free
+    #[arg(long, default_value_t = 8474)]
+    port: u16,
+    /// Proxies to begin with: a JSON array as `/populate` takes it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Makes chance repeatable: the n-th connection of a proxy meets the same fate in every run [default: a new one]
+    #[arg(long, allow_negative_numbers = true)]
+    seed: Option<i64>,
+    /// Serve `/metrics` with the bytes of each proxy
+    #[arg(long)]
+    proxy_metrics: bool,
+    /// Serve `/metrics`; there is no Go runtime to measure
+    #[arg(long)]
+    runtime_metrics: bool,
+    /// Print the version of Toxiproxy that is spoken, and stop
+    #[arg(long)]
+    version: bool,
+    /// How log lines look
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    log: Format,
+}
+
+/// Flags with one dash become flags with two, for this command alone: what starts the original starts this one.
+pub(super) fn with_two_dashes(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    const FLAGS: [&str; 7] = ["host", "port", "config", "seed", "proxy-metrics", "runtime-metrics", "version"];
+    let mut arguments: Vec<OsString> = arguments.collect();
+    if arguments.get(1).is_some_and(|command| command == "toxiproxy") {
+        for argument in &mut arguments[2..] {
+            let flag = argument.to_str().and_then(|text| text.strip_prefix('-'));
+            let name = flag.and_then(|flag| flag.split('=').next());
+            if name.is_some_and(|name| FLAGS.contains(&name)) {
+                *argument = OsString::from(format!("-{}", argument.to_string_lossy()));
+            }
+        }
+    }
+    arguments
+}
+
+pub(super) fn run(args: &ToxiproxyArgs) -> anyhow::Result<ExitCode> {
+    if args.version {
+        super::print(&format!("toxiproxy-server version {VERSION} (seawall {})\n", env!("CARGO_PKG_VERSION")))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    logs::begin(args.log, level(std::env::var("LOG_LEVEL").ok().as_deref()));
+    raise_open_files();
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    let ended = runtime.block_on(live(args));
+    runtime.shutdown_background();
+    ended.map(|()| ExitCode::SUCCESS)
+}
+
+/// The original's names for how much is logged.
+fn level(wanted: Option<&str>) -> Level {
+    match wanted.unwrap_or_default().to_ascii_lowercase().as_str() {
+        "panic" | "fatal" | "error" => Level::Error,
+        "warn" | "warning" => Level::Warn,
+        "debug" => Level::Debug,
+        "trace" => Level::Trace,
+        _ => Level::Info,
+    }
+}
+
+async fn live(args: &ToxiproxyArgs) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    let listener = listen(&args.host, args.port).await?;
+    let address = listener.local_addr().context("cannot tell the API's own address")?;
+    let seed = match args.seed {
+        Some(seed) => seed.cast_unsigned(),
+        // Short enough to be typed again.
+        None => u64::from(u32::from_le_bytes(entropy()?)),
+    };
+    let proxies = FaultProxies::new(Net::Real, RealClock::new().gateway(), seed);
+    let has_metrics = args.proxy_metrics || args.runtime_metrics;
+    let counted = args.proxy_metrics;
+    let ids = u64::from_le_bytes(entropy()?);
+    let api = Toxiproxy::start(Arc::new(Port { proxies, counted }), has_metrics, ids);
+    if let Some(file) = &args.config {
+        populate(&api, file).await;
+    }
+    tracing::info!(%address, seed = seed.cast_signed(), version = VERSION, "Toxiproxy's API");
+    let stop = CancellationToken::new();
+    let stopping = stop.clone();
+    let serving = api.serve(listener, stop, GRACE);
+    let told = async {
+        signals.next().await;
+        tracing::info!(grace = ?GRACE, "stopping; a second signal stops at once");
+        stopping.cancel();
+        signals.next().await;
+    };
+    tokio::select! {
+        () = serving => {}
+        () = told => {}
+    }
+    Ok(())
+}
+
+/// As the original: a file that cannot be used is told, and the server starts all the same.
+async fn populate(api: &Toxiproxy, file: &Path) {
+    let populated = match std::fs::read(file) {
+        Ok(proxies) => api.populate(proxies.into()).await,
+        Err(error) => Err(error.to_string()),
+    };
+    match populated {
+        Ok(()) => tracing::info!(config = %file.display(), "proxies created"),
+        Err(error) => {
+            tracing::error!(config = %file.display(), error, "cannot create the proxies of this file; going on without");
+        }
+    }
+}
+
+/// On the first IPv4 address of a name that has several, as the original does.
+async fn listen(host: &str, port: u16) -> anyhow::Result<TcpListener> {
+    let failed = || format!("cannot listen on `{host}:{port}`: choose another --host or --port");
+    let mut all: Vec<SocketAddr> = match host.is_empty() {
+        true => vec![SocketAddr::from(([0, 0, 0, 0], port))],
+        false => tokio::net::lookup_host((host, port)).await.with_context(failed)?.collect(),
+    };
+    all.sort_by_key(SocketAddr::is_ipv6);
+    let address = *all.first().with_context(failed)?;
+    TcpListener::bind(address).await.with_context(failed)
+}
+
+/// The gateway, as the API needs it.
+struct Port {
+    proxies: FaultProxies,
+    counted: bool,
+}
+
+impl ProxyPort for Port {
+    fn resolve<'a>(&'a self, host: &'a str) -> BoxFuture<'a, io::Result<Vec<IpAddr>>> {
+        Box::pin(self.proxies.resolve(host))
+    }
+
+    fn open(&self, proxy: OpenProxy) -> BoxFuture<'_, io::Result<SocketAddr>> {
+        let OpenProxy { name, listen, upstream, faults } = proxy;
+        Box::pin(self.proxies.open(Opening { name, listen, upstream, faults }))
+    }
+
+    fn close<'a>(&'a self, name: &'a str) -> BoxFuture<'a, ()> {
+        Box::pin(self.proxies.close(name))
+    }
+
+    fn put(&self, name: &str, fault: Fault) {
+        self.proxies.put(name, &fault);
+    }
+
+    fn lift(&self, name: &str, fault: &str) {
+        self.proxies.lift(name, &FaultId::from(fault));
+    }
+
+    fn traffic(&self) -> Vec<TrafficSeries> {
+        let all = if self.counted { self.proxies.traffic() } else { Vec::new() };
+        let series = |(series, received_bytes, sent_bytes): (seawall_gateway::fault::Series, u64, u64)| TrafficSeries {
+            direction: series.direction,
+            listener: series.listener,
+            proxy: series.proxy,
+            upstream: series.upstream,
+            received_bytes,
+            sent_bytes,
+        };
+        all.into_iter().map(series).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dashed(arguments: &[&str]) -> Vec<String> {
+        let all = with_two_dashes(arguments.iter().map(OsString::from));
+        all.into_iter().map(|argument| argument.into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn one_dash_is_enough_for_the_originals_flags() {
+        assert_eq!(
+            dashed(&["seawall", "toxiproxy", "-host=h", "-port", "1", "--seed", "-2", "-x", "-proxy-metrics"]),
+            ["seawall", "toxiproxy", "--host=h", "--port", "1", "--seed", "-2", "-x", "--proxy-metrics"]
+        );
+        assert_eq!(dashed(&["seawall", "run", "-config"]), ["seawall", "run", "-config"]);
+    }
+
+    #[test]
+    fn log_levels_have_the_originals_names() {
+        assert_eq!(level(None), Level::Info);
+        assert_eq!(level(Some("PANIC")), Level::Error);
+        assert_eq!(level(Some("warn")), Level::Warn);
+        assert_eq!(level(Some("debug")), Level::Debug);
+        assert_eq!(level(Some("trace")), Level::Trace);
+    }
+}
