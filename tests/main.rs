@@ -23,3 +23,5 @@ mod sick;
 mod simulate;
 mod spool;
 mod stop;
+mod toxics;
+mod toxiproxy;

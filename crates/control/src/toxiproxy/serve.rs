@@ -72,6 +72,8 @@ pub(super) async fn run(api: Toxiproxy, listener: TcpListener, stop: Cancellatio
             drop(place);
         });
     }
+    // Who comes now is refused instead of left waiting.
+    drop(listener);
     tasks.close();
     if tokio::time::timeout(grace, tasks.wait()).await.is_err() {
         tracing::warn!(left = tasks.len(), "calls did not end in time");

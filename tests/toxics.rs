@@ -1,0 +1,419 @@
+//! What becomes of real connections under toxics: when bytes come, how streams end, and what stays behind.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::house::{PATIENCE, local, wait_for, wait_until};
+use crate::toxiproxy::Tox;
+
+/// An upstream that does the same with every connection.
+struct Peer {
+    address: SocketAddr,
+    stop: Arc<AtomicBool>,
+}
+
+impl Peer {
+    fn start(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind(local(0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, serve) = (Arc::new(AtomicBool::new(false)), Arc::new(serve));
+        let stopped = Arc::clone(&stop);
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                if stopped.load(Relaxed) {
+                    return;
+                }
+                let serve = Arc::clone(&serve);
+                thread::spawn(move || serve(stream));
+            }
+        });
+        Self { address, stop }
+    }
+
+    /// Sends back what it gets, and ends when the other side does.
+    fn echo() -> Self {
+        Self::start(|mut stream| {
+            let (_, mut back) = (stream.set_nodelay(true), stream.try_clone().unwrap());
+            let _ = std::io::copy(&mut stream, &mut back);
+            let _ = back.shutdown(Shutdown::Write);
+        })
+    }
+
+    /// Sends so many bytes and ends.
+    fn giving(bytes: usize) -> Self {
+        Self::start(move |mut stream| {
+            let _ = stream.write_all(&pattern(bytes));
+            let _ = stream.shutdown(Shutdown::Write);
+            let _ = stream.read(&mut [0; 1]);
+        })
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+fn pattern(bytes: usize) -> Vec<u8> {
+    (0..bytes).map(|n| (n * 7 % 251) as u8).collect()
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+fn read(stream: &mut TcpStream, bytes: usize) -> Vec<u8> {
+    let mut buffer = vec![0; bytes];
+    stream.read_exact(&mut buffer).unwrap();
+    buffer
+}
+
+fn rest(stream: &mut TcpStream) -> Vec<u8> {
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).unwrap();
+    all
+}
+
+/// Asks with one byte and waits for the answer.
+fn ping(stream: &mut TcpStream) {
+    stream.write_all(b"x").unwrap();
+    assert_eq!(read(stream, 1), b"x");
+}
+
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// A server, an upstream and a proxy `p` between them.
+fn stage(peer: &Peer) -> (Tox, SocketAddr) {
+    let tox = Tox::new();
+    let listen = tox.proxy("p", peer.address);
+    (tox, listen)
+}
+
+fn toxic(kind: &str, attributes: &Value) -> Value {
+    json!({"type": kind, "name": "t", "attributes": attributes})
+}
+
+#[test]
+fn latency_delays_bytes_but_neither_connecting_nor_closing() {
+    let echo = Peer::echo();
+    let (tox, listen) = stage(&echo);
+    tox.toxic("p", &json!({"type": "latency", "name": "a", "attributes": {"latency": 300}}));
+    tox.toxic("p", &json!({"type": "latency", "name": "b", "attributes": {"latency": 400}}));
+    tox.toxic("p", &json!({"type": "latency", "name": "c", "stream": "upstream", "attributes": {"latency": 50}}));
+    let mut client = connect(listen);
+    let begin = Instant::now();
+    ping(&mut client);
+    assert!(begin.elapsed() >= ms(750), "{:?}", begin.elapsed());
+    // Side by side, not one after the other: twenty chunks a little apart take one latency, not twenty.
+    let begin = Instant::now();
+    for _ in 0..20 {
+        client.write_all(b"y").unwrap();
+        thread::sleep(ms(2));
+    }
+    assert_eq!(read(&mut client, 20), vec![b'y'; 20]);
+    assert!((ms(750)..ms(7_500)).contains(&begin.elapsed()), "{:?}", begin.elapsed());
+    client.shutdown(Shutdown::Write).unwrap();
+    assert!(rest(&mut client).is_empty());
+}
+
+#[test]
+fn a_live_latency_lets_go_at_once_when_it_changes_or_goes() {
+    let echo = Peer::echo();
+    let (tox, listen) = stage(&echo);
+    let mut client = connect(listen);
+    ping(&mut client);
+    tox.toxic("p", &toxic("latency", &json!({"latency": 3_600_000})));
+    let mut sent = tox.received("p", "downstream");
+    for change in [true, false] {
+        client.write_all(b"held").unwrap();
+        sent += 4;
+        wait_until("the answer is held", || tox.received("p", "downstream") == sent);
+        if change {
+            tox.update("p", "t", &json!({"latency": 3_000_000}));
+        } else {
+            tox.lift("p", "t");
+        }
+        assert_eq!(read(&mut client, 4), b"held");
+    }
+    ping(&mut client);
+}
+
+#[test]
+fn bandwidth_takes_its_time_and_zero_stalls() {
+    let giver = Peer::giving(50_000);
+    let (tox, listen) = stage(&giver);
+    tox.toxic("p", &toxic("bandwidth", &json!({"rate": 100})));
+    let mut client = connect(listen);
+    let begin = Instant::now();
+    let first = client.read(&mut [0; 50_000]).unwrap();
+    assert!(first <= 10_000 && begin.elapsed() >= ms(95), "{first} after {:?}", begin.elapsed());
+    assert_eq!(first + rest(&mut client).len(), 50_000);
+    assert!(begin.elapsed() >= ms(495), "{:?}", begin.elapsed());
+    // The largest number there is, the least, and none at all.
+    for rate in [json!(i64::MAX), json!(i64::MIN), json!(0)] {
+        tox.update("p", "t", &json!({"rate": rate}));
+        let mut client = connect(listen);
+        if rate == json!(i64::MAX) {
+            assert_eq!(rest(&mut client), pattern(50_000));
+        } else {
+            client.set_read_timeout(Some(ms(100))).unwrap();
+            assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::WouldBlock);
+        }
+    }
+    let mut client = connect(listen);
+    tox.lift("p", "t");
+    assert_eq!(rest(&mut client), pattern(50_000));
+}
+
+#[test]
+fn slow_close_holds_the_end_and_half_close_is_passed_on() {
+    let echo = Peer::echo();
+    let (tox, listen) = stage(&echo);
+    let mut client = connect(listen);
+    client.write_all(b"question").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(rest(&mut client), b"question", "the answer comes although the question has ended");
+    tox.toxic("p", &toxic("slow_close", &json!({"delay": 300})));
+    let mut client = connect(listen);
+    ping(&mut client);
+    let begin = Instant::now();
+    client.shutdown(Shutdown::Write).unwrap();
+    assert!(rest(&mut client).is_empty());
+    assert!(begin.elapsed() >= ms(300), "{:?}", begin.elapsed());
+    tox.update("p", "t", &json!({"delay": 3_600_000}));
+    let mut client = connect(listen);
+    ping(&mut client);
+    client.shutdown(Shutdown::Write).unwrap();
+    tox.lift("p", "t");
+    assert!(rest(&mut client).is_empty());
+}
+
+#[test]
+fn timeout_swallows_and_closes() {
+    let echo = Peer::echo();
+    let (tox, listen) = stage(&echo);
+    tox.toxic("p", &toxic("timeout", &json!({"timeout": 300})));
+    let mut client = connect(listen);
+    let begin = Instant::now();
+    client.write_all(b"lost").unwrap();
+    assert!(rest(&mut client).is_empty());
+    assert!(begin.elapsed() >= ms(300), "{:?}", begin.elapsed());
+    tox.update("p", "t", &json!({"timeout": 0}));
+    let mut client = connect(listen);
+    client.write_all(b"lost").unwrap();
+    client.set_read_timeout(Some(ms(100))).unwrap();
+    assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::WouldBlock, "never by itself");
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    tox.lift("p", "t");
+    assert!(rest(&mut client).is_empty(), "bytes are missing: the connection must not go on");
+    ping(&mut connect(listen));
+}
+
+#[test]
+fn reset_is_a_reset_on_connections_opened_with_it() {
+    let echo = Peer::echo();
+    let (tox, listen) = stage(&echo);
+    let mut early = connect(listen);
+    ping(&mut early);
+    tox.toxic("p", &toxic("reset_peer", &json!({"timeout": 100})));
+    let mut client = connect(listen);
+    let begin = Instant::now();
+    client.write_all(b"x").unwrap();
+    assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert!(begin.elapsed() >= ms(100), "{:?}", begin.elapsed());
+    early.write_all(b"x").unwrap();
+    assert!(rest(&mut early).is_empty(), "on one that was open already, an orderly end");
+    // An hour's wait is over at once when the toxic goes.
+    tox.update("p", "t", &json!({"timeout": 3_600_000}));
+    let mut client = connect(listen);
+    client.write_all(b"x").unwrap();
+    let before = tox.received("p", "downstream");
+    wait_until("it has begun", || tox.received("p", "downstream") >= before.max(3));
+    tox.lift("p", "t");
+    assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    // A toxicity of 0 touches nobody, not even how connections end.
+    tox.toxic("p", &json!({"type": "reset_peer", "toxicity": 0}));
+    let mut client = connect(listen);
+    ping(&mut client);
+    client.shutdown(Shutdown::Write).unwrap();
+    assert!(rest(&mut client).is_empty());
+}
+
+#[test]
+fn slicer_cuts_and_keeps_every_byte() {
+    let giver = Peer::giving(1_000);
+    let (tox, listen) = stage(&giver);
+    tox.toxic("p", &toxic("slicer", &json!({"average_size": 100, "size_variation": 20, "delay": 10_000})));
+    let begin = Instant::now();
+    assert_eq!(rest(&mut connect(listen)), pattern(1_000));
+    assert!(begin.elapsed() >= ms(80), "{:?}", begin.elapsed());
+    // What stops the original: no size at all, and a variation beyond the size.
+    for attributes in [json!({"average_size": 0, "delay": 0}), json!({"average_size": 1, "size_variation": 5_000})] {
+        tox.update("p", "t", &attributes);
+        assert_eq!(rest(&mut connect(listen)), pattern(1_000), "{attributes}");
+    }
+}
+
+#[test]
+fn limit_data_lets_exactly_so_many_bytes_pass() {
+    let echo = Peer::echo();
+    let (tox, listen) = stage(&echo);
+    tox.toxic("p", &toxic("limit_data", &json!({"bytes": 100})));
+    let mut client = connect(listen);
+    client.write_all(&pattern(60)).unwrap();
+    assert_eq!(read(&mut client, 60), pattern(60));
+    tox.update("p", "t", &json!({"bytes": 90}));
+    client.write_all(&pattern(60)).unwrap();
+    assert_eq!(rest(&mut client), pattern(60)[..30], "the count survives a change");
+    tox.update("p", "t", &json!({"bytes": 0}));
+    let mut client = connect(listen);
+    client.set_read_timeout(Some(ms(100))).unwrap();
+    assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::WouldBlock, "not before the first byte");
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.write_all(b"x").unwrap();
+    assert!(rest(&mut client).is_empty());
+}
+
+#[test]
+fn a_proxy_that_is_off_refuses_and_ends_what_was_open() {
+    let echo = Peer::echo();
+    let (tox, listen) = stage(&echo);
+    let mut client = connect(listen);
+    ping(&mut client);
+    tox.must("POST", "/proxies/p", &json!({"enabled": false}), 200);
+    assert!(rest(&mut client).is_empty());
+    assert_eq!(TcpStream::connect(listen).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    tox.must("POST", "/reset", &Value::Null, 204);
+    ping(&mut connect(listen));
+    // An upstream that is not there: connecting works, then the stream ends.
+    let nobody = TcpListener::bind(local(0)).unwrap().local_addr().unwrap();
+    tox.must("PATCH", "/proxies/p", &json!({"upstream": nobody.to_string()}), 200);
+    assert!(rest(&mut connect(listen)).is_empty());
+    tox.must("PATCH", "/proxies/p", &json!({"upstream": "no port"}), 200);
+    assert!(rest(&mut connect(listen)).is_empty());
+}
+
+#[test]
+fn an_upstream_that_does_not_answer_keeps_nobody() {
+    // Its queue is full and nobody takes from it: whoever connects now waits.
+    let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    full.bind(&local(0).into()).unwrap();
+    full.listen(0).unwrap();
+    let address = full.local_addr().unwrap().as_socket().unwrap();
+    let fill = |_| TcpStream::connect_timeout(&address, ms(200));
+    let queued: Vec<_> = (0..8).map_while(|n| fill(n).ok()).collect();
+    assert!(queued.len() < 8, "the queue never fills");
+    let tox = Tox::new();
+    let listen = tox.proxy("p", address);
+    let mut waiting: Vec<TcpStream> = (0..3).map(|_| connect(listen)).collect();
+    tox.toxic("p", &toxic("latency", &json!({"latency": 1})));
+    tox.lift("p", "t");
+    tox.must("DELETE", "/proxies/p", &Value::Null, 204);
+    assert!(waiting.iter_mut().all(|client| rest(client).is_empty()));
+}
+
+#[test]
+fn a_change_waits_for_no_peer() {
+    // It sends for ever, and nobody reads.
+    let flood = Peer::start(|mut stream| while stream.write_all(&[0; 64 << 10]).is_ok() {});
+    let (tox, listen) = stage(&flood);
+    let clients: Vec<TcpStream> = (0..5).map(|_| connect(listen)).collect();
+    let mut before = 0;
+    let mut still = 0;
+    wait_until("everything is full", || {
+        let now = tox.received("p", "downstream");
+        still = if now == before && now > 0 { still + 1 } else { 0 };
+        before = now;
+        still > 20
+    });
+    for kind in ["latency", "bandwidth", "slicer", "timeout"] {
+        tox.toxic("p", &json!({"type": kind, "name": "t"}));
+        tox.update("p", "t", &json!({}));
+        tox.lift("p", "t");
+    }
+    tox.must("DELETE", "/proxies/p", &Value::Null, 204);
+    drop(clients);
+}
+
+#[test]
+fn a_seed_gives_the_same_fates_again() {
+    let echo = Peer::echo();
+    let fates = |seed: &str| {
+        let tox = Tox::start(&["--port", "0", "--seed", seed]);
+        let listen = tox.proxy("p", echo.address);
+        tox.toxic("p", &json!({"type": "limit_data", "toxicity": 0.5}));
+        let fate = |_| {
+            let mut client = connect(listen);
+            client.write_all(b"x").unwrap();
+            client.read(&mut [0; 1]).unwrap() == 1
+        };
+        (0..40).map(fate).collect::<Vec<bool>>()
+    };
+    let first = fates("42");
+    assert!(first.contains(&true) && first.contains(&false), "{first:?}");
+    assert_eq!(first, fates("42"));
+    assert_ne!(first, fates("43"));
+}
+
+#[test]
+fn much_passes_whole_in_both_directions_under_changing_toxics() {
+    let echo = Peer::echo();
+    let (tox, listen) = stage(&echo);
+    let (size, mut client) = (8 << 20, connect(listen));
+    let mut writer = client.try_clone().unwrap();
+    let writing = thread::spawn(move || {
+        writer.write_all(&pattern(size)).unwrap();
+        writer.shutdown(Shutdown::Write).unwrap();
+    });
+    let reading = thread::spawn(move || rest(&mut client));
+    let mut round = 0;
+    while !reading.is_finished() && round < 40 {
+        for (kind, attributes) in [
+            ("latency", json!({"latency": 5, "jitter": 5})),
+            ("slicer", json!({"average_size": 1_000, "size_variation": 500})),
+            ("bandwidth", json!({"rate": 5_000})),
+        ] {
+            let stream = ["upstream", "downstream"][round % 2];
+            tox.toxic("p", &json!({"type": kind, "name": kind, "stream": stream, "attributes": attributes}));
+        }
+        ["latency", "bandwidth", "slicer"].iter().for_each(|name| tox.lift("p", name));
+        round += 1;
+    }
+    writing.join().unwrap();
+    assert!(reading.join().unwrap() == pattern(size), "bytes differ after {round} rounds");
+}
+
+#[test]
+fn a_thousand_connections_leave_nothing_behind() {
+    let echo = Peer::echo();
+    let (tox, listen) = stage(&echo);
+    tox.toxic("p", &json!({"type": "latency", "attributes": {"latency": 1}}));
+    tox.toxic("p", &json!({"type": "reset_peer", "toxicity": 0.2}));
+    let count = || std::fs::read_dir(format!("/proc/{}/fd", tox.process.pid())).unwrap().count();
+    let before = count();
+    for round in 0..10 {
+        let clients: Vec<TcpStream> = (0..100).map(|_| connect(listen)).collect();
+        for (index, mut client) in clients.into_iter().enumerate() {
+            let _ = client.write_all(b"x");
+            if (index + round) % 2 == 0 {
+                let _ = client.read(&mut [0; 1]);
+            }
+        }
+    }
+    wait_until("every descriptor is given back", || count() <= before);
+    let sent = wait_for("it counts", || Some(tox.received("p", "upstream")).filter(|&count| count > 0));
+    assert!(sent <= 1_000, "{sent}");
+}
