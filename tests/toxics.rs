@@ -417,3 +417,40 @@ fn a_thousand_connections_leave_nothing_behind() {
     let sent = wait_for("it counts", || Some(tox.received("p", "upstream")).filter(|&count| count > 0));
     assert!(sent <= 1_000, "{sent}");
 }
+
+#[test]
+fn a_reset_reaches_the_upstream_too() {
+    let (tell, told) = std::sync::mpsc::sync_channel(1);
+    let peer = Peer::start(move |mut stream| {
+        let _ = stream.write_all(b"hello");
+        let _ = tell.try_send(stream.read(&mut [0; 1]).map_err(|error| error.kind()));
+    });
+    let (tox, listen) = stage(&peer);
+    tox.toxic("p", &json!({"type": "reset_peer"}));
+    let mut client = connect(listen);
+    assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert_eq!(told.recv_timeout(PATIENCE).unwrap(), Err(ErrorKind::ConnectionReset));
+}
+
+#[test]
+fn all_links_together_hold_a_bounded_amount() {
+    let flood = Peer::start(|mut stream| while stream.write_all(&[0; 64 << 10]).is_ok() {});
+    let (tox, listen) = stage(&flood);
+    tox.toxic("p", &toxic("latency", &json!({"latency": 3_600_000})));
+    // Each would hold 32 MiB: 384 together.
+    let clients: Vec<TcpStream> = (0..12).map(|_| connect(listen)).collect();
+    let (mut before, mut still) = (0, 0);
+    wait_until("senders wait", || {
+        let now = tox.received("p", "downstream");
+        still = if now == before && now > 0 { still + 1 } else { 0 };
+        before = now;
+        still > 30
+    });
+    assert!((250 << 20..=260 << 20).contains(&before), "{before} bytes are held");
+    // Who comes now, and holds nothing yet, may still begin.
+    let held = before;
+    let late = connect(listen);
+    wait_until("the next one begins", || tox.received("p", "downstream") > held);
+    tox.must("DELETE", "/proxies/p", &Value::Null, 204);
+    drop((clients, late));
+}

@@ -91,10 +91,17 @@ impl Tox {
 }
 
 impl Drop for Tox {
+    /// Whatever a test did to it: it stops when told, in order.
     fn drop(&mut self) {
-        self.process.kill();
+        if std::thread::panicking() {
+            return;
+        }
+        if self.process.ended().is_none() {
+            self.process.signal(Signal::TERM);
+        }
+        assert_eq!(code(self.process.wait()), 0);
         let lines = self.process.lines();
-        assert!(std::thread::panicking() || !lines.iter().any(|line| line.contains("panicked")), "{lines:?}");
+        assert!(!lines.iter().any(|line| line.contains("panicked")), "{lines:?}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! Moves the bytes of one direction: from a socket into a link, from the link into the other socket.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Mutex;
@@ -176,17 +177,21 @@ fn read(cx: &mut Context<'_>, from: &mut Stream) -> Poll<io::Result<Bytes>> {
 }
 
 /// Ends a connection: with a reset, or so that the peer reads what was sent and then the end.
-pub(super) fn finish(mut stream: Stream, ending: Ending) {
+pub(super) async fn finish(mut stream: Stream, ending: Ending) {
     if ending == Ending::Reset {
         return stream.reset_on_close();
     }
-    let mut cx = Context::from_waker(Waker::noop());
-    let _ = Pin::new(&mut stream).poll_shutdown(&mut cx);
-    let mut unread_bytes = 0;
-    while let Poll::Ready(Ok(bytes)) = read(&mut cx, &mut stream) {
-        unread_bytes += bytes.len();
-        if bytes.is_empty() || unread_bytes >= UNREAD_BYTES_MAX {
-            return;
+    let drain = poll_fn(|cx| {
+        let _ = Pin::new(&mut stream).poll_shutdown(cx);
+        let mut unread_bytes = 0;
+        while let Poll::Ready(Ok(bytes)) = read(cx, &mut stream) {
+            unread_bytes += bytes.len();
+            if bytes.is_empty() || unread_bytes >= UNREAD_BYTES_MAX {
+                break;
+            }
         }
-    }
+        Poll::Ready(())
+    });
+    // A task that has used up its turn is told that nothing is there, which would leave bytes unread.
+    tokio::task::unconstrained(drain).await;
 }

@@ -121,9 +121,9 @@ impl Place {
             Some(Ok(upstream)) => upstream,
             Some(Err(error)) => {
                 tracing::warn!(proxy = self.name, upstream = self.upstream, %error, "cannot reach the upstream");
-                return finish(client, Ending::Close);
+                return finish(client, Ending::Close).await;
             }
-            None => return finish(client, Ending::Close),
+            None => return finish(client, Ending::Close).await,
         };
         let listed = self.enter(number);
         let [up, down] = &listed.lines;
@@ -143,8 +143,8 @@ impl Place {
             }
         });
         let ending = self.stop.run_until_cancelled(both).await.unwrap_or(Ending::Close);
-        finish(client, ending);
-        finish(upstream, ending);
+        finish(client, ending).await;
+        finish(upstream, ending).await;
     }
 }
 
