@@ -302,6 +302,8 @@ pub(super) fn float(number: f32) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn wrong(body: &str) -> String {
@@ -394,5 +396,54 @@ mod tests {
             assert_eq!(float(number), text);
         }
         assert_eq!(Value::Null.kind(), "null");
+    }
+
+    /// The same value, as another reader of JSON sees it.
+    fn same(ours: &Value, theirs: &serde_json::Value) -> bool {
+        use serde_json::Value as Theirs;
+        match (ours, theirs) {
+            (Value::Null, Theirs::Null) | (Value::True, Theirs::Bool(true)) | (Value::False, Theirs::Bool(false)) => {
+                true
+            }
+            (Value::Number(ours), Theirs::Number(theirs)) => ours.parse::<f64>().ok() == theirs.as_f64(),
+            (Value::Text(ours), Theirs::String(theirs)) => ours == theirs,
+            (Value::Array(ours), Theirs::Array(theirs)) => {
+                ours.len() == theirs.len() && ours.iter().zip(theirs).all(|(ours, theirs)| same(ours, theirs))
+            }
+            (Value::Object(ours), Theirs::Object(theirs)) => theirs.iter().all(|(key, theirs)| {
+                let last = ours.iter().rev().find(|(ours, _)| ours == key);
+                last.is_some_and(|(_, ours)| same(ours, theirs))
+            }),
+            _ => false,
+        }
+    }
+
+    proptest! {
+        /// What another reader takes, we take, as the same; what it refuses, we take only for what follows the value.
+        #[test]
+        fn it_reads_what_others_read(body in "[\\[\\]{}\",:\\\\ntrue0-9.eE+ -]{0,24}|[{]\"[a-c]\":[\\[\"0-9nul ,\\]]{0,9}[}]") {
+            let theirs = serde_json::from_str::<serde_json::Value>(&body);
+            let ours = first_value(body.as_bytes());
+            match (&ours, &theirs) {
+                (Ok(ours), Ok(theirs)) => prop_assert!(same(ours, theirs), "{ours:?} {theirs:?}"),
+                // A number too large for it is none to it.
+                (Ok(_), Err(error)) => {
+                    let told = error.to_string();
+                    prop_assert!(told.contains("trailing characters") || told.contains("out of range"), "{body:?}: {told}");
+                }
+                (Err(told), Ok(theirs)) => prop_assert!(false, "{told}: {theirs:?}"),
+                (Err(_), Err(_)) => {}
+            }
+        }
+
+        #[test]
+        fn no_bytes_stop_it(body in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let _ = first_value(&body);
+        }
+
+        #[test]
+        fn what_is_quoted_is_read_back(text in any::<String>()) {
+            prop_assert_eq!(first_value(quote(&text).as_bytes()), Ok(Value::Text(text)));
+        }
     }
 }

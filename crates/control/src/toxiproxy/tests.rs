@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use proptest::prelude::*;
 use seawall_core::fault::{Direction, Fault};
 
 use super::super::routes::{Routed, route};
@@ -442,5 +443,69 @@ fn metrics_name_every_label() {
     let labels = r#"{direction="upstream",listener="127.0.0.1:5",proxy="a\"b\\\n",upstream="u:1"}"#;
     for (way, value) in [("received", 7), ("sent", 5)] {
         assert!(text.contains(&format!("\ntoxiproxy_proxy_{way}_bytes_total{labels} {value}\n")), "{text}");
+    }
+}
+
+/// A value that may or may not be what a field wants.
+fn any_value() -> impl Strategy<Value = String> {
+    let known = [
+        "\"p\"",
+        "\"q\"",
+        "\"\"",
+        "\"latency\"",
+        "\"slicer\"",
+        "\"upstream\"",
+        "\"127.0.0.1:9\"",
+        "\"nope\"",
+        "{}",
+        "[]",
+    ];
+    prop_oneof![
+        proptest::sample::select(known.to_vec()).prop_map(str::to_owned),
+        any::<i64>().prop_map(|number| number.to_string()),
+        (-9_i32..9).prop_map(|number| format!("{number}.5")),
+        Just("true".to_owned()),
+        Just("null".to_owned()),
+        Just("{\"latency\":5,\"jitter\":\"x\"}".to_owned()),
+        Just("{\"latency\":7,\"average_size\":2}".to_owned()),
+    ]
+}
+
+fn any_body() -> impl Strategy<Value = String> {
+    let keys = ["name", "LISTEN", "upstream", "enabled", "type", "stream", "toxicity", "attributes", "Logger", "x"];
+    let member = (proptest::sample::select(keys.to_vec()), any_value());
+    let object = proptest::collection::vec(member, 0..5).prop_map(|members| {
+        let members: Vec<String> = members.iter().map(|(key, value)| format!("\"{key}\":{value}")).collect();
+        format!("{{{}}}", members.join(","))
+    });
+    let object = object.boxed();
+    prop_oneof![8 => object.clone(), 1 => object.prop_map(|object| format!("[{object}]")), 1 => ".{0,9}"]
+}
+
+proptest! {
+    /// Whatever is called: what is refused has changed nothing, neither here nor on the data path, and what is shown is
+    /// JSON.
+    #[test]
+    fn what_is_refused_changes_nothing(calls in proptest::collection::vec((0..9_usize, any_body()), 1..20)) {
+        let mut api = Api::with_proxy();
+        let all = [
+            "POST /proxies", "POST /proxies/p", "PATCH /proxies/q", "DELETE /proxies/q", "POST /proxies/p/toxics",
+            "POST /proxies/p/toxics/p", "DELETE /proxies/p/toxics/p", "POST /populate", "POST /reset",
+        ];
+        for (which, body) in calls {
+            let before = api.ask("GET /proxies", "").body;
+            api.port.told();
+            let answer = api.ask(all[which], &body);
+            prop_assert!([200, 201, 204, 400, 404, 409, 500].contains(&answer.status), "{answer:?}");
+            let after = api.ask("GET /proxies", "").body;
+            let whole: Result<serde_json::Value, _> = serde_json::from_str(&after);
+            prop_assert!(whole.is_ok(), "{after}");
+            if (400..500).contains(&answer.status) {
+                prop_assert_eq!(before, after, "{} {}", all[which], body);
+                prop_assert!(api.port.told().is_empty());
+                let error: Result<serde_json::Value, _> = serde_json::from_str(&answer.body);
+                prop_assert!(error.is_ok_and(|error| error["status"] == answer.status), "{}", answer.body);
+            }
+        }
     }
 }
