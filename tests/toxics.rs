@@ -156,12 +156,18 @@ fn bandwidth_takes_its_time_and_zero_stalls() {
     let giver = Peer::giving(50_000);
     let (tox, listen) = stage(&giver);
     tox.toxic("p", &toxic("bandwidth", &json!({"rate": 100})));
-    let mut client = connect(listen);
     let begin = Instant::now();
-    let first = client.read(&mut [0; 50_000]).unwrap();
-    assert!(first <= 10_000 && begin.elapsed() >= ms(95), "{first} after {:?}", begin.elapsed());
-    assert_eq!(first + rest(&mut client).len(), 50_000);
-    assert!(begin.elapsed() >= ms(495), "{:?}", begin.elapsed());
+    let (mut client, mut got) = (connect(listen), 0);
+    loop {
+        let read = client.read(&mut [0; 50_000]).unwrap();
+        got += read;
+        // A hundred bytes a millisecond, at every moment.
+        assert!(got as u128 <= begin.elapsed().as_micros() / 10, "{got} after {:?}", begin.elapsed());
+        if read == 0 {
+            break;
+        }
+    }
+    assert_eq!(got, 50_000);
     // The largest number there is, the least, and none at all.
     for rate in [json!(i64::MAX), json!(i64::MIN), json!(0)] {
         tox.update("p", "t", &json!({"rate": rate}));
@@ -206,14 +212,16 @@ fn timeout_swallows_and_closes() {
     let echo = Peer::echo();
     let (tox, listen) = stage(&echo);
     tox.toxic("p", &toxic("timeout", &json!({"timeout": 300})));
-    let mut client = connect(listen);
     let begin = Instant::now();
+    let mut client = connect(listen);
     client.write_all(b"lost").unwrap();
     assert!(rest(&mut client).is_empty());
     assert!(begin.elapsed() >= ms(300), "{:?}", begin.elapsed());
     tox.update("p", "t", &json!({"timeout": 0}));
+    let before = tox.received("p", "downstream");
     let mut client = connect(listen);
     client.write_all(b"lost").unwrap();
+    wait_until("it is lost", || tox.received("p", "downstream") > before);
     client.set_read_timeout(Some(ms(100))).unwrap();
     assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::WouldBlock, "never by itself");
     client.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -238,10 +246,10 @@ fn reset_is_a_reset_on_connections_opened_with_it() {
     assert!(rest(&mut early).is_empty(), "on one that was open already, an orderly end");
     // An hour's wait is over at once when the toxic goes.
     tox.update("p", "t", &json!({"timeout": 3_600_000}));
+    let before = tox.received("p", "downstream");
     let mut client = connect(listen);
     client.write_all(b"x").unwrap();
-    let before = tox.received("p", "downstream");
-    wait_until("it has begun", || tox.received("p", "downstream") >= before.max(3));
+    wait_until("it has begun", || tox.received("p", "downstream") > before);
     tox.lift("p", "t");
     assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
     // A toxicity of 0 touches nobody, not even how connections end.
@@ -444,9 +452,9 @@ fn all_links_together_hold_a_bounded_amount() {
         let now = tox.received("p", "downstream");
         still = if now == before && now > 0 { still + 1 } else { 0 };
         before = now;
-        still > 30
+        still > 30 && now >= 250 << 20
     });
-    assert!((250 << 20..=260 << 20).contains(&before), "{before} bytes are held");
+    assert!(before <= 260 << 20, "{before} bytes are held");
     // Who comes now, and holds nothing yet, may still begin.
     let held = before;
     let late = connect(listen);
