@@ -1,7 +1,8 @@
 //! Sets of numbers that come mostly in a row: what was accepted, what arrived, what still waits.
 //!
 //! Picture a ruler with coloured stretches. A million records that arrived without a gap are one stretch; memory grows
-//! with the gaps, not with the records. A run costs 16 bytes of numbers and about 24 to 40 in the tree that holds it.
+//! with the gaps, not with the records. One run lies in the set itself; with more, each costs 16 bytes of numbers and about
+//! 24 to 40 in the tree that holds it.
 //! Invariants: runs are sorted, do not overlap and never touch (`1-3, 4-6` is written `1-6`).
 //! [`sweep`] walks several rulers side by side and says, stretch by stretch, which colours lie above each other.
 
@@ -13,9 +14,83 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<(u64, u64)>", into = "Vec<(u64, u64)>")]
 pub struct IntervalSet {
-    /// First number of a run to its last.
-    runs: BTreeMap<u64, u64>,
-    len: u128,
+    runs: Runs,
+}
+
+/// First number of a run to its last. Most sets have one run, and a tree takes two hundred bytes for its first.
+#[derive(Clone, Debug)]
+enum Runs {
+    One(Option<(u64, u64)>),
+    Many(BTreeMap<u64, u64>),
+}
+
+impl Default for Runs {
+    fn default() -> Self {
+        Self::One(None)
+    }
+}
+
+impl PartialEq for Runs {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for Runs {}
+
+impl Runs {
+    fn iter(&self) -> impl Iterator<Item = (u64, u64)> + Clone + '_ {
+        let (one, many) = match self {
+            Self::One(one) => (*one, None),
+            Self::Many(many) => (None, Some(many)),
+        };
+        one.into_iter().chain(many.into_iter().flatten().map(|(&first, &last)| (first, last)))
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::One(one) => usize::from(one.is_some()),
+            Self::Many(many) => many.len(),
+        }
+    }
+
+    fn last(&self) -> Option<(u64, u64)> {
+        match self {
+            Self::One(one) => *one,
+            Self::Many(many) => many.last_key_value().map(|(&first, &last)| (first, last)),
+        }
+    }
+
+    /// The run that begins at a number or before it.
+    fn at_or_before(&self, number: u64) -> Option<(u64, u64)> {
+        match self {
+            Self::One(one) => one.filter(|(first, _)| *first <= number),
+            Self::Many(many) => many.range(..=number).next_back().map(|(&first, &last)| (first, last)),
+        }
+    }
+
+    /// Puts a run in, in place of one that begins at the same number.
+    fn insert(&mut self, first: u64, last: u64) {
+        match self {
+            Self::One(one) if one.is_none_or(|(there, _)| there == first) => *one = Some((first, last)),
+            Self::One(one) => *self = Self::Many(one.iter().copied().chain([(first, last)]).collect()),
+            Self::Many(many) => _ = many.insert(first, last),
+        }
+    }
+
+    /// Takes out the run that begins at a number; where it ends.
+    fn remove(&mut self, first: u64) -> Option<u64> {
+        match self {
+            Self::One(one) => one.take_if(|(there, _)| *there == first).map(|(_, last)| last),
+            Self::Many(many) => {
+                let last = many.remove(&first);
+                if many.len() <= 1 {
+                    *self = Self::One(many.pop_first());
+                }
+                last
+            }
+        }
+    }
 }
 
 /// Runs that are not sorted, overlap, touch or end before they begin.
@@ -32,7 +107,7 @@ impl IntervalSet {
     /// A set without numbers.
     #[must_use]
     pub const fn new() -> Self {
-        Self { runs: BTreeMap::new(), len: 0 }
+        Self { runs: Runs::One(None) }
     }
 
     /// The numbers `1..=last`; none for 0.
@@ -49,11 +124,10 @@ impl IntervalSet {
         if before.is_some_and(|(_, last)| last >= number) {
             return false;
         }
-        let after = number.checked_add(1).and_then(|next| self.runs.remove(&next));
+        let after = number.checked_add(1).and_then(|next| self.runs.remove(next));
         let last = after.unwrap_or(number);
         let first = before.filter(|&(_, last)| last + 1 == number).map_or(number, |(first, _)| first);
         self.runs.insert(first, last);
-        self.len += 1;
         true
     }
 
@@ -69,14 +143,12 @@ impl IntervalSet {
             if run_last.saturating_add(1) < first {
                 break;
             }
-            self.runs.remove(&run_first);
+            self.runs.remove(run_first);
             swallowed += width(run_first, run_last);
             (low, high) = (low.min(run_first), high.max(run_last));
         }
         self.runs.insert(low, high);
-        let added = width(low, high) - swallowed;
-        self.len += added;
-        saturated(added)
+        saturated(width(low, high) - swallowed)
     }
 
     /// Takes a number out. True when it was there. O(log runs).
@@ -84,14 +156,13 @@ impl IntervalSet {
         let Some((first, last)) = self.run_at_or_before(number).filter(|&(_, last)| last >= number) else {
             return false;
         };
-        self.runs.remove(&first);
+        self.runs.remove(first);
         if first < number {
             self.runs.insert(first, number - 1);
         }
         if number < last {
             self.runs.insert(number + 1, last);
         }
-        self.len -= 1;
         true
     }
 
@@ -101,16 +172,16 @@ impl IntervalSet {
         self.run_at_or_before(number).is_some_and(|(_, last)| last >= number)
     }
 
-    /// How many numbers it holds; the one set that holds every `u64` says `u64::MAX`.
+    /// How many numbers it holds; the one set that holds every `u64` says `u64::MAX`. O(runs).
     #[must_use]
     pub fn len(&self) -> u64 {
-        saturated(self.len)
+        saturated(self.runs().map(|(first, last)| width(first, last)).sum())
     }
 
     /// Whether it holds none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.runs.len() == 0
     }
 
     /// How many runs it holds: the measure of its memory.
@@ -122,12 +193,12 @@ impl IntervalSet {
     /// The greatest number.
     #[must_use]
     pub fn last(&self) -> Option<u64> {
-        self.runs.last_key_value().map(|(_, &last)| last)
+        self.runs.last().map(|(_, last)| last)
     }
 
     /// The runs in order, both ends included.
     pub fn runs(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        self.runs.iter().map(|(&first, &last)| (first, last))
+        self.runs.iter()
     }
 
     /// The stretches of `first..=last` that are missing, in order, both ends included.
@@ -173,13 +244,13 @@ impl IntervalSet {
     }
 
     fn run_at_or_before(&self, number: u64) -> Option<(u64, u64)> {
-        self.runs.range(..=number).next_back().map(|(&first, &last)| (first, last))
+        self.runs.at_or_before(number)
     }
 }
 
 impl From<IntervalSet> for Vec<(u64, u64)> {
     fn from(set: IntervalSet) -> Self {
-        set.runs.into_iter().collect()
+        set.runs().collect()
     }
 }
 
@@ -194,7 +265,6 @@ impl TryFrom<Vec<(u64, u64)>> for IntervalSet {
                 return Err(DisorderedRuns { first, last });
             }
             set.runs.insert(first, last);
-            set.len += width(first, last);
         }
         Ok(set)
     }
@@ -215,7 +285,7 @@ impl FromIterator<u64> for IntervalSet {
 /// O(all runs * K), no allocation.
 pub fn sweep<const K: usize>(sets: [&IntervalSet; K], mut visit: impl FnMut(u32, u64, u64)) {
     const { assert!(K <= 32, "a mask has 32 bits") };
-    let mut runs = sets.map(|set| set.runs.iter().map(|(&first, &last)| (first, last)));
+    let mut runs = sets.map(IntervalSet::runs);
     let mut heads = runs.each_mut().map(Iterator::next);
     let mut at = 0;
     while let Some((mask, until)) = stretch(&heads, at) {

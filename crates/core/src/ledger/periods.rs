@@ -54,6 +54,13 @@ struct Period {
     census: Census,
 }
 
+impl Period {
+    /// True if a moment lies in it.
+    const fn holds(&self, start: u64, at: u64) -> bool {
+        at - start < self.seconds
+    }
+}
+
 /// What a stream accepted in a time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counted {
@@ -78,36 +85,38 @@ impl Periods {
     /// Takes a period of a life in. False if it is known. One that ends where the life begins says that it began.
     pub(super) fn take(&mut self, life: u64, since: u64, start: u64, census: &Census, said: Told) -> bool {
         let until = start.saturating_add(PERIOD_S);
-        let before = self.lives.get(&life).copied();
-        let mut now = before.unwrap_or(Life { since, told: since, has_ended: false });
-        let told = now.told;
+        let (lives, doubts) = (self.lives.clone(), self.doubts.clone());
+        let mut now = lives.get(&life).copied().unwrap_or(Life { since, told: since, has_ended: false });
+        let mut added_at = None;
         if said.steps_back {
-            now.told = told.min(until);
-        } else if until > told {
+            now.told = now.told.min(until);
+        } else if until > now.told {
             now.told = until;
-            self.add(start, census);
+            added_at = self.add(start, census);
+            if said.in_doubt {
+                self.doubts.insert(start);
+            }
         }
         now.has_ended |= said.ends;
         self.lives.insert(life, now);
-        if now.told == told {
-            return before != Some(now);
-        }
-        if said.in_doubt {
-            self.doubts.insert(start);
-        }
         self.grow_old(until);
-        true
+        // One that is told of long after it was forgotten leaves nothing behind.
+        let is_kept =
+            added_at.is_some_and(|at| self.periods.range(..=at).next_back().is_some_and(|it| it.1.holds(*it.0, at)));
+        lives != self.lives || doubts != self.doubts || is_kept
     }
 
-    fn add(&mut self, start: u64, census: &Census) {
+    /// Where it was added, if there was anything to add.
+    fn add(&mut self, start: u64, census: &Census) -> Option<u64> {
         if census.bag.count == 0 {
-            return;
+            return None;
         }
         let wide = start - start % WIDE_S;
         // What it belongs to may have been added up already: another life, long ago.
         let at = if self.periods.get(&wide).is_some_and(|period| period.seconds == WIDE_S) { wide } else { start };
         let period = Period { seconds: PERIOD_S, census: Census::default() };
         self.periods.entry(at).or_insert(period).census.add(census);
+        Some(at)
     }
 
     pub(super) fn between(&self, since: u64, until: u64) -> Counted {

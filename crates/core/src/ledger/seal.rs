@@ -443,6 +443,6 @@ impl Ledger {
 
     /// Whether any sink ever reported a record of this stream. One that never did is silent, which proves nothing.
     fn is_reported(&self, stream: &str) -> bool {
-        self.streams.get(stream).is_some_and(|epochs| epochs.values().any(Account::has_arrivals))
+        self.streams.get(stream).is_some_and(|epochs| epochs.values().any(|account| account.has_arrivals()))
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use allocation_counter::measure;
 use seawall_core::guard::breaker::{BreakerConfig, SharedBreaker};
 use seawall_core::id::RecordId;
+use seawall_core::ledger::{Arrival, Class, Event, Ledger, ReceiptBatch, RecordRef};
 use seawall_core::outcome::{Failure, Outcome};
 use seawall_core::spool::index::{Admission, Footprint, Index, IndexConfig};
 use seawall_core::spool::{FingerprintHalf, KeyHash, LaneKey, Terms};
@@ -83,4 +84,26 @@ fn memory_follows_the_records_that_are_left() {
         }
     });
     assert!(counted.bytes_max > 9_000_000 && counted.bytes_current < 1_000_000, "{counted:?}");
+}
+
+#[test]
+fn ten_thousand_producers_are_accounted_for_in_ten_megabytes() {
+    let mut ledger = Ledger::new("node").unwrap();
+    let counted = measure(|| {
+        let mut arrivals = Vec::new();
+        for producer in 0..10_000 {
+            let stream = format!("producer-{producer}");
+            ledger.apply(&Event::Reserved { stream: stream.clone(), epoch: 1, up_to: 1024 }).unwrap();
+            for seq in 1..=10 {
+                let outcome = Event::Outcome { stream: stream.clone(), epoch: 1, seq, class: Class::Accepted };
+                ledger.apply(&outcome).unwrap();
+                let record = RecordRef::new(&stream, "node", 1, seq).unwrap();
+                arrivals.push(Arrival::Record { record, is_whole: true });
+            }
+        }
+        ledger.apply(&Event::Receipts(ReceiptBatch { sink: "warehouse".into(), batch: 1, arrivals })).unwrap();
+    });
+    let megabytes = counted.bytes_current as f64 / 1e6;
+    println!("{megabytes:.1} MB for 10,000 producers");
+    assert!(megabytes <= 10.0, "{megabytes} MB");
 }

@@ -276,9 +276,18 @@ fn what_waits_too_long_is_given_up_and_counted_apart() {
 
 #[test]
 fn what_was_retried_by_hand_does_not_expire_after_it_was_moved() {
-    let (disk, clock) = (SimDisk::new(63), TestClock::default());
-    let small = || StoreOptions { spool_segment_bytes: 0, record_bytes_max: 2_000, ..options() };
-    with(open_at(&disk, small(), &clock), async |store| {
+    retried_and_moved(SimDisk::new(63), &StoreOptions { spool_segment_bytes: 0, record_bytes_max: 2_000, ..options() });
+}
+
+#[test]
+fn nor_does_one_that_is_sealed_and_packed() {
+    let sealed = sealing(&"c".repeat(64), true);
+    retried_and_moved(SimDisk::new(71), &StoreOptions { spool_segment_bytes: 0, record_bytes_max: 2_000, ..sealed });
+}
+
+fn retried_and_moved(disk: SimDisk, small: &StoreOptions) {
+    let clock = TestClock::default();
+    with(open_at(&disk, small.clone(), &clock), async |store| {
         let spool = &store.spool;
         let terms = Terms { expires: Some(Wall::from_millis(1_000)), ..Terms::default() };
         spool.enqueue(&NewRecord { terms, ..record("old", Some("row"), b"x") }).await.unwrap();
@@ -287,8 +296,9 @@ fn what_was_retried_by_hand_does_not_expire_after_it_was_moved() {
         spool.retry(RecordId(1)).await.unwrap();
         let out = lease_one(spool).await.unwrap();
         // Traffic until its segment is gone.
-        for n in 0..60 {
-            spool.enqueue(&record(&format!("k{n}"), None, &[7; 1_000])).await.unwrap();
+        for n in 0..60_u8 {
+            let noise: Vec<u8> = (0..1_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 ^ n).collect();
+            spool.enqueue(&record(&format!("k{n}"), None, &noise)).await.unwrap();
             let leased = lease_one(spool).await.unwrap();
             assert!(spool.ack(leased.lease, 200).await.unwrap());
         }
@@ -296,7 +306,7 @@ fn what_was_retried_by_hand_does_not_expire_after_it_was_moved() {
     });
     assert!(!segments(&disk).contains(&"0000000001.log".to_string()), "{:?}", segments(&disk));
     clock.advance_ms(5_000);
-    with(open_at(&disk.crash(), small(), &clock), async |store| {
+    with(open_at(&disk.crash(), small.clone(), &clock), async |store| {
         assert!(store.spool.expire("queue", 9).await.unwrap().is_empty());
         assert_eq!(deliver_all(&store.spool).await, [1]);
     });
@@ -664,33 +674,5 @@ fn sealed_records_are_read_with_their_key_and_nothing_of_them_without() {
         assert_eq!(stamps, 61);
         spool.enqueue(&record("with the new key", None, &secret)).await.unwrap();
         assert_eq!(deliver_all(spool).await.len(), 62);
-    });
-}
-
-#[test]
-fn a_sealed_record_that_was_retried_does_not_expire_after_it_was_moved() {
-    let (disk, clock) = (SimDisk::new(71), TestClock::default());
-    let small = || StoreOptions { spool_segment_bytes: 0, record_bytes_max: 2_000, ..sealing(&"c".repeat(64), true) };
-    with(open_at(&disk, small(), &clock), async |store| {
-        let spool = &store.spool;
-        let terms = Terms { expires: Some(Wall::from_millis(1_000)), ..Terms::default() };
-        spool.enqueue(&NewRecord { terms, ..record("old", Some("row"), b"x") }).await.unwrap();
-        let out = lease_one(spool).await.unwrap();
-        spool.park(out.lease, "refused", "").await.unwrap();
-        spool.retry(RecordId(1)).await.unwrap();
-        let out = lease_one(spool).await.unwrap();
-        for n in 0..60_u8 {
-            let noise: Vec<u8> = (0..1_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 ^ n).collect();
-            spool.enqueue(&record(&format!("k{n}"), None, &noise)).await.unwrap();
-            let leased = lease_one(spool).await.unwrap();
-            assert!(spool.ack(leased.lease, 200).await.unwrap());
-        }
-        spool.release(out.lease).await.unwrap();
-    });
-    assert!(!segments(&disk).contains(&"0000000001.log".to_owned()), "{:?}", segments(&disk));
-    clock.advance_ms(5_000);
-    with(open_at(&disk.crash(), small(), &clock), async |store| {
-        assert!(store.spool.expire("queue", 9).await.unwrap().is_empty());
-        assert_eq!(deliver_all(&store.spool).await, [1]);
     });
 }
