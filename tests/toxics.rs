@@ -117,11 +117,12 @@ fn latency_delays_bytes_but_neither_connecting_nor_closing() {
     let begin = Instant::now();
     ping(&mut client);
     assert!(begin.elapsed() >= ms(750), "{:?}", begin.elapsed());
-    // Side by side, not one after the other: twenty chunks a little apart take one latency, not twenty.
+    // Side by side, not one after the other: twenty chunks, each received by itself, take one latency, not twenty.
+    let before = tox.received("p", "upstream");
     let begin = Instant::now();
-    for _ in 0..20 {
+    for sent in 1..=20 {
         client.write_all(b"y").unwrap();
-        thread::sleep(ms(2));
+        wait_until("it is received", || tox.received("p", "upstream") == before + sent);
     }
     assert_eq!(read(&mut client, 20), vec![b'y'; 20]);
     assert!((ms(750)..ms(7_500)).contains(&begin.elapsed()), "{:?}", begin.elapsed());
@@ -184,14 +185,49 @@ fn bandwidth_takes_its_time_and_zero_stalls() {
     assert_eq!(rest(&mut client), pattern(50_000));
 }
 
+/// Answers once the question has ended.
+fn answering() -> Peer {
+    Peer::start(|mut stream| {
+        let question = rest(&mut stream);
+        let _ = stream.write_all(&question);
+    })
+}
+
 #[test]
-fn slow_close_holds_the_end_and_half_close_is_passed_on() {
+fn who_ends_its_side_is_answered_only_where_half_close_is_passed_on() {
+    let peer = answering();
+    for (arguments, answer) in [(&["--port", "0"][..], ""), (&["--port", "0", "--half-close"], "question")] {
+        let tox = Tox::start(arguments);
+        let mut client = connect(tox.proxy("p", peer.address));
+        client.write_all(b"question").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(rest(&mut client), answer.as_bytes(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn what_one_direction_holds_arrives_although_the_other_has_ended() {
+    let (tell, told) = std::sync::mpsc::channel();
+    let peer = Peer::start(move |mut stream| tell.send(rest(&mut stream)).unwrap());
+    let (tox, listen) = stage(&peer);
+    tox.toxic(
+        "p",
+        &json!({"type": "latency", "name": "late", "stream": "upstream", "attributes": {"latency": 3_600_000}}),
+    );
+    let mut client = connect(listen);
+    client.write_all(b"late").unwrap();
+    wait_until("it is held", || tox.received("p", "upstream") == 4);
+    tox.toxic("p", &toxic("timeout", &json!({"timeout": 1})));
+    assert!(rest(&mut client).is_empty(), "the way back has ended");
+    assert!(told.try_recv().is_err(), "the way forth has not");
+    tox.lift("p", "late");
+    assert_eq!(told.recv_timeout(PATIENCE).unwrap(), b"late");
+}
+
+#[test]
+fn slow_close_holds_the_end() {
     let echo = Peer::echo();
     let (tox, listen) = stage(&echo);
-    let mut client = connect(listen);
-    client.write_all(b"question").unwrap();
-    client.shutdown(Shutdown::Write).unwrap();
-    assert_eq!(rest(&mut client), b"question", "the answer comes although the question has ended");
     tox.toxic("p", &toxic("slow_close", &json!({"delay": 300})));
     let mut client = connect(listen);
     ping(&mut client);
@@ -252,6 +288,15 @@ fn reset_is_a_reset_on_connections_opened_with_it() {
     wait_until("it has begun", || tox.received("p", "downstream") > before);
     tox.lift("p", "t");
     assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    // Where one lies in wait, whatever ends the connection ends it with a reset.
+    tox.toxic("p", &toxic("reset_peer", &json!({"timeout": 3_600_000})));
+    let before = tox.received("p", "downstream");
+    let mut client = connect(listen);
+    client.write_all(b"x").unwrap();
+    wait_until("it has begun", || tox.received("p", "downstream") > before);
+    tox.must("POST", "/proxies/p", &json!({"enabled": false}), 200);
+    assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    tox.must("POST", "/reset", &Value::Null, 204);
     // A toxicity of 0 touches nobody, not even how connections end.
     tox.toxic("p", &json!({"type": "reset_peer", "toxicity": 0}));
     let mut client = connect(listen);
@@ -379,7 +424,8 @@ fn a_seed_gives_the_same_fates_again() {
 #[test]
 fn much_passes_whole_in_both_directions_under_changing_toxics() {
     let echo = Peer::echo();
-    let (tox, listen) = stage(&echo);
+    let tox = Tox::start(&["--port", "0", "--half-close"]);
+    let listen = tox.proxy("p", echo.address);
     let (size, mut client) = (8 << 20, connect(listen));
     let mut writer = client.try_clone().unwrap();
     let writing = thread::spawn(move || {

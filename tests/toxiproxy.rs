@@ -274,5 +274,7 @@ fn an_address_that_cannot_be_had_is_told() {
     assert_eq!(said.code, 1);
     assert_eq!(place.refused(&["toxiproxy", "--port", "x"]).code, 2);
     let all = Tox::start(&["--host", "", "--port", "0"]);
-    assert_eq!(all.api.ip().to_string(), "0.0.0.0");
+    assert!(all.api.ip().is_unspecified(), "{}", all.api);
+    std::net::TcpStream::connect(local(all.api.port())).unwrap();
+    assert!(all.process.lines().iter().any(|line| line.contains("there is no token")));
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -48,6 +48,9 @@ pub(super) struct ToxiproxyArgs {
     /// Makes chance repeatable: the n-th connection of a proxy meets the same fate in every run [default: a new one]
     #[arg(long, allow_negative_numbers = true)]
     seed: Option<i64>,
+    /// Let a side that has ended still be answered; the original closes both ways
+    #[arg(long)]
+    half_close: bool,
     /// Serve `/metrics` with the bytes of each proxy
     #[arg(long)]
     proxy_metrics: bool,
@@ -111,13 +114,16 @@ async fn live(args: &ToxiproxyArgs) -> anyhow::Result<()> {
         // Short enough to be typed again.
         None => u64::from(u32::from_le_bytes(entropy()?)),
     };
-    let proxies = FaultProxies::new(Net::Real, RealClock::new().gateway(), seed);
+    let proxies = FaultProxies::new(Net::Real, RealClock::new().gateway(), seed, args.half_close);
     let has_metrics = args.proxy_metrics || args.runtime_metrics;
     let counted = args.proxy_metrics;
     let ids = u64::from_le_bytes(entropy()?);
     let api = Toxiproxy::start(Arc::new(Port { proxies, counted }), has_metrics, ids);
     if let Some(file) = &args.config {
         populate(&api, file).await;
+    }
+    if !address.ip().is_loopback() {
+        tracing::warn!(%address, "whoever reaches this port can break what runs through the proxies: there is no token");
     }
     tracing::info!(%address, seed = seed.cast_signed(), version = VERSION, "Toxiproxy's API");
     let stop = CancellationToken::new();
@@ -153,10 +159,14 @@ async fn populate(api: &Toxiproxy, file: &Path) {
 /// On the first IPv4 address of a name that has several, as the original does.
 async fn listen(host: &str, port: u16) -> anyhow::Result<TcpListener> {
     let failed = || format!("cannot listen on `{host}:{port}`: choose another --host or --port");
-    let mut all: Vec<SocketAddr> = match host.is_empty() {
-        true => vec![SocketAddr::from(([0, 0, 0, 0], port))],
-        false => tokio::net::lookup_host((host, port)).await.with_context(failed)?.collect(),
-    };
+    if host.is_empty() {
+        // Both families, or the one there is.
+        if let Ok(listener) = TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).await {
+            return Ok(listener);
+        }
+        return TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))).await.with_context(failed);
+    }
+    let mut all: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await.with_context(failed)?.collect();
     all.sort_by_key(SocketAddr::is_ipv6);
     let address = *all.first().with_context(failed)?;
     TcpListener::bind(address).await.with_context(failed)

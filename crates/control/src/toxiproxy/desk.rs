@@ -256,17 +256,18 @@ impl Desk {
         Ok(())
     }
 
-    /// All that can be reset is; the first that cannot is told.
+    /// All that can be reset is; the first that cannot start keeps its toxics, and is told.
     async fn reset(&mut self) -> Result<Answer, ApiError> {
         let mut failed = None;
         for (name, proxy) in &mut self.proxies {
-            for toxic in std::mem::take(&mut proxy.toxics) {
-                self.port.lift(name, &toxic.name);
-            }
             if !proxy.enabled
                 && let Err(error) = start(&*self.port, name, proxy).await
             {
                 failed.get_or_insert(error);
+                continue;
+            }
+            for toxic in std::mem::take(&mut proxy.toxics) {
+                self.port.lift(name, &toxic.name);
             }
         }
         failed.map_or(Ok(Answer::empty(204)), Err)

@@ -43,7 +43,8 @@ pub(super) fn route(method: &str, path: &str, has_metrics: bool) -> Routed {
     let name = |part: &&str| (*part).to_owned();
     let call = match (parts.as_slice(), method) {
         (["version"], "GET") => Call::Version,
-        (["metrics"], "GET") if has_metrics => Call::Metrics,
+        // As the original, by any method.
+        (["metrics"], _) if has_metrics => Call::Metrics,
         (["proxies"], "GET") => Call::List,
         (["proxies"], "POST") => Call::Create,
         (["populate"], "POST") => Call::Populate,
@@ -59,7 +60,6 @@ pub(super) fn route(method: &str, path: &str, has_metrics: bool) -> Routed {
         (["proxies", proxy, "toxics", toxic], "DELETE") => Call::RemoveToxic(name(proxy), name(toxic)),
         (["version" | "populate" | "reset"] | ["proxies"] | ["proxies", _] | ["proxies", _, "toxics"], _)
         | (["proxies", _, "toxics", _], _) => return Routed::WrongMethod,
-        (["metrics"], _) if has_metrics => return Routed::WrongMethod,
         _ => return Routed::NotFound,
     };
     Routed::Call(call)
@@ -132,7 +132,7 @@ mod tests {
             assert_eq!(route("HEAD", path, false), Routed::WrongMethod, "{path}");
             assert_eq!(route("PUT", path, true), Routed::WrongMethod, "{path}");
         }
-        assert_eq!(route("POST", "/metrics", true), Routed::WrongMethod);
+        assert_eq!(route("POST", "/metrics", true), Routed::Call(Call::Metrics));
         assert_eq!(route("GET", "/metrics", true), Routed::Call(Call::Metrics));
     }
 }

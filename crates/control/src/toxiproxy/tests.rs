@@ -265,7 +265,7 @@ fn toxics_are_added_with_their_defaults() {
         api.is(add, body, 200, shown);
     }
     let told = api.port.told();
-    assert_eq!(told[0], "put p latency_downstream downstream Share(1.0) Latency { delay: 0ns, jitter: 0ns }");
+    assert_eq!(told[0], "put p latency_downstream downstream Share(1.0) Latency { delay_ms: 0, jitter: 0ns }");
     assert!(told[1].starts_with("put p latency_UPSTREAM upstream Share(0.12345"), "{told:?}");
     assert_eq!(told[2], "put p s downstream Share(1.0) Slicer { average: 1, variation: 2, delay: 3µs }");
     assert_eq!(told[3], "put p b downstream Share(0.0) Bandwidth { bytes_per_second: 0 }");
@@ -426,10 +426,13 @@ fn reset_starts_everything_and_lifts_everything() {
     api.ask("POST /proxies/p/toxics", r#"{"type":"noop","name":"n"}"#);
     api.ask("POST /proxies/p", r#"{"enabled":false}"#);
     api.ask("POST /proxies", r#"{"name":"a","listen":"127.0.0.1:1","upstream":"u","enabled":false}"#);
+    api.ask("POST /proxies/a/toxics", r#"{"type":"noop","name":"kept"}"#);
     api.port.told();
-    // One that cannot start keeps nobody else from being reset.
+    // One that cannot start keeps its toxics, and nobody else from being reset.
     api.fails("POST /reset", "", 500, "listen tcp 127.0.0.1:1: bind: address already in use");
-    assert_eq!(api.port.told(), ["open a 127.0.0.1:1 u []", "lift p n", "open p 127.0.0.1:9 u:1 []"]);
+    let told = ["open a 127.0.0.1:1 u [\"kept\"]", "open p 127.0.0.1:9 u:1 [\"n\"]", "lift p n"];
+    assert_eq!(api.port.told(), told);
+    assert!(api.ask("GET /proxies/a", "").body.contains("kept"));
     api.is("GET /proxies/p", "", 200, P);
     api.ask("DELETE /proxies/a", "");
     api.is("POST /reset", "ignored", 204, "");

@@ -140,7 +140,8 @@ impl Toxic {
         let millis = Duration::from_millis;
         let size = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
         let effect = match self.kind.name {
-            "latency" => Effect::Latency { delay: millis(first), jitter: millis(second) },
+            // A negative latency takes from what the jitter adds.
+            "latency" => Effect::Latency { delay_ms: self.values[0], jitter: millis(second) },
             // Kilobytes of 1,000 bytes.
             "bandwidth" => Effect::Bandwidth { bytes_per_second: first.saturating_mul(1_000) },
             "slow_close" => Effect::SlowClose { delay: millis(first) },

@@ -16,9 +16,9 @@ const OUT_PIECES_MAX: usize = 64;
 /// How the bytes of a direction end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Ending {
-    /// The sender has no more to say; the other direction goes on.
+    /// The sender has no more to say.
     Half,
-    /// The connection ends, both directions of it.
+    /// The receiver's connection is closed.
     Close,
     /// The connection ends with a reset.
     Reset,
@@ -95,6 +95,12 @@ impl Link {
         true
     }
 
+    /// Whether whatever ends this connection has to end it with a reset: one lies in wait on it.
+    #[must_use]
+    pub fn arms_reset(&self) -> bool {
+        self.stages.iter().any(Stage::arms_reset)
+    }
+
     /// Whether another chunk may be read from the sender.
     #[must_use]
     pub fn wants_input(&self) -> bool {
@@ -110,7 +116,7 @@ impl Link {
     /// The sender sent these.
     pub fn push(&mut self, now: Mono, bytes: Bytes) {
         if !bytes.is_empty() && !self.is_input_over {
-            self.hand_on(0, Item::Chunk(Chunk { at: now, bytes }));
+            self.hand_on(0, Item::Chunk(Chunk { at: now, came: now, bytes }));
         }
     }
 

@@ -97,11 +97,12 @@ pub struct Fault {
 pub enum Effect {
     /// None: bytes pass.
     Noop,
-    /// Each chunk leaves `delay` after it came, give or take `jitter` in whole milliseconds; a chunk never overtakes
-    /// another. Chunks wait side by side, so the rate stays what it was. Connecting and closing are not delayed.
+    /// Each chunk leaves so long after it was received, give or take `jitter` in whole milliseconds, and never before; a
+    /// chunk never overtakes another. Chunks wait side by side, so the rate stays what it was. Connecting and closing are
+    /// not delayed.
     Latency {
-        /// After its arrival.
-        delay: Duration,
+        /// In milliseconds; below zero it makes `jitter` late less often.
+        delay_ms: i64,
         /// At most this much more or less.
         jitter: Duration,
     },

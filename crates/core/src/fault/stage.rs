@@ -21,8 +21,10 @@ const TICK: Duration = Duration::from_millis(1);
 /// Bytes that came together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Chunk {
-    /// When they came here.
+    /// When they were received, and later by every latency they have passed: what latencies count from.
     pub(super) at: Mono,
+    /// When they came to this stage: what rates count from.
+    pub(super) came: Mono,
     pub(super) bytes: Bytes,
 }
 
@@ -57,7 +59,7 @@ enum Work {
     /// Untouched.
     Pass,
     Latency {
-        delay: Duration,
+        delay_ms: i64,
         jitter: Duration,
         /// Of the oldest chunk, once its jitter is drawn.
         due: Option<Mono>,
@@ -109,7 +111,9 @@ impl Work {
     fn of(effect: Effect, now: Mono) -> Self {
         match effect {
             Effect::Noop => Self::Pass,
-            Effect::Latency { delay, jitter } => Self::Latency { delay, jitter, due: None, left_last: Mono::ZERO },
+            Effect::Latency { delay_ms, jitter } => {
+                Self::Latency { delay_ms, jitter, due: None, left_last: Mono::ZERO }
+            }
             Effect::Bandwidth { bytes_per_second } => {
                 Self::Bandwidth { bytes_per_second, free_at: Mono::ZERO, piece: None }
             }
@@ -241,11 +245,16 @@ impl Stage {
         if self.is_from_start { Ending::Reset } else { Ending::Close }
     }
 
+    /// Whatever ends this connection ends it with a reset.
+    pub(super) fn arms_reset(&self) -> bool {
+        self.is_from_start && matches!(self.work, Work::ResetPeer { .. })
+    }
+
     /// Takes new numbers for the same kind of harm; false if it is another kind.
     fn adapt(&mut self, now: Mono, effect: Effect) -> bool {
         match (&mut self.work, effect) {
-            (Work::Latency { delay, jitter, due, .. }, Effect::Latency { delay: new_delay, jitter: new_jitter }) => {
-                (*delay, *jitter) = (new_delay, new_jitter);
+            (Work::Latency { delay_ms, jitter, due, .. }, Effect::Latency { delay_ms: new_ms, jitter: new_jitter }) => {
+                (*delay_ms, *jitter) = (new_ms, new_jitter);
                 *due = (!self.queue.is_empty()).then_some(now);
             }
             (Work::Bandwidth { bytes_per_second, free_at, piece }, Effect::Bandwidth { bytes_per_second: new }) => {
@@ -308,20 +317,20 @@ impl Stage {
         match &mut self.work {
             Work::Pass | Work::SlowClose { .. } => self.queue.pop_front(),
             Work::Timeout { .. } | Work::ResetPeer { .. } => None,
-            Work::Latency { delay, jitter, due, left_last } => {
-                let leaves = *due.get_or_insert_with(|| oldest.at + jittered(*delay, *jitter, &mut self.prng));
+            Work::Latency { delay_ms, jitter, due, left_last } => {
+                let leaves = *due.get_or_insert_with(|| oldest.at + jittered(*delay_ms, *jitter, &mut self.prng));
                 if now < leaves {
                     return None;
                 }
                 *due = None;
                 *left_last = leaves.max(*left_last);
                 // As planned, not as it came out: the lateness of timers must not add up over several latencies.
-                oldest.at = *left_last;
+                (oldest.at, oldest.came) = (*left_last, *left_last);
                 self.queue.pop_front()
             }
             Work::Bandwidth { bytes_per_second, free_at, piece } => {
                 if piece.is_none() && *bytes_per_second > 0 {
-                    let start = oldest.at.max(*free_at).max(now - LATE_MAX);
+                    let start = oldest.came.max(*free_at).max(now - LATE_MAX);
                     let len =
                         oldest.bytes.len().min(usize::try_from(*bytes_per_second / 10).unwrap_or(usize::MAX).max(1));
                     *piece = Some(Piece { len, due: start + time_for(len, *bytes_per_second) });
@@ -329,7 +338,7 @@ impl Stage {
                 let Piece { len, due } = piece.filter(|piece| now >= piece.due)?;
                 *piece = None;
                 *free_at = if now.since(due) > LATE_MAX { now } else { due };
-                Some(Chunk { at: due, bytes: split_front(&mut self.queue, len)? })
+                Some(Chunk { at: oldest.at, came: due, bytes: split_front(&mut self.queue, len)? })
             }
             Work::Slicer { average, variation, delay, cuts, ready_at, is_rest_whole } => {
                 if now < *ready_at {
@@ -348,13 +357,13 @@ impl Stage {
                 }
                 let planned = if *delay < TICK { (*ready_at).max(now - 2 * TICK) } else { now };
                 *ready_at = planned + *delay;
-                Some(Chunk { at: now, bytes: split_front(&mut self.queue, len)? })
+                Some(Chunk { at: oldest.at, came: now, bytes: split_front(&mut self.queue, len)? })
             }
             Work::LimitData { bytes, passed, is_full } => {
                 let len = oldest.bytes.len().min(usize::try_from(*bytes - *passed).unwrap_or(usize::MAX));
                 *passed += len as u64;
                 *is_full = *passed >= *bytes;
-                Some(Chunk { at: oldest.at, bytes: split_front(&mut self.queue, len)? })
+                Some(Chunk { at: oldest.at, came: oldest.came, bytes: split_front(&mut self.queue, len)? })
             }
         }
     }
@@ -386,12 +395,9 @@ fn time_for(len: usize, bytes_per_second: u64) -> Duration {
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
-/// `delay` and a number of whole milliseconds from `-jitter..jitter`; never less than nothing.
-fn jittered(delay: Duration, jitter: Duration, prng: &mut Prng) -> Duration {
+/// `delay_ms` and a number of whole milliseconds from `-jitter..jitter`; never less than nothing.
+fn jittered(delay_ms: i64, jitter: Duration, prng: &mut Prng) -> Duration {
     let reach = u64::try_from(jitter.as_millis()).unwrap_or(u64::MAX / 2).min(u64::MAX / 2);
-    if reach == 0 {
-        return delay;
-    }
-    let drawn = Duration::from_millis(prng.below(2 * reach));
-    delay.saturating_add(drawn).saturating_sub(jitter)
+    let drawn = if reach == 0 { 0 } else { i128::from(prng.below(2 * reach)) - i128::from(reach) };
+    Duration::from_millis(u64::try_from(i128::from(delay_ms) + drawn).unwrap_or(0))
 }

@@ -38,7 +38,7 @@ const fn ms(millis: u64) -> Duration {
 }
 
 const fn latency(delay: u64) -> Effect {
-    Effect::Latency { delay: ms(delay), jitter: Duration::ZERO }
+    Effect::Latency { delay_ms: delay as i64, jitter: Duration::ZERO }
 }
 
 const fn rate(bytes_per_second: u64) -> Effect {
@@ -123,6 +123,40 @@ fn latency_delays_each_chunk_side_by_side_and_no_end() {
 }
 
 #[test]
+fn latency_counts_from_when_a_chunk_was_received_whatever_held_it_since() {
+    let after = |before, delay| [named("before", before), named("latency", latency(delay))];
+    assert_eq!(run(&after(rate(1_000), 100), &[(0, Send(30)), (40, Send(30))]), "100:30 140:30");
+    assert_eq!(run(&after(rate(1_000), 10), &[(0, Send(30))]), "30:30", "what was held longer waits no more");
+    assert_eq!(run(&after(slicer(10, 5_000), 100), &[(0, Send(20))]), "100:10 100:10");
+    // A rate counts from when the chunk comes to it.
+    assert_eq!(run(&[named("a", latency(100)), named("b", rate(1_000))], &[(0, Send(30))]), "130:30");
+}
+
+#[test]
+fn a_latency_below_zero_takes_from_its_jitter() {
+    let early = |delay_ms, jitter| it(Effect::Latency { delay_ms, jitter: ms(jitter) });
+    assert_eq!(run(&[early(-50, 0)], &[(7, Send(1))]), "7:1");
+    assert_eq!(run(&[early(i64::MIN, u64::MAX)], &[(7, Send(1))]), "7:1");
+    let at = |n: u64| {
+        let fault = Fault { id: FaultId::from(format!("n{n}").as_str()), ..early(-50, 60) };
+        run(&[fault], &[(0, Send(1))]).split(':').next().unwrap().parse::<f64>().unwrap()
+    };
+    let left: Vec<f64> = (0..200).map(at).collect();
+    assert!(left.iter().all(|at| (0.0..10.0).contains(at)), "{left:?}");
+    let at_once = left.iter().filter(|&&at| at == 0.0).count();
+    assert!((160..200).contains(&at_once), "eleven of twelve: {at_once}");
+}
+
+#[test]
+fn a_reset_that_was_there_from_the_start_arms_the_whole_connection() {
+    assert!(link(&[it(reset(5))]).arms_reset());
+    assert!(!link(&[it(latency(5))]).arms_reset() && !link(&[share(0.0, reset(5))]).arms_reset());
+    let mut late = link(&[]);
+    late.put(Mono::ZERO, it(reset(5)));
+    assert!(!late.arms_reset());
+}
+
+#[test]
 fn a_latency_that_changes_lets_the_oldest_go_and_one_that_is_lifted_all() {
     let events = |then| [(0, Send(1)), (1, Send(2)), (200, then)];
     assert_eq!(run(&[it(latency(1_000))], &events(Put(it(latency(500))))), "200:1 501:2");
@@ -135,7 +169,7 @@ fn a_latency_that_changes_lets_the_oldest_go_and_one_that_is_lifted_all() {
 
 #[test]
 fn jitter_is_whole_milliseconds_around_and_keeps_the_order() {
-    let jittery = it(Effect::Latency { delay: ms(50), jitter: ms(40) });
+    let jittery = it(Effect::Latency { delay_ms: 50, jitter: ms(40) });
     let mut left = Vec::new();
     for n in 0..200 {
         let told = run(&[Fault { id: FaultId::from(format!("n{n}").as_str()), ..jittery.clone() }], &[(0, Send(1))]);
@@ -148,7 +182,7 @@ fn jitter_is_whole_milliseconds_around_and_keeps_the_order() {
     assert_eq!(sizes, ["1", "2", "3", "Half"], "{told}");
     assert_eq!(told, run(&[jittery], &[(0, Send(1)), (0, Send(2)), (0, Send(3)), (0, End(Ending::Half))]), "again");
     // Never earlier than it came, however wide the jitter.
-    let wide = Effect::Latency { delay: ms(1), jitter: Duration::from_millis(u64::MAX / 2) };
+    let wide = Effect::Latency { delay_ms: 1, jitter: Duration::from_millis(u64::MAX / 2) };
     assert!(!run(&[it(wide)], &[(7, Send(1))]).starts_with('6'));
 }
 
@@ -373,7 +407,7 @@ fn a_share_keeps_its_draw_whatever_the_neighbours_do() {
 fn effect() -> impl Strategy<Value = Effect> {
     prop_oneof![
         Just(Effect::Noop),
-        (0..50_u64, 0..60_u64).prop_map(|(delay, jitter)| Effect::Latency { delay: ms(delay), jitter: ms(jitter) }),
+        (-50..50_i64, 0..60_u64).prop_map(|(delay_ms, jitter)| Effect::Latency { delay_ms, jitter: ms(jitter) }),
         (1..200_000_u64).prop_map(rate),
         (0..50_u64).prop_map(slow_close),
         (0..100_usize, 0..200_usize, 0..3_000_u64).prop_map(|(average, variation, delay)| Effect::Slicer {

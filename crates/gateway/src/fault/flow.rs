@@ -43,6 +43,10 @@ impl Line {
         Self(Mutex::new(Inner { link, waker: None }))
     }
 
+    pub(super) fn arms_reset(&self) -> bool {
+        lock(&self.0).link.arms_reset()
+    }
+
     /// Changes the faults on a link; its task looks at it again.
     pub(super) fn change(&self, how: impl FnOnce(&mut Link)) {
         let mut inner = lock(&self.0);
@@ -61,34 +65,37 @@ pub(super) struct Flow<'a> {
     sleep: Pin<Box<Sleep>>,
     sleeps_until: Option<Mono>,
     held_bytes: usize,
-    ended: Option<Ending>,
 }
 
 impl<'a> Flow<'a> {
     pub(super) fn new(shared: &'a Shared, line: &'a Line, traffic: &'a Traffic) -> Self {
         let sleep = Box::pin(tokio::time::sleep_until(shared.clock.instant(Mono::ZERO)));
-        Self { shared, line, traffic, sleep, sleeps_until: None, held_bytes: 0, ended: None }
+        Self { shared, line, traffic, sleep, sleeps_until: None, held_bytes: 0 }
     }
 
-    /// Moves what can be moved. Ready with how the direction ended; an orderly end has been passed on then.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, from: &mut Stream, to: &mut Stream) -> Poll<Ending> {
-        if let Some(ended) = self.ended {
-            return Poll::Ready(ended);
-        }
+    /// Moves what can be moved; there is nothing to read from a socket that is gone. Ready with how the direction ended,
+    /// once: what that means for the receiver is the caller's to do.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, from: Option<&mut Stream>, to: &mut Stream) -> Poll<Ending> {
         let line = self.line;
         let mut inner = lock(&line.0);
         let ended = self.advance(cx, &mut inner.link, from, to);
         let held_bytes = inner.link.held_bytes();
         self.account(held_bytes);
         match ended {
-            Poll::Ready(ending) => self.ended = Some(ending),
+            Poll::Ready(_) => {}
             Poll::Pending if inner.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) => {}
             Poll::Pending => inner.waker = Some(cx.waker().clone()),
         }
         ended
     }
 
-    fn advance(&mut self, cx: &mut Context<'_>, link: &mut Link, from: &mut Stream, to: &mut Stream) -> Poll<Ending> {
+    fn advance(
+        &mut self,
+        cx: &mut Context<'_>,
+        link: &mut Link,
+        mut from: Option<&mut Stream>,
+        to: &mut Stream,
+    ) -> Poll<Ending> {
         loop {
             let now = self.shared.clock.now();
             match link.next(now) {
@@ -98,18 +105,14 @@ impl<'a> Flow<'a> {
                         link.wrote(written);
                         continue;
                     }
-                    // Nobody reads any more: there is nothing left to carry, in either direction.
+                    // Nobody reads any more.
                     Poll::Ready(_) => return Poll::Ready(Ending::Close),
                     Poll::Pending => {}
                 },
-                Out::End(Ending::Half) => {
-                    let shut = ready!(Pin::new(&mut *to).poll_shutdown(cx));
-                    return Poll::Ready(shut.map_or(Ending::Close, |()| Ending::Half));
-                }
                 Out::End(ending) => return Poll::Ready(ending),
                 Out::Wait(_) => {}
             }
-            if link.wants_input() && self.may_hold_more(link) {
+            if let Some(from) = from.as_deref_mut().filter(|_| link.wants_input() && self.may_hold_more(link)) {
                 match read(cx, from) {
                     Poll::Ready(Ok(bytes)) if bytes.is_empty() => {
                         link.end(Ending::Half);
@@ -174,6 +177,11 @@ fn read(cx: &mut Context<'_>, from: &mut Stream) -> Poll<io::Result<Bytes>> {
         ready!(Pin::new(from).poll_read(cx, &mut buf))?;
         Poll::Ready(Ok(Bytes::copy_from_slice(buf.filled())))
     })
+}
+
+/// Passes on that nothing more comes; false if the receiver is gone already.
+pub(super) async fn end_half(to: &mut Stream) -> bool {
+    poll_fn(|cx| Pin::new(&mut *to).poll_shutdown(cx)).await.is_ok()
 }
 
 /// Ends a connection: with a reset, or so that the peer reads what was sent and then the end.

@@ -71,17 +71,19 @@ pub(crate) struct Shared {
     pub(crate) net: Net,
     pub(crate) clock: Clock,
     pub(crate) seed: u64,
+    pub(crate) half_close: bool,
     pub(crate) held_bytes: AtomicUsize,
     places: Mutex<BTreeMap<String, Arc<Place>>>,
     traffic: Mutex<BTreeMap<Series, Arc<Traffic>>>,
 }
 
 impl FaultProxies {
-    /// None yet. The same `seed` gives the n-th connection of a place the same fate.
+    /// None yet. The same `seed` gives the n-th connection of a place the same fate. With `half_close` a sender that has no
+    /// more to say may still be answered; without, its end closes the connection to the receiver.
     #[must_use]
-    pub fn new(net: Net, clock: Clock, seed: u64) -> Self {
+    pub fn new(net: Net, clock: Clock, seed: u64, half_close: bool) -> Self {
         let (held_bytes, places, traffic) = Default::default();
-        Self(Arc::new(Shared { net, clock, seed, held_bytes, places, traffic }))
+        Self(Arc::new(Shared { net, clock, seed, half_close, held_bytes, places, traffic }))
     }
 
     /// Begins to listen, and tells where. One of the same name is closed first.

@@ -5,14 +5,14 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use seawall_core::fault::{Direction, Ending, Fault, FaultId, Link, link_prng};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::flow::{Flow, Line, finish};
+use super::flow::{Flow, Line, end_half, finish};
 use super::{Opening, Series, Shared, Traffic, lock};
 use crate::net::{Listener, Stream};
 
@@ -116,8 +116,8 @@ impl Place {
         Err(failed)
     }
 
-    async fn serve(self: Arc<Self>, mut client: Stream, number: u64) {
-        let mut upstream = match self.stop.run_until_cancelled(self.dial()).await {
+    async fn serve(self: Arc<Self>, client: Stream, number: u64) {
+        let upstream = match self.stop.run_until_cancelled(self.dial()).await {
             Some(Ok(upstream)) => upstream,
             Some(Err(error)) => {
                 tracing::warn!(proxy = self.name, upstream = self.upstream, %error, "cannot reach the upstream");
@@ -125,27 +125,65 @@ impl Place {
             }
             None => return finish(client, Ending::Close).await,
         };
-        let listed = self.enter(number);
-        let [up, down] = &listed.lines;
-        let mut up = Flow::new(&self.shared, up, &self.traffic[0]);
-        let mut down = Flow::new(&self.shared, down, &self.traffic[1]);
-        let both = poll_fn(|cx| {
-            let forth = up.poll(cx, &mut client, &mut upstream);
-            let back = down.poll(cx, &mut upstream, &mut client);
-            match (forth, back) {
-                (Poll::Ready(one), Poll::Ready(other)) => Poll::Ready(one.max(other)),
-                // One direction has ended in order: the other goes on for as long as it likes.
-                (Poll::Ready(Ending::Half), Poll::Pending) | (Poll::Pending, Poll::Ready(Ending::Half)) => {
-                    Poll::Pending
-                }
-                (Poll::Ready(ending), Poll::Pending) | (Poll::Pending, Poll::Ready(ending)) => Poll::Ready(ending),
-                (Poll::Pending, Poll::Pending) => Poll::Pending,
-            }
-        });
-        let ending = self.stop.run_until_cancelled(both).await.unwrap_or(Ending::Close);
-        finish(client, ending).await;
-        finish(upstream, ending).await;
+        self.carry([client, upstream], &self.enter(number)).await;
     }
+
+    /// Two pipes that know nothing of each other: when one has ended, its receiver's socket is closed, which is the end of
+    /// what comes in to the other; what the other holds still goes its way.
+    async fn carry(&self, [client, upstream]: [Stream; 2], listed: &Listed) {
+        let (mut sockets, lines) = ([Some(client), Some(upstream)], &listed.lines);
+        let mut flows = [0, 1].map(|way| Some(Flow::new(&self.shared, &lines[way], &self.traffic[way])));
+        while flows.iter().any(Option::is_some) {
+            let next = poll_fn(|cx| next_end(cx, &mut flows, &mut sockets));
+            let Some((way, ending)) = self.stop.run_until_cancelled(next).await else { break };
+            flows[way] = None;
+            let receiver = 1 - way;
+            if ending == Ending::Reset {
+                for socket in sockets.iter_mut().filter_map(Option::take) {
+                    finish(socket, ending).await;
+                }
+                break;
+            }
+            if ending == Ending::Half
+                && self.shared.half_close
+                && let Some(to) = &mut sockets[receiver]
+                && end_half(to).await
+            {
+                continue;
+            }
+            if let Some(to) = sockets[receiver].take() {
+                finish(to, Self::or_reset(listed)).await;
+            }
+            lines[receiver].change(|link| link.end(Ending::Half));
+        }
+        for socket in sockets.into_iter().flatten() {
+            finish(socket, Self::or_reset(listed)).await;
+        }
+    }
+
+    fn or_reset(listed: &Listed) -> Ending {
+        if listed.lines.iter().any(|line| line.arms_reset()) { Ending::Reset } else { Ending::Close }
+    }
+}
+
+/// The next direction that ends, by its place: what comes from one socket goes to the other.
+fn next_end(
+    cx: &mut Context<'_>,
+    flows: &mut [Option<Flow<'_>>; 2],
+    [client, upstream]: &mut [Option<Stream>; 2],
+) -> Poll<(usize, Ending)> {
+    let [up, down] = flows;
+    if let (Some(flow), Some(to)) = (up, &mut *upstream)
+        && let Poll::Ready(ending) = flow.poll(cx, client.as_mut(), to)
+    {
+        return Poll::Ready((0, ending));
+    }
+    if let (Some(flow), Some(to)) = (down, client)
+        && let Poll::Ready(ending) = flow.poll(cx, upstream.as_mut(), to)
+    {
+        return Poll::Ready((1, ending));
+    }
+    Poll::Pending
 }
 
 /// Takes a connection off the list, however it ended.
