@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use seawall_control::{BoxFuture, LedgerPort, LedgerRefusal};
 use seawall_core::journal::{Draft, Kind};
-use seawall_core::ledger::census::Salt;
+use seawall_core::ledger::census::{Member, Salt};
 use seawall_core::ledger::{
     Applied, ApplyError, CensusTaker, Class, Counted, Digest, Event, Held, Issuer, Ledger, LedgerKey, Place, Recalled,
     Receipts, RecordRef, RefError, Stamp, Summary,
@@ -71,6 +71,8 @@ pub type WallClock = Arc<dyn Fn() -> Wall + Send + Sync>;
 struct Shared {
     books: Mutex<Books>,
     key: LedgerKey,
+    /// What keys are hashed with.
+    salt: Salt,
     producer: String,
     log: LedgerLog,
     journal: Journal,
@@ -155,11 +157,12 @@ impl Book {
         wall: WallClock,
     ) -> Result<Self, OpenBookError> {
         let ledger = replay(producer, records).map_err(OpenBookError::named(producer))?;
-        let census = CensusTaker::new(Salt::of_secret(&store.secret.0), ledger.next_epoch(), seconds(wall()));
+        let census = CensusTaker::new(ledger.next_epoch(), seconds(wall()));
         let books = Books { ledger, census, issuers: BTreeMap::new(), unnumbered: BTreeMap::new() };
         Ok(Self(Arc::new(Shared {
             books: Mutex::new(books),
             key: LedgerKey::new(store.secret.0),
+            salt: Salt::of_secret(&store.secret.0),
             producer: producer.to_owned(),
             log: store.ledger.clone(),
             journal: store.journal.clone(),
@@ -205,7 +208,10 @@ impl Book {
 
     /// Counts an event and logs it without waiting, in the same order.
     fn note(&self, event: &Event) {
-        let mut books = self.lock();
+        self.note_in(&mut self.lock(), event);
+    }
+
+    fn note_in(&self, books: &mut Books, event: &Event) {
         match books.ledger.apply(event) {
             Ok(Applied::Changed) => {}
             Ok(Applied::Known) => return,
@@ -276,8 +282,8 @@ impl Book {
         left_out.total += 1;
         let event = Event::Unnumbered { stream: stream.to_owned(), epoch, total: left_out.total };
         let is_first = left_out.total == 1;
+        self.note_in(&mut books, &event);
         drop(books);
-        self.note(&event);
         if is_first {
             tracing::error!(stream, epoch, "a write goes on without a number; the ledger's verdict stays unknown");
             let draft = Draft::new(Kind::LedgerUnnumbered, format!("stream:{stream}"));
@@ -392,6 +398,8 @@ impl Keeper {
 
 impl Records for Book {
     fn stamp(&self, stream: &str, key: &str, digest: [u8; 32]) -> Option<String> {
+        // Hashed before the lock is held.
+        let member = Member::of(&self.0.salt, key);
         let mut books = self.lock();
         let issuer = books.issuers.get_mut(stream)?;
         let record = issuer.issue();
@@ -402,7 +410,7 @@ impl Records for Book {
         }
         let epoch = issuer.epoch();
         if let Some(record) = &record {
-            books.census.numbered(stream, record.epoch, record.seq, key);
+            books.census.numbered(stream, record.epoch, record.seq, member);
         }
         drop(books);
         if record.is_none() {
@@ -418,11 +426,9 @@ impl Records for Book {
             return;
         }
         let is_accepted = matches!(fate, Fate::Accepted | Fate::Spooled);
-        let now = self.now_s();
-        self.lock().census.settled(&stream, epoch, seq, is_accepted, now);
         let outcome = |class| Event::Outcome { stream: stream.clone(), epoch, seq, class };
         let moved = |to| Event::Moved { stream: stream.clone(), epoch, seq, to };
-        self.note(&match fate {
+        let event = match fate {
             Fate::Accepted => outcome(Class::Accepted),
             Fate::Refused => outcome(Class::Refused),
             Fate::Indeterminate => outcome(Class::Indeterminate),
@@ -430,7 +436,11 @@ impl Records for Book {
             Fate::Delivered => moved(Place::Delivered),
             Fate::Parked => moved(Place::Parked),
             Fate::Expired => moved(Place::Discarded),
-        });
+        };
+        let now = self.now_s();
+        let mut books = self.lock();
+        books.census.settled(&stream, epoch, seq, is_accepted, now);
+        self.note_in(&mut books, &event);
     }
 }
 
@@ -489,7 +499,7 @@ impl LedgerPort for Book {
     }
 
     fn salt(&self) -> Salt {
-        *self.lock().census.salt()
+        self.0.salt
     }
 
     fn moved(&self, stamp: &str, to: Place) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Event;
-use super::census::{Census, Member, Salt};
+use super::census::{Census, Member};
 use super::periods::{PERIOD_S, Told, period_of};
 
 /// A stream that accepts nothing is told to have done so this often, in seconds.
@@ -13,7 +13,6 @@ const QUIET_S: u64 = 60;
 /// record whose outcome is open, and one census a stream.
 #[derive(Debug)]
 pub struct CensusTaker {
-    salt: Salt,
     life: u64,
     since: u64,
     streams: BTreeMap<String, Taking>,
@@ -37,14 +36,8 @@ struct Taking {
 impl CensusTaker {
     /// Of a life that begins now. `life` is greater than every one before: its first epoch.
     #[must_use]
-    pub const fn new(salt: Salt, life: u64, now: u64) -> Self {
-        Self { salt, life, since: period_of(now), streams: BTreeMap::new() }
-    }
-
-    /// What keys are hashed with.
-    #[must_use]
-    pub const fn salt(&self) -> &Salt {
-        &self.salt
+    pub const fn new(life: u64, now: u64) -> Self {
+        Self { life, since: period_of(now), streams: BTreeMap::new() }
     }
 
     /// Begins with a stream. The event says that this life began: to be durable before anything is accepted.
@@ -56,8 +49,7 @@ impl CensusTaker {
     }
 
     /// A record got a number.
-    pub fn numbered(&mut self, stream: &str, epoch: u64, seq: u64, key: &str) {
-        let member = Member::of(&self.salt, key);
+    pub fn numbered(&mut self, stream: &str, epoch: u64, seq: u64, member: Member) {
         self.taking(stream).open.insert((epoch, seq), member);
     }
 
@@ -153,13 +145,14 @@ impl Taking {
 
 #[cfg(test)]
 mod tests {
+    use super::super::census::Salt;
     use super::*;
     use crate::ledger::{Applied, Ledger};
 
     const SALT: Salt = Salt([1; 32]);
 
     fn taker(life: u64, now: u64, ledger: &mut Ledger) -> CensusTaker {
-        let mut taker = CensusTaker::new(SALT, life, now);
+        let mut taker = CensusTaker::new(life, now);
         tell(ledger, [taker.begin("events")]);
         taker
     }
@@ -168,14 +161,18 @@ mod tests {
         events.into_iter().for_each(|event| assert_eq!(ledger.apply(&event), Ok(Applied::Changed), "{event:?}"));
     }
 
+    fn member(key: &str) -> Member {
+        Member::of(&SALT, key)
+    }
+
     fn accept(taker: &mut CensusTaker, seq: u64, now: u64) {
-        taker.numbered("events", 3, seq, &format!("key {seq}"));
+        taker.numbered("events", 3, seq, member(&format!("key {seq}")));
         taker.settled("events", 3, seq, true, now);
     }
 
     fn census(seqs: impl IntoIterator<Item = u64>) -> Census {
         let mut census = Census::default();
-        seqs.into_iter().for_each(|seq| census.count(&Member::of(&SALT, &format!("\"key {seq}\""))));
+        seqs.into_iter().for_each(|seq| census.count(&member(&format!("\"key {seq}\""))));
         census
     }
 
@@ -184,11 +181,11 @@ mod tests {
         let mut ledger = Ledger::new("node").unwrap();
         let mut taker = taker(3, 1000, &mut ledger);
         (1..=5).for_each(|seq| accept(&mut taker, seq, 1001));
-        taker.numbered("events", 3, 6, "refused");
+        taker.numbered("events", 3, 6, member("refused"));
         taker.settled("events", 3, 6, false, 1002);
         taker.settled("events", 3, 5, true, 1003);
         taker.settled("nobody's", 3, 5, true, 1003);
-        taker.numbered("events", 3, 7, "key 7");
+        taker.numbered("events", 3, 7, member("key 7"));
         assert_eq!(taker.due(1009), []);
         accept(&mut taker, 8, 1012);
         taker.settled("events", 3, 7, true, 1013);
