@@ -13,7 +13,7 @@ pub struct StoreOptions {
     /// The node's name: a data directory belongs to one.
     pub node: String,
     /// Bytes of records that are waiting, leased or parked; beyond it [`crate::EnqueueError::Full`]. The files take up
-    /// to three times as much plus two segments in the worst case, and about as much as this normally.
+    /// to twice as much plus four segments in the worst case, and about as much as this normally.
     pub spool_bytes_max: u64,
     /// Bytes of journal kept; the oldest segments go first.
     pub journal_bytes_max: u64,

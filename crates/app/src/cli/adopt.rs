@@ -16,14 +16,15 @@ use tokio::task::JoinSet;
 
 use super::Ended;
 use super::client::{Client, encode};
+use super::offline::open_as_named;
 use super::read::{Reader, configured_key_file};
-use crate::clock::RealClock;
 use crate::lifecycle::read_seal_keys;
 
 pub(super) const EXAMPLES: &str = "\
 The node that the directory belongs to must not run. Dead letters stay dead letters. In the directory every record is
 marked as given up with the number it has at its new node, so that it is not delivered twice should the old node start
-again. The old node's ledger stays in its directory: read it with `seawall ledger --data DIR`.
+again. A record that is refused stays, with all that stand behind it in its row; the others go on, and the same command
+later takes up what is left. The old node's ledger stays in its directory: read it with `seawall ledger --data DIR`.
 
 Examples:
   seawall spool adopt /mnt/old/seawall-data
@@ -92,21 +93,14 @@ fn told(done: &Done, owner: &str, adopter: &str) -> String {
     format!("{} records of `{owner}` are `{adopter}`'s to deliver now{already}\n", done.adopted)
 }
 
-/// The directory belongs to a node by name: it is opened under the name it has.
 fn open(dir: &Path, quarantine: bool, keys: Option<SealKeys>) -> anyhow::Result<(Opened<RealDisk>, String)> {
     let on_damage = if quarantine { OnDamage::Quarantine } else { OnDamage::Refuse };
-    let attempt = |node: &str| {
+    let options = |node: &str| {
         let seal_keys = keys.clone();
-        let options = StoreOptions { on_damage, seal_keys, spool_bytes_max: u64::MAX, ..StoreOptions::new(dir, node) };
-        Store::open(RealDisk, options, RealClock::new(), || [0; 32])
+        StoreOptions { on_damage, seal_keys, spool_bytes_max: u64::MAX, ..StoreOptions::new(dir, node) }
     };
-    let any = "seawall";
-    let (opened, owner) = match attempt(any) {
-        Err(OpenError::OtherNode { found, .. }) => (attempt(&found), found),
-        opened => (opened, any.to_owned()),
-    };
-    match opened {
-        Ok(opened) => Ok((opened, owner)),
+    match open_as_named(&RealDisk, options) {
+        Ok(found) => Ok(found),
         Err(error @ OpenError::InUse { .. }) => bail!("{error}: its node runs, and delivers its records itself"),
         Err(error @ OpenError::Damaged { .. }) => bail!("{error}; `--quarantine` goes on with what can be saved"),
         Err(error) => match error.hint() {

@@ -2,7 +2,7 @@
 //! changing a byte of it.
 
 use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use seawall_control::LedgerPort as _;
@@ -12,11 +12,10 @@ use seawall_core::journal::chain::Anchor;
 use seawall_core::ledger::Summary;
 use seawall_core::spool::State;
 use seawall_store::disk::LockError;
-use seawall_store::{
-    Clock as _, Disk as _, LookDisk, OnDamage, OpenError, Opened, Query, SealKeys, Store, StoreOptions,
-};
+use seawall_store::{Clock as _, Disk, LookDisk, OnDamage, OpenError, Opened, Query, Store, StoreOptions};
 use serde_json::{Value, json};
 
+use super::Ended;
 use crate::book;
 use crate::clock::RealClock;
 use crate::lifecycle::read_seal_keys;
@@ -45,7 +44,13 @@ async fn read<T>(stopped: &Stopped, look: impl AsyncFnOnce(&Found) -> anyhow::Re
     if !dir.join("META").is_file() {
         bail!("`{}` is not the data directory of a node", dir.display());
     }
-    let seen = match open(dir, keys) {
+    let options = |node: &str| StoreOptions {
+        journal_bytes_max: JOURNAL_BYTES_MAX,
+        on_damage: OnDamage::Quarantine,
+        seal_keys: keys.clone(),
+        ..StoreOptions::new(dir, node)
+    };
+    let seen = match open_as_named(&LookDisk::default(), options) {
         Ok((Opened { store, engine, report, ledger_records }, node)) => {
             if report.is_damaged() {
                 let _ = writeln!(io::stderr(), "seawall: `{}` is damaged: this is what can be saved", dir.display());
@@ -67,18 +72,12 @@ async fn read<T>(stopped: &Stopped, look: impl AsyncFnOnce(&Found) -> anyhow::Re
     }
 }
 
-/// A directory belongs to a node by name: whoever looks from outside takes the name it finds there.
-fn open(dir: &Path, keys: Option<SealKeys>) -> Result<(Opened<LookDisk>, String), OpenError> {
-    let disk = LookDisk::default();
-    let attempt = |node: &str| {
-        let options = StoreOptions {
-            journal_bytes_max: JOURNAL_BYTES_MAX,
-            on_damage: OnDamage::Quarantine,
-            seal_keys: keys.clone(),
-            ..StoreOptions::new(dir, node)
-        };
-        Store::open(disk.clone(), options, RealClock::new(), || [0; 32])
-    };
+/// A directory belongs to a node by name: whoever opens it from outside takes the name it finds there.
+pub(super) fn open_as_named<D: Disk>(
+    disk: &D,
+    options: impl Fn(&str) -> StoreOptions,
+) -> Result<(Opened<D>, String), OpenError> {
+    let attempt = |node: &str| Store::open(disk.clone(), options(node), RealClock::new(), || [0; 32]);
     let any = "seawall";
     match attempt(any) {
         Ok(opened) => Ok((opened, any.into())),
@@ -100,6 +99,23 @@ pub(super) async fn journal(stopped: &Stopped, query: Query) -> anyhow::Result<V
     read(stopped, async |found| {
         let entries = found.store.journal.query(query).await?;
         Ok(json!({ "entries": entries.iter().map(entry_json).collect::<Vec<_>>() }))
+    })
+    .await
+}
+
+/// Every entry that `query` finds, a page at a time.
+pub(super) async fn journal_pages(
+    stopped: &Stopped,
+    mut query: Query,
+    mut tell: impl FnMut(&[Value]) -> anyhow::Result<Ended>,
+) -> anyhow::Result<()> {
+    read(stopped, async |found| {
+        loop {
+            let entries = found.store.journal.query(query.clone()).await?;
+            let Some(last) = entries.last() else { return Ok(()) };
+            query.after = last.seq.0;
+            tell(&entries.iter().map(entry_json).collect::<Vec<_>>())?;
+        }
     })
     .await
 }

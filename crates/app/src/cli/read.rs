@@ -150,9 +150,9 @@ Exit status: 0 all of it; 1 refused; 3 the node cannot be reached.")]
     /// Walk along the chain that ties the entries together, and tell every change
     #[command(after_help = "\
 Every entry carries a keyed tag over the one before it and over its own bytes: what was changed, taken out, put in or
-moved by anybody without the data directory's secret is found. What was done to the very last entries of a stopped node,
-or by taking the oldest ones away as retention does, shows only against a tag kept elsewhere: keep the `head` that is
-printed, renew it now and then, and give it as --anchor another time.
+moved by anybody without the data directory's secret is found. Where retention took the oldest ones away, the journal's own
+`journal_trimmed` vouches for the first that is left. What was done to the very last entries of a stopped node shows only
+against a tag kept elsewhere: keep the `head` that is printed, renew it now and then, and give it as --anchor another time.
 
 Examples:
   seawall journal verify
@@ -272,27 +272,22 @@ async fn export(
     since: Option<Wall>,
     until: Option<Wall>,
 ) -> anyhow::Result<Ended> {
-    let mut after = 0;
-    let client = from.reader.client()?;
+    let tell = |entries: &[Value]| print(&entries.iter().map(|entry| format!("{entry}\n")).collect::<String>());
+    if let Some(stopped) = from.stopped() {
+        let query = Query { kind, since, until, limit: PAGE, ..Query::default() };
+        offline::journal_pages(&stopped, query, tell).await?;
+        return Ok(Ended::Well);
+    }
+    let kind = kind.map(|kind| format!("&kind={kind}")).unwrap_or_default();
+    let time = |name, time: Option<Wall>| time.map(|time| format!("&{name}={}", time.rfc3339())).unwrap_or_default();
+    let (since, until) = (time("since", since), time("until", until));
+    let (client, mut after) = (from.reader.client()?, 0);
     loop {
-        let answer = match from.stopped() {
-            Some(stopped) => {
-                let query = Query { after, kind, since, until, limit: PAGE, ..Query::default() };
-                offline::journal(&stopped, query).await?
-            }
-            None => {
-                let kind = kind.map(|kind| format!("&kind={kind}")).unwrap_or_default();
-                let time = |name, time: Option<Wall>| time.map(|time| format!("&{name}={}", time.rfc3339()));
-                let (since, until) = (time("since", since), time("until", until));
-                let (since, until) = (since.unwrap_or_default(), until.unwrap_or_default());
-                client.get(&format!("/api/journal?limit={PAGE}&after={after}{kind}{since}{until}")).await?
-            }
-        };
+        let answer = client.get(&format!("/api/journal?limit={PAGE}&after={after}{kind}{since}{until}")).await?;
         let entries = answer["entries"].as_array().map(Vec::as_slice).unwrap_or_default();
         let Some(last) = entries.last() else { return Ok(Ended::Well) };
         after = last["seq"].as_u64().unwrap_or(u64::MAX);
-        let lines: String = entries.iter().map(|entry| format!("{entry}\n")).collect();
-        print(&lines)?;
+        tell(entries)?;
     }
 }
 
