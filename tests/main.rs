@@ -7,6 +7,8 @@
 
 mod browser;
 mod cli;
+#[path = "../crates/store/tests/it/conformance.rs"]
+mod conformance;
 mod crash;
 mod demo;
 mod disk;
@@ -14,9 +16,11 @@ mod examples;
 mod house;
 mod input;
 mod ledger;
+mod nats;
 mod nginx;
 mod process;
 mod refused;
+mod replica;
 mod seen;
 mod server;
 mod sick;

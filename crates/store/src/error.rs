@@ -290,3 +290,17 @@ mod tests {
         assert_eq!(error.hint(), Some("the node must be able to write to `store.path`"));
     }
 }
+
+/// Why a record is not known to be safe elsewhere. It is safe here.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotReplicated {
+    /// No replica is kept.
+    #[error("this node keeps no replica: set `store.url`")]
+    None,
+    /// It cannot be written to for now, or at all.
+    #[error("the replica is not written to: {reason}")]
+    Down {
+        /// Why.
+        reason: std::sync::Arc<str>,
+    },
+}

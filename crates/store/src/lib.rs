@@ -26,6 +26,7 @@ pub mod disk;
 mod clock;
 mod embedded;
 mod error;
+mod jetstream;
 mod journal;
 mod ledger;
 mod options;
@@ -35,7 +36,10 @@ mod wrap;
 pub use clock::{Clock, ClockFn};
 pub use disk::{Disk, LookDisk, RealDisk, SimDisk};
 pub use embedded::{Engine, EngineThreads, LogReport, Opened, RecoveryReport};
-pub use error::{EnqueueError, OpenError, StoreError};
+pub use error::{EnqueueError, NotReplicated, OpenError, StoreError};
+pub use jetstream::{
+    Inherited, Password, Replica, ReplicaError, ReplicaOptions, ReplicaState, ReplicaStatus, SPOOL_STREAM, is_new,
+};
 pub use journal::{Journal, QUEUE_ENTRIES_MAX, Query, SUBSCRIBER_LAG_MAX, TAIL_ENTRIES_MAX};
 pub use ledger::LedgerLog;
 pub use options::{OnDamage, StoreOptions};

@@ -33,6 +33,8 @@ pub struct StoreOptions {
     pub on_damage: OnDamage,
     /// Seals the records of the spool at rest; `None` leaves new ones open and cannot read sealed ones.
     pub seal_keys: Option<SealKeys>,
+    /// A new directory begins with this epoch, or the next: above all epochs of the one it follows.
+    pub epoch_min: u64,
     /// Packs records with LZ4 where that makes them shorter. What is packed is read either way.
     pub packs: bool,
 }
@@ -54,6 +56,7 @@ impl StoreOptions {
             remember_max: 500_000,
             on_damage: OnDamage::Refuse,
             seal_keys: None,
+            epoch_min: 1,
             packs: false,
         }
     }

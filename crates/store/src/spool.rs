@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use seawall_core::id::RecordId;
 use seawall_core::spool::index::{Depth, Known, LAST_WORDS_BYTES_MAX, Lease, Parked, REASON_BYTES_MAX, Settled, cut};
+use seawall_core::spool::replica::{Line, Look, Want};
 use seawall_core::spool::wire::DecodeError;
 use seawall_core::spool::{KeyHash, LaneKey, NewRecord, State, Terms};
 use seawall_core::time::Wall;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::embedded::entry::SpoolEntry;
-use crate::error::{EnqueueError, StoreError};
+use crate::error::{EnqueueError, NotReplicated, StoreError};
+use crate::jetstream::shipper::{Ask, ReplicaStatus};
 use crate::wrap::Wrap;
 
 /// Commands that may wait for the engine: a few batches. Beyond it callers wait their turn.
@@ -70,6 +72,18 @@ pub(crate) struct HeldPage {
     pub(crate) records: Vec<(RecordId, State, Option<String>)>,
     /// The segment to ask for next.
     pub(crate) next: Option<u32>,
+}
+
+/// What a letter to a replica says of records, and the entries that say it.
+#[derive(Debug, Default)]
+pub(crate) struct Letter {
+    pub(crate) lines: Vec<Line>,
+    /// Entries of the spool's log, records neither packed nor sealed.
+    pub(crate) entries: Vec<Vec<u8>>,
+    /// Numbers below this were given out.
+    pub(crate) next_id: u64,
+    /// Records that cannot be read here: the stream keeps what it has of them.
+    pub(crate) unreadable: u64,
 }
 
 /// A record of another spool, as it was there.
@@ -431,6 +445,59 @@ impl Spool {
         self.shared.failure.get().cloned()
     }
 
+    /// Returns when the replica has a record that was enqueued here, or what has become of it since.
+    ///
+    /// # Errors
+    /// [`NotReplicated`]; the record is safe here, and goes to the replica when that can be reached.
+    ///
+    /// # Cancel safety
+    /// Safe; the record goes there all the same.
+    pub async fn replicated(&self, id: RecordId) -> Result<(), NotReplicated> {
+        self.ask_replica(Some(id)).await
+    }
+
+    /// Returns when the replica has everything that has changed here up to now.
+    ///
+    /// # Errors
+    /// [`NotReplicated`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn all_replicated(&self) -> Result<(), NotReplicated> {
+        self.ask_replica(None).await
+    }
+
+    async fn ask_replica(&self, id: Option<RecordId>) -> Result<(), NotReplicated> {
+        let Some(replica) = self.shared.replica.get() else { return Err(NotReplicated::None) };
+        let stopped = || NotReplicated::Down { reason: "the node is stopping".into() };
+        let (answer, answered) = oneshot::channel();
+        replica.asks.send(Ask { id, answer }).await.map_err(|_| stopped())?;
+        answered.await.map_err(|_| stopped())?.map_err(|reason| NotReplicated::Down { reason })
+    }
+
+    /// How the replica is; `None` if none is kept.
+    #[must_use]
+    pub fn replica(&self) -> Option<ReplicaStatus> {
+        self.shared.replica.get().map(|replica| replica.status.borrow().clone())
+    }
+
+    pub(crate) fn attach_replica(&self, asks: mpsc::Sender<Ask>, status: watch::Receiver<ReplicaStatus>) {
+        let attached = self.shared.replica.set(ReplicaDoor { asks, status });
+        assert!(attached.is_ok(), "a spool has one replica");
+    }
+
+    pub(crate) fn changes(&self) -> &Changes {
+        &self.shared.changes
+    }
+
+    pub(crate) async fn letter(&self, wants: Vec<Want>, bytes_max: usize) -> Result<Letter, StoreError> {
+        self.ask(|answer| Command::Letter { wants, bytes_max, answer }).await
+    }
+
+    pub(crate) async fn survey(&self, above: RecordId, max: usize) -> Result<Vec<(RecordId, Look)>, StoreError> {
+        self.ask(|answer| Command::Survey { above, max, answer }).await
+    }
+
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
         let stopped = || StoreError::Stopped { reason: self.shared.stop_reason() };
@@ -561,6 +628,18 @@ pub(crate) enum Command {
         key: KeyHash,
         answer: oneshot::Sender<Option<Known>>,
     },
+    /// What a replica is to be told of these, up to so many bytes of it.
+    Letter {
+        wants: Vec<Want>,
+        bytes_max: usize,
+        answer: oneshot::Sender<Letter>,
+    },
+    /// The next records and remembered keys above a number.
+    Survey {
+        above: RecordId,
+        max: usize,
+        answer: oneshot::Sender<Vec<(RecordId, Look)>>,
+    },
     Close {
         answer: oneshot::Sender<()>,
     },
@@ -583,6 +662,8 @@ pub(crate) struct SpoolShared {
     disk_full: AtomicBool,
     depths: Mutex<BTreeMap<String, Depth>>,
     pub(crate) held: HeldLanes,
+    pub(crate) changes: Changes,
+    replica: OnceLock<ReplicaDoor>,
     work: watch::Sender<u64>,
     failure: OnceLock<Arc<str>>,
 }
@@ -603,6 +684,8 @@ impl SpoolShared {
             disk_full: AtomicBool::new(false),
             depths: Mutex::default(),
             held: HeldLanes::default(),
+            changes: Changes::default(),
+            replica: OnceLock::new(),
             work: watch::Sender::new(0),
             failure: OnceLock::new(),
         }
@@ -659,6 +742,59 @@ impl SpoolShared {
     }
 }
 
+/// How a replica is asked.
+#[derive(Debug)]
+struct ReplicaDoor {
+    asks: mpsc::Sender<Ask>,
+    status: watch::Receiver<ReplicaStatus>,
+}
+
+/// Which records have changed, for whoever keeps a replica. Nothing is noted while nobody does.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    is_wanted: AtomicBool,
+    ids: Mutex<Vec<RecordId>>,
+    arrived: Notify,
+}
+
+/// Noted changes beyond which doubles are taken out.
+const CHANGES_MAX: usize = 1 << 20;
+
+impl Changes {
+    /// From now on they are noted.
+    pub(crate) fn begin(&self) {
+        self.is_wanted.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn are_wanted(&self) -> bool {
+        self.is_wanted.load(Ordering::Acquire)
+    }
+
+    /// These have changed, and what they are now is safe here.
+    pub(crate) fn note(&self, changed: &mut Vec<RecordId>) {
+        if changed.is_empty() {
+            return;
+        }
+        let mut ids = lock(&self.ids);
+        ids.append(changed);
+        if ids.len() > CHANGES_MAX {
+            ids.sort_unstable();
+            ids.dedup();
+        }
+        drop(ids);
+        self.arrived.notify_one();
+    }
+
+    pub(crate) fn take(&self) -> Vec<RecordId> {
+        std::mem::take(&mut lock(&self.ids))
+    }
+
+    /// Returns when some have been noted since the last call.
+    pub(crate) async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+}
+
 /// How many live records each lane has, where every thread can ask.
 #[derive(Debug, Default)]
 pub(crate) struct HeldLanes {
@@ -667,6 +803,11 @@ pub(crate) struct HeldLanes {
 }
 
 impl HeldLanes {
+    pub(crate) fn clear(&self) {
+        self.shards.iter().for_each(|shard| lock(shard).clear());
+        self.total.store(0, Ordering::Release);
+    }
+
     fn any(&self) -> bool {
         self.total.load(Ordering::Acquire) > 0
     }

@@ -138,6 +138,11 @@ impl Wrap {
         Self { seals: Vec::new(), packs: false }
     }
 
+    /// True if a record stays as it is.
+    pub(crate) const fn is_plain(&self) -> bool {
+        self.seals.is_empty() && !self.packs
+    }
+
     pub(crate) fn wrap(&self, record: Vec<u8>) -> Vec<u8> {
         let record = if self.packs { packed(record) } else { record };
         match self.seals.first() {

@@ -40,6 +40,7 @@ use self::slab::Slab;
 use self::table::{Table, fold};
 use self::texts::{TextId, Texts, Tries, TriesId};
 use super::record::{FingerprintHalf, KeyHash, LaneKey, Priority};
+use super::replica::{Look, Stage};
 use crate::id::RecordId;
 use crate::time::{Mono, Wall};
 
@@ -479,9 +480,9 @@ impl<P: Footprint> Index<P> {
         }
     }
 
-    /// Forgets keys of settled records that are out of the window or too many. Returns where their bytes were.
-    pub fn forget(&mut self, now: Wall) -> Vec<P> {
-        let mut places = Vec::new();
+    /// Forgets keys of settled records that are out of the window or too many. Returns which, and where their bytes were.
+    pub fn forget(&mut self, now: Wall) -> Vec<(RecordId, P)> {
+        let mut forgotten = Vec::new();
         while let Some((&(at, _), &number)) = self.forget_order.first_key_value() {
             let outdated = now.since(at) > self.config.remember_for;
             if !outdated && self.remembered.len() <= self.config.remember_max {
@@ -490,9 +491,30 @@ impl<P: Footprint> Index<P> {
             self.forgotten_early_total += u64::from(!outdated);
             let remembered = self.forget_one(number);
             self.unclaim(remembered.key, number | OTHER);
-            places.push(remembered.place);
+            forgotten.push((remembered.id, remembered.place));
         }
-        places
+        forgotten
+    }
+
+    /// A page of everything there is, live or remembered, by number: the first `max` above one.
+    #[must_use]
+    pub fn survey(&self, above: RecordId, max: usize) -> Vec<(RecordId, Look)> {
+        let mut ids = self.list_above(above, None, max);
+        ids.extend(self.forget_order.values().map(|&number| self.remembered[number].id).filter(|&id| id > above));
+        ids.sort_unstable();
+        ids.truncate(max);
+        ids.into_iter().filter_map(|id| Some((id, self.look(id)?))).collect()
+    }
+
+    /// A record at a glance.
+    #[must_use]
+    pub fn look(&self, id: RecordId) -> Option<Look> {
+        let stage = match self.state(id)? {
+            State::Waiting | State::Leased => Stage::Waiting,
+            State::Parked => Stage::Parked,
+            State::Delivered | State::Discarded | State::Expired => Stage::Settled,
+        };
+        Some(Look { stage, attempts: self.live(id).map_or(0, |(_, attempts, _)| attempts) })
     }
 
     /// Keys forgotten before their time because there were too many.

@@ -5,11 +5,12 @@
 //! comes back undelivered waits again, what cannot be delivered is parked where people see it, and nothing else leaves.
 //!
 //! Pure decisions: [`index`] holds no payload and touches no file; `store` keeps the bytes and calls it. [`pace`] says how
-//! fast letters go out.
+//! fast letters go out, [`replica`] what a stream elsewhere must know of them.
 
 pub mod index;
 pub mod pace;
 pub mod record;
+pub mod replica;
 pub mod wire;
 
 pub use index::{Depth, Index, Known, Lease, State};

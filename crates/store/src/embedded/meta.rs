@@ -13,6 +13,8 @@ use crate::error::OpenError;
 
 const NAME: &str = "META";
 const TEMPORARY: &str = "META.tmp";
+/// There while a directory takes over what a replica holds of its node.
+pub(crate) const RESTORING: &str = "RESTORING";
 const FIRST_WORD: &str = "seawall-store";
 const VERSION: u32 = 1;
 /// Slots lie in different blocks of the disk.
@@ -31,12 +33,15 @@ pub(crate) fn open<D: Disk>(
     disk: &D,
     dir: &Path,
     node: &str,
+    epoch_min: u64,
     secret: impl FnOnce() -> [u8; 32],
 ) -> Result<Meta, OpenError> {
+    // Odd, as the first slot's epochs are.
+    let epoch_min = epoch_min.max(1) | 1;
     let node: String = node.escape_default().collect();
     match read(disk, dir)? {
         None => {
-            let meta = Meta { node, epoch: 1, secret: secret() };
+            let meta = Meta { node, epoch: epoch_min, secret: secret() };
             begin(disk, dir, &meta)?;
             Ok(meta)
         }
@@ -46,6 +51,16 @@ pub(crate) fn open<D: Disk>(
             Ok(meta)
         }
         Some(meta) => Err(OpenError::OtherNode { dir: dir.into(), found: meta.node, node }),
+    }
+}
+
+/// True if a directory has been opened before.
+pub(crate) fn is_there<D: Disk>(disk: &D, dir: &Path) -> Result<bool, OpenError> {
+    let path = dir.join(NAME);
+    match disk.read(&path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(io_error("read", &path)(error)),
     }
 }
 
@@ -66,7 +81,7 @@ fn read<D: Disk>(disk: &D, dir: &Path) -> Result<Option<Meta>, OpenError> {
 
 /// Names a fresh directory may hold: our lock, a first start that was cut short, and what volumes come with.
 fn may_be_there_before(name: &str) -> bool {
-    name == super::LOCK_NAME || name == TEMPORARY || name == "lost+found" || name.starts_with('.')
+    matches!(name, super::LOCK_NAME | TEMPORARY | RESTORING) || name == "lost+found" || name.starts_with('.')
 }
 
 /// The first time: the whole file, under its name only when it is safe.
@@ -163,14 +178,14 @@ mod tests {
     }
 
     fn open_as(disk: &SimDisk, node: &str) -> Result<Meta, OpenError> {
-        open(disk, dir(), node, || [1; 32])
+        open(disk, dir(), node, 1, || [1; 32])
     }
 
     #[test]
     fn every_opening_is_counted_and_the_secret_is_kept() {
         let disk = disk();
         for epoch in 1..=3 {
-            let meta = open(&disk, dir(), "us-east-1", || [epoch as u8; 32]).unwrap();
+            let meta = open(&disk, dir(), "us-east-1", 1, || [epoch as u8; 32]).unwrap();
             assert_eq!(meta, Meta { node: "us-east-1".into(), epoch, secret: [1; 32] });
         }
         let error = open_as(&disk, "other").unwrap_err();
@@ -224,7 +239,7 @@ mod tests {
         write_whole(&other, &dir().join("holiday.jpg"), b"x").unwrap();
         let error = open_as(&other, "n").unwrap_err();
         assert_eq!(error.to_string(), "`data` holds files but no Seawall store (`holiday.jpg`, for one)");
-        let missing = open(&other, Path::new("nowhere"), "n", || [0; 32]).unwrap_err();
+        let missing = open(&other, Path::new("nowhere"), "n", 1, || [0; 32]).unwrap_err();
         assert_eq!(missing.to_string(), "cannot list `nowhere`");
     }
 }

@@ -3,8 +3,8 @@
 pub(crate) mod entry;
 mod journal;
 mod ledger;
-mod log;
-mod meta;
+pub(crate) mod log;
+pub(crate) mod meta;
 mod segment;
 mod spares;
 mod spool;
@@ -20,7 +20,7 @@ use self::journal::JournalEngine;
 use self::ledger::LedgerEngine;
 use self::log::io_error;
 use self::meta::Meta;
-use self::spool::SpoolEngine;
+use self::spool::{RestoreError, SpoolEngine};
 use crate::clock::Clock;
 use crate::disk::{Disk, LockError};
 use crate::error::OpenError;
@@ -105,6 +105,21 @@ pub struct Engine<D: Disk> {
 pub struct EngineThreads(Vec<JoinHandle<()>>);
 
 impl<D: Disk> Engine<D> {
+    /// Takes in what a replica holds of this node's former directory, in the order it was told. Not yet safe.
+    pub(crate) fn restore(&mut self, next_id: u64, entries: &[&[u8]]) -> Result<(), RestoreError> {
+        self.spool.0.restore(next_id, entries)
+    }
+
+    /// Makes what was restored safe.
+    pub(crate) fn end_restore(&mut self) -> Result<(), RestoreError> {
+        self.spool.0.end_restore()
+    }
+
+    /// The number the next record gets.
+    pub(crate) const fn next_id(&self) -> u64 {
+        self.spool.0.next_id()
+    }
+
     /// Runs each writer on a thread of its own.
     ///
     /// # Errors
@@ -158,7 +173,7 @@ pub(crate) fn open<D: Disk>(
     let dir = &options.dir;
     disk.create_dir_all(dir).map_err(io_error("make folder", dir))?;
     let lock = take_lock(&disk, dir)?;
-    let Meta { epoch, secret, .. } = meta::open(&disk, dir, &options.node, secret)?;
+    let Meta { epoch, secret, .. } = meta::open(&disk, dir, &options.node, options.epoch_min, secret)?;
     let (spool_engine, found) = SpoolEngine::open(disk.clone(), options, secret, Arc::clone(&clock))?;
     let journal_found = JournalEngine::open(disk.clone(), options, secret, clock)?;
     let ledger_found = LedgerEngine::open(disk.clone(), options, secret)?;

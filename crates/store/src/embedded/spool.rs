@@ -20,6 +20,7 @@ use seawall_core::id::RecordId;
 use seawall_core::spool::index::{
     Admission, Footprint, IndexConfig, Lease, NotHere, NotParked, Outcome, Parked, Settled, View,
 };
+use seawall_core::spool::replica::{Form, Line, Look, Stage, Want};
 use seawall_core::spool::wire::DecodeError;
 use seawall_core::spool::{FingerprintHalf, Index, LaneKey, NewRecord, Outline, State};
 use tokio::sync::{mpsc, oneshot};
@@ -33,7 +34,7 @@ use crate::disk::Disk;
 use crate::error::{EnqueueError, OpenError, StoreError};
 use crate::options::{OnDamage, StoreOptions};
 use crate::spool::{
-    Account, Command, Enqueued, Expired, HeldPage, Leased, Leases, RecordDraft, SpoolDepth, SpoolShared,
+    Account, Command, Enqueued, Expired, HeldPage, Leased, Leases, Letter, Orphan, RecordDraft, SpoolDepth, SpoolShared,
 };
 use crate::wrap::{UnwrapError, Wrap};
 
@@ -47,6 +48,15 @@ const REMEMBERED_BYTES: u64 = 96;
 const ENTRY_OVERHEAD_BYTES: u64 = 2048;
 /// Numbers skipped for every damaged segment, more than it can have held: none is ever given twice.
 const IDS_SKIPPED: u64 = 1 << 24;
+
+/// Why what a replica holds could not be taken in.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RestoreError {
+    #[error("an entry cannot be understood: {0}")]
+    Decode(#[from] DecodeError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+}
 
 /// What recovery of the spool found.
 #[derive(Clone, Debug, Default)]
@@ -98,6 +108,8 @@ struct Batch {
     enqueued: Vec<RecordId>,
     entries: Vec<Vec<u8>>,
     answers: Vec<Answer>,
+    /// For whoever keeps a replica.
+    changed: Vec<RecordId>,
     /// Rows that a dead letter leaves: held until that is safe, or what is behind it could overtake it.
     left: Vec<LaneKey>,
     needs_sync: bool,
@@ -137,12 +149,12 @@ impl<D: Disk> SpoolEngine<D> {
             hash_seed: seed_of(salt_key),
         };
         let wrap = Wrap::new(options.seal_keys.as_ref(), &salt_key, options.packs);
-        let mut replay =
-            Replay { index: Index::new(config), next_id: 1, misread: Vec::new(), wrap: &wrap, sealed: None };
+        let mut index = Index::new(config);
+        let mut replay = Replay { index: &mut index, next_id: 1, misread: Vec::new(), wrap: &wrap, sealed: None };
         let (log, log_report) = Log::open(disk, log_options, &mut |place, bytes| replay.entry(place, bytes))?;
         let mut report = SpoolReport { log: log_report, unreadable: 0 };
         replay.check(&log, options.on_damage, &mut report)?;
-        let Replay { index, next_id, .. } = replay;
+        let next_id = replay.next_id;
         let mut shared = SpoolShared::new(options.spool_bytes_max, options.record_bytes_max);
         shared.wrap = wrap;
         let mut engine = Self {
@@ -168,6 +180,10 @@ impl<D: Disk> SpoolEngine<D> {
 
     pub(crate) fn shared(&self) -> Arc<SpoolShared> {
         Arc::clone(&self.shared)
+    }
+
+    pub(crate) const fn next_id(&self) -> u64 {
+        self.next_id
     }
 
     pub(crate) const fn index(&self) -> &Index<Place> {
@@ -279,6 +295,7 @@ impl<D: Disk> SpoolEngine<D> {
             self.shared.held.add(lane);
         }
         self.batch.enqueued.push(id);
+        self.touch(id);
         self.batch.needs_sync = true;
         self.batch.has_work = true;
         Ok(Enqueued { id, already: false })
@@ -319,6 +336,7 @@ impl<D: Disk> SpoolEngine<D> {
                 self.batch.has_work = true;
             }
             self.weigh_settled(place);
+            self.touch(lease.id());
             self.note(&SpoolEntry::Settled { id: lease.id(), settled });
         }
         self.batch.answers.push(Answer::Bool(answer, acked));
@@ -327,6 +345,9 @@ impl<D: Disk> SpoolEngine<D> {
     fn nack(&mut self, lease: &Lease, not_before: Duration, error: &str, answer: oneshot::Sender<bool>) {
         let id = lease.id();
         let waits = self.index.nack(lease, self.clock.mono() + not_before, error);
+        if waits {
+            self.touch(id);
+        }
         if let (true, Some((_, attempts, error))) = (waits, self.index.live(id)) {
             self.batch.has_work = true;
             let entry = SpoolEntry::Failed { id, attempts, error };
@@ -346,6 +367,7 @@ impl<D: Disk> SpoolEngine<D> {
                 self.batch.left.push(lane);
             }
             self.batch.has_work = true;
+            self.touch(id);
             self.note(&SpoolEntry::Parked { id, attempts, parked: kept });
         }
         parked
@@ -360,6 +382,7 @@ impl<D: Disk> SpoolEngine<D> {
             self.shared.held.add(lane);
         }
         self.batch.has_work = true;
+        self.touch(id);
         self.note(&SpoolEntry::Retried { id });
         self.batch.answers.push(Answer::Done(answer));
     }
@@ -374,6 +397,7 @@ impl<D: Disk> SpoolEngine<D> {
                     self.batch.has_work = true;
                 }
                 self.weigh_settled(place);
+                self.touch(id);
                 self.note(&SpoolEntry::Settled { id, settled: Settled { outcome: Outcome::Discarded { reason }, at } });
                 self.batch.answers.push(Answer::Done(answer));
             }
@@ -387,6 +411,7 @@ impl<D: Disk> SpoolEngine<D> {
         let at = self.clock.wall();
         let mut expired = Vec::new();
         for id in self.index.overdue(upstream, at, max) {
+            self.touch(id);
             let (place, attempts, _) = self.index.live(id).expect("it waits");
             let lane = self.index.lane(id);
             match self.read(id, place) {
@@ -409,6 +434,13 @@ impl<D: Disk> SpoolEngine<D> {
             self.batch.has_work = true;
         }
         expired
+    }
+
+    /// A replica is to be told of it, once it is safe here.
+    fn touch(&mut self, id: RecordId) {
+        if self.shared.changes.are_wanted() {
+            self.batch.changed.push(id);
+        }
     }
 
     /// Writes down a fact that holds already: with this batch, or when there is room.
@@ -468,6 +500,10 @@ impl<D: Disk> SpoolEngine<D> {
         let (entries, left) = (std::mem::take(&mut batch.entries), std::mem::take(&mut batch.left));
         if !matches!(done, Err(LogError::Stopped(_))) {
             left.into_iter().for_each(|lane| self.shared.held.remove(lane));
+        }
+        if !matches!(done, Err(LogError::Stopped(_))) {
+            // Before anybody is told: who has an answer and asks the replica must not hear of an older state.
+            self.shared.changes.note(&mut batch.changed);
         }
         match done {
             Ok(()) => {
@@ -531,6 +567,8 @@ impl<D: Disk> SpoolEngine<D> {
             }
             Command::Held { from, answer } => _ = answer.send(self.held(from)),
             Command::Lookup { key, answer } => _ = answer.send(self.index.lookup(key)),
+            Command::Letter { wants, bytes_max, answer } => _ = answer.send(self.letter(&wants, bytes_max)),
+            Command::Survey { above, max, answer } => _ = answer.send(self.index.survey(above, max)),
             _ => unreachable!("not a question"),
         }
     }
@@ -596,6 +634,102 @@ impl<D: Disk> SpoolEngine<D> {
         Ok(page)
     }
 
+    /// What a replica is to be told, of as many as find room.
+    fn letter(&mut self, wants: &[Want], bytes_max: usize) -> Letter {
+        let mut letter = Letter { next_id: self.next_id, ..Letter::default() };
+        let mut bytes = 0;
+        for want in wants {
+            if bytes >= bytes_max {
+                break;
+            }
+            let Ok((line, entries)) = self.line(*want, &mut letter.unreadable) else { break };
+            bytes += entries.iter().map(Vec::len).sum::<usize>();
+            letter.lines.push(line);
+            letter.entries.extend(entries);
+        }
+        letter
+    }
+
+    /// Fails only where no file can be opened for now.
+    fn line(&mut self, want: Want, unreadable: &mut u64) -> Result<(Line, Vec<Vec<u8>>), StoreError> {
+        let id = want.id;
+        let (Some(look), Some(place)) = (self.index.look(id), self.index.place(id)) else {
+            let look = Look { stage: Stage::Settled, attempts: 0 };
+            return Ok((Line { id, form: Form::Gone, look }, Vec::new()));
+        };
+        let whole = if look.stage == Stage::Settled {
+            let read = self
+                .log
+                .read(place)
+                .map_err(|error| StoreError::Read { what: id.to_string(), reason: error.to_string() });
+            read.map(|bytes| moved(&self.index, &self.shared.wrap, place, &bytes).map(|(_, entry)| entry))
+        } else if want.whole {
+            self.account(id).map(|account| {
+                let mut entry = Vec::new();
+                account.and_then(Orphan::of)?.encode(&mut entry);
+                Some(entry)
+            })
+        } else {
+            let entries = self.change(id, look.attempts);
+            return Ok((Line { id, form: Form::Change, look }, entries));
+        };
+        match whole {
+            Ok(Some(entry)) => {
+                let bytes = u32::try_from(entry.len()).expect("a record is below 4 GiB");
+                Ok((Line { id, form: Form::Whole { bytes }, look }, vec![entry]))
+            }
+            Err(error) if self.log.is_out_of_files() => Err(error),
+            Ok(None) | Err(_) => {
+                *unreadable += 1;
+                Ok((Line { id, form: Form::Change, look }, Vec::new()))
+            }
+        }
+    }
+
+    /// What became of a live record since it was written out.
+    fn change(&self, id: RecordId, attempts: u32) -> Vec<Vec<u8>> {
+        let view = self.index.view(id).expect("it is live");
+        match view.parked {
+            Some(parked) => vec![SpoolEntry::Parked { id, attempts, parked }.to_bytes()],
+            None => {
+                let failed = SpoolEntry::Failed { id, attempts, error: &view.last_error };
+                vec![SpoolEntry::Retried { id }.to_bytes(), failed.to_bytes()]
+            }
+        }
+    }
+
+    /// Takes in what a replica holds of this node's former directory, in the order it was told. Not yet safe.
+    pub(crate) fn restore(&mut self, next_id: u64, entries: &[&[u8]]) -> Result<(), RestoreError> {
+        for &bytes in entries {
+            let sealed;
+            let bytes = match SpoolEntry::decode(bytes)? {
+                SpoolEntry::Moved { id, attempts, error, parked, record } => {
+                    let record = self.shared.wrap.wrap(record.to_vec());
+                    sealed = SpoolEntry::Moved { id, attempts, error, parked, record: &record }.to_bytes();
+                    &sealed
+                }
+                _ => bytes,
+            };
+            let place = self.stage_move(bytes)?;
+            let wrap = &self.shared.wrap;
+            let mut replay =
+                Replay { index: &mut self.index, next_id: self.next_id, misread: Vec::new(), wrap, sealed: None };
+            replay.try_entry(place, bytes)?;
+            self.next_id = replay.next_id;
+        }
+        self.next_id = self.next_id.max(next_id);
+        Ok(())
+    }
+
+    /// Makes what was restored safe.
+    pub(crate) fn end_restore(&mut self) -> Result<(), RestoreError> {
+        self.log.write()?;
+        // The numbers given out, too.
+        self.roll()?;
+        self.count_up();
+        Ok(())
+    }
+
     fn read(&mut self, id: RecordId, place: Place) -> Result<NewRecord, StoreError> {
         let failed = |reason: String| StoreError::Read { what: format!("record {id}"), reason };
         let bytes = self.log.read(place).map_err(|error| failed(error.to_string()))?;
@@ -613,8 +747,9 @@ impl<D: Disk> SpoolEngine<D> {
         if self.shared.is_failed() {
             return;
         }
-        for place in self.index.forget(self.clock.wall()) {
+        for (id, place) in self.index.forget(self.clock.wall()) {
             self.lighten(place.segment, settled_bytes(place));
+            self.touch(id);
         }
         self.batch.asked_for_room = false;
         let kept = self.try_maintain();
@@ -722,7 +857,10 @@ impl<D: Disk> SpoolEngine<D> {
 
     /// After recovery: everything that is counted as it goes, counted from what is there.
     fn count_up(&mut self) {
-        for place in self.index.forget(self.clock.wall()) {
+        (self.live_total, self.queued_bytes) = (0, 0);
+        self.live.clear();
+        self.shared.held.clear();
+        for (_, place) in self.index.forget(self.clock.wall()) {
             self.live.entry(place.segment).or_default();
         }
         for (place, is_settled) in self.index.places() {
@@ -882,7 +1020,7 @@ fn without_expiry<'a>(wrap: &Wrap, bytes: &'a [u8]) -> Cow<'a, [u8]> {
 
 /// Builds the index from the log.
 struct Replay<'a> {
-    index: Index<Place>,
+    index: &'a mut Index<Place>,
     next_id: u64,
     misread: Vec<(Place, DecodeError)>,
     wrap: &'a Wrap,
@@ -917,8 +1055,10 @@ impl Replay<'_> {
                 }
                 self.index.set_place(id, place);
                 self.index.replay_failed(id, attempts, error);
-                if let Some(parked) = parked {
-                    self.index.replay_parked(id, parked);
+                match parked {
+                    Some(parked) => _ = self.index.replay_parked(id, parked),
+                    // It says how the record is, whatever was said before: a replica may not have been told the rest.
+                    None => _ = self.index.retry(id),
                 }
             }
             SpoolEntry::Remembered { id, key, fingerprint, settled } => {

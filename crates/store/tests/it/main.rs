@@ -1,8 +1,10 @@
 //! The store as its users see it, on the simulated disk and on the machine's own.
 
+mod conformance;
 mod crash;
 mod damage;
 mod disk_full;
+mod engines;
 mod journal;
 mod ledger;
 mod real;

@@ -46,6 +46,10 @@ fn leased(index: &mut Index<u32>, max: usize, now: Mono) -> Vec<Lease> {
     index.lease("queue", max, now, SECOND)
 }
 
+fn forgotten(index: &mut Index<u32>, now_ms: u64) -> Vec<u64> {
+    index.forget(Wall::from_millis(now_ms)).into_iter().map(|(id, _)| id.0).collect()
+}
+
 fn ids(leases: &[Lease]) -> Vec<u64> {
     leases.iter().map(|lease| lease.id().0).collect()
 }
@@ -299,13 +303,17 @@ fn keys_are_remembered_for_a_while_and_not_too_many() {
     }
     let known = index.lookup(KeyHash::new("key 1")).unwrap();
     assert_eq!((known.id, known.fingerprint, known.state), (RecordId(1), half(1), State::Delivered));
-    assert_eq!(index.forget(Wall::from_millis(5000)), [1, 2], "three are kept");
+    assert_eq!(forgotten(&mut index, 5000), [1, 2], "three are kept");
     assert_eq!(index.forgotten_early_total(), 2);
     assert_eq!(index.lookup(KeyHash::new("key 1")), None);
     assert_eq!(index.view(RecordId(1)), None);
     assert_eq!(index.view(RecordId(3)).unwrap().settled.unwrap().at, Wall::from_millis(2000));
     assert_eq!(index.list(State::Delivered, 2), [RecordId(3), RecordId(4)]);
-    assert_eq!(index.forget(Wall::from_millis(63_500)), [3, 4], "out of the window");
+    index.enqueue(admission(6, "queue", None));
+    let settled = Look { stage: Stage::Settled, attempts: 0 };
+    assert_eq!(index.survey(RecordId(3), 2), [(RecordId(4), settled), (RecordId(5), settled)]);
+    assert_eq!(index.survey(RecordId(5), 9), [(RecordId(6), Look { stage: Stage::Waiting, attempts: 1 })]);
+    assert_eq!(forgotten(&mut index, 63_500), [3, 4], "out of the window");
     assert_eq!((index.forgotten_early_total(), index.remembered_len()), (2, 1));
 }
 

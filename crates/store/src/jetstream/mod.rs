@@ -1,0 +1,265 @@
+//! The replicated engine: what the spool holds, kept a second time in a NATS JetStream, one copy a zone.
+//!
+//! Local first. A record is synced in the node's own directory, and goes from there to the stream; an answer may wait for
+//! the first or for both. The node delivers what it holds whether the stream can be reached or not. The stream is for
+//! the day when the directory is gone: a node that starts with an empty one takes over what its former self left there
+//! ([`Inherited`]), and what a node that is gone for good left there is taken in by another ([`Inherited::fence`]).
+//!
+//! Picture a diary and its carbon copies in three towns. One hand writes, page after page; who wants to take over draws
+//! a line under the last page, and the old hand, should it come back, finds the line and stops.
+//!
+//! Invariants: one writer a node, kept by the number of the last message (no clock decides it); what the stream is told is
+//! safe at home before; nothing is thrown away there that is not settled, or written out again behind it.
+
+mod heritage;
+mod message;
+mod port;
+pub(crate) mod shipper;
+mod stream;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use self::shipper::{ReplicaState, ReplicaStatus};
+pub use self::stream::{Password, ReplicaOptions, SPOOL_STREAM};
+
+use self::heritage::{Heritage, begin, end};
+use self::message::{HEAD_BYTES, Incarnation};
+use self::port::{Stream, StreamError};
+use self::shipper::{Shipper, ShipperParts};
+use self::stream::JetStream;
+use crate::Store;
+use crate::clock::Clock;
+use crate::disk::Disk;
+use crate::embedded::Opened;
+use crate::embedded::meta;
+use crate::error::OpenError;
+use crate::wrap::{SealKeys, Wrap};
+
+/// Bytes of a message that are not its body: our head, and room for the headers.
+const HEAD_ROOM_BYTES: usize = HEAD_BYTES + 512;
+/// Questions that may wait; beyond it callers wait their turn.
+const ASKS_MAX: usize = 4096;
+/// Why a replica could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicaError {
+    /// It passes by itself.
+    #[error("{0}")]
+    Lost(String),
+    /// A person must act.
+    #[error("{0}")]
+    Refused(String),
+    /// A message that cannot be understood.
+    #[error("message {number} of the replica cannot be understood: {reason}")]
+    Message {
+        /// Its number in the stream.
+        number: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The data directory said no.
+    #[error(transparent)]
+    Disk(#[from] OpenError),
+    /// The spool could not take a record in.
+    #[error("cannot write what the replica holds into the data directory: {0}")]
+    Restore(String),
+}
+
+impl From<StreamError> for ReplicaError {
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::Lost(reason) => Self::Lost(reason),
+            StreamError::Refused(reason) => Self::Refused(reason),
+        }
+    }
+}
+
+/// A replica that is being kept. Dropped, nothing more is sent.
+#[derive(Debug)]
+pub struct Replica {
+    status: watch::Receiver<ReplicaStatus>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Replica {
+    /// Begins to keep a replica of a store's spool, on a thread of its own.
+    ///
+    /// # Errors
+    /// If the system has no thread left.
+    pub fn keep(
+        store: &Store,
+        options: ReplicaOptions,
+        seal_keys: Option<&SealKeys>,
+        packs: bool,
+        clock: impl Clock,
+    ) -> std::io::Result<Self> {
+        let wrap = stream_wrap(seal_keys, packs, &options.node);
+        let (shipper, status) = shipper(store, JetStream::new(options), wrap, Arc::new(clock));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let thread = std::thread::Builder::new().name("seawall-replica".into()).spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    () = shipper.run() => {}
+                    _ = stopped => {}
+                }
+            });
+            // A name that is being looked up would hold the end back.
+            runtime.shutdown_background();
+        })?;
+        Ok(Self { status, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// How it is, and changes of that.
+    #[must_use]
+    pub fn status(&self) -> watch::Receiver<ReplicaStatus> {
+        self.status.clone()
+    }
+
+    /// Sends nothing more. What it does not have yet goes there after the next start; to have it all,
+    /// wait for [`crate::Spool::all_replicated`] first.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // It said on its own why it panicked, if it did.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A shipper for a store's spool, whose callers can ask it from now on.
+pub(crate) fn shipper<S: Stream>(
+    store: &Store,
+    stream: S,
+    wrap: Wrap,
+    clock: Arc<dyn Clock>,
+) -> (Shipper<S>, watch::Receiver<ReplicaStatus>) {
+    let (ask, asks) = mpsc::channel(ASKS_MAX);
+    let status = watch::Sender::new(ReplicaStatus::new());
+    let receiver = status.subscribe();
+    store.spool.attach_replica(ask, receiver.clone());
+    let parts = ShipperParts {
+        stream,
+        spool: store.spool.clone(),
+        clock,
+        wrap,
+        incarnation: incarnation(&store.secret.0),
+        epoch: store.epoch,
+        asks,
+        status,
+    };
+    (Shipper::new(parts), receiver)
+}
+
+/// Tells a directory from any other, and tells nothing of its secret.
+fn incarnation(secret: &[u8; 32]) -> Incarnation {
+    let hash = blake3::derive_key("seawall 2026 replica incarnation", secret);
+    std::array::from_fn(|at| hash[at])
+}
+
+/// How records are sealed and packed in the stream: so that any directory with the key file can open them.
+fn stream_wrap(keys: Option<&SealKeys>, packs: bool, node: &str) -> Wrap {
+    Wrap::new(keys, &blake3::derive_key("seawall 2026 replica of a node", node.as_bytes()), packs)
+}
+
+/// True if a directory has never been opened, or only begun to take over what a stream holds.
+///
+/// # Errors
+/// [`OpenError`] if it cannot be looked at.
+pub fn is_new<D: Disk>(disk: &D, dir: &Path) -> Result<bool, OpenError> {
+    let marked = disk.read(&dir.join(meta::RESTORING)).is_ok();
+    Ok(marked || !meta::is_there(disk, dir)?)
+}
+
+/// What the stream holds of a node whose directory is gone.
+#[derive(Debug)]
+pub struct Inherited(Heritage<JetStream>);
+
+impl Inherited {
+    /// Looks what the stream holds of a node.
+    ///
+    /// # Errors
+    /// [`ReplicaError`].
+    pub async fn look(
+        options: ReplicaOptions,
+        seal_keys: Option<&SealKeys>,
+        packs: bool,
+    ) -> Result<Self, ReplicaError> {
+        let wrap = stream_wrap(seal_keys, packs, &options.node);
+        Heritage::of(JetStream::new(options), wrap).await.map(Self)
+    }
+
+    /// True if the stream never had a message of this node.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.last.is_none()
+    }
+
+    /// The highest epoch in which the node wrote: a directory that follows begins above it
+    /// ([`crate::StoreOptions::epoch_min`]), so that the numbers of its account do not come again.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.0.epoch()
+    }
+
+    /// Marks a directory as one that takes over, before it is opened for the first time.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn begin<D: Disk>(&self, disk: &D, dir: &Path) -> Result<(), OpenError> {
+        begin(disk, dir)
+    }
+
+    /// Takes over: writes what the stream holds into the directory just opened, syncs, and only then says in the stream
+    /// whose it is now. Returns how many entries there were.
+    ///
+    /// # Errors
+    /// [`ReplicaError`]; the directory can be opened again and goes on.
+    pub async fn take_over<D: Disk>(self, opened: &mut Opened<D>, disk: &D, dir: &Path) -> Result<u64, ReplicaError> {
+        let restored = self.0.take_over(opened).await?;
+        end(disk, dir)?;
+        Ok(restored)
+    }
+
+    /// Draws a line under what the stream holds: the node it belongs to writes no more, and says why. Drawn before, it
+    /// stays.
+    ///
+    /// # Errors
+    /// [`ReplicaError`].
+    pub async fn fence(&mut self, words: &str) -> Result<(), ReplicaError> {
+        self.0.fence(words).await
+    }
+
+    /// Writes what lies above the line into a directory just opened, and syncs it. Returns how many entries there were.
+    ///
+    /// # Errors
+    /// [`ReplicaError`]; the same can be done again, into a new directory.
+    pub async fn copy_into<D: Disk>(&self, opened: &mut Opened<D>) -> Result<u64, ReplicaError> {
+        self.0.copy_into(opened).await
+    }
+
+    /// All of it is somewhere else now: what lies above the line is thrown away.
+    ///
+    /// # Errors
+    /// [`ReplicaError`].
+    pub async fn clear(self) -> Result<(), ReplicaError> {
+        self.0.clear().await
+    }
+}
+
+#[cfg(test)]
+mod tests;

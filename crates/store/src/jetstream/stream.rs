@@ -1,0 +1,276 @@
+//! One node's messages in JetStream: subject `seawall.spool.NODE` of the stream `SEAWALL_SPOOL`, kept in as many copies
+//! as were asked for.
+//!
+//! Only calls that the stream's leader answers are used: a copy that lags must not tell us what the last message is.
+//! A message is added with `Nats-Expected-Last-Subject-Sequence`, so that a second writer, or a message that was delayed
+//! on its way, is refused; and with `Nats-Msg-Id`, so that one sent twice is kept once.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::error::Error as NatsError;
+use async_nats::jetstream::context::{CreateStreamErrorKind, PublishErrorKind};
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::{Config, DiscardPolicy, LastRawMessageErrorKind, RetentionPolicy, StorageType};
+use async_nats::jetstream::{self, Context, ErrorCode, context::ContextBuilder};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions};
+use bytes::Bytes;
+use tokio::sync::Mutex;
+
+use super::port::{Stream, StreamError};
+
+/// The stream of all nodes' spools.
+pub const SPOOL_STREAM: &str = "SEAWALL_SPOOL";
+const SPOOL_SUBJECTS: &str = "seawall.spool.*";
+
+/// How long a server may take to answer; a change of leaders takes longer, and is met by trying again.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+const CONNECT_WITHIN: Duration = Duration::from_secs(3);
+/// Within this JetStream itself knows a message again by its id.
+const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+
+/// Where the replicated engine is, and how to be let in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaOptions {
+    /// `nats://host:port` or `tls://host:port`, one of each zone.
+    pub servers: Vec<String>,
+    /// Copies of every message, one a server: 1, 3 or 5.
+    pub copies: usize,
+    /// The node whose messages these are.
+    pub node: String,
+    /// User and password.
+    pub login: Option<(String, Password)>,
+    /// Certificates of authorities to trust beside the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// A text that must not be printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Password(
+    /// The text.
+    pub String,
+);
+
+impl std::fmt::Debug for Password {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Password(..)")
+    }
+}
+
+/// The stream. Connects when it is first used, and again after a change of options at the other end.
+#[derive(Debug)]
+pub(crate) struct JetStream {
+    options: ReplicaOptions,
+    subject: String,
+    open: Mutex<Option<Open>>,
+}
+
+/// A connection, and the stream as it was found.
+#[derive(Clone, Debug)]
+pub(crate) struct Open {
+    pub(crate) client: Client,
+    pub(crate) context: Context,
+    stream: jetstream::stream::Stream,
+}
+
+impl JetStream {
+    pub(crate) fn new(options: ReplicaOptions) -> Self {
+        let subject = format!("seawall.spool.{}", options.node);
+        Self { options, subject, open: Mutex::new(None) }
+    }
+
+    /// The connection; made, and the stream looked for or made, if that has not been done.
+    pub(crate) async fn open(&self) -> Result<Open, StreamError> {
+        let mut open = self.open.lock().await;
+        if let Some(open) = open.as_ref()
+            && open.client.connection_state() == State::Connected
+        {
+            return Ok(open.clone());
+        }
+        // What the old one may still hold back must not be sent when it comes to itself.
+        *open = None;
+        let client = connect(&self.options).await?;
+        let context = ContextBuilder::new().timeout(ANSWER_WITHIN).ack_timeout(ANSWER_WITHIN).build(client.clone());
+        let stream = ensure(&context, &self.options).await?;
+        Ok(open.insert(Open { client, context, stream }).clone())
+    }
+}
+
+/// A connection to one of the servers.
+pub(crate) async fn connect(options: &ReplicaOptions) -> Result<Client, StreamError> {
+    let mut wishes = ConnectOptions::new()
+        .name(format!("seawall {}", options.node))
+        .connection_timeout(CONNECT_WITHIN)
+        .request_timeout(Some(ANSWER_WITHIN))
+        .ping_interval(Duration::from_secs(5));
+    if let Some((user, Password(password))) = &options.login {
+        wishes = wishes.user_and_password(user.clone(), password.clone());
+    }
+    if let Some(file) = &options.ca_file {
+        wishes = wishes.add_root_certificates(file.clone());
+    }
+    let servers = options.servers.join(",");
+    wishes.connect(options.servers.clone()).await.map_err(|error| match error.kind() {
+        ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => StreamError::Refused(format!(
+            "the NATS servers {servers} do not let us in: {}; see `store.user` and `store.password_file`",
+            whole(&error)
+        )),
+        ConnectErrorKind::ServerParse => StreamError::Refused(format!("`{servers}`: {}", whole(&error))),
+        _ => StreamError::Lost(format!("no NATS server of {servers} can be reached: {}", whole(&error))),
+    })
+}
+
+/// What the stream must be.
+fn wanted(options: &ReplicaOptions) -> Config {
+    Config {
+        name: SPOOL_STREAM.into(),
+        description: Some("writes that Seawall nodes keep until they are delivered".into()),
+        subjects: vec![SPOOL_SUBJECTS.into()],
+        retention: RetentionPolicy::Limits,
+        storage: StorageType::File,
+        num_replicas: options.copies,
+        // What does not fit is refused: the oldest message may be the only one about a record.
+        discard: DiscardPolicy::New,
+        duplicate_window: DUPLICATE_WINDOW,
+        ..Config::default()
+    }
+}
+
+/// Finds the stream, or makes it, and sees that it is what we need.
+async fn ensure(context: &Context, options: &ReplicaOptions) -> Result<jetstream::stream::Stream, StreamError> {
+    let wanted = wanted(options);
+    let stream = context.get_or_create_stream(wanted.clone()).await.map_err(|error| {
+        let detail = whole(&error);
+        match error.kind() {
+            CreateStreamErrorKind::JetStreamUnavailable => no_jetstream(),
+            CreateStreamErrorKind::JetStream(error) => refusal(&error, options, detail),
+            _ => StreamError::Lost(format!("stream `{SPOOL_STREAM}` cannot be opened: {detail}")),
+        }
+    })?;
+    let found = &stream.cached_info().config;
+    let differs = [
+        (found.subjects != wanted.subjects, format!("its subjects are {}", found.subjects.join(", "))),
+        (found.retention != wanted.retention, "it throws messages away once they were taken".into()),
+        (found.storage != wanted.storage, "it is kept in memory".into()),
+        (found.discard != wanted.discard, "it makes room by throwing away the oldest messages".into()),
+        (found.max_age != Duration::ZERO, format!("it throws messages away after {:?}", found.max_age)),
+        (found.max_messages_per_subject > 0, "it keeps only the newest messages of a subject".into()),
+        (
+            found.num_replicas < options.copies,
+            format!("it is kept in {} copies, and {} were asked for", found.num_replicas, options.copies),
+        ),
+    ];
+    match differs.into_iter().find(|(differs, _)| *differs) {
+        None => Ok(stream),
+        Some((_, how)) => Err(StreamError::Refused(format!(
+            "the stream `{SPOOL_STREAM}` is there and is not what Seawall needs: {how}; change it with `nats stream \
+             edit`, or remove it if it is not Seawall's"
+        ))),
+    }
+}
+
+fn no_jetstream() -> StreamError {
+    StreamError::Refused("the NATS server has no JetStream: start it with `jetstream { store_dir: ... }`".into())
+}
+
+fn refusal(error: &jetstream::Error, options: &ReplicaOptions, detail: String) -> StreamError {
+    match error.error_code() {
+        ErrorCode::JETSTREAM_NOT_ENABLED | ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => no_jetstream(),
+        ErrorCode::STORAGE_RESOURCES_EXCEEDED
+        | ErrorCode::INSUFFICIENT_RESOURCES
+        | ErrorCode::ACCOUNT_RESOURCES_EXCEEDED => StreamError::Refused(format!(
+            "the NATS servers have too little storage for `{SPOOL_STREAM}` ({detail}): raise `max_file_store`, or the \
+                 account's limit"
+        )),
+        ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED => StreamError::Refused(format!(
+            "{} copies need a cluster, and the server is alone: set `store.copies: 1`, or start servers in more zones",
+            options.copies
+        )),
+        ErrorCode::STREAM_SUBJECT_OVERLAP => StreamError::Refused(format!(
+            "another stream takes messages of `{SPOOL_SUBJECTS}`, which are Seawall's: {detail}"
+        )),
+        _ => StreamError::Lost(format!("stream `{SPOOL_STREAM}` cannot be opened: {detail}")),
+    }
+}
+
+/// An error with what caused it.
+pub(crate) fn whole<K>(error: &NatsError<K>) -> String
+where
+    K: Clone + std::fmt::Debug + std::fmt::Display + PartialEq + Send + Sync + 'static,
+{
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let words = cause.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+impl Stream for JetStream {
+    async fn last(&self) -> Result<Option<(u64, Bytes)>, StreamError> {
+        let open = self.open().await?;
+        match open.stream.get_last_raw_message_by_subject(&self.subject).await {
+            Ok(message) => Ok(Some((message.sequence, message.payload))),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(self.lost(whole(&error)).await),
+        }
+    }
+
+    async fn next(&self, from: u64) -> Result<Option<(u64, Bytes)>, StreamError> {
+        let open = self.open().await?;
+        match open.stream.get_first_raw_message_by_subject(&self.subject, from).await {
+            Ok(message) => Ok(Some((message.sequence, message.payload))),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(self.lost(whole(&error)).await),
+        }
+    }
+
+    async fn append(&self, message: Vec<u8>, after: u64, id: &str) -> Result<u64, StreamError> {
+        let open = self.open().await?;
+        let message = PublishMessage::build()
+            .payload(message.into())
+            .message_id(format!("{}-{id}", self.options.node))
+            .expected_stream(SPOOL_STREAM)
+            .expected_last_subject_sequence(after);
+        let sent = async { open.context.send_publish(self.subject.clone(), message).await?.await };
+        match sent.await {
+            // No message is sent twice under one id: what is there already is not this one.
+            Ok(ack) if ack.duplicate => Err(StreamError::Lost(format!("another message has the id of this one: {id}"))),
+            Ok(ack) => Ok(ack.sequence),
+            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => {
+                Err(StreamError::Lost("another message came first".into()))
+            }
+            Err(error) => Err(self.lost(whole(&error)).await),
+        }
+    }
+
+    async fn purge(&self, below: u64) -> Result<(), StreamError> {
+        let open = self.open().await?;
+        let purge = open.stream.purge().filter(self.subject.clone()).sequence(below);
+        match purge.await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.lost(whole(&error)).await),
+        }
+    }
+
+    fn message_bytes_max(&self) -> usize {
+        // Not connected: nothing is sent before that is known.
+        let open = self.open.try_lock().ok();
+        let open = open.as_deref().and_then(Option::as_ref);
+        open.map_or(64 << 10, |open| open.client.server_info().max_payload)
+    }
+}
+
+impl JetStream {
+    /// No answer, or none that helps: the next call goes to whichever server answers first then. One that hangs keeps
+    /// its connections open.
+    async fn lost(&self, reason: String) -> StreamError {
+        *self.open.lock().await = None;
+        StreamError::Lost(reason)
+    }
+}
