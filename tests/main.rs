@@ -29,3 +29,4 @@ mod spool;
 mod stop;
 mod toxics;
 mod toxiproxy;
+mod zones;

@@ -1,6 +1,8 @@
-//! NATS servers with JetStream, as a test needs them: one, or a cluster of three that can be killed, stopped and wiped.
+//! NATS servers with JetStream, as a test needs them: one, or a cluster of three that can be killed, stopped, wiped and,
+//! in network namespaces of their own, cut off.
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -20,6 +22,8 @@ fn program() -> PathBuf {
 /// How a server syncs what it writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sync {
+    /// It has no JetStream at all.
+    Never,
     /// Before it answers.
     Always,
     /// Every two minutes: its default.
@@ -29,8 +33,10 @@ pub enum Sync {
 /// One server.
 pub struct Server {
     pub name: String,
-    pub port: u16,
-    pub monitor: u16,
+    pub address: SocketAddr,
+    pub monitor: SocketAddr,
+    /// Its network namespace, if it has one.
+    namespace: Option<String>,
     dir: PathBuf,
     config: PathBuf,
     process: Option<Process>,
@@ -38,7 +44,14 @@ pub struct Server {
 
 impl Server {
     fn start(&mut self) {
-        let mut command = Command::new(program());
+        let mut command = match &self.namespace {
+            Some(namespace) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace]).arg(program());
+                command
+            }
+            None => Command::new(program()),
+        };
         self.process = Some(Process::start(command.arg("-c").arg(&self.config)));
     }
 
@@ -48,7 +61,7 @@ impl Server {
 
     /// What its monitoring port says; `None` if nobody is there.
     pub fn ask(&self, target: &str) -> Option<Answer> {
-        let mut client = Client::connect(local(self.monitor)).ok()?;
+        let mut client = Client::connect(self.monitor).ok()?;
         // One that is stopped answers nobody.
         client.stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
         client.try_ask(&format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n"))
@@ -73,16 +86,85 @@ impl Server {
         self.process.as_ref().expect("it runs").signal(signal);
     }
 
+    /// Drops every packet of its namespace, in both directions.
+    pub fn cut(&self) {
+        let rules = "table inet cut { chain i { type filter hook input priority 0; policy drop; }; \
+                     chain o { type filter hook output priority 0; policy drop; }; }";
+        self.nft(&["add", rules]);
+    }
+
+    pub fn mend(&self) {
+        self.nft(&["delete", "table", "inet", "cut"]);
+    }
+
+    fn nft(&self, arguments: &[&str]) {
+        let namespace = self.namespace.as_deref().expect("it has a namespace");
+        must(Command::new("ip").args(["netns", "exec", namespace, "nft"]).args(arguments));
+    }
+
     /// Forgets everything it had written.
     pub fn wipe(&self) {
         std::fs::remove_dir_all(&self.dir).expect("its folder");
     }
 }
 
+fn must(command: &mut Command) {
+    let output = command.output().expect("it can be started");
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Network namespaces on one bridge, taken down again in the end.
+struct Network {
+    bridge: String,
+    namespaces: Vec<String>,
+    /// `10.x.y`, of this network alone.
+    prefix: String,
+}
+
+impl Network {
+    /// `None`, and says so, where the machine refuses.
+    fn new(count: usize) -> Option<Self> {
+        let id = port();
+        let prefix = format!("10.{}.{}", 64 + id / 256 % 64, id % 256);
+        let mut network = Self { bridge: format!("sw{id}"), namespaces: Vec::new(), prefix };
+        let bridge = network.bridge.clone();
+        let made = Command::new("ip").args(["link", "add", &bridge, "type", "bridge"]).output();
+        if !made.as_ref().is_ok_and(|made| made.status.success()) {
+            eprintln!("NOT TESTED: this machine makes no network namespaces: {made:?}");
+            return None;
+        }
+        let ip = |words: &str| must(Command::new("ip").args(words.split(' ')));
+        ip(&format!("addr add {}.254/24 dev {bridge}", network.prefix));
+        ip(&format!("link set {bridge} up"));
+        for n in 1..=count {
+            let (namespace, outside) = (format!("{bridge}n{n}"), format!("{bridge}v{n}"));
+            ip(&format!("netns add {namespace}"));
+            network.namespaces.push(namespace.clone());
+            ip(&format!("link add {outside} type veth peer name eth0 netns {namespace}"));
+            ip(&format!("link set {outside} master {bridge} up"));
+            ip(&format!("-n {namespace} addr add {}.{n}/24 dev eth0", network.prefix));
+            ip(&format!("-n {namespace} link set eth0 up"));
+            ip(&format!("-n {namespace} link set lo up"));
+        }
+        Some(network)
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        for namespace in &self.namespaces {
+            let _ = Command::new("ip").args(["netns", "del", namespace]).status();
+        }
+        let _ = Command::new("ip").args(["link", "del", &self.bridge]).status();
+    }
+}
+
 /// Servers that know each other.
 pub struct Cluster {
-    _dir: tempfile::TempDir,
     pub servers: Vec<Server>,
+    _dir: tempfile::TempDir,
+    /// Goes last: who runs in it ends first.
+    network: Option<Network>,
 }
 
 impl Cluster {
@@ -91,28 +173,50 @@ impl Cluster {
         Self::with(count, sync, "")
     }
 
+    /// Each server in a network namespace of its own, where the machine has them.
+    pub fn apart(count: usize) -> Self {
+        Self::on(count, Sync::Always, "", Network::new(count))
+    }
+
+    /// One server that has no JetStream.
+    pub fn bare() -> Self {
+        Self::with(1, Sync::Never, "")
+    }
+
     /// With more in the configuration of each.
     pub fn with(count: usize, sync: Sync, more: &str) -> Self {
+        Self::on(count, sync, more, None)
+    }
+
+    fn on(count: usize, sync: Sync, more: &str, network: Option<Network>) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
-        let routes: Vec<u16> = (0..count).map(|_| port()).collect();
+        let at = |n: usize| match &network {
+            Some(network) => {
+                SocketAddr::new(format!("{}.{}", network.prefix, n + 1).parse().expect("an address"), port())
+            }
+            None => local(port()),
+        };
+        let routes: Vec<SocketAddr> = (0..count).map(at).collect();
         let servers = (0..count).map(|n| {
             let name = format!("zone-{}", n + 1);
-            let (port, monitor, home) = (port(), port(), dir.path().join(&name));
-            let mut text = format!(
-                "server_name: {name}\nlisten: 127.0.0.1:{port}\nhttp: 127.0.0.1:{monitor}\n\
-                 jetstream {{ store_dir: {home:?}, max_file_store: 4GB, max_memory_store: 64MB{} }}\n{more}\n",
-                if sync == Sync::Always { ", sync_interval: always" } else { "" }
-            );
+            let (address, monitor, home) = (at(n), at(n), dir.path().join(&name));
+            let mut text = format!("server_name: {name}\nlisten: \"{address}\"\nhttp: \"{monitor}\"\n{more}\n");
+            let always = if sync == Sync::Always { ", sync_interval: always" } else { "" };
+            if sync != Sync::Never {
+                let sizes = "max_file_store: 4GB, max_memory_store: 64MB";
+                let _ = writeln!(text, "jetstream {{ store_dir: {home:?}, {sizes}{always} }}");
+            }
             if count > 1 {
-                let all: Vec<String> = routes.iter().map(|port| format!("nats://127.0.0.1:{port}")).collect();
+                let all: Vec<String> = routes.iter().map(|address| format!("\"nats://{address}\"")).collect();
                 let (here, all) = (routes[n], all.join(", "));
-                let _ = writeln!(text, "cluster {{ name: zones, listen: 127.0.0.1:{here}, routes: [{all}] }}");
+                let _ = writeln!(text, "cluster {{ name: zones, listen: \"{here}\", routes: [{all}] }}");
             }
             let config = dir.path().join(format!("{name}.conf"));
             std::fs::write(&config, text).expect("a file");
-            Server { name, port, monitor, dir: home, config, process: None }
+            let namespace = network.as_ref().map(|network| network.namespaces[n].clone());
+            Server { name, address, monitor, namespace, dir: home, config, process: None }
         });
-        let mut cluster = Self { servers: servers.collect(), _dir: dir };
+        let mut cluster = Self { servers: servers.collect(), _dir: dir, network };
         cluster.servers.iter_mut().for_each(Server::start);
         cluster.await_health();
         cluster
@@ -120,7 +224,24 @@ impl Cluster {
 
     /// The servers, as a configuration lists them.
     pub fn urls(&self) -> Vec<String> {
-        self.servers.iter().map(|server| format!("nats://127.0.0.1:{}", server.port)).collect()
+        self.servers.iter().map(|server| format!("nats://{}", server.address)).collect()
+    }
+
+    /// True if servers can be cut off.
+    pub fn is_apart(&self) -> bool {
+        self.network.is_some()
+    }
+
+    /// `store` of a node that keeps its replica here.
+    pub fn store(&self) -> String {
+        let monitors: Vec<String> =
+            self.servers.iter().map(|server| format!("\"http://{}\"", server.monitor)).collect();
+        format!(
+            "store: {{ path: ./data, url: \"{}\", copies: {}, monitor: [{}] }}\n",
+            self.urls().join(","),
+            self.servers.len(),
+            monitors.join(", ")
+        )
     }
 
     pub fn restart(&mut self, n: usize) {

@@ -1,13 +1,17 @@
 //! The replicated engine against real NATS servers.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use seawall_store::{Inherited, Opened, RealDisk, Replica, ReplicaOptions, Spool, Store, StoreOptions, is_new};
 
 use crate::conformance::{SceneClock, options, plays};
-use crate::house::PATIENCE;
+use crate::house::{Answer, Node, PATIENCE, Place, wait_until};
 use crate::nats::{Cluster, Sync};
+use crate::server::{Seen, Server, ok};
 
 fn replica(cluster: &Cluster, node: &str) -> ReplicaOptions {
     let copies = cluster.servers.len();
@@ -54,7 +58,8 @@ fn conforms(cluster: &Cluster, dir: &Path) {
                 let replica = replica(cluster, &node);
                 let opened = open(options(&dir, &node), &replica, &clock, act as u8 + 1).await;
                 let threads = opened.engine.spawn_threads().expect("threads");
-                let kept = Replica::keep(&opened.store, replica, None, false, clock.clone()).expect("a thread");
+                let kept = Replica::keep(&opened.store, replica, None, false, &BTreeMap::new(), clock.clone())
+                    .expect("a thread");
                 scene(&opened.store.spool, &clock).await;
                 settle(&opened.store.spool).await;
                 kept.stop();
@@ -70,4 +75,182 @@ fn the_replicated_engine_conforms() {
     let cluster = Cluster::start(3, Sync::Always);
     let dir = tempfile::tempdir().expect("a folder");
     conforms(&cluster, dir.path());
+}
+
+/// A node whose writes all wait: its upstream is sick.
+fn config(name: &str, upstream: &Server, durability: &str, store: &str) -> String {
+    format!(
+        "node: {name}\nlisteners: [{{ address: \"127.0.0.1:0\", routes: [{{ name: events, upstream: queue, policy: writes }}] }}]\n\
+         upstreams: {{ queue: {{ url: \"http://{}\" }} }}\n\
+         policies: {{ writes: {{ timeout: 8s, retry: off, fallback: spool, order_by: \"header:Shipment-Id\", \
+         breaker: {{ calls_min: 2, window: 4 calls, open_for: 20ms, open_for_max: 20ms }}, \
+         delivery: {{ attempts: 1000000, durability: {durability} }} }} }}\n{store}",
+        upstream.address
+    )
+}
+
+fn write(node: &Node, key: &str, shipment: &str) -> Answer {
+    node.post("/events", &format!("Idempotency-Key: \"{key}\"\r\nShipment-Id: {shipment}\r\n"), key)
+}
+
+fn kinds(node: &Node) -> Vec<String> {
+    let entries = node.api("/api/journal?limit=1000")["entries"].clone();
+    entries.as_array().unwrap().iter().map(|entry| entry["kind"].as_str().unwrap().to_owned()).collect()
+}
+
+fn bodies(server: &Server) -> Vec<String> {
+    server.seen().iter().map(Seen::text).collect()
+}
+
+#[test]
+fn a_node_that_lost_its_disk_goes_on_where_it_was() {
+    let cluster = Cluster::start(3, Sync::Always);
+    let (is_well, server) = Server::moody();
+    let place = Place::new(&config("a", &server, "replicated", &cluster.store()));
+    let node = place.node();
+    for n in 0..40 {
+        let answer = write(&node, &format!("k{n}"), &format!("s{}", n % 3));
+        assert_eq!((answer.status, answer.must("seawall-durability").as_str()), (202, "replicated"), "{}", answer.body);
+    }
+    node.kill();
+    std::fs::remove_dir_all(place.data()).unwrap();
+    let node = place.node();
+    assert!(kinds(&node).contains(&"replica_taken_over".to_owned()));
+    assert_eq!(node.spooled(), 40);
+    // A key from before the loss is known.
+    let again = write(&node, "k0", "s0");
+    assert_eq!((again.status, again.must("idempotency-replayed").as_str()), (202, "true"));
+    assert_eq!(node.post("/events", "Idempotency-Key: \"k0\"\r\nShipment-Id: s0\r\n", "other").status, 422);
+    let before = server.count();
+    is_well.store(true, Relaxed);
+    wait_until("all is delivered", || node.spooled() == 0);
+    let delivered = bodies(&server).split_off(before);
+    for shipment in 0..3 {
+        let row: Vec<usize> =
+            delivered.iter().map(|key| key[1..].parse().unwrap()).filter(|n| n % 3 == shipment).collect();
+        let mut taken = row.clone();
+        taken.retain(|n| n % 3 == shipment);
+        assert!(row.is_sorted(), "in order: {row:?}");
+    }
+    assert!(delivered.len() >= 40, "{delivered:?}");
+    // Stopped in good order, started again: nothing is left, and it is the same node.
+    assert!(node.stop().success());
+    let node = place.node();
+    wait_until("the replica is current", || kinds(&node).contains(&"replica_current".to_owned()));
+    assert_eq!((node.spooled(), node.status()["replica"]["behind"].as_u64()), (0, Some(0)));
+}
+
+#[test]
+fn another_node_delivers_what_one_that_is_gone_left_in_the_replica() {
+    let cluster = Cluster::start(3, Sync::Always);
+    let (_, sick) = Server::moody();
+    let well = Server::start(|_| ok("taken"));
+    let gone = Place::new(&config("gone", &sick, "replicated", &cluster.store()));
+    let node = gone.node();
+    for n in 0..30 {
+        assert_eq!(write(&node, &format!("k{n}"), "row").status, 202);
+    }
+    let heir = Place::new(&config("heir", &well, "local", &cluster.store()));
+    let other = heir.node();
+    let admin = format!("http://{}", other.admin);
+    let adopt = |who: &str| heir.seawall(&["spool", "adopt", "--admin", &admin, "--replica", who]);
+    let said = adopt("gone");
+    assert!(said.code == 1 && said.err.contains("`gone` is there, and delivers its records itself"), "{said:?}");
+    let said = adopt("nobody");
+    assert!(said.code == 1 && said.err.contains("never heard of a node `nobody`"), "{said:?}");
+    let said = adopt("heir");
+    assert!(said.code == 1 && said.err.contains("`heir` runs"), "{said:?}");
+    node.kill();
+    let said = adopt("gone");
+    assert!(said.code == 0 && said.out.contains("30 records of `gone` are `heir`'s"), "{said:?}");
+    wait_until("all is delivered", || other.spooled() == 0);
+    assert_eq!(bodies(&well), (0..30).map(|n| format!("k{n}")).collect::<Vec<_>>());
+    // It comes back with its disk: its records are another's, and it does not start.
+    let said = gone.refused(&["run"]);
+    assert!(said.code == 1 && said.err.contains("records are another's to deliver: adopted by heir"), "{said:?}");
+    // With an empty directory it begins anew.
+    std::fs::remove_dir_all(gone.data()).unwrap();
+    let node = gone.node();
+    assert_eq!(node.spooled(), 0);
+    assert_eq!(write(&node, "new", "row").must("seawall-durability"), "replicated");
+    // Stopped for longer than others believe in it: what was taken in meanwhile it delivers no more, and ends.
+    node.process.signal(Signal::STOP);
+    let said = adopt("gone");
+    assert!(said.code == 0 && said.out.contains("1 records of `gone`"), "{said:?}");
+    node.process.signal(Signal::CONT);
+    let mut node = node;
+    assert_eq!(crate::process::code(node.process.wait()), 1);
+    let lines = node.process.lines().join("\n");
+    assert!(lines.contains("records are another's to deliver"), "{lines}");
+}
+
+#[test]
+fn without_its_replica_a_route_says_so_or_refuses() {
+    let mut cluster = Cluster::start(1, Sync::Always);
+    let (_, sick) = Server::moody();
+    let strict = Place::new(&config("strict", &sick, "replicated", &cluster.store()));
+    let easy = Place::new(&config("easy", &sick, "replicated_or_local, replicated_within: 1s", &cluster.store()));
+    let (strict, easy) = (strict.node(), easy.node());
+    for node in [&strict, &easy] {
+        assert_eq!(write(node, "a", "row").must("seawall-durability"), "replicated");
+    }
+    cluster.servers[0].kill();
+    wait_until("it is missed", || write(&easy, "b", "row").must("seawall-durability").starts_with("local; reason="));
+    let refused = crate::house::wait_for("it is refused before anything is kept", || {
+        let answer = write(&strict, &format!("c{}", strict.spooled()), "row");
+        assert_eq!(answer.status, 503, "{}", answer.body);
+        answer.body.contains("nothing was kept").then_some(answer)
+    });
+    refused.is_ours(503, "destination_unavailable");
+    assert!(kinds(&strict).contains(&"replica_down".to_owned()));
+    let metrics = easy.admin_get("/metrics").body;
+    assert!(metrics.contains("seawall_replica_state{state=\"down\"} 1"), "{metrics}");
+    cluster.restart(0);
+    cluster.await_health();
+    wait_until("it is back", || easy.status()["replica"]["state"] == "current");
+    wait_until("it has it all", || easy.status()["replica"]["behind"] == 0);
+    assert_eq!(write(&easy, "b", "row").must("seawall-durability").split(';').next(), Some("local"), "as it was told");
+    assert_eq!(write(&easy, "d", "row").must("seawall-durability"), "replicated");
+}
+
+#[test]
+fn servers_that_cannot_be_trusted_are_refused_and_told_why() {
+    let lazy = Cluster::start(1, Sync::Lazily);
+    let (_, sick) = Server::moody();
+    let place = Place::new(&config("a", &sick, "replicated", &lazy.store()));
+    let said = place.seawall(&["check"]);
+    assert_eq!(said.code, 1, "{said:?}");
+    let told = "must not be trusted: it syncs every 120s, and answers before that";
+    assert!(
+        said.out.contains(told) && said.out.contains("sync_interval: always") && said.out.contains("seawall.yaml:"),
+        "{said:?}"
+    );
+    let said = place.refused(&["run"]);
+    assert!(said.code == 1 && said.err.contains(told), "{said:?}");
+    let accepting = lazy.store().replace("copies:", "accept_unsynced: true, copies:");
+    place.configure(&config("a", &sick, "replicated", &accepting));
+    let said = place.seawall(&["check"]);
+    assert!(said.code == 0 && said.out.contains(told), "{said:?}");
+    let node = place.node();
+    assert_eq!(write(&node, "k", "row").must("seawall-durability"), "replicated");
+    drop(node);
+
+    // Three copies on a server that is alone; a stream of our name that throws records away; no JetStream; nobody.
+    let three = lazy.store().replace("copies: 1", "accept_unsynced: true, copies: 3");
+    let refused = |store: &str| {
+        let place = Place::new(&config("b", &sick, "replicated", store));
+        let said = place.refused(&["run"]);
+        assert_eq!(said.code, 1, "{said:?}");
+        said.err
+    };
+    let said = refused(&three);
+    assert!(said.contains("it is kept in 1 copies, and 3 were asked for"), "{said}");
+    let plain = Cluster::start(1, Sync::Always);
+    let said = refused(&plain.store().replace("copies: 1", "accept_unsynced: true, copies: 3"));
+    assert!(said.contains("3 copies need a cluster"), "{said}");
+    let bare = Cluster::bare();
+    let said = Place::new(&config("a", &sick, "replicated", &bare.store())).seawall(&["check"]);
+    assert!(said.code == 1 && said.out.contains("it has no JetStream"), "{said:?}");
+    let said = refused(&plain.store().replace("path:", "spool_max: 3GiB, path:"));
+    assert!(said.contains("it has storage for") && said.contains("lower `store.spool_max`"), "{said}");
 }

@@ -29,6 +29,7 @@ use tokio_util::task::TaskTracker;
 use crate::book::Book;
 use crate::clock::RealClock;
 use crate::config::{AdminConfig, AppConfig, StoreConfig};
+use crate::replica::{self, OpenedHere};
 
 /// Calls to the admin API may end for this long after the data path has stopped.
 const ADMIN_GRACE: Duration = Duration::from_secs(2);
@@ -63,9 +64,17 @@ async fn live(config: AppConfig) -> anyhow::Result<ExitCode> {
     // Before anything is written: a start that fails here leaves nothing behind.
     let admin_listener = listen_admin(&config.admin).await?;
     Gateway::could_listen(&config.policy).map_err(hinted(|error: &seawall_gateway::StartError| error.hint()))?;
-    let Opened { store, engine, report, ledger_records } = open_store(&config, &clock)?;
+    let OpenedHere { opened, taken_over } = replica::open(&config, &clock).await?;
+    let Opened { store, engine, report, ledger_records } = opened;
     let threads = engine.spawn_threads().context("cannot start the store's threads")?;
     let cause = begin_journal(&store, &config, &report);
+    if let Some(entries) = taken_over {
+        let draft = Draft::new(Kind::ReplicaTakenOver, "replica").because(Some(cause));
+        store
+            .journal
+            .record(draft.with("entries", entries).with("waiting", report.waiting).with("parked", report.parked));
+    }
+    let kept = replica::keep(&config, &store, &clock)?;
     let policy = Arc::new(config.policy);
     let streams = policy.routes.iter().filter(|route| route.spools()).map(|route| route.name.clone());
     let wall = clock.clone();
@@ -73,6 +82,9 @@ async fn live(config: AppConfig) -> anyhow::Result<ExitCode> {
     let (book, keeper) = Book::open(&store, &ledger_records, &policy.node, streams, wall).await?;
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     tasks.spawn(keeper.run(stop.clone()));
+    if let Some(kept) = &kept {
+        tasks.spawn(replica::tell(kept.status(), store.journal.clone(), cause, stop.clone()));
+    }
     let admin_address = admin_listener.local_addr().unwrap_or(config.admin.address);
     let gateway = Gateway::start(
         Parts {
@@ -120,6 +132,7 @@ async fn live(config: AppConfig) -> anyhow::Result<ExitCode> {
     stop.cancel();
     tasks.close();
     tasks.wait().await;
+    replica::stop(kept, &store).await;
     book.close().await;
     let stopped = Draft::new(Kind::NodeStopped, "node").because(Some(drain)).with("cut_off", cut_off);
     store.journal.record(stopped);
@@ -159,8 +172,8 @@ impl Signals {
     }
 }
 
-/// Opens a data directory with the limits of its configuration.
-pub(crate) fn open_store(config: &AppConfig, clock: &RealClock) -> anyhow::Result<Opened<RealDisk>> {
+/// Opens a data directory with the limits of its configuration; a new one begins with this epoch.
+pub(crate) fn open_store(config: &AppConfig, clock: &RealClock, epoch_min: u64) -> anyhow::Result<Opened<RealDisk>> {
     let StoreConfig {
         path,
         spool_bytes_max,
@@ -170,6 +183,7 @@ pub(crate) fn open_store(config: &AppConfig, clock: &RealClock) -> anyhow::Resul
         key_file,
         packs,
         on_damage,
+        replica: _,
     } = config.store.clone();
     let seal_keys = key_file.as_deref().map(read_seal_keys).transpose()?;
     let options = StoreOptions {
@@ -180,6 +194,7 @@ pub(crate) fn open_store(config: &AppConfig, clock: &RealClock) -> anyhow::Resul
         on_damage,
         seal_keys,
         packs,
+        epoch_min,
         ..StoreOptions::new(path, config.policy.node.clone())
     };
     let secret: [u8; 32] = entropy()?;

@@ -42,6 +42,12 @@ pub fn begin(format: Format, level: Level) {
         Level::Trace => LevelFilter::TRACE,
     };
     let filter = EnvFilter::builder().with_default_directive(level.into()).with_env_var("SEAWALL_LOG").from_env_lossy();
+    // Every connection is news to it; what becomes of the replica we tell ourselves.
+    let is_asked_for = std::env::var("SEAWALL_LOG").is_ok_and(|text| text.contains("async_nats"));
+    let filter = match "async_nats=error".parse() {
+        Ok(directive) if level <= LevelFilter::INFO && !is_asked_for => filter.add_directive(directive),
+        _ => filter,
+    };
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     // A log whose reader has gone away must not take the node with it.

@@ -45,6 +45,7 @@ pub fn render(parts: &AdminParts) -> String {
     upstreams(&mut text, &snapshot);
     limits(&mut text, &snapshot);
     spool(&mut text, parts);
+    replica(&mut text, parts);
     journal(&mut text, parts);
     ledger(&mut text, &parts.ledger.summary());
     text.0
@@ -273,6 +274,31 @@ fn limits(text: &mut Text, snapshot: &NodeSnapshot) {
     for limit in &snapshot.limits {
         text.sample("seawall_limit_reached_total", &[("limit", limit.name)], limit.reached_total);
     }
+}
+
+/// The copy of the spool in the replicated engine, where one is kept.
+fn replica(text: &mut Text, parts: &AdminParts) {
+    let Some(status) = parts.spool.replica() else { return };
+    text.family("seawall_replica_state", "gauge", "1 for the state the replica is in.");
+    for state in ["comparing", "current", "down", "refused"] {
+        text.sample("seawall_replica_state", &[("state", state)], u8::from(status.state.name() == state));
+    }
+    let gauge = "gauge";
+    text.single(
+        "seawall_replica_behind_records",
+        gauge,
+        "Records whose latest the replica does not have.",
+        status.behind,
+    );
+    text.single("seawall_replica_records", gauge, "Records and remembered keys the replica holds.", status.held);
+    text.single("seawall_replica_bytes", gauge, "Bytes of this node's messages in the stream.", status.held_bytes);
+    let counter = "counter";
+    let mut count = |name, help, value| text.single(name, counter, help, value);
+    count("seawall_replica_letters_total", "Letters confirmed by the stream.", status.letters_total);
+    count("seawall_replica_records_total", "Records these were about.", status.records_total);
+    count("seawall_replica_lost_total", "Letters without an answer, or refused.", status.lost_total);
+    count("seawall_replica_unreadable_total", "Records that could not be read here for it.", status.unreadable_total);
+    count("seawall_replica_misread_total", "Messages of the stream nobody understood.", status.misread_total);
 }
 
 fn spool(text: &mut Text, parts: &AdminParts) {

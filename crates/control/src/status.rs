@@ -2,7 +2,7 @@
 
 use seawall_core::observation::{NodeSnapshot, RouteSnapshot, UpstreamSnapshot};
 use seawall_core::time::Wall;
-use seawall_store::SpoolDepth;
+use seawall_store::{ReplicaState, ReplicaStatus, SpoolDepth};
 use serde::Serialize;
 
 use crate::parts::AdminParts;
@@ -25,6 +25,8 @@ pub struct Status {
     routes: Vec<Route>,
     upstreams: Vec<UpstreamSnapshot>,
     spool: SpoolStatus,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replica: Option<ReplicaView>,
     limits: Vec<seawall_core::observation::LimitSnapshot>,
 }
 
@@ -57,6 +59,36 @@ struct SpoolStatus {
     disk_full: bool,
 }
 
+/// The copy of the spool in the replicated engine.
+#[derive(Debug, Serialize)]
+struct ReplicaView {
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    down_s: Option<f64>,
+    behind: u64,
+    held: u64,
+    bytes: u64,
+}
+
+impl ReplicaView {
+    fn of(status: &ReplicaStatus, now: Wall) -> Self {
+        let down_s = match &status.state {
+            ReplicaState::Down { since, .. } => Some(now.since(*since).as_secs_f64()),
+            _ => None,
+        };
+        Self {
+            state: status.state.name(),
+            reason: status.state.reason().map(Into::into),
+            down_s,
+            behind: status.behind,
+            held: status.held,
+            bytes: status.held_bytes,
+        }
+    }
+}
+
 impl Status {
     pub(crate) fn of(parts: &AdminParts) -> Self {
         let (info, now) = (&parts.info, (parts.wall)());
@@ -75,6 +107,7 @@ impl Status {
             routes: routes.into_iter().map(Route::of).collect(),
             upstreams,
             spool: SpoolStatus::of(parts.spool.depth(), now),
+            replica: parts.spool.replica().map(|status| ReplicaView::of(&status, now)),
             limits,
         }
     }

@@ -6,6 +6,7 @@
 //! - [`balance`]: which endpoint gets the next try.
 //! - [`spool`]: what waits to be delivered, in which order, and what becomes of it.
 //! - [`journal`]: the facts we keep, linked by cause.
+//! - [`lease`]: who holds a thing, between machines that share no clock.
 //! - [`ledger`]: exact accounts of every record accepted and received.
 //! - [`traffic`]: what passes a route, and whether it has changed.
 //! - [`whatif`]: traffic against the guards in virtual time.
@@ -16,6 +17,7 @@ pub mod fault;
 pub mod guard;
 pub mod id;
 pub mod journal;
+pub mod lease;
 pub mod ledger;
 pub mod observation;
 pub mod outcome;

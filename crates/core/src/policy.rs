@@ -269,11 +269,50 @@ pub struct Delivery {
     pub expire: Option<Duration>,
     /// Bytes of the spool that the route's records may take.
     pub bytes_max: Option<u64>,
+    /// How safe a write is when its `202` is given.
+    pub durability: Durability,
+    /// How long a `202` waits for the replica.
+    pub replicated_within: Duration,
+}
+
+/// How safe a write is when the answer says that it was accepted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// Synced on the node's own disk.
+    #[default]
+    Local,
+    /// Kept by a majority of the zones, too; if that cannot be had, the answer is no.
+    Replicated,
+    /// As [`Self::Replicated`]; if that cannot be had, the answer says that it is local.
+    ReplicatedOrLocal,
+}
+
+impl Durability {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Local, Self::Replicated, Self::ReplicatedOrLocal];
+
+    /// As configurations write it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Replicated => "replicated",
+            Self::ReplicatedOrLocal => "replicated_or_local",
+        }
+    }
 }
 
 impl Default for Delivery {
     fn default() -> Self {
-        Self { attempts_max: 100, parallel: 16, priority: Priority::Normal, expire: None, bytes_max: None }
+        Self {
+            attempts_max: 100,
+            parallel: 16,
+            priority: Priority::Normal,
+            expire: None,
+            bytes_max: None,
+            durability: Durability::Local,
+            replicated_within: Duration::from_secs(2),
+        }
     }
 }
 

@@ -34,7 +34,8 @@ use crate::http::body::{ClientBody, Progress, ReqBody, ResBody, Tracked};
 use crate::http::conn::ConnState;
 use crate::http::gate::{VERDICT_HEADER, Verdict};
 use crate::http::headers::{
-    self, EXPECTED_TIMEOUT_MS, Hop, IDEMPOTENCY_KEY, PROXY_STATUS, Present, RETRY_OWNER, SEAWALL_RECORD, X_REQUEST_ID,
+    self, EXPECTED_TIMEOUT_MS, Hop, IDEMPOTENCY_KEY, PROXY_STATUS, Present, RETRY_OWNER, SEAWALL_DURABILITY,
+    SEAWALL_RECORD, X_REQUEST_ID,
 };
 use crate::node::{Limiter, Node, Used, Worker};
 use crate::pool::{EndpointLoad, Link};
@@ -547,7 +548,17 @@ async fn known_to_spool(worker: &Arc<Worker>, call: &Call) -> Option<Response<Re
     }
     // What has left is nobody's reduced answer any more.
     let held = spool.get(known.id).await.ok().flatten().and_then(|account| Some(account.record?.accepted));
-    Some(replayed(fallback::accepted_before(known.id, known.state.name(), &identity.key, held)))
+    let safe = match held {
+        Some(_) => fallback::replicate(&worker.node, &call.route.policy.delivery, known.id).await,
+        None => Ok(None),
+    };
+    let safe = match safe {
+        Ok(safe) => safe,
+        Err(answer) => return Some(answer),
+    };
+    let mut answer = fallback::accepted_before(known.id, known.state.name(), &identity.key, held);
+    answer.headers_mut().extend(safe.map(|safe| (SEAWALL_DURABILITY, safe)));
+    Some(replayed(answer))
 }
 
 /// The answer the first request with this key got.

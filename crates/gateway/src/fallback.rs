@@ -10,7 +10,7 @@ use http::{Method, Response, StatusCode};
 use seawall_core::guard::Refusal;
 use seawall_core::id::RecordId;
 use seawall_core::journal::Seq;
-use seawall_core::policy::Fallback;
+use seawall_core::policy::{Delivery, Durability, Fallback};
 use seawall_core::spool::NewRecord;
 use seawall_core::spool::Terms;
 use seawall_core::spool::index::Outcome;
@@ -19,9 +19,9 @@ use seawall_store::EnqueueError;
 use serde_json::json;
 
 use crate::chain::{Call, RECORDS_PATH, Reason, Tried, Write, order_key};
-use crate::http::answer::{Answer, degraded, proxy_status};
+use crate::http::answer::{Answer, degraded, durability, proxy_status};
 use crate::http::body::ResBody;
-use crate::http::headers::{self, IDEMPOTENCY_KEY, PROXY_STATUS};
+use crate::http::headers::{self, IDEMPOTENCY_KEY, PROXY_STATUS, SEAWALL_DURABILITY};
 use crate::node::{Node, Worker};
 use crate::records::Fate;
 use crate::relay::Wish;
@@ -144,13 +144,20 @@ async fn spool(
     reason: &Reason,
 ) -> Result<Response<ResBody>, Response<ResBody>> {
     let node = Arc::clone(&worker.node);
+    let delivery = call.route.policy.delivery;
+    if let Err(answer) = can_be_replicated(&node, &delivery) {
+        if let Some(stamped) = write.stamped {
+            stamped.settle(if call.may_have_arrived { Fate::Indeterminate } else { Fate::Refused });
+        }
+        return Err(*answer);
+    }
     let record = record(worker, call, &write, reason);
     let attending = write.claiming.attend();
-    let (may_have_arrived, bytes_max) = (call.may_have_arrived, call.route.policy.delivery.bytes_max);
+    let may_have_arrived = call.may_have_arrived;
     let since = call.route.degraded_since().unwrap_or_else(|| node.clock.wall());
     // In a task of its own: a client that goes away now must not leave the account in doubt.
     let kept = worker.tasks.spawn(async move {
-        let kept = node.spool.enqueue_within(&record, bytes_max).await;
+        let kept = node.spool.enqueue_within(&record, delivery.bytes_max).await;
         let Write { identity, claiming, stamped, .. } = write;
         let fate = match &kept {
             Ok(enqueued) if !enqueued.already => Fate::Spooled,
@@ -163,20 +170,67 @@ async fn spool(
             stamped.settle(fate);
         }
         match kept {
-            Ok(enqueued) => {
-                let (answer, done) = accepted(enqueued.id, "waiting", &identity.key, Some(since));
+            // Without an answer that is final, the same key asks again.
+            Ok(enqueued) => replicate(&node, &delivery, enqueued.id).await.map(|safe| {
+                let (mut answer, mut done) = accepted(enqueued.id, "waiting", &identity.key, Some(since));
+                if let Some(safe) = safe {
+                    answer.headers_mut().insert(SEAWALL_DURABILITY, safe.clone());
+                    done.headers.insert(SEAWALL_DURABILITY, safe);
+                }
                 claiming.finish(node.clock.now(), done);
-                Ok(answer)
-            }
-            Err(error) => Err(error),
+                answer
+            }),
+            Err(error) => Err(not_kept(&error)),
         }
     });
     let kept = kept.await;
     drop(attending);
     match kept {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => Err(not_kept(&error)),
+        Ok(answer) => answer,
         Err(_) => Err(Answer::new(500, "proxy_internal_error", "spool", "the spool's task ended early").build()),
+    }
+}
+
+/// Refuses a write that must be replicated while that is known to be impossible: better than to keep it and say no.
+fn can_be_replicated(node: &Node, delivery: &Delivery) -> Result<(), Box<Response<ResBody>>> {
+    if delivery.durability != Durability::Replicated {
+        return Ok(());
+    }
+    let status = node.spool.replica();
+    match status.as_ref().and_then(|status| status.state.reason()) {
+        Some(reason) => {
+            Err(Box::new(not_replicated(&format!("nothing was kept: the replica is not written to: {reason}"))))
+        }
+        None => Ok(()),
+    }
+}
+
+fn not_replicated(detail: &str) -> Response<ResBody> {
+    let answer = Answer::new(503, "destination_unavailable", "durability", detail);
+    answer.retry_in(Duration::from_secs(5)).build()
+}
+
+/// Waits until a record that is safe here is safe elsewhere, if its route says so. What to tell of it, or the answer if
+/// that was not to be had and the route takes nothing less.
+pub(crate) async fn replicate(
+    node: &Node,
+    delivery: &Delivery,
+    id: RecordId,
+) -> Result<Option<HeaderValue>, Response<ResBody>> {
+    if delivery.durability == Durability::Local {
+        return Ok(None);
+    }
+    let within = delivery.replicated_within;
+    let reason = match tokio::time::timeout(within, node.spool.replicated(id)).await {
+        Ok(Ok(())) => return Ok(Some(durability("replicated", None))),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("the replica has not confirmed it within {within:?}"),
+    };
+    match delivery.durability {
+        Durability::Replicated => Err(not_replicated(&format!(
+            "kept on this node only, as record {id}, and delivered from here: {reason}; the same Idempotency-Key asks again"
+        ))),
+        Durability::ReplicatedOrLocal | Durability::Local => Ok(Some(durability("local", Some(&reason)))),
     }
 }
 

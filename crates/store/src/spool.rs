@@ -486,6 +486,11 @@ impl Spool {
         assert!(attached.is_ok(), "a spool has one replica");
     }
 
+    /// Delivers and takes nothing more: what it holds is another's. The node should end.
+    pub(crate) fn give_up(&self, reason: &str) {
+        self.shared.fail(reason);
+    }
+
     pub(crate) fn changes(&self) -> &Changes {
         &self.shared.changes
     }

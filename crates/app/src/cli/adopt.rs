@@ -1,5 +1,8 @@
 //! `seawall spool adopt`: moves the records of a node that is gone for good to one that runs.
 //!
+//! Its records are in its data directory, or in the replica it kept; the latter is first fenced, so that the node writes no
+//! more, and copied into a directory of this machine.
+//!
 //! A batch is read from the old directory, sent, and only then marked there as given up, with the number each record has
 //! at its new node. Cut short at any point, the same command goes on: what was sent and not marked is known by its key.
 
@@ -10,15 +13,18 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use seawall_core::id::RecordId;
 use seawall_core::journal::{Draft, Kind};
-use seawall_store::{OnDamage, OpenError, Opened, Orphan, RealDisk, SealKeys, Store, StoreOptions};
+use seawall_store::{Inherited, OnDamage, OpenError, Opened, Orphan, RealDisk, SealKeys, Store, StoreOptions};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use super::Ended;
 use super::client::{Client, encode};
 use super::offline::open_as_named;
-use super::read::{Reader, configured_key_file};
+use super::read::{Reader, configured_key_file, configured_store};
+use super::{CONFIG_FILE, Ended};
+use crate::clock::RealClock;
+use crate::config::StoreConfig;
 use crate::lifecycle::read_seal_keys;
+use crate::replica;
 
 pub(super) const EXAMPLES: &str = "\
 The node that the directory belongs to must not run. Dead letters stay dead letters. In the directory every record is
@@ -29,6 +35,7 @@ later takes up what is left. The old node's ledger stays in its directory: read 
 Examples:
   seawall spool adopt /mnt/old/seawall-data
   seawall spool adopt ./seawall-data-b --admin http://10.0.1.5:9900
+  seawall spool adopt --replica us-west-1      its disk is gone; ./seawall.yaml names the NATS servers
 
 Exit status: 0 all taken in; 1 something is left, or was refused; 3 the node cannot be reached.";
 
@@ -40,7 +47,11 @@ const BATCH_BYTES: usize = 8 << 20;
 #[derive(Args, Clone, Debug)]
 pub(super) struct AdoptArgs {
     /// The data directory of the node that is gone
-    dir: PathBuf,
+    #[arg(required_unless_present = "replica")]
+    dir: Option<PathBuf>,
+    /// The name of the node that is gone: from what it left in the replica (`store.url` of ./seawall.yaml)
+    #[arg(long, value_name = "NODE", conflicts_with_all = ["dir", "quarantine"])]
+    replica: Option<String>,
     /// Go on with what can be saved if the directory is damaged
     #[arg(long)]
     quarantine: bool,
@@ -65,18 +76,13 @@ struct Done {
 pub(super) async fn run(args: &AdoptArgs) -> anyhow::Result<Ended> {
     let client = args.reader.client()?;
     let adopter = client.get("/api/status").await?["node"].as_str().unwrap_or("another node").to_owned();
-    if !args.dir.join("META").is_file() {
-        bail!("`{}` is not the data directory of a node", args.dir.display());
-    }
     let key_file = args.key_file.clone().or_else(configured_key_file);
     let keys = key_file.as_deref().map(read_seal_keys).transpose()?;
-    let (Opened { store, engine, .. }, owner) = open(&args.dir, args.quarantine, keys)?;
-    let threads = engine.spawn_threads().context("cannot start the store's threads")?;
-    let moved = move_all(&store, &client, &owner, &adopter).await;
-    store.close().await;
-    drop(store);
-    threads.join();
-    let done = moved?;
+    let (done, owner) = match (&args.replica, &args.dir) {
+        (Some(owner), _) => (from_replica(&client, owner, &adopter, keys).await?, owner.clone()),
+        (None, Some(dir)) => from_directory(&client, dir, args.quarantine, &adopter, keys).await?,
+        (None, None) => bail!("which node? name its data directory, or `--replica NODE`"),
+    };
     let answer = json!({
         "from": owner, "to": adopter, "adopted": done.adopted, "already": done.already, "left": done.left,
         "error": done.refusal,
@@ -86,6 +92,88 @@ pub(super) async fn run(args: &AdoptArgs) -> anyhow::Result<Ended> {
         Some(refusal) => bail!("{} records stay where they are: {refusal}", done.left),
         None => Ok(Ended::Well),
     }
+}
+
+async fn from_directory(
+    client: &Client,
+    dir: &Path,
+    quarantine: bool,
+    adopter: &str,
+    keys: Option<SealKeys>,
+) -> anyhow::Result<(Done, String)> {
+    if !dir.join("META").is_file() {
+        bail!("`{}` is not the data directory of a node", dir.display());
+    }
+    let (opened, owner) = open(dir, quarantine, keys)?;
+    let done = move_from(opened, client, &owner, adopter).await?;
+    Ok((done, owner))
+}
+
+/// Moves what an open store holds, and closes it.
+async fn move_from(opened: Opened<RealDisk>, client: &Client, owner: &str, adopter: &str) -> anyhow::Result<Done> {
+    let Opened { store, engine, .. } = opened;
+    let threads = engine.spawn_threads().context("cannot start the store's threads")?;
+    let moved = move_all(&store, client, owner, adopter).await;
+    store.close().await;
+    drop(store);
+    threads.join();
+    moved
+}
+
+/// A folder that is removed when it is no longer needed, however that comes.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            tracing::warn!(path = %self.0.display(), %error, "a folder that is no longer needed stays");
+        }
+    }
+}
+
+async fn from_replica(client: &Client, owner: &str, adopter: &str, keys: Option<SealKeys>) -> anyhow::Result<Done> {
+    if owner == adopter {
+        bail!("`{owner}` runs, and delivers its records itself");
+    }
+    let Some(StoreConfig { replica: Some(config), packs, record_bytes_max, .. }) = configured_store() else {
+        bail!("`./{CONFIG_FILE}` names no NATS servers: run this where the configuration with `store.url` lies");
+    };
+    let mut inherited = Inherited::look(replica::options(&config, owner)?, keys.as_ref(), packs).await?;
+    if inherited.is_empty() {
+        bail!("the replica never heard of a node `{owner}`");
+    }
+    let clock = RealClock::new();
+    if inherited.is_present(&clock).await? {
+        bail!("`{owner}` is there, and delivers its records itself: stop it first");
+    }
+    // Drawn before anything is copied: what the node would write from now on is refused, and it stops.
+    inherited.fence(&format!("adopted by {adopter}")).await?;
+    let options = StoreOptions { seal_keys: keys, record_bytes_max, ..StoreOptions::new(scratch(owner), owner) };
+    let work = copy_and_move(&inherited, client, adopter, options, &clock);
+    let done = inherited.alone(adopter, &clock, work).await??;
+    if done.left == 0 {
+        inherited.clear().await?;
+    }
+    Ok(done)
+}
+
+fn scratch(owner: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("seawall-adopt-{owner}-{}", std::process::id()))
+}
+
+async fn copy_and_move(
+    inherited: &Inherited,
+    client: &Client,
+    adopter: &str,
+    options: StoreOptions,
+    clock: &RealClock,
+) -> anyhow::Result<Done> {
+    let (_folder, owner) = (Scratch(options.dir.clone()), options.node.clone());
+    let options = StoreOptions { spool_bytes_max: u64::MAX, ..options };
+    let secret = crate::lifecycle::entropy()?;
+    let mut opened = Store::open(RealDisk, options, clock.clone(), || secret)?;
+    inherited.copy_into(&mut opened).await?;
+    move_from(opened, client, &owner, adopter).await
 }
 
 fn told(done: &Done, owner: &str, adopter: &str) -> String {

@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{CONFIG_FILE, Ended, print, print_json};
-use crate::config;
+use crate::config::{self, Report};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -26,7 +26,13 @@ pub(super) struct CheckArgs {
 }
 
 pub(super) fn run(args: &CheckArgs) -> anyhow::Result<Ended> {
-    let checked = config::load(&args.config, &|name| std::env::var(name).ok())?.rehearsed();
+    let mut checked = config::load(&args.config, &|name| std::env::var(name).ok())?.rehearsed();
+    let look = checked.config.as_ref().and_then(|config| Some((config.store.replica.as_ref()?, config)));
+    if let Some((replica, config)) = look {
+        let examine = crate::replica::examine(replica, config.store.spool_bytes_max, &config.policy.node);
+        let findings = super::block_on(async { Ok(examine.await) })?;
+        checked.report = Report::of([checked.report.findings, findings].concat());
+    }
     let (errors, warnings) = (checked.report.errors(), checked.report.warnings());
     let audits = checked.report.audits();
     if args.json {

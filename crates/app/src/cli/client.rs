@@ -164,6 +164,19 @@ impl Client {
     }
 }
 
+/// What a port that speaks HTTP says there, as JSON.
+///
+/// # Errors
+/// Why not, in words.
+pub(crate) async fn get_json(authority: &str, target: &str) -> Result<Value, String> {
+    let client = Client { authority: authority.into(), token: None };
+    let (status, text) = client.exchange(Method::GET, target, Bytes::new()).await?;
+    if status != 200 {
+        return Err(format!("it answers `{target}` with status {status}"));
+    }
+    serde_json::from_slice(&text).map_err(|_| format!("it answers `{target}` with no JSON"))
+}
+
 /// The error and what led to it.
 fn words(error: impl std::error::Error) -> String {
     let mut text = error.to_string();

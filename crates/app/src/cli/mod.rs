@@ -29,6 +29,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use seawall_demo::{DemoArgs, Role};
 
 use client::CallError;
+pub(crate) use client::get_json;
 
 /// The configuration that is read unless another is named.
 pub const CONFIG_FILE: &str = "seawall.yaml";

@@ -18,7 +18,7 @@ use super::offline::Stopped;
 use super::show::{self, Paint};
 use super::{CONFIG_FILE, Ended, UsageError, offline, print, print_json};
 use crate::clock::RealClock;
-use crate::config::{self, ADMIN_ADDRESS};
+use crate::config::{self, ADMIN_ADDRESS, StoreConfig};
 
 pub(super) const STATUS_EXAMPLES: &str = "\
 Examples:
@@ -80,9 +80,14 @@ impl OfflineReader {
 
 /// The key file of the configuration that lies here.
 pub(super) fn configured_key_file() -> Option<PathBuf> {
+    configured_store()?.key_file
+}
+
+/// What the configuration that lies here says of the store.
+pub(super) fn configured_store() -> Option<StoreConfig> {
     let file = Path::new(CONFIG_FILE);
     let checked = file.is_file().then(|| config::load(file, &|name| std::env::var(name).ok()))?.ok()?;
-    checked.config?.store.key_file
+    Some(checked.config?.store)
 }
 
 #[derive(Args, Clone, Debug)]

@@ -80,6 +80,7 @@ pub(super) fn status(status: &Value, paint: Paint) -> String {
     out.push_str(&endpoints(list(status, "upstreams"), paint));
     out.push('\n');
     out.push_str(&spool_facts(&status["spool"]));
+    out.push_str(&replica_facts(&status["replica"], paint));
     let reached: Vec<Vec<String>> = list(status, "limits")
         .iter()
         .filter(|limit| limit["reached_total"].as_u64().is_some_and(|times| times > 0))
@@ -90,6 +91,17 @@ pub(super) fn status(status: &Value, paint: Paint) -> String {
         out.push_str(&table(&["LIMIT REACHED", "VALUE", "USED", "TIMES"], &reached));
     }
     out
+}
+
+fn replica_facts(replica: &Value, paint: Paint) -> String {
+    let Some(state) = replica["state"].as_str() else { return String::new() };
+    let why = match (replica["reason"].as_str(), replica["down_s"].as_f64()) {
+        (Some(reason), Some(_)) => format!(" for {}: {reason}", seconds(&replica["down_s"])),
+        (Some(reason), None) => format!(": {reason}"),
+        _ => String::new(),
+    };
+    let (held, behind) = (text(&replica["held"]), text(&replica["behind"]));
+    facts(&[("replica", format!("{}{why}, {held} held there, {behind} to be told", paint.state(state)))])
 }
 
 fn routes(routes: &[Value], paint: Paint) -> String {

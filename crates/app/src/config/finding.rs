@@ -142,7 +142,7 @@ pub struct Report {
 }
 
 impl Report {
-    pub(super) fn of(mut findings: Vec<Finding>) -> Self {
+    pub(crate) fn of(mut findings: Vec<Finding>) -> Self {
         findings.sort_by_key(|finding| (finding.line, finding.column));
         Self { findings }
     }

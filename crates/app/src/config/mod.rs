@@ -13,6 +13,7 @@ mod node;
 mod policies;
 mod quick;
 mod reader;
+mod replica;
 mod suggest;
 mod tree;
 mod upstreams;
@@ -33,6 +34,7 @@ use sha2::{Digest as _, Sha256};
 
 pub use finding::{Finding, Report, Severity, Spot};
 pub use quick::{Quick, admin_address, quick};
+pub use replica::ReplicaConfig;
 pub use tree::Environment;
 
 pub(crate) use finding::Source;
@@ -72,6 +74,8 @@ pub struct StoreConfig {
     pub key_file: Option<PathBuf>,
     /// Whether records are packed.
     pub packs: bool,
+    /// The replicated engine, if there is one.
+    pub replica: Option<ReplicaConfig>,
     /// What to do about damage; never said by a file, as a person decides it for one start.
     pub on_damage: OnDamage,
 }
@@ -86,6 +90,7 @@ impl Default for StoreConfig {
             record_bytes_max: 1 << 20,
             key_file: None,
             packs: false,
+            replica: None,
             on_damage: OnDamage::Refuse,
         }
     }

@@ -7,7 +7,7 @@ use seawall_core::policy::Limits;
 
 use super::address::parse_listen;
 use super::reader::{Field, Keys, Section, hint_of};
-use super::{AdminConfig, StoreConfig, parse_name};
+use super::{AdminConfig, StoreConfig, parse_name, replica};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -104,8 +104,23 @@ pub(super) fn limits(field: Field<'_>) -> Limits {
 
 const STORE: Keys = Keys {
     of: "`store`",
-    known: &["path", "spool_max", "journal_max", "journal_keep", "record_max", "key_file", "compress"],
-    later: &["url"],
+    known: &[
+        "path",
+        "spool_max",
+        "journal_max",
+        "journal_keep",
+        "record_max",
+        "key_file",
+        "compress",
+        "url",
+        "copies",
+        "user",
+        "password_file",
+        "ca_file",
+        "monitor",
+        "accept_unsynced",
+    ],
+    later: &[],
 };
 
 pub(super) fn store(field: Field<'_>) -> StoreConfig {
@@ -119,6 +134,7 @@ pub(super) fn store(field: Field<'_>) -> StoreConfig {
         key_file: section.field("key_file").and_then(read_path),
         packs: section.field("compress").filter(|field| !field.is_off()).and_then(|it| it.parsed(parse_pack)).is_some(),
         on_damage: default.on_damage,
+        replica: replica::read(&section),
     };
     if store.record_bytes_max > store.spool_bytes_max {
         let written = section.field("record_max").or_else(|| section.field("spool_max"));
@@ -152,7 +168,7 @@ fn warn_of_open_admin(section: &Section<'_>, admin: &AdminConfig) {
     }
 }
 
-fn read_path(field: Field<'_>) -> Option<PathBuf> {
+pub(super) fn read_path(field: Field<'_>) -> Option<PathBuf> {
     field.parsed(|text| if text.is_empty() { Err("a path is wanted".into()) } else { Ok(text.into()) })
 }
 

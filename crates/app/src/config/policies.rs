@@ -14,7 +14,7 @@ use seawall_core::guard::rate::RateConfig;
 use seawall_core::guard::retry::{Backoff, Jitter, RetryConfig, RetryOn};
 use seawall_core::guard::throttle::ThrottleConfig;
 use seawall_core::outcome::Failure;
-use seawall_core::policy::{Delivery, Fallback, Guards};
+use seawall_core::policy::{Delivery, Durability, Fallback, Guards};
 use seawall_core::spool::Priority;
 use seawall_core::units::{self, Ratio, format_duration, format_size};
 use seawall_core::whatif::audit::{Expects, audit};
@@ -157,7 +157,7 @@ fn read_policy(entry: Field<'_>, upstreams: &Upstreams<'_>, store: &StoreConfig)
     };
     let fallbacks = section.field("fallback").map(|field| read_fallbacks(field, upstreams)).unwrap_or_default();
     let order_by = section.field("order_by").and_then(|field| field.parsed(parse_order_by));
-    let delivery = section.field("delivery").map(read_delivery).unwrap_or_default();
+    let delivery = section.field("delivery").map(|field| read_delivery(field, store)).unwrap_or_default();
     let wants_repeats =
         ["retry", "hedge"].into_iter().any(|key| section.field(key).is_some_and(|field| !field.is_off()));
     let rules = Rules { guards, fallbacks, order_by, delivery, wants_repeats };
@@ -507,10 +507,13 @@ fn parse_order(text: &str) -> Result<Order, String> {
     }
 }
 
-const DELIVERY: Keys =
-    Keys { of: "`delivery`", known: &["attempts", "parallel", "priority", "expire", "max"], later: &[] };
+const DELIVERY: Keys = Keys {
+    of: "`delivery`",
+    known: &["attempts", "parallel", "priority", "expire", "max", "durability", "replicated_within"],
+    later: &[],
+};
 
-fn read_delivery(field: Field<'_>) -> Delivery {
+fn read_delivery(field: Field<'_>, store: &StoreConfig) -> Delivery {
     let (section, default) = (field.section(DELIVERY), Delivery::default());
     Delivery {
         attempts_max: section.count("attempts", default.attempts_max, 1..=1_000_000),
@@ -518,7 +521,23 @@ fn read_delivery(field: Field<'_>) -> Delivery {
         priority: section.field("priority").and_then(|field| field.parsed(parse_priority)).unwrap_or(default.priority),
         expire: section.field("expire").and_then(|field| field.duration(SECOND..=3_650 * DAY)),
         bytes_max: section.field("max").and_then(|field| field.size(4_096..=65_536 * GIB)),
+        durability: section.field("durability").map(|field| read_durability(field, store)).unwrap_or_default(),
+        replicated_within: section.duration("replicated_within", default.replicated_within, MILLISECOND..=HOUR),
     }
+}
+
+/// `local`, `replicated`, `replicated_or_local`; the latter two need somewhere to replicate to.
+fn read_durability(field: Field<'_>, store: &StoreConfig) -> Durability {
+    let parse = |text: &str| {
+        let found = Durability::ALL.into_iter().find(|durability| durability.name() == text);
+        found.ok_or_else(|| format!("`{text}` is no durability; known are local, replicated and replicated_or_local"))
+    };
+    let durability = field.parsed(parse).unwrap_or_default();
+    if durability != Durability::Local && store.replica.is_none() {
+        let hint = "add `store: { url: nats://zone-1:4222,... }`";
+        field.error_with(format!("`{}` needs somewhere to replicate to", durability.name()), hint);
+    }
+    durability
 }
 
 /// `high`, `normal`, `low`.

@@ -85,6 +85,11 @@ impl<'s> Reader<'s> {
         self.tell(Severity::Audit, spot, message.into(), Some(hint.into()));
     }
 
+    /// A place to come back to, once more is known than the text says.
+    pub(super) fn place(&self, spot: Spot) -> Finding {
+        self.source.finding(Severity::Warning, spot, String::new(), None)
+    }
+
     fn tell(&self, severity: Severity, spot: Spot, message: String, hint: Option<String>) {
         self.findings.borrow_mut().push(self.source.finding(severity, spot, message, hint));
     }

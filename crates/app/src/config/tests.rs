@@ -104,6 +104,8 @@ fn the_whole_grammar_is_understood() {
     assert!(events.spools());
     assert_eq!(events.order_by.as_deref(), Some("shipment-id"));
     assert_eq!((events.delivery.attempts_max, events.delivery.parallel), (7, 3));
+    let within = (events.delivery.durability.name(), events.delivery.replicated_within);
+    assert_eq!(within, ("replicated_or_local", Duration::from_secs(3)));
     let quotes = policy.route(RouteId(1));
     assert_eq!(quotes.matcher.host.as_deref(), Some("api.example"));
     assert_eq!(quotes.matcher.methods, ["GET", "HEAD"]);
@@ -154,6 +156,11 @@ fn the_whole_grammar_is_understood() {
     assert_eq!(policy.limits.headers_max, Limits::default().headers_max);
     assert_eq!(store.path, Path::new("./data-eu"));
     assert_eq!((store.spool_bytes_max, store.record_bytes_max), (2 << 30, 1 << 20));
+    let replica = store.replica.unwrap();
+    assert_eq!(replica.servers, ["nats://n1:4222", "tls://n2:4222", "nats://[::1]:4223"]);
+    assert_eq!((replica.copies, replica.user.as_deref(), replica.accepts_unsynced), (5, Some("seawall"), true));
+    assert_eq!(replica.monitors, ["n1:8222", "n2:8222"]);
+    assert_eq!((replica.password_file.is_some(), replica.ca_file.is_some()), (true, true));
     assert_eq!(admin.address.to_string(), "127.0.0.1:9901");
     assert_eq!(admin.token_file.as_deref(), Some(Path::new("/run/secrets/seawall")));
 }

@@ -164,6 +164,14 @@ kinds! {
     RecordsExpired = "records_expired",
     /// Records of a spool whose node is gone were taken in; how many and whose are in the fields.
     RecordsAdopted = "records_adopted",
+    /// The replica has everything, and gets every change as it happens.
+    ReplicaCurrent = "replica_current",
+    /// The replica cannot be reached; why is in the fields. Records stay safe here, and go there later.
+    ReplicaDown = "replica_down",
+    /// The replica is not written to any more, and a person must act; why is in the fields.
+    ReplicaRefused = "replica_refused",
+    /// A node with an empty directory took over what its former self had left in the replica; how much is in the fields.
+    ReplicaTakenOver = "replica_taken_over",
     /// A ledger stream was sealed; its counts are in the fields.
     LedgerSealed = "ledger_sealed",
     /// A write went on without a number, the first of its stream and epoch: the ledger cannot vouch for it.

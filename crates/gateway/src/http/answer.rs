@@ -86,9 +86,7 @@ impl Answer {
 
 /// A `Proxy-Status` member: who we are, the error type, the words.
 pub(crate) fn proxy_status(error: &str, details: &str) -> HeaderValue {
-    let details: String =
-        details.chars().filter(|c| c.is_ascii() && !c.is_ascii_control() && !matches!(c, '"' | '\\')).collect();
-    HeaderValue::from_str(&format!("seawall; error={error}; details=\"{details}\""))
+    HeaderValue::from_str(&format!("seawall; error={error}; details=\"{}\"", quotable(details)))
         .unwrap_or(HeaderValue::from_static("seawall; error=proxy_internal_error"))
 }
 
@@ -96,6 +94,18 @@ pub(crate) fn proxy_status(error: &str, details: &str) -> HeaderValue {
 pub(crate) fn degraded(how: &str, since: Wall) -> (http::HeaderName, HeaderValue) {
     let value = HeaderValue::from_str(&format!("{how}; since={}", since.rfc3339()));
     (SEAWALL_DEGRADED, value.unwrap_or(HeaderValue::from_static("unknown")))
+}
+
+/// How safe an accepted write is, and why no safer.
+pub(crate) fn durability(level: &'static str, reason: Option<&str>) -> HeaderValue {
+    let Some(reason) = reason else { return HeaderValue::from_static(level) };
+    let value = HeaderValue::from_str(&format!("{level}; reason=\"{}\"", quotable(reason)));
+    value.unwrap_or(HeaderValue::from_static(level))
+}
+
+/// Words that can stand between quotes in a header.
+fn quotable(words: &str) -> String {
+    words.chars().filter(|c| c.is_ascii() && !c.is_ascii_control() && !matches!(c, '"' | '\\')).collect()
 }
 
 /// Up to the next second, at least one: who comes back at zero comes back too early.
@@ -145,6 +155,7 @@ mod tests {
     fn details_cannot_break_the_header() {
         let value = proxy_status("e", "a \"b\" \\ \r\n é");
         assert_eq!(value, "seawall; error=e; details=\"a b   \"");
+        assert_eq!(durability("local", Some("a \"b\" é")), "local; reason=\"a b \"");
         let (name, value) = degraded("stale", Wall::from_millis(0));
         assert_eq!(
             (name.as_str(), value.to_str().unwrap()),

@@ -20,6 +20,8 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 pub(crate) const SEAWALL_RECORD: HeaderName = HeaderName::from_static("seawall-record");
 /// How an answer is reduced.
 pub(crate) const SEAWALL_DEGRADED: HeaderName = HeaderName::from_static("seawall-degraded");
+/// How safe an accepted write is.
+pub(crate) const SEAWALL_DURABILITY: HeaderName = HeaderName::from_static("seawall-durability");
 /// RFC 9209.
 pub(crate) const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 /// Ties the lines of one request together.

@@ -14,22 +14,26 @@
 mod heritage;
 mod message;
 mod port;
+mod registry;
 pub(crate) mod shipper;
 mod stream;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use self::registry::{PRESENT_FOR, REGISTRY_BUCKET};
 pub use self::shipper::{ReplicaState, ReplicaStatus};
 pub use self::stream::{Password, ReplicaOptions, SPOOL_STREAM};
 
 use self::heritage::{Heritage, begin, end};
 use self::message::{HEAD_BYTES, Incarnation};
 use self::port::{Stream, StreamError};
-use self::shipper::{Shipper, ShipperParts};
+use self::registry::{Claim, Presence, Registry, is_present};
+use self::shipper::{Shipper, ShipperParts, whose};
 use self::stream::JetStream;
 use crate::Store;
 use crate::clock::Clock;
@@ -72,7 +76,7 @@ impl From<StreamError> for ReplicaError {
     fn from(error: StreamError) -> Self {
         match error {
             StreamError::Lost(reason) => Self::Lost(reason),
-            StreamError::Refused(reason) => Self::Refused(reason),
+            StreamError::Refused(reason) | StreamError::Superseded(reason) => Self::Refused(reason),
         }
     }
 }
@@ -86,7 +90,8 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// Begins to keep a replica of a store's spool, on a thread of its own.
+    /// Begins to keep a replica of a store's spool, on a thread of its own, and to say in the registry that this node is
+    /// there. `facts` are what others may want to know of it.
     ///
     /// # Errors
     /// If the system has no thread left.
@@ -95,16 +100,22 @@ impl Replica {
         options: ReplicaOptions,
         seal_keys: Option<&SealKeys>,
         packs: bool,
+        facts: &BTreeMap<&str, String>,
         clock: impl Clock,
     ) -> std::io::Result<Self> {
+        let clock: Arc<dyn Clock> = Arc::new(clock);
         let wrap = stream_wrap(seal_keys, packs, &options.node);
-        let (shipper, status) = shipper(store, JetStream::new(options), wrap, Arc::new(clock));
+        let node = options.node.clone();
+        let stream = Arc::new(JetStream::new(options));
+        let presence = Presence::new(Registry::new(Arc::clone(&stream)), &node, facts, Arc::clone(&clock));
+        let (shipper, status) = shipper(store, stream, wrap, clock);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel::<()>();
         let thread = std::thread::Builder::new().name("seawall-replica".into()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
                     () = shipper.run() => {}
+                    () = presence.run() => {}
                     _ = stopped => {}
                 }
             });
@@ -176,6 +187,27 @@ fn stream_wrap(keys: Option<&SealKeys>, packs: bool, node: &str) -> Wrap {
     Wrap::new(keys, &blake3::derive_key("seawall 2026 replica of a node", node.as_bytes()), packs)
 }
 
+/// Looks whether the servers can be used, and changes nothing there.
+///
+/// # Errors
+/// [`ReplicaError`].
+pub async fn examine_replica(options: ReplicaOptions) -> Result<(), ReplicaError> {
+    Ok(JetStream::new(options).examine().await?)
+}
+
+/// Asks the stream whether what a directory holds is still its own to deliver. `None` if it is, or why not.
+///
+/// # Errors
+/// [`ReplicaError`] if that cannot be asked.
+pub async fn superseded(store: &Store, options: ReplicaOptions) -> Result<Option<String>, ReplicaError> {
+    let last = Arc::new(JetStream::new(options)).last().await?;
+    match whose(last, incarnation(&store.secret.0)) {
+        Ok(_) => Ok(None),
+        Err(StreamError::Superseded(reason)) => Ok(Some(reason)),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// True if a directory has never been opened, or only begun to take over what a stream holds.
 ///
 /// # Errors
@@ -187,7 +219,11 @@ pub fn is_new<D: Disk>(disk: &D, dir: &Path) -> Result<bool, OpenError> {
 
 /// What the stream holds of a node whose directory is gone.
 #[derive(Debug)]
-pub struct Inherited(Heritage<JetStream>);
+pub struct Inherited {
+    heritage: Heritage<Arc<JetStream>>,
+    registry: Registry,
+    node: String,
+}
 
 impl Inherited {
     /// Looks what the stream holds of a node.
@@ -200,20 +236,56 @@ impl Inherited {
         packs: bool,
     ) -> Result<Self, ReplicaError> {
         let wrap = stream_wrap(seal_keys, packs, &options.node);
-        Heritage::of(JetStream::new(options), wrap).await.map(Self)
+        let node = options.node.clone();
+        let stream = Arc::new(JetStream::new(options));
+        let registry = Registry::new(Arc::clone(&stream));
+        Ok(Self { heritage: Heritage::of(stream, wrap).await?, registry, node })
+    }
+
+    /// True if the node that the records belong to is there: watched for as long as it takes to be sure, at most
+    /// [`PRESENT_FOR`].
+    ///
+    /// # Errors
+    /// [`ReplicaError`].
+    pub async fn is_present(&self, clock: &dyn Clock) -> Result<bool, ReplicaError> {
+        Ok(is_present(&self.registry, &self.node, clock).await?)
+    }
+
+    /// Does something with the node's records while nobody else does. Given up if that cannot be kept up.
+    ///
+    /// # Errors
+    /// [`ReplicaError`].
+    pub async fn alone<T>(
+        &self,
+        who: &str,
+        clock: &dyn Clock,
+        work: impl Future<Output = T>,
+    ) -> Result<T, ReplicaError> {
+        let key = format!("adopt.{}", self.node);
+        let Some(mut claim) = Claim::take(&self.registry, &key, who, clock).await? else {
+            return Err(ReplicaError::Refused(format!("somebody else is taking in the records of `{}`", self.node)));
+        };
+        let done = tokio::select! {
+            done = work => done,
+            lost = claim.keep(who, clock) => {
+                return Err(ReplicaError::Lost(format!("cannot keep others from `{}`'s records: {lost}", self.node)));
+            }
+        };
+        claim.give_back().await?;
+        Ok(done)
     }
 
     /// True if the stream never had a message of this node.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.last.is_none()
+        self.heritage.last.is_none()
     }
 
     /// The highest epoch in which the node wrote: a directory that follows begins above it
     /// ([`crate::StoreOptions::epoch_min`]), so that the numbers of its account do not come again.
     #[must_use]
     pub fn epoch(&self) -> u64 {
-        self.0.epoch()
+        self.heritage.epoch()
     }
 
     /// Marks a directory as one that takes over, before it is opened for the first time.
@@ -230,7 +302,7 @@ impl Inherited {
     /// # Errors
     /// [`ReplicaError`]; the directory can be opened again and goes on.
     pub async fn take_over<D: Disk>(self, opened: &mut Opened<D>, disk: &D, dir: &Path) -> Result<u64, ReplicaError> {
-        let restored = self.0.take_over(opened).await?;
+        let restored = self.heritage.take_over(opened).await?;
         end(disk, dir)?;
         Ok(restored)
     }
@@ -241,7 +313,7 @@ impl Inherited {
     /// # Errors
     /// [`ReplicaError`].
     pub async fn fence(&mut self, words: &str) -> Result<(), ReplicaError> {
-        self.0.fence(words).await
+        self.heritage.fence(words).await
     }
 
     /// Writes what lies above the line into a directory just opened, and syncs it. Returns how many entries there were.
@@ -249,7 +321,7 @@ impl Inherited {
     /// # Errors
     /// [`ReplicaError`]; the same can be done again, into a new directory.
     pub async fn copy_into<D: Disk>(&self, opened: &mut Opened<D>) -> Result<u64, ReplicaError> {
-        self.0.copy_into(opened).await
+        self.heritage.copy_into(opened).await
     }
 
     /// All of it is somewhere else now: what lies above the line is thrown away.
@@ -257,7 +329,7 @@ impl Inherited {
     /// # Errors
     /// [`ReplicaError`].
     pub async fn clear(self) -> Result<(), ReplicaError> {
-        self.0.clear().await
+        self.heritage.clear().await
     }
 }
 

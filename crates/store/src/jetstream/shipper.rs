@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use seawall_core::id::RecordId;
 use seawall_core::spool::replica::{Replica, Want};
 use seawall_core::time::{Mono, Wall};
@@ -34,8 +35,10 @@ const SURVEY_RECORDS: usize = 16_384;
 const PURGE_BYTES_MIN: u64 = 1 << 20;
 /// How often it is looked whether letters can go, while nothing else happens.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
+/// How often it is looked whether the last message is still ours.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// Pauses between tries to reach the stream: the first, doubling up to the last.
-const RETRY_AFTER: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+const RETRY_AFTER: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// How a replica is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -222,8 +225,13 @@ impl<S: Stream> Shipper<S> {
                     }
                     pause = (pause * 2).min(RETRY_AFTER.1);
                 }
-                End::Stream(StreamError::Refused(reason)) => {
+                End::Stream(error @ (StreamError::Refused(_) | StreamError::Superseded(_))) => {
+                    let reason = error.to_string();
                     tracing::error!(reason, "the replica is not written to any more");
+                    if matches!(error, StreamError::Superseded(_)) {
+                        // Nothing more may be delivered from here: somebody else does.
+                        self.spool.give_up(&reason);
+                    }
                     let reason: Arc<str> = reason.into();
                     self.tell(|status| status.state = ReplicaState::Refused { reason: Arc::clone(&reason) });
                     while self.rest(RETRY_AFTER.1, &reason).await.is_some() {}
@@ -284,6 +292,7 @@ impl<S: Stream> Shipper<S> {
         self.catch_up().await?;
         self.tell(|status| status.state = ReplicaState::Current);
         let mut tidied = self.clock.mono();
+        let mut looked = tidied;
         loop {
             self.note_changes();
             self.take_asks()?;
@@ -294,6 +303,13 @@ impl<S: Stream> Shipper<S> {
             if now.since(tidied) >= TIDY_EVERY {
                 tidied = now;
                 self.tidy().await?;
+            }
+            if now.since(looked) >= LOOK_EVERY {
+                looked = now;
+                // Whoever has nothing to write must learn, too, that he may not any more.
+                if whose(self.stream.last().await?, self.incarnation)? != self.last {
+                    return Err(StreamError::Lost("the stream is not as it was left".into()).into());
+                }
             }
             if self.replica.behind() == 0 {
                 self.await_work(tidied).await?;
@@ -423,7 +439,7 @@ impl<S: Stream> Shipper<S> {
     /// Reads what lies in the stream behind the last message known: all of it at first, and after a letter whose fate is
     /// not known. Cut short, it goes on where it was.
     async fn catch_up(&mut self) -> Result<(), End> {
-        let last = self.check_last().await?;
+        let last = whose(self.stream.last().await?, self.incarnation)?;
         if last < self.last {
             // Somebody began the stream anew.
             self.replica.forget_stream();
@@ -455,27 +471,6 @@ impl<S: Stream> Shipper<S> {
         Ok(())
     }
 
-    /// The number of the last message, if it is ours or there is none.
-    async fn check_last(&self) -> Result<u64, StreamError> {
-        let Some((number, bytes)) = self.stream.last().await? else { return Ok(0) };
-        match Assembler::default().add(number, &bytes) {
-            Ok(Some(Whole::Fence { head, words })) if head.incarnation == self.incarnation => {
-                Err(StreamError::Refused(format!("this node's records are another's to deliver: {words}")))
-            }
-            // What a former directory of this name left behind, all of it taken over.
-            Ok(Some(Whole::Fence { .. })) => Ok(number),
-            Ok(_) => match head(&bytes) {
-                Ok(head) if head.incarnation == self.incarnation => Ok(number),
-                _ => Err(StreamError::Refused(
-                    "another data directory writes under this node's name; give each node a name of its own, or start \
-                     with an empty directory to take over what the stream holds"
-                        .into(),
-                )),
-            },
-            Err(error) => Err(StreamError::Refused(format!("message {number} of the stream is not ours: {error}"))),
-        }
-    }
-
     /// Takes note of all messages behind the last one known.
     async fn read_on(&mut self) -> Result<(), StreamError> {
         while let Some((number, bytes)) = self.stream.next(self.last + 1).await? {
@@ -503,6 +498,27 @@ impl<S: Stream> Shipper<S> {
             "a message of the replica cannot be understood; its records are written out again"
         );
         self.tell(|status| status.misread_total += 1);
+    }
+}
+
+/// The number of the last message, if it is ours or there is none.
+pub(crate) fn whose(last: Option<(u64, Bytes)>, ours: Incarnation) -> Result<u64, StreamError> {
+    let Some((number, bytes)) = last else { return Ok(0) };
+    match Assembler::default().add(number, &bytes) {
+        Ok(Some(Whole::Fence { head, words })) if head.incarnation == ours => {
+            Err(StreamError::Superseded(format!("this node's records are another's to deliver: {words}")))
+        }
+        // What a former directory of this name left behind, all of it taken over.
+        Ok(Some(Whole::Fence { .. })) => Ok(number),
+        Ok(_) => match head(&bytes) {
+            Ok(head) if head.incarnation == ours => Ok(number),
+            _ => Err(StreamError::Superseded(
+                "another data directory writes under this node's name, and may have taken over what this one held; give \
+                 each node a name of its own"
+                    .into(),
+            )),
+        },
+        Err(error) => Err(StreamError::Refused(format!("message {number} of the stream is not ours: {error}"))),
     }
 }
 

@@ -6,11 +6,12 @@
 //! on its way, is refused; and with `Nats-Msg-Id`, so that one sent twice is kept once.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::error::Error as NatsError;
-use async_nats::jetstream::context::{CreateStreamErrorKind, PublishErrorKind};
+use async_nats::jetstream::context::{AccountErrorKind, CreateStreamErrorKind, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, LastRawMessageErrorKind, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self, Context, ErrorCode, context::ContextBuilder};
@@ -69,7 +70,7 @@ pub(crate) struct JetStream {
 /// A connection, and the stream as it was found.
 #[derive(Clone, Debug)]
 pub(crate) struct Open {
-    pub(crate) client: Client,
+    client: Client,
     pub(crate) context: Context,
     stream: jetstream::stream::Stream,
 }
@@ -78,6 +79,25 @@ impl JetStream {
     pub(crate) fn new(options: ReplicaOptions) -> Self {
         let subject = format!("seawall.spool.{}", options.node);
         Self { options, subject, open: Mutex::new(None) }
+    }
+
+    pub(crate) const fn copies(&self) -> usize {
+        self.options.copies
+    }
+
+    /// Whether it could be used: nothing is made.
+    pub(crate) async fn examine(&self) -> Result<(), StreamError> {
+        let client = connect(&self.options).await?;
+        let context = ContextBuilder::new().timeout(ANSWER_WITHIN).build(client);
+        context.query_account().await.map_err(|error| match error.kind() {
+            AccountErrorKind::JetStreamUnavailable | AccountErrorKind::JetStream(_) => no_jetstream(),
+            _ => StreamError::Lost(whole(&error)),
+        })?;
+        match context.get_stream(SPOOL_STREAM).await {
+            Ok(stream) => suits(&stream.cached_info().config, &self.options),
+            // It is made by the first node that starts.
+            Err(_) => Ok(()),
+        }
     }
 
     /// The connection; made, and the stream looked for or made, if that has not been done.
@@ -98,7 +118,7 @@ impl JetStream {
 }
 
 /// A connection to one of the servers.
-pub(crate) async fn connect(options: &ReplicaOptions) -> Result<Client, StreamError> {
+async fn connect(options: &ReplicaOptions) -> Result<Client, StreamError> {
     let mut wishes = ConnectOptions::new()
         .name(format!("seawall {}", options.node))
         .connection_timeout(CONNECT_WITHIN)
@@ -139,8 +159,7 @@ fn wanted(options: &ReplicaOptions) -> Config {
 
 /// Finds the stream, or makes it, and sees that it is what we need.
 async fn ensure(context: &Context, options: &ReplicaOptions) -> Result<jetstream::stream::Stream, StreamError> {
-    let wanted = wanted(options);
-    let stream = context.get_or_create_stream(wanted.clone()).await.map_err(|error| {
+    let stream = context.get_or_create_stream(wanted(options)).await.map_err(|error| {
         let detail = whole(&error);
         match error.kind() {
             CreateStreamErrorKind::JetStreamUnavailable => no_jetstream(),
@@ -148,7 +167,12 @@ async fn ensure(context: &Context, options: &ReplicaOptions) -> Result<jetstream
             _ => StreamError::Lost(format!("stream `{SPOOL_STREAM}` cannot be opened: {detail}")),
         }
     })?;
-    let found = &stream.cached_info().config;
+    suits(&stream.cached_info().config, options).map(|()| stream)
+}
+
+/// Whether a stream that is there is what we need.
+fn suits(found: &Config, options: &ReplicaOptions) -> Result<(), StreamError> {
+    let wanted = wanted(options);
     let differs = [
         (found.subjects != wanted.subjects, format!("its subjects are {}", found.subjects.join(", "))),
         (found.retention != wanted.retention, "it throws messages away once they were taken".into()),
@@ -162,7 +186,7 @@ async fn ensure(context: &Context, options: &ReplicaOptions) -> Result<jetstream
         ),
     ];
     match differs.into_iter().find(|(differs, _)| *differs) {
-        None => Ok(stream),
+        None => Ok(()),
         Some((_, how)) => Err(StreamError::Refused(format!(
             "the stream `{SPOOL_STREAM}` is there and is not what Seawall needs: {how}; change it with `nats stream \
              edit`, or remove it if it is not Seawall's"
@@ -211,7 +235,7 @@ where
     text
 }
 
-impl Stream for JetStream {
+impl Stream for Arc<JetStream> {
     async fn last(&self) -> Result<Option<(u64, Bytes)>, StreamError> {
         let open = self.open().await?;
         match open.stream.get_last_raw_message_by_subject(&self.subject).await {

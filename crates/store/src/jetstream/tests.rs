@@ -164,9 +164,8 @@ async fn beside<S: Stream, T>(
 ) -> T {
     let Opened { store, engine, .. } = opened;
     let ships = async {
-        match shipper {
-            Some(shipper) => shipper.run().await,
-            None => {}
+        if let Some(shipper) = shipper {
+            shipper.run().await;
         }
         std::future::pending::<()>().await;
     };
@@ -432,6 +431,8 @@ fn a_second_writer_is_refused_and_says_why() {
             let refused = status.wait_for(|status| matches!(status.state, ReplicaState::Refused { .. })).await;
             let reason = refused.unwrap().state.reason().unwrap_or_default().to_owned();
             assert_eq!(reason, "this node's records are another's to deliver: taken in by b");
+            assert_eq!(store.failure().as_deref(), Some(reason.as_str()), "nothing is delivered from here any more");
+            assert!(store.spool.lease("queue", 1, Duration::from_secs(1)).await.is_err());
         })
         .await;
         // Not before all is taken in may a new directory of that name begin.
