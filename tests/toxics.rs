@@ -206,6 +206,33 @@ fn who_ends_its_side_is_answered_only_where_half_close_is_passed_on() {
 }
 
 #[test]
+fn half_close_is_each_proxys_own_choice_and_holds_for_what_is_open() {
+    let peer = answering();
+    let ask = |client: &mut TcpStream| {
+        client.write_all(b"question").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        rest(client)
+    };
+    for (arguments, others) in [(&["--port", "0"][..], &b""[..]), (&["--port", "0", "--half-close"], b"question")] {
+        let tox = Tox::start(arguments);
+        let with = |name: &str, half_close: bool| -> SocketAddr {
+            let upstream = peer.address.to_string();
+            let body = json!({"name": name, "listen": "127.0.0.1:0", "upstream": upstream, "half_close": half_close});
+            tox.must("POST", "/proxies", &body, 201).json()["listen"].as_str().unwrap().parse().unwrap()
+        };
+        let (yes, no, neither) = (with("yes", true), with("no", false), tox.proxy("neither", peer.address));
+        assert_eq!(ask(&mut connect(yes)), b"question");
+        assert_eq!(ask(&mut connect(no)), b"");
+        assert_eq!(ask(&mut connect(neither)), others);
+        let mut open = connect(no);
+        tox.must("PATCH", "/proxies/no", &json!({"half_close": true}), 200);
+        assert_eq!(ask(&mut open), b"question");
+        tox.must("PATCH", "/proxies/no", &json!({"half_close": null}), 200);
+        assert_eq!(ask(&mut connect(no)), others);
+    }
+}
+
+#[test]
 fn what_one_direction_holds_arrives_although_the_other_has_ended() {
     let (tell, told) = std::sync::mpsc::channel();
     let peer = Peer::start(move |mut stream| tell.send(rest(&mut stream)).unwrap());

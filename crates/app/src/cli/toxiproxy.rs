@@ -48,7 +48,8 @@ pub(super) struct ToxiproxyArgs {
     /// Makes chance repeatable: the n-th connection of a proxy meets the same fate in every run [default: a new one]
     #[arg(long, allow_negative_numbers = true)]
     seed: Option<i64>,
-    /// Let a side that has ended still be answered; the original closes both ways
+    /// Let a side that has ended still be answered; the original closes both ways. A proxy chooses for itself by
+    /// `"half_close"` in its JSON
     #[arg(long)]
     half_close: bool,
     /// Serve `/metrics` with the bytes of each proxy
@@ -184,12 +185,16 @@ impl ProxyPort for Port {
     }
 
     fn open(&self, proxy: OpenProxy) -> BoxFuture<'_, io::Result<SocketAddr>> {
-        let OpenProxy { name, listen, upstream, faults } = proxy;
-        Box::pin(self.proxies.open(Opening { name, listen, upstream, faults }))
+        let OpenProxy { name, listen, upstream, half_close, faults } = proxy;
+        Box::pin(self.proxies.open(Opening { name, listen, upstream, half_close, faults }))
     }
 
     fn close<'a>(&'a self, name: &'a str) -> BoxFuture<'a, ()> {
         Box::pin(self.proxies.close(name))
+    }
+
+    fn set_half_close(&self, name: &str, half_close: Option<bool>) {
+        self.proxies.set_half_close(name, half_close);
     }
 
     fn put(&self, name: &str, fault: Fault) {

@@ -62,6 +62,18 @@ impl Binder {
         }
     }
 
+    /// A `*bool`: `null` takes the choice back.
+    pub(super) fn choice(&mut self, place: Place<'_>, value: &Value, target: &mut Option<bool>) {
+        match value {
+            Value::Null => *target = None,
+            value => {
+                let mut chosen = target.unwrap_or_default();
+                self.bool(place, value, &mut chosen);
+                *target = Some(chosen);
+            }
+        }
+    }
+
     /// `kind` is Go's type, `int` or `int64`; both have 64 bits.
     pub(super) fn int(&mut self, place: Place<'_>, value: &Value, kind: &str, target: &mut i64) {
         match value {

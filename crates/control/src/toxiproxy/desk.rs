@@ -16,8 +16,9 @@ use super::routes::Call;
 use super::toxic::{Refusal, Toxic};
 use super::{OpenProxy, ProxyPort, VERSION};
 
-/// Fields of a proxy in a body. `Logger` is there because it is in every answer, and answers are sent back.
-const FIELDS: [&str; 5] = ["name", "listen", "upstream", "enabled", "Logger"];
+/// Fields of a proxy in a body. `Logger` is there because it is in every answer, and answers are sent back. `half_close` is
+/// ours: to the original, a key it does not know.
+const FIELDS: [&str; 6] = ["name", "listen", "upstream", "enabled", "Logger", "half_close"];
 
 pub(super) struct Desk {
     port: Arc<dyn ProxyPort>,
@@ -29,6 +30,8 @@ struct Proxy {
     listen: String,
     upstream: String,
     enabled: bool,
+    /// Shown only where it was chosen: whoever does not know of it reads what the original would write.
+    half_close: Option<bool>,
     /// In the order they were added.
     toxics: Vec<Toxic>,
 }
@@ -40,11 +43,13 @@ struct Wanted {
     listen: String,
     upstream: String,
     enabled: bool,
+    half_close: Option<bool>,
 }
 
 impl Wanted {
     fn new() -> Self {
-        Self { name: String::new(), listen: String::new(), upstream: String::new(), enabled: true }
+        let (name, listen, upstream) = Default::default();
+        Self { name, listen, upstream, enabled: true, half_close: None }
     }
 
     /// Takes what a value says. `go` is the type Go would decode into: its name for fields, and for the whole.
@@ -56,7 +61,8 @@ impl Wanted {
                 1 => binder.text(place(1), value, &mut self.listen),
                 2 => binder.text(place(2), value, &mut self.upstream),
                 3 => binder.bool(place(3), value, &mut self.enabled),
-                _ => drop(binder.members(value, &[], (Some(place(4)), "zerolog.Logger"))),
+                4 => drop(binder.members(value, &[], (Some(place(4)), "zerolog.Logger"))),
+                _ => binder.choice(place(5), value, &mut self.half_close),
             }
         }
     }
@@ -64,8 +70,9 @@ impl Wanted {
 
 impl Proxy {
     fn json(&self, name: &str) -> String {
+        let half_close = self.half_close.map(|chosen| format!(",\"half_close\":{chosen}")).unwrap_or_default();
         format!(
-            "{{\"name\":{},\"listen\":{},\"upstream\":{},\"enabled\":{},\"Logger\":{{}},\"toxics\":{}}}",
+            "{{\"name\":{},\"listen\":{},\"upstream\":{},\"enabled\":{},\"Logger\":{{}},\"toxics\":{}{half_close}}}",
             quote(name),
             quote(&self.listen),
             quote(&self.upstream),
@@ -136,7 +143,7 @@ impl Desk {
     async fn create(&mut self, body: &Bytes) -> Result<Answer, ApiError> {
         let mut wanted = Wanted::new();
         decode(body, |binder, value| wanted.take(binder, value, ("Proxy", "toxiproxy.Proxy")))?;
-        let Wanted { name, listen, upstream, enabled } = wanted;
+        let Wanted { name, listen, upstream, enabled, half_close } = wanted;
         if name.is_empty() {
             return Err(ApiError::missing("name"));
         }
@@ -146,7 +153,7 @@ impl Desk {
         if self.proxies.contains_key(&name) {
             return Err(ApiError::new(409, "proxy already exists"));
         }
-        let mut proxy = Proxy { listen, upstream, enabled: false, toxics: Vec::new() };
+        let mut proxy = Proxy { listen, upstream, enabled: false, half_close, toxics: Vec::new() };
         if enabled {
             start(&*self.port, &name, &mut proxy).await?;
         }
@@ -159,7 +166,8 @@ impl Desk {
         let port = Arc::clone(&self.port);
         let proxy = self.proxy_mut(name)?;
         let (listen, upstream) = (proxy.listen.clone(), proxy.upstream.clone());
-        let mut wanted = Wanted { name: String::new(), listen, upstream, enabled: proxy.enabled };
+        let (enabled, half_close) = (proxy.enabled, proxy.half_close);
+        let mut wanted = Wanted { name: String::new(), listen, upstream, enabled, half_close };
         decode(body, |binder, value| wanted.take(binder, value, ("Proxy", "toxiproxy.Proxy")))?;
         let differs = differs(&*port, proxy, &wanted).await?;
         if proxy.enabled && (differs || !wanted.enabled) {
@@ -168,6 +176,10 @@ impl Desk {
         }
         if differs {
             (proxy.listen, proxy.upstream) = (wanted.listen, wanted.upstream);
+        }
+        if proxy.half_close != wanted.half_close {
+            proxy.half_close = wanted.half_close;
+            port.set_half_close(name, proxy.half_close);
         }
         if wanted.enabled && !proxy.enabled {
             start(&*port, name, proxy).await?;
@@ -245,8 +257,8 @@ impl Desk {
                 self.port.close(&wanted.name).await;
                 known.enabled = false;
             }
-            let Wanted { name, listen, upstream, enabled } = wanted;
-            let mut proxy = Proxy { listen, upstream, enabled: false, toxics: Vec::new() };
+            let Wanted { name, listen, upstream, enabled, half_close } = wanted;
+            let mut proxy = Proxy { listen, upstream, enabled: false, half_close, toxics: Vec::new() };
             if enabled {
                 start(&*self.port, &name, &mut proxy).await?;
             }
@@ -325,6 +337,7 @@ async fn start(port: &dyn ProxyPort, name: &str, proxy: &mut Proxy) -> Result<()
         name: name.to_owned(),
         listen: listen.address,
         upstream: proxy.upstream.clone(),
+        half_close: proxy.half_close,
         faults: proxy.toxics.iter().map(Toxic::fault).collect(),
     };
     let opened = port.open(open).await;

@@ -54,6 +54,8 @@ pub struct OpenProxy {
     pub listen: SocketAddr,
     /// `host:port`, as sent.
     pub upstream: String,
+    /// Whether a side that has ended may still be answered; without, as the server was told.
+    pub half_close: Option<bool>,
     /// What lies on it, in order.
     pub faults: Vec<Fault>,
 }
@@ -85,6 +87,9 @@ pub trait ProxyPort: Send + Sync {
 
     /// Stops listening and closes every connection; done when it returns. Without such a proxy, nothing.
     fn close<'a>(&'a self, name: &'a str) -> BoxFuture<'a, ()>;
+
+    /// Chooses whether a side that has ended may still be answered, on open connections too. Without such a proxy, nothing.
+    fn set_half_close(&self, name: &str, half_close: Option<bool>);
 
     /// Places or changes a fault, on open connections too. Without such a proxy, nothing.
     fn put(&self, name: &str, fault: Fault);

@@ -40,9 +40,10 @@ impl ProxyPort for Fake {
 
     fn open(&self, proxy: OpenProxy) -> BoxFuture<'_, io::Result<SocketAddr>> {
         Box::pin(async move {
-            let OpenProxy { name, mut listen, upstream, faults } = proxy;
+            let OpenProxy { name, mut listen, upstream, half_close, faults } = proxy;
             let faults: Vec<&str> = faults.iter().map(|fault| &*fault.id.0).collect();
-            self.note(format!("open {name} {listen} {upstream} {faults:?}"));
+            let half_close = half_close.map(|chosen| format!(" half_close {chosen}")).unwrap_or_default();
+            self.note(format!("open {name} {listen} {upstream} {faults:?}{half_close}"));
             if listen.port() == 1 {
                 return Err(io::Error::from_raw_os_error(98));
             }
@@ -61,6 +62,10 @@ impl ProxyPort for Fake {
     fn close<'a>(&'a self, name: &'a str) -> BoxFuture<'a, ()> {
         self.note(format!("close {name}"));
         Box::pin(async {})
+    }
+
+    fn set_half_close(&self, name: &str, half_close: Option<bool>) {
+        self.note(format!("half_close {name} {half_close:?}"));
     }
 
     fn put(&self, name: &str, fault: Fault) {
@@ -238,6 +243,32 @@ fn a_proxy_is_updated_and_keeps_its_toxics() {
     let taken = "listen tcp 127.0.0.1:1: bind: address already in use";
     api.fails("POST /proxies/p", r#"{"listen":"127.0.0.1:1"}"#, 500, taken);
     api.is("GET /proxies/p", "", 200, &shown("127.0.0.1:1", "v:2", false));
+}
+
+#[test]
+fn half_close_is_chosen_by_each_proxy_and_shown_only_then() {
+    let mut api = Api::with_proxy();
+    let chosen = |choice: &str| P.replace("[]}", &format!("[],\"half_close\":{choice}}}"));
+    api.is("PATCH /proxies/p", r#"{"half_close":true}"#, 200, &chosen("true"));
+    assert_eq!(api.port.told(), ["half_close p Some(true)"], "nobody's connection is touched");
+    api.is("PATCH /proxies/p", r#"{"upstream":"u:1"}"#, 200, &chosen("true"));
+    api.is("PATCH /proxies/p", r#"{"HALF_CLOSE":false}"#, 200, &chosen("false"));
+    api.port.told();
+    let wrong = "bad request body: json: cannot unmarshal number into Go struct field Proxy.half_close of type bool";
+    api.fails("PATCH /proxies/p", r#"{"half_close":1}"#, 400, wrong);
+    assert!(api.port.told().is_empty());
+    api.is("GET /proxies", "", 200, &format!("{{\"p\":{}}}", chosen("false")));
+    // It survives a stop, and `null` takes it back.
+    api.ask("PATCH /proxies/p", r#"{"enabled":false}"#);
+    api.ask("POST /reset", "");
+    assert_eq!(api.port.told(), ["close p", "open p 127.0.0.1:9 u:1 [] half_close false"]);
+    api.is("PATCH /proxies/p", r#"{"half_close":null}"#, 200, P);
+    assert_eq!(api.port.told(), ["half_close p None"]);
+    let made = r#"[{"name":"q","listen":"127.0.0.1:8","upstream":"u:1","half_close":true}]"#;
+    let q = r#"{"name":"q","listen":"127.0.0.1:8","upstream":"u:1","enabled":true,"Logger":{},"toxics":[],"half_close":true}"#;
+    api.is("POST /populate", made, 201, &format!("{{\"proxies\":[{q}]}}"));
+    assert_eq!(api.port.told(), ["open q 127.0.0.1:8 u:1 [] half_close true"]);
+    api.is("POST /proxies", &made[1..made.len() - 1].replace("\"q\"", "\"r\""), 201, &q.replace("\"q\"", "\"r\""));
 }
 
 #[test]
@@ -475,7 +506,19 @@ fn any_value() -> impl Strategy<Value = String> {
 }
 
 fn any_body() -> impl Strategy<Value = String> {
-    let keys = ["name", "LISTEN", "upstream", "enabled", "type", "stream", "toxicity", "attributes", "Logger", "x"];
+    let keys = [
+        "name",
+        "LISTEN",
+        "upstream",
+        "enabled",
+        "type",
+        "stream",
+        "toxicity",
+        "attributes",
+        "Logger",
+        "half_close",
+        "x",
+    ];
     let member = (proptest::sample::select(keys.to_vec()), any_value());
     let object = proptest::collection::vec(member, 0..5).prop_map(|members| {
         let members: Vec<String> = members.iter().map(|(key, value)| format!("\"{key}\":{value}")).collect();

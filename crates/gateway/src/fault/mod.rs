@@ -38,6 +38,8 @@ pub struct Opening {
     pub listen: SocketAddr,
     /// `host:port`, looked up for each connection.
     pub upstream: String,
+    /// Whether a sender that has no more to say may still be answered; without, what [`FaultProxies::new`] was told.
+    pub half_close: Option<bool>,
     /// What lies on it from the first connection on.
     pub faults: Vec<Fault>,
 }
@@ -79,7 +81,8 @@ pub(crate) struct Shared {
 
 impl FaultProxies {
     /// None yet. The same `seed` gives the n-th connection of a place the same fate. With `half_close` a sender that has no
-    /// more to say may still be answered; without, its end closes the connection to the receiver.
+    /// more to say may still be answered; without, its end closes the connection to the receiver. A place may choose for
+    /// itself.
     #[must_use]
     pub fn new(net: Net, clock: Clock, seed: u64, half_close: bool) -> Self {
         let (held_bytes, places, traffic) = Default::default();
@@ -133,6 +136,15 @@ impl FaultProxies {
     /// Lifts a fault from a place and all its connections. Tells whether there was one.
     pub fn lift(&self, name: &str, id: &FaultId) -> bool {
         self.place(name).is_some_and(|place| place.lift(id))
+    }
+
+    /// Lets those who have ended their side be answered, or not; without a choice, as [`FaultProxies::new`] was told. Holds
+    /// for whatever ends from now on, on open connections too. Tells whether there is such a place.
+    pub fn set_half_close(&self, name: &str, half_close: Option<bool>) -> bool {
+        self.place(name).is_some_and(|place| {
+            place.set_half_close(half_close);
+            true
+        })
     }
 
     /// Looks a host's addresses up.

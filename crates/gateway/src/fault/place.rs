@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -24,6 +25,7 @@ pub(super) struct Place {
     shared: Arc<Shared>,
     name: String,
     upstream: String,
+    half_close: AtomicBool,
     /// Upstream, downstream.
     traffic: [Arc<Traffic>; 2],
     side: Mutex<Side>,
@@ -41,14 +43,16 @@ struct Side {
 
 impl Place {
     pub(super) fn open(shared: &Arc<Shared>, opening: Opening, listener: Listener, address: SocketAddr) -> Arc<Self> {
-        let Opening { name, upstream, faults, .. } = opening;
+        let Opening { name, upstream, half_close, faults, .. } = opening;
+        let half_close = AtomicBool::new(half_close.unwrap_or(shared.half_close));
         let traffic = Direction::ALL.map(|direction| {
             let (proxy, upstream) = (name.clone(), upstream.clone());
             shared.counter(Series { direction, listener: address, proxy, upstream })
         });
         let side = Mutex::new(Side { faults, lines: BTreeMap::new(), next_connection: 0 });
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let place = Arc::new(Self { shared: Arc::clone(shared), name, upstream, traffic, side, stop, tasks });
+        let shared = Arc::clone(shared);
+        let place = Arc::new(Self { shared, name, upstream, half_close, traffic, side, stop, tasks });
         place.tasks.spawn(accept(Arc::clone(&place), listener));
         place
     }
@@ -83,6 +87,10 @@ impl Place {
             })
         });
         side.faults.len() < count
+    }
+
+    pub(super) fn set_half_close(&self, half_close: Option<bool>) {
+        self.half_close.store(half_close.unwrap_or(self.shared.half_close), Relaxed);
     }
 
     /// The n-th connection's number, in the order they were accepted.
@@ -145,7 +153,7 @@ impl Place {
                 break;
             }
             if ending == Ending::Half
-                && self.shared.half_close
+                && self.half_close.load(Relaxed)
                 && let Some(to) = &mut sockets[receiver]
                 && end_half(to).await
             {
