@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::house::{PATIENCE, local, wait_for, wait_until};
+use crate::house::{PATIENCE, SEAWALL, local, wait_for, wait_until};
 use crate::toxiproxy::Tox;
 
 /// An upstream that does the same with every connection.
@@ -386,19 +386,124 @@ fn a_proxy_that_is_off_refuses_and_ends_what_was_open() {
     assert!(rest(&mut connect(listen)).is_empty());
 }
 
+/// An upstream whose queue is full, and nobody takes from it: whoever connects now waits.
+struct Full {
+    listener: TcpListener,
+    address: SocketAddr,
+    queued: Vec<TcpStream>,
+}
+
+impl Full {
+    fn new() -> Self {
+        let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        full.bind(&local(0).into()).unwrap();
+        full.listen(0).unwrap();
+        let address = full.local_addr().unwrap().as_socket().unwrap();
+        let fill = |_| TcpStream::connect_timeout(&address, ms(200));
+        let queued: Vec<_> = (0..8).map_while(|n| fill(n).ok()).collect();
+        assert!(queued.len() < 8, "the queue never fills");
+        Self { listener: full.into(), address, queued }
+    }
+
+    /// Calls to it that wait for an answer (`SYN_SENT`), as the kernel lists them.
+    fn calls(&self) -> usize {
+        let to = format!("0100007F:{:04X}", self.address.port());
+        let all = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let is_call = |line: &&str| line.split_whitespace().skip(2).take(2).eq([to.as_str(), "02"]);
+        all.lines().filter(is_call).count()
+    }
+}
+
+/// Descriptors that a server has open.
+fn open_files(tox: &Tox) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", tox.process.pid())).unwrap().count()
+}
+
+#[test]
+fn an_upstream_is_called_for_nobody_who_has_left() {
+    let full = Full::new();
+    let tox = Tox::new();
+    let listen = tox.proxy("p", full.address);
+    let silent: Vec<_> = (0..4).map(|_| connect(listen)).collect();
+    let broken: Vec<_> = (0..4).map(|_| connect(listen)).collect();
+    for mut client in &broken {
+        client.write_all(b"question").unwrap();
+        socket2::SockRef::from(client).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+    wait_until("each is called for", || full.calls() == 8);
+    drop(silent);
+    wait_until("nobody is called for those who said nothing", || full.calls() == 4);
+    drop(broken);
+    wait_until("nor for those who broke off", || full.calls() == 0);
+    // Who has said something and ended his side is called for: his words are to arrive.
+    let mut client = connect(listen);
+    client.write_all(b"question").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    wait_until("it is called for", || full.calls() == 1);
+    let queued = full.queued.len();
+    drop(full.queued);
+    (0..queued).for_each(|_| drop(full.listener.accept().unwrap()));
+    let mut called = full.listener.accept().unwrap().0;
+    assert_eq!(rest(&mut called), b"question");
+}
+
+#[test]
+fn connections_beyond_the_limit_are_closed_told_and_counted() {
+    let echo = Peer::echo();
+    let tox = Tox::start(&["--port", "0", "--proxy-metrics", "--connections-max", "4"]);
+    let (p, q) = (tox.proxy("p", echo.address), tox.proxy("q", echo.address));
+    let served = |listen| {
+        let mut client = connect(listen);
+        ping(&mut client);
+        client
+    };
+    let clients = [served(p), served(p), served(p)];
+    for _ in 0..2 {
+        assert!(rest(&mut connect(p)).is_empty(), "one place is left, and p has more than that");
+    }
+    let other = served(q);
+    assert!(rest(&mut connect(q)).is_empty(), "none is left");
+    let refused = |proxy: &str| {
+        let text = tox.call("GET", "/metrics", "").body;
+        let is_it = |line: &&str| line.starts_with("toxiproxy_proxy_refused") && line.contains(proxy);
+        text.lines().find(is_it).unwrap().rsplit(' ').next().unwrap().to_owned()
+    };
+    assert_eq!((refused("proxy=\"p\""), refused("proxy=\"q\"")), ("2".into(), "1".into()));
+    let lines = tox.process.lines().into_iter().filter(|line| line.contains("too many connections"));
+    assert_eq!(lines.count(), 2, "once for each proxy");
+    drop(clients);
+    wait_until("their places are given back", || {
+        let mut client = connect(p);
+        client.write_all(b"x").is_ok() && client.read(&mut [0; 1]).is_ok_and(|read| read == 1)
+    });
+    drop(other);
+}
+
+#[test]
+fn there_are_no_more_connections_than_open_files() {
+    let mut command = std::process::Command::new("prlimit");
+    command.args(["--nofile=128:128", SEAWALL]);
+    let echo = Peer::echo();
+    let tox = Tox::by(command, &["--port", "0"]);
+    let lines = tox.process.lines().join("\n");
+    assert!(lines.contains("`--connections-max` is lowered") && lines.contains("\"fitting\":20"), "{lines}");
+    let listen = tox.proxy("p", echo.address);
+    let clients: Vec<TcpStream> = (0..40).map(|_| connect(listen)).collect();
+    tox.toxic("p", &toxic("latency", &json!({"latency": 1})));
+    drop(clients);
+    wait_until("there is room again", || {
+        let mut client = connect(listen);
+        client.write_all(b"x").is_ok() && client.read(&mut [0; 1]).is_ok_and(|read| read == 1)
+    });
+}
+
 #[test]
 fn an_upstream_that_does_not_answer_keeps_nobody() {
-    // Its queue is full and nobody takes from it: whoever connects now waits.
-    let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    full.bind(&local(0).into()).unwrap();
-    full.listen(0).unwrap();
-    let address = full.local_addr().unwrap().as_socket().unwrap();
-    let fill = |_| TcpStream::connect_timeout(&address, ms(200));
-    let queued: Vec<_> = (0..8).map_while(|n| fill(n).ok()).collect();
-    assert!(queued.len() < 8, "the queue never fills");
+    let full = Full::new();
     let tox = Tox::new();
-    let listen = tox.proxy("p", address);
+    let listen = tox.proxy("p", full.address);
     let mut waiting: Vec<TcpStream> = (0..3).map(|_| connect(listen)).collect();
+    wait_until("each is called for", || full.calls() == 3);
     tox.toxic("p", &toxic("latency", &json!({"latency": 1})));
     tox.lift("p", "t");
     tox.must("DELETE", "/proxies/p", &Value::Null, 204);
@@ -483,8 +588,7 @@ fn a_thousand_connections_leave_nothing_behind() {
     let (tox, listen) = stage(&echo);
     tox.toxic("p", &json!({"type": "latency", "attributes": {"latency": 1}}));
     tox.toxic("p", &json!({"type": "reset_peer", "toxicity": 0.2}));
-    let count = || std::fs::read_dir(format!("/proc/{}/fd", tox.process.pid())).unwrap().count();
-    let before = count();
+    let before = open_files(&tox);
     for round in 0..10 {
         let clients: Vec<TcpStream> = (0..100).map(|_| connect(listen)).collect();
         for (index, mut client) in clients.into_iter().enumerate() {
@@ -494,7 +598,7 @@ fn a_thousand_connections_leave_nothing_behind() {
             }
         }
     }
-    wait_until("every descriptor is given back", || count() <= before);
+    wait_until("every descriptor is given back", || open_files(&tox) <= before);
     let sent = wait_for("it counts", || Some(tox.received("p", "upstream")).filter(|&count| count > 0));
     assert!(sent <= 1_000, "{sent}");
 }

@@ -17,7 +17,11 @@ pub struct Tox {
 
 impl Tox {
     pub fn start(arguments: &[&str]) -> Self {
-        let mut command = Command::new(SEAWALL);
+        Self::by(Command::new(SEAWALL), arguments)
+    }
+
+    /// By another program that starts it.
+    pub fn by(mut command: Command, arguments: &[&str]) -> Self {
         command
             .arg("toxiproxy")
             .args(arguments)

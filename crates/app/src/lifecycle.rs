@@ -331,11 +331,21 @@ pub(crate) fn raise_open_files() {
 /// Open files a node needs beside its connections: the store's, the listeners', the runtimes'.
 const OPEN_FILES_RESERVED: u64 = 56;
 
+/// Client connections there are files for, each with the call it makes, where `others` are wanted for something else; of
+/// those at most a quarter of all is left out. Nothing where there is no limit.
+pub(crate) fn connections_fitting(others: u64) -> Option<u64> {
+    let open_files = getrlimit(Resource::Nofile).current?;
+    let reserved = OPEN_FILES_RESERVED + others.min(open_files / 4);
+    Some((open_files.saturating_sub(reserved) / 2).max(4))
+}
+
 /// No more client connections than there are files for them and for the calls they make: what runs out instead would
 /// be the store's.
 fn fit_connections(config: &mut AppConfig) {
-    let Some(open_files) = getrlimit(Resource::Nofile).current else { return };
-    let fitting = u32::try_from(open_files.saturating_sub(OPEN_FILES_RESERVED) / 2).unwrap_or(u32::MAX).max(4);
+    let (Some(open_files), Some(fitting)) = (getrlimit(Resource::Nofile).current, connections_fitting(0)) else {
+        return;
+    };
+    let fitting = u32::try_from(fitting).unwrap_or(u32::MAX);
     let wanted = config.policy.limits.connections_max;
     if wanted > fitting {
         config.policy.limits.connections_max = fitting;

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
 /// Which network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,6 +168,51 @@ impl Stream {
             }
             #[cfg(feature = "sim")]
             Self::Sim(_) => {}
+        }
+    }
+}
+
+/// How a peer has left off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HungUp {
+    /// It will say no more, but may still listen.
+    Ended {
+        /// Some of what it said has not been read yet.
+        has_words: bool,
+    },
+    /// It is gone.
+    Broken,
+}
+
+impl Stream {
+    /// Waits until the peer has left off, without reading what it said. In the simulator nobody does before he is read.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub(crate) async fn hung_up(&self) -> HungUp {
+        match self {
+            // To wait for urgent bytes is to wait for the end too, and not for ordinary bytes: they may lie there already.
+            Self::Real(stream) => match stream.ready(Interest::PRIORITY | Interest::ERROR).await {
+                Ok(ready) if !ready.is_error() => match stream.peek(&mut [0]).await {
+                    Ok(bytes) => HungUp::Ended { has_words: bytes > 0 },
+                    Err(_) => HungUp::Broken,
+                },
+                _ => HungUp::Broken,
+            },
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => std::future::pending().await,
+        }
+    }
+
+    /// Waits until the peer has broken off.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub(crate) async fn broken(&self) {
+        match self {
+            Self::Real(stream) => drop(stream.ready(Interest::ERROR).await),
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => std::future::pending().await,
         }
     }
 }

@@ -11,15 +11,17 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use seawall_control::BoxFuture;
-use seawall_control::toxiproxy::{OpenProxy, ProxyPort, Toxiproxy, TrafficSeries, VERSION};
+use seawall_control::toxiproxy::{
+    CONNECTIONS_MAX as API_CONNECTIONS_MAX, OpenProxy, ProxyPort, Toxiproxy, TrafficSeries, VERSION,
+};
 use seawall_core::fault::{Fault, FaultId};
-use seawall_gateway::fault::{FaultProxies, Opening};
+use seawall_gateway::fault::{CONNECTIONS_MAX, Counts, FaultProxies, Opening, Series};
 use seawall_gateway::net::Net;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::RealClock;
-use crate::lifecycle::{Signals, entropy, raise_open_files};
+use crate::lifecycle::{Signals, connections_fitting, entropy, raise_open_files};
 use crate::logs::{self, Format, Level};
 
 pub(super) const EXAMPLES: &str = "\
@@ -52,6 +54,10 @@ pub(super) struct ToxiproxyArgs {
     /// `"half_close"` in its JSON
     #[arg(long)]
     half_close: bool,
+    /// Connections through all proxies together; one proxy takes at most as many as it leaves free. Those beyond are
+    /// closed at once
+    #[arg(long, value_name = "COUNT", default_value_t = CONNECTIONS_MAX)]
+    connections_max: usize,
     /// Serve `/metrics` with the bytes of each proxy
     #[arg(long)]
     proxy_metrics: bool,
@@ -115,7 +121,8 @@ async fn live(args: &ToxiproxyArgs) -> anyhow::Result<()> {
         // Short enough to be typed again.
         None => u64::from(u32::from_le_bytes(entropy()?)),
     };
-    let proxies = FaultProxies::new(Net::Real, RealClock::new().gateway(), seed, args.half_close);
+    let connections_max = fitting(args.connections_max);
+    let proxies = FaultProxies::new(Net::Real, RealClock::new().gateway(), seed, args.half_close, connections_max);
     let has_metrics = args.proxy_metrics || args.runtime_metrics;
     let counted = args.proxy_metrics;
     let ids = u64::from_le_bytes(entropy()?);
@@ -141,6 +148,22 @@ async fn live(args: &ToxiproxyArgs) -> anyhow::Result<()> {
         () = told => {}
     }
     Ok(())
+}
+
+/// As many connections as are wanted and there are open files for.
+fn fitting(wanted: usize) -> usize {
+    let fitting = connections_fitting(API_CONNECTIONS_MAX as u64).and_then(|count| usize::try_from(count).ok());
+    match fitting.filter(|fitting| *fitting < wanted) {
+        Some(fitting) => {
+            tracing::warn!(
+                wanted,
+                fitting,
+                "`--connections-max` is lowered to what the limit of open files allows; raise that limit to have more"
+            );
+            fitting
+        }
+        None => wanted,
+    }
 }
 
 /// As the original: a file that cannot be used is told, and the server starts all the same.
@@ -207,13 +230,14 @@ impl ProxyPort for Port {
 
     fn traffic(&self) -> Vec<TrafficSeries> {
         let all = if self.counted { self.proxies.traffic() } else { Vec::new() };
-        let series = |(series, received_bytes, sent_bytes): (seawall_gateway::fault::Series, u64, u64)| TrafficSeries {
+        let series = |(series, counts): (Series, Counts)| TrafficSeries {
             direction: series.direction,
             listener: series.listener,
             proxy: series.proxy,
             upstream: series.upstream,
-            received_bytes,
-            sent_bytes,
+            received_bytes: counts.received_bytes,
+            sent_bytes: counts.sent_bytes,
+            refused_connections: counts.refused_connections,
         };
         all.into_iter().map(series).collect()
     }

@@ -75,6 +75,8 @@ pub struct TrafficSeries {
     pub received_bytes: u64,
     /// To the receiver.
     pub sent_bytes: u64,
+    /// Connections that were closed unserved because there were too many, counted with the way upstream.
+    pub refused_connections: u64,
 }
 
 /// The data path as this API needs it; `app` puts the gateway behind it. Nothing here waits for a peer.

@@ -85,6 +85,7 @@ impl ProxyPort for Fake {
             upstream: "u:1".into(),
             received_bytes: 7,
             sent_bytes: 5,
+            refused_connections: 3,
         }]
     }
 }
@@ -478,6 +479,8 @@ fn metrics_name_every_label() {
     for (way, value) in [("received", 7), ("sent", 5)] {
         assert!(text.contains(&format!("\ntoxiproxy_proxy_{way}_bytes_total{labels} {value}\n")), "{text}");
     }
+    let refused = r#"refused_connections_total{listener="127.0.0.1:5",proxy="a\"b\\\n",upstream="u:1"} 3"#;
+    assert!(text.ends_with(&format!("\ntoxiproxy_proxy_{refused}\n")), "{text}");
 }
 
 /// A value that may or may not be what a field wants.

@@ -4,12 +4,13 @@
 //! its upstream; faults hang on the place and work on every connection in it, also on those that are open already. What
 //! becomes of bytes is decided in `seawall_core::fault`; here are the sockets and the timers.
 //!
-//! Bounds: a link holds what its faults let it hold, and all links together [`HELD_BYTES_MAX`] and one chunk each; beyond
+//! Bounds: [`FaultProxies::new`] is told how many connections there may be, and closes those beyond; a link holds what its faults let it hold, and all links together [`HELD_BYTES_MAX`] and one chunk each; beyond
 //! that senders wait. A call of [`FaultProxies`] never waits for a peer: a change is done when it returns.
 //! Not here: who may place faults and in which words (the control side), names and lists of faults.
 
 mod flow;
 mod place;
+mod share;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,6 +23,10 @@ use seawall_core::fault::{Direction, Fault, FaultId};
 use crate::Clock;
 use crate::net::Net;
 use place::Place;
+use share::Commons;
+
+/// Connections through all places together, where nobody says otherwise.
+pub const CONNECTIONS_MAX: usize = 16_384;
 
 /// What all links together may hold before senders wait.
 pub const HELD_BYTES_MAX: usize = 256 << 20;
@@ -62,6 +67,19 @@ pub struct Series {
 pub(crate) struct Traffic {
     pub(crate) received_bytes: AtomicU64,
     pub(crate) sent_bytes: AtomicU64,
+    /// Connections that were closed because there were too many: of the place, counted with the way to its upstream.
+    pub(crate) refused: AtomicU64,
+}
+
+/// What a series has counted so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Bytes from senders.
+    pub received_bytes: u64,
+    /// Bytes to receivers.
+    pub sent_bytes: u64,
+    /// Connections that were closed unserved because there were too many; always 0 for [`Direction::Downstream`].
+    pub refused_connections: u64,
 }
 
 /// Every place of a process. Cheap to clone.
@@ -74,6 +92,7 @@ pub(crate) struct Shared {
     pub(crate) clock: Clock,
     pub(crate) seed: u64,
     pub(crate) half_close: bool,
+    connections: Commons,
     pub(crate) held_bytes: AtomicUsize,
     places: Mutex<BTreeMap<String, Arc<Place>>>,
     traffic: Mutex<BTreeMap<Series, Arc<Traffic>>>,
@@ -82,11 +101,13 @@ pub(crate) struct Shared {
 impl FaultProxies {
     /// None yet. The same `seed` gives the n-th connection of a place the same fate. With `half_close` a sender that has no
     /// more to say may still be answered; without, its end closes the connection to the receiver. A place may choose for
-    /// itself.
+    /// itself. There are at most `connections_max` connections, and a place has at most as many as it leaves free for others;
+    /// whoever comes beyond that is closed at once.
     #[must_use]
-    pub fn new(net: Net, clock: Clock, seed: u64, half_close: bool) -> Self {
+    pub fn new(net: Net, clock: Clock, seed: u64, half_close: bool, connections_max: usize) -> Self {
         let (held_bytes, places, traffic) = Default::default();
-        Self(Arc::new(Shared { net, clock, seed, half_close, held_bytes, places, traffic }))
+        let connections = Commons::new(connections_max);
+        Self(Arc::new(Shared { net, clock, seed, half_close, connections, held_bytes, places, traffic }))
     }
 
     /// Begins to listen, and tells where. One of the same name is closed first.
@@ -156,12 +177,17 @@ impl FaultProxies {
         Ok(self.0.net.resolve(&host_port).await?.into_iter().map(|address| address.ip()).collect())
     }
 
-    /// Bytes received from senders and sent to receivers so far, also of places that are closed.
+    /// What has passed so far, also of places that are closed.
     #[must_use]
-    pub fn traffic(&self) -> Vec<(Series, u64, u64)> {
+    pub fn traffic(&self) -> Vec<(Series, Counts)> {
         let all = lock(&self.0.traffic);
         let read = |(series, traffic): (&Series, &Arc<Traffic>)| {
-            (series.clone(), traffic.received_bytes.load(Relaxed), traffic.sent_bytes.load(Relaxed))
+            let counts = Counts {
+                received_bytes: traffic.received_bytes.load(Relaxed),
+                sent_bytes: traffic.sent_bytes.load(Relaxed),
+                refused_connections: traffic.refused.load(Relaxed),
+            };
+            (series.clone(), counts)
         };
         all.iter().map(read).collect()
     }

@@ -4,21 +4,27 @@ use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use seawall_core::fault::{Direction, Ending, Fault, FaultId, Link, link_prng};
+use seawall_core::time::Mono;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::flow::{Flow, Line, end_half, finish};
 use super::{Opening, Series, Shared, Traffic, lock};
-use crate::net::{Listener, Stream};
+use crate::net::{HungUp, Listener, Stream};
 
 /// After a failed accept (no descriptor left, say) the next is tried after this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// A client that has said something and ended its side may have gone, or wait for its words to arrive: the kernel does not
+/// tell. So long is the upstream still called for it.
+const CALL_AFTER_END: Duration = Duration::from_secs(15);
+/// Connections beyond the limit are told of this often at most.
+const REFUSED_TOLD_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(super) struct Place {
@@ -28,6 +34,7 @@ pub(super) struct Place {
     half_close: AtomicBool,
     /// Upstream, downstream.
     traffic: [Arc<Traffic>; 2],
+    connections: AtomicUsize,
     side: Mutex<Side>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -51,8 +58,8 @@ impl Place {
         });
         let side = Mutex::new(Side { faults, lines: BTreeMap::new(), next_connection: 0 });
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let shared = Arc::clone(shared);
-        let place = Arc::new(Self { shared, name, upstream, half_close, traffic, side, stop, tasks });
+        let (shared, connections) = (Arc::clone(shared), AtomicUsize::new(0));
+        let place = Arc::new(Self { shared, name, upstream, half_close, traffic, connections, side, stop, tasks });
         place.tasks.spawn(accept(Arc::clone(&place), listener));
         place
     }
@@ -93,11 +100,16 @@ impl Place {
         self.half_close.store(half_close.unwrap_or(self.shared.half_close), Relaxed);
     }
 
-    /// The n-th connection's number, in the order they were accepted.
-    fn number(&self) -> u64 {
+    /// The n-th connection's number, in the order they were accepted, and its place among all there may be; none where
+    /// there are too many.
+    fn admit(self: &Arc<Self>) -> Option<Admitted> {
+        if !self.shared.connections.take_one(self.connections.load(Relaxed)) {
+            return None;
+        }
+        self.connections.fetch_add(1, Relaxed);
         let mut side = lock(&self.side);
         side.next_connection += 1;
-        side.next_connection - 1
+        Some(Admitted { place: Arc::clone(self), number: side.next_connection - 1 })
     }
 
     /// The links of a connection, with the faults of this moment, and on the list from this moment on.
@@ -124,16 +136,38 @@ impl Place {
         Err(failed)
     }
 
-    async fn serve(self: Arc<Self>, client: Stream, number: u64) {
-        let upstream = match self.stop.run_until_cancelled(self.dial()).await {
-            Some(Ok(upstream)) => upstream,
-            Some(Err(error)) => {
-                tracing::warn!(proxy = self.name, upstream = self.upstream, %error, "cannot reach the upstream");
+    /// Done when nobody waits for the upstream any more.
+    async fn wait_until_left(&self, client: &Stream) {
+        match client.hung_up().await {
+            HungUp::Broken => {}
+            // Without half-close the first thing the upstream would be told is the end.
+            HungUp::Ended { has_words: false } if !self.half_close.load(Relaxed) => {}
+            HungUp::Ended { .. } => {
+                tokio::select! {
+                    () = client.broken() => {}
+                    () = tokio::time::sleep(CALL_AFTER_END) => {}
+                }
+            }
+        }
+    }
+
+    async fn serve(client: Stream, admitted: Admitted) {
+        let place = &admitted.place;
+        let upstream = tokio::select! {
+            dialled = place.dial() => dialled,
+            () = place.wait_until_left(&client) => {
+                tracing::debug!(proxy = place.name, upstream = place.upstream, "the client left before the upstream came");
                 return finish(client, Ending::Close).await;
             }
-            None => return finish(client, Ending::Close).await,
+            () = place.stop.cancelled() => return finish(client, Ending::Close).await,
         };
-        self.carry([client, upstream], &self.enter(number)).await;
+        match upstream {
+            Ok(upstream) => place.carry([client, upstream], &place.enter(admitted.number)).await,
+            Err(error) => {
+                tracing::warn!(proxy = place.name, upstream = place.upstream, %error, "cannot reach the upstream");
+                finish(client, Ending::Close).await;
+            }
+        }
     }
 
     /// Two pipes that know nothing of each other: when one has ended, its receiver's socket is closed, which is the end of
@@ -207,15 +241,38 @@ impl Drop for Listed {
     }
 }
 
+/// One of the connections there may be, for as long as it lives.
+struct Admitted {
+    place: Arc<Place>,
+    number: u64,
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.place.connections.fetch_sub(1, Relaxed);
+        self.place.shared.connections.give_back(1);
+    }
+}
+
 /// Accepts until stopped. The call to the upstream is the connection's own: an upstream that does not answer keeps nobody
 /// else waiting.
 async fn accept(place: Arc<Place>, listener: Listener) {
+    let mut told: Option<Mono> = None;
     while let Some(accepted) = place.stop.run_until_cancelled(listener.accept()).await {
         match accepted {
-            Ok((client, _)) => {
-                let number = place.number();
-                place.tasks.spawn(Arc::clone(&place).serve(client, number));
-            }
+            Ok((client, _)) => match place.admit() {
+                Some(admitted) => drop(place.tasks.spawn(Place::serve(client, admitted))),
+                None => {
+                    finish(client, Ending::Close).await;
+                    let refused = place.traffic[0].refused.fetch_add(1, Relaxed) + 1;
+                    let now = place.shared.clock.now();
+                    if told.is_none_or(|told| now.since(told) >= REFUSED_TOLD_EVERY) {
+                        told = Some(now);
+                        let open = place.connections.load(Relaxed);
+                        tracing::warn!(proxy = place.name, open, refused, "too many connections: new ones are closed");
+                    }
+                }
+            },
             Err(error) => {
                 tracing::warn!(proxy = place.name, %error, "cannot accept: raise the limit of open files if it is that");
                 let _ = place.stop.run_until_cancelled(tokio::time::sleep(ACCEPT_PAUSE)).await;
