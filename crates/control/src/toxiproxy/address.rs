@@ -1,9 +1,11 @@
 //! Addresses as Go's `net` package reads them, with its messages.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use super::ProxyPort;
+/// Addresses of hosts that were looked up; of one that was not found, none.
+pub(super) type Names = BTreeMap<String, Vec<IpAddr>>;
 
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,12 +15,19 @@ pub(super) struct Resolved {
     pub(super) text: String,
 }
 
-/// Looks an address up: `host:port`, `:port`, or nothing at all for any port of every interface. A name with several
+/// The host of an address that has to be looked up before [`resolve`] can tell where it is.
+pub(super) fn host_to_look_up(address: &str) -> Option<&str> {
+    let (host, service) = split(address).ok()?;
+    let is_name = !host.is_empty() && host.parse::<IpAddr>().is_err();
+    (is_name && number(service).is_ok()).then_some(host)
+}
+
+/// Where an address is: `host:port`, `:port`, or nothing at all for any port of every interface. A name with several
 /// addresses is its first IPv4 one.
 ///
 /// # Errors
 /// Go's message.
-pub(super) async fn resolve(port: &dyn ProxyPort, address: &str) -> Result<Resolved, String> {
+pub(super) fn resolve(names: &Names, address: &str) -> Result<Resolved, String> {
     let (host, service) = if address.is_empty() { ("", "") } else { split(address)? };
     let number = number(service)?;
     if host.is_empty() {
@@ -28,7 +37,7 @@ pub(super) async fn resolve(port: &dyn ProxyPort, address: &str) -> Result<Resol
     let ip = match host.parse::<IpAddr>() {
         Ok(ip) => ip,
         Err(_) => {
-            let all = port.resolve(host).await.unwrap_or_default();
+            let all = names.get(host).map_or(&[][..], Vec::as_slice);
             let best = all.iter().find(|ip| ip.is_ipv4()).or(all.first());
             *best.ok_or_else(|| format!("lookup {host}: no such host"))?
         }
@@ -126,6 +135,14 @@ mod tests {
             ("a]:80", "unexpected ']' in address"),
         ] {
             assert_eq!(split(address), Err(format!("address {address}: {why}")));
+        }
+    }
+
+    #[test]
+    fn only_names_are_looked_up() {
+        assert_eq!(host_to_look_up("localhost:http"), Some("localhost"));
+        for address in ["", ":80", "127.0.0.1:80", "[::1]:80", "nope", "localhost:nope", "localhost:99999"] {
+            assert_eq!(host_to_look_up(address), None, "{address}");
         }
     }
 

@@ -1,14 +1,15 @@
 //! The desk: one task that holds every proxy and toxic, and answers one call after the other.
 //!
 //! A call is carried out whole, also when its caller has gone away, and no two calls see each other half-done. Nothing
-//! here waits for a peer: binding and looking names up is all that takes time.
+//! here waits for a peer or for a name: a call that needs the address of a host is handed back untouched
+//! ([`Outcome::Names`]), to come again when its caller has looked it up. Binding is all that takes time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::address::{resolve, system_text};
+use super::address::{Names, host_to_look_up, resolve, system_text};
 use super::answer::{Answer, ApiError};
 use super::bind::{Binder, Place};
 use super::json::{Value, first_value, quote};
@@ -94,12 +95,44 @@ impl Proxy {
     }
 }
 
+/// What has become of a call.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Done(Answer),
+    /// Nothing yet: these hosts have to be looked up first.
+    Names(BTreeSet<String>),
+}
+
 impl Desk {
     pub(super) fn new(port: Arc<dyn ProxyPort>) -> Self {
         Self { port, proxies: BTreeMap::new() }
     }
 
-    pub(super) async fn answer(&mut self, call: Call, body: &Bytes) -> Answer {
+    pub(super) async fn answer(&mut self, call: Call, body: &Bytes, names: &Names) -> Outcome {
+        let mut hosts = self.hosts(&call, body);
+        hosts.retain(|host| !names.contains_key(host));
+        if hosts.is_empty() { Outcome::Done(self.carry_out(call, body, names).await) } else { Outcome::Names(hosts) }
+    }
+
+    /// The hosts whose addresses a call will ask for. One that will be refused anyhow asks for none.
+    fn hosts(&self, call: &Call, body: &[u8]) -> BTreeSet<String> {
+        let listens = match call {
+            Call::Create => self.creatable(body).ok().filter(|wanted| wanted.enabled).map(|wanted| vec![wanted.listen]),
+            Call::Update(name) => self.updated(name, body).ok().map(|wanted| vec![wanted.listen]),
+            Call::Populate => wanted_list(body).ok().map(|all| {
+                let is_asked = |wanted: &Wanted| wanted.enabled || self.proxies.contains_key(&wanted.name);
+                all.into_iter().filter(is_asked).map(|wanted| wanted.listen).collect()
+            }),
+            Call::Reset => {
+                let off = self.proxies.values().filter(|proxy| !proxy.enabled);
+                Some(off.map(|proxy| proxy.listen.clone()).collect())
+            }
+            _ => None,
+        };
+        listens.unwrap_or_default().iter().filter_map(|listen| host_to_look_up(listen)).map(str::to_owned).collect()
+    }
+
+    async fn carry_out(&mut self, call: Call, body: &Bytes, names: &Names) -> Answer {
         match call {
             Call::Version => {
                 Answer::typed("application/json;charset=utf-8", format!("{{\"version\": \"{VERSION}\"}}\n"))
@@ -111,17 +144,17 @@ impl Desk {
                 let all = self.proxies.iter().map(|(name, proxy)| format!("{}:{}", quote(name), proxy.json(name)));
                 Answer::json(200, format!("{{{}}}", all.collect::<Vec<_>>().join(",")))
             }
-            Call::Create => self.create(body).await.into(),
+            Call::Create => self.create(body, names).await.into(),
             Call::Show(name) => self.proxy(&name).map(|proxy| Answer::json(200, proxy.json(&name))).into(),
-            Call::Update(name) => self.update(&name, body).await.into(),
+            Call::Update(name) => self.update(&name, body, names).await.into(),
             Call::Delete(name) => self.delete(&name).await.into(),
             Call::ListToxics(name) => self.proxy(&name).map(|proxy| Answer::json(200, proxy.toxics_json())).into(),
             Call::AddToxic(name) => self.add_toxic(&name, body).into(),
             Call::ShowToxic(name, toxic) => self.show_toxic(&name, &toxic).into(),
             Call::UpdateToxic(name, toxic) => self.update_toxic(&name, &toxic, body).into(),
             Call::RemoveToxic(name, toxic) => self.remove_toxic(&name, &toxic).into(),
-            Call::Populate => self.populate(body).await,
-            Call::Reset => self.reset().await.into(),
+            Call::Populate => self.populate(body, names).await,
+            Call::Reset => self.reset(names).await.into(),
         }
     }
 
@@ -136,40 +169,48 @@ impl Desk {
         self.proxies.get(name).ok_or_else(no_proxy)
     }
 
-    fn proxy_mut(&mut self, name: &str) -> Result<&mut Proxy, ApiError> {
-        self.proxies.get_mut(name).ok_or_else(no_proxy)
-    }
-
-    async fn create(&mut self, body: &Bytes) -> Result<Answer, ApiError> {
+    /// A new proxy as a body asks for it, with the checks in the original's order.
+    fn creatable(&self, body: &[u8]) -> Result<Wanted, ApiError> {
         let mut wanted = Wanted::new();
         decode(body, |binder, value| wanted.take(binder, value, ("Proxy", "toxiproxy.Proxy")))?;
-        let Wanted { name, listen, upstream, enabled, half_close } = wanted;
-        if name.is_empty() {
+        if wanted.name.is_empty() {
             return Err(ApiError::missing("name"));
         }
-        if upstream.is_empty() {
+        if wanted.upstream.is_empty() {
             return Err(ApiError::missing("upstream"));
         }
-        if self.proxies.contains_key(&name) {
+        if self.proxies.contains_key(&wanted.name) {
             return Err(ApiError::new(409, "proxy already exists"));
         }
+        Ok(wanted)
+    }
+
+    async fn create(&mut self, body: &[u8], names: &Names) -> Result<Answer, ApiError> {
+        let Wanted { name, listen, upstream, enabled, half_close } = self.creatable(body)?;
         let mut proxy = Proxy { listen, upstream, enabled: false, half_close, toxics: Vec::new() };
         if enabled {
-            start(&*self.port, &name, &mut proxy).await?;
+            start(&*self.port, names, &name, &mut proxy).await?;
         }
         let json = proxy.json(&name);
         self.proxies.insert(name, proxy);
         Ok(Answer::json(201, json))
     }
 
-    async fn update(&mut self, name: &str, body: &Bytes) -> Result<Answer, ApiError> {
-        let port = Arc::clone(&self.port);
-        let proxy = self.proxy_mut(name)?;
+    /// A proxy as a body changes it.
+    fn updated(&self, name: &str, body: &[u8]) -> Result<Wanted, ApiError> {
+        let proxy = self.proxy(name)?;
         let (listen, upstream) = (proxy.listen.clone(), proxy.upstream.clone());
         let (enabled, half_close) = (proxy.enabled, proxy.half_close);
         let mut wanted = Wanted { name: String::new(), listen, upstream, enabled, half_close };
         decode(body, |binder, value| wanted.take(binder, value, ("Proxy", "toxiproxy.Proxy")))?;
-        let differs = differs(&*port, proxy, &wanted).await?;
+        Ok(wanted)
+    }
+
+    async fn update(&mut self, name: &str, body: &[u8], names: &Names) -> Result<Answer, ApiError> {
+        let wanted = self.updated(name, body)?;
+        let port = Arc::clone(&self.port);
+        let proxy = self.proxies.get_mut(name).ok_or_else(no_proxy)?;
+        let differs = differs(names, proxy, &wanted)?;
         if proxy.enabled && (differs || !wanted.enabled) {
             port.close(name).await;
             proxy.enabled = false;
@@ -182,7 +223,7 @@ impl Desk {
             port.set_half_close(name, proxy.half_close);
         }
         if wanted.enabled && !proxy.enabled {
-            start(&*port, name, proxy).await?;
+            start(&*port, names, name, proxy).await?;
         }
         Ok(Answer::json(200, proxy.json(name)))
     }
@@ -233,10 +274,10 @@ impl Desk {
         Ok(Answer::empty(204))
     }
 
-    async fn populate(&mut self, body: &Bytes) -> Answer {
+    async fn populate(&mut self, body: &[u8], names: &Names) -> Answer {
         let mut done = Vec::new();
         let ended = match wanted_list(body) {
-            Ok(all) => self.populate_all(all, &mut done).await,
+            Ok(all) => self.populate_all(all, names, &mut done).await,
             Err(error) => Err(error),
         };
         let proxies = if done.is_empty() { "null".to_owned() } else { format!("[{}]", done.join(",")) };
@@ -247,10 +288,10 @@ impl Desk {
         }
     }
 
-    async fn populate_all(&mut self, all: Vec<Wanted>, done: &mut Vec<String>) -> Result<(), ApiError> {
+    async fn populate_all(&mut self, all: Vec<Wanted>, names: &Names, done: &mut Vec<String>) -> Result<(), ApiError> {
         for wanted in all {
             if let Some(known) = self.proxies.get_mut(&wanted.name) {
-                if !differs(&*self.port, known, &wanted).await? {
+                if !differs(names, known, &wanted)? {
                     done.push(known.json(&wanted.name));
                     continue;
                 }
@@ -260,7 +301,7 @@ impl Desk {
             let Wanted { name, listen, upstream, enabled, half_close } = wanted;
             let mut proxy = Proxy { listen, upstream, enabled: false, half_close, toxics: Vec::new() };
             if enabled {
-                start(&*self.port, &name, &mut proxy).await?;
+                start(&*self.port, names, &name, &mut proxy).await?;
             }
             done.push(proxy.json(&name));
             self.proxies.insert(name, proxy);
@@ -269,11 +310,11 @@ impl Desk {
     }
 
     /// All that can be reset is; the first that cannot start keeps its toxics, and is told.
-    async fn reset(&mut self) -> Result<Answer, ApiError> {
+    async fn reset(&mut self, names: &Names) -> Result<Answer, ApiError> {
         let mut failed = None;
         for (name, proxy) in &mut self.proxies {
             if !proxy.enabled
-                && let Err(error) = start(&*self.port, name, proxy).await
+                && let Err(error) = start(&*self.port, names, name, proxy).await
             {
                 failed.get_or_insert(error);
                 continue;
@@ -324,15 +365,15 @@ fn wanted_list(body: &[u8]) -> Result<Vec<Wanted>, ApiError> {
     Ok(all)
 }
 
-async fn differs(port: &dyn ProxyPort, proxy: &Proxy, wanted: &Wanted) -> Result<bool, ApiError> {
-    let listen = resolve(port, &wanted.listen).await.map_err(|told| ApiError::new(500, told))?;
+fn differs(names: &Names, proxy: &Proxy, wanted: &Wanted) -> Result<bool, ApiError> {
+    let listen = resolve(names, &wanted.listen).map_err(|told| ApiError::new(500, told))?;
     Ok(proxy.listen != listen.text || proxy.upstream != wanted.upstream)
 }
 
 /// Listens, and writes down where.
-async fn start(port: &dyn ProxyPort, name: &str, proxy: &mut Proxy) -> Result<(), ApiError> {
+async fn start(port: &dyn ProxyPort, names: &Names, name: &str, proxy: &mut Proxy) -> Result<(), ApiError> {
     let failed = |told: String| ApiError::new(500, told);
-    let listen = resolve(port, &proxy.listen).await.map_err(|told| failed(format!("listen tcp: {told}")))?;
+    let listen = resolve(names, &proxy.listen).map_err(|told| failed(format!("listen tcp: {told}")))?;
     let open = OpenProxy {
         name: name.to_owned(),
         listen: listen.address,

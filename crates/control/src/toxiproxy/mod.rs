@@ -6,7 +6,8 @@
 //! Version 2.12.0 is spoken. What the original does wrong on the data path is done right there; see
 //! `docs/guide/toxiproxy.md`.
 //!
-//! Bounds: bodies of [`BODY_BYTES_MAX`], [`CONNECTIONS_MAX`] connections, one call at a time.
+//! Bounds: bodies of [`BODY_BYTES_MAX`], [`CONNECTIONS_MAX`] connections, one call at a time; names are looked up before,
+//! so that a slow lookup keeps its own call waiting and no other.
 
 mod address;
 mod answer;
@@ -31,8 +32,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::BoxFuture;
+use address::Names;
 pub use answer::{Answer, ApiError};
-use desk::Desk;
+use desk::{Desk, Outcome};
 use routes::Call;
 pub use serve::CONNECTIONS_MAX;
 
@@ -107,6 +109,7 @@ pub trait ProxyPort: Send + Sync {
 #[derive(Clone)]
 pub struct Toxiproxy {
     jobs: mpsc::Sender<Job>,
+    port: Arc<dyn ProxyPort>,
     tasks: TaskTracker,
     has_metrics: bool,
     ids: Arc<serve::RequestIds>,
@@ -115,7 +118,8 @@ pub struct Toxiproxy {
 struct Job {
     call: Call,
     body: Bytes,
-    reply: oneshot::Sender<Answer>,
+    names: Arc<Names>,
+    reply: oneshot::Sender<Outcome>,
 }
 
 impl std::fmt::Debug for Toxiproxy {
@@ -131,15 +135,15 @@ impl Toxiproxy {
     pub fn start(port: Arc<dyn ProxyPort>, has_metrics: bool, seed: u64) -> Self {
         let (jobs, mut waiting) = mpsc::channel::<Job>(CALLS_MAX);
         let tasks = TaskTracker::new();
+        let mut desk = Desk::new(Arc::clone(&port));
         tasks.spawn(async move {
-            let mut desk = Desk::new(port);
-            while let Some(Job { call, body, reply }) = waiting.recv().await {
+            while let Some(Job { call, body, names, reply }) = waiting.recv().await {
                 // Who has gone away does not read it; what was asked is done all the same.
-                let _ = reply.send(desk.answer(call, &body).await);
+                let _ = reply.send(desk.answer(call, &body, &names).await);
             }
             desk.close().await;
         });
-        Self { jobs, tasks, has_metrics, ids: Arc::new(serve::RequestIds::new(seed)) }
+        Self { jobs, port, tasks, has_metrics, ids: Arc::new(serve::RequestIds::new(seed)) }
     }
 
     /// Creates what an array of proxies asks for, as `/populate` does.
@@ -162,12 +166,24 @@ impl Toxiproxy {
         tasks.wait().await;
     }
 
+    /// # Cancel safety
+    /// Dropped while names are being looked up, nothing has been done.
     async fn ask(&self, call: Call, body: Bytes) -> Answer {
-        let (reply, answer) = oneshot::channel();
-        let sent = self.jobs.send(Job { call, body, reply }).await;
-        match (sent, answer.await) {
-            (Ok(()), Ok(answer)) => answer,
-            _ => Answer::empty(503),
+        let mut names = Arc::default();
+        loop {
+            let (reply, outcome) = oneshot::channel();
+            let job = Job { call: call.clone(), body: body.clone(), names: Arc::clone(&names), reply };
+            let sent = self.jobs.send(job).await;
+            let hosts = match (sent, outcome.await) {
+                (Ok(()), Ok(Outcome::Done(answer))) => return answer,
+                (Ok(()), Ok(Outcome::Names(hosts))) => hosts,
+                _ => return Answer::empty(503),
+            };
+            // What there is may change meanwhile, and with it what has to be looked up: the desk decides again.
+            for host in hosts {
+                let found = self.port.resolve(&host).await.unwrap_or_default();
+                Arc::make_mut(&mut names).insert(host, found);
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use seawall_core::fault::{Direction, Fault};
 
 use super::super::routes::{Routed, route};
 use super::super::{OpenProxy, ProxyPort, TrafficSeries};
-use super::{Answer, Desk};
+use super::{Answer, Desk, Names, Outcome};
 use crate::BoxFuture;
 
 /// Writes down what it is told. Port 1 is taken; port 0 becomes the next from 40000.
@@ -114,7 +114,19 @@ impl Api {
     fn ask(&mut self, call: &str, body: &str) -> Answer {
         let (method, path) = call.split_once(' ').unwrap();
         let Routed::Call(call) = route(method, path, true) else { panic!("{call} is no call") };
-        self.runtime.block_on(self.desk.answer(call, &Bytes::copy_from_slice(body.as_bytes())))
+        let (body, mut names) = (Bytes::copy_from_slice(body.as_bytes()), Names::new());
+        self.runtime.block_on(async {
+            loop {
+                let hosts = match self.desk.answer(call.clone(), &body, &names).await {
+                    Outcome::Done(answer) => return answer,
+                    Outcome::Names(hosts) => hosts,
+                };
+                for host in hosts {
+                    let found = self.port.resolve(&host).await.unwrap_or_default();
+                    assert!(names.insert(host, found).is_none(), "none is looked up twice");
+                }
+            }
+        })
     }
 
     fn is(&mut self, call: &str, body: &str, status: u16, answer: &str) {

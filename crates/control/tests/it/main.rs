@@ -4,4 +4,5 @@ mod api;
 mod events;
 mod metrics;
 mod page;
+mod toxiproxy;
 mod world;
