@@ -618,24 +618,39 @@ fn a_reset_reaches_the_upstream_too() {
 }
 
 #[test]
-fn all_links_together_hold_a_bounded_amount() {
+fn links_hold_a_bounded_amount_and_a_full_proxy_leaves_others_theirs() {
     let flood = Peer::start(|mut stream| while stream.write_all(&[0; 64 << 10]).is_ok() {});
-    let (tox, listen) = stage(&flood);
-    tox.toxic("p", &toxic("latency", &json!({"latency": 3_600_000})));
-    // Each would hold 32 MiB: 384 together.
-    let clients: Vec<TcpStream> = (0..12).map(|_| connect(listen)).collect();
-    let (mut before, mut still) = (0, 0);
-    wait_until("senders wait", || {
-        let now = tox.received("p", "downstream");
-        still = if now == before && now > 0 { still + 1 } else { 0 };
-        before = now;
-        still > 30 && now >= 250 << 20
-    });
-    assert!(before <= 260 << 20, "{before} bytes are held");
-    // Who comes now, and holds nothing yet, may still begin.
-    let held = before;
+    let tox = Tox::new();
+    let hold = |name: &str| {
+        let listen = tox.proxy(name, flood.address);
+        tox.toxic(name, &toxic("latency", &json!({"latency": 3_600_000})));
+        // Each would hold 32 MiB: 384 together.
+        let clients: Vec<TcpStream> = (0..12).map(|_| connect(listen)).collect();
+        (listen, clients)
+    };
+    let held_at_rest = |name: &str, least: u64| {
+        let (mut before, mut still) = (0, 0);
+        wait_until("senders wait", || {
+            let now = tox.received(name, "downstream");
+            still = if now == before && now > 0 { still + 1 } else { 0 };
+            before = now;
+            still > 30 && now >= least
+        });
+        before
+    };
+    let (listen, clients) = hold("p");
+    let held = held_at_rest("p", 126 << 20);
+    assert!(held <= 132 << 20, "{held} bytes are held: half of 256 MiB, and what was under way");
+    // Another gets half of what is left, however full the first is.
+    let (_, others) = hold("q");
+    let held_by_other = held_at_rest("q", 60 << 20);
+    assert!(held_by_other <= 68 << 20, "{held_by_other} bytes are held");
+    // Who comes now, and holds nothing yet, may still begin, even here.
     let late = connect(listen);
     wait_until("the next one begins", || tox.received("p", "downstream") > held);
+    // What is let go is there for others.
     tox.must("DELETE", "/proxies/p", &Value::Null, 204);
-    drop((clients, late));
+    let (_, more) = hold("r");
+    assert!(held_at_rest("r", 90 << 20) <= 100 << 20, "half of the 192 MiB that are left");
+    drop((clients, late, others, more));
 }

@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Mutex;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use seawall_core::time::Mono;
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::time::Sleep;
 
-use super::{HELD_BYTES_MAX, Shared, Traffic, lock};
+use super::{Shared, Traffic, lock};
 use crate::net::Stream;
 
 /// The most that is read at once: what a fault sees as one chunk.
@@ -65,12 +65,19 @@ pub(super) struct Flow<'a> {
     sleep: Pin<Box<Sleep>>,
     sleeps_until: Option<Mono>,
     held_bytes: usize,
+    /// Of all links of its place.
+    place_held_bytes: &'a AtomicUsize,
 }
 
 impl<'a> Flow<'a> {
-    pub(super) fn new(shared: &'a Shared, line: &'a Line, traffic: &'a Traffic) -> Self {
+    pub(super) fn new(
+        shared: &'a Shared,
+        line: &'a Line,
+        traffic: &'a Traffic,
+        place_held_bytes: &'a AtomicUsize,
+    ) -> Self {
         let sleep = Box::pin(tokio::time::sleep_until(shared.clock.instant(Mono::ZERO)));
-        Self { shared, line, traffic, sleep, sleeps_until: None, held_bytes: 0 }
+        Self { shared, line, traffic, sleep, sleeps_until: None, held_bytes: 0, place_held_bytes }
     }
 
     /// Moves what can be moved; there is nothing to read from a socket that is gone. Ready with how the direction ended,
@@ -140,15 +147,21 @@ impl<'a> Flow<'a> {
     /// Who holds nothing may always begin: nobody starves, and everybody who waits has something of his own to let go.
     fn may_hold_more(&mut self, link: &Link) -> bool {
         self.account(link.held_bytes());
-        self.held_bytes == 0 || self.shared.held_bytes.load(Relaxed) < HELD_BYTES_MAX
+        self.held_bytes == 0 || self.shared.held_bytes.has_more(self.place_held_bytes.load(Relaxed))
     }
 
     fn account(&mut self, held_bytes: usize) {
         let before = std::mem::replace(&mut self.held_bytes, held_bytes);
         match held_bytes.checked_sub(before) {
             Some(0) => {}
-            Some(more) => drop(self.shared.held_bytes.fetch_add(more, Relaxed)),
-            None => drop(self.shared.held_bytes.fetch_sub(before - held_bytes, Relaxed)),
+            Some(more) => {
+                self.place_held_bytes.fetch_add(more, Relaxed);
+                self.shared.held_bytes.take(more);
+            }
+            None => {
+                self.place_held_bytes.fetch_sub(before - held_bytes, Relaxed);
+                self.shared.held_bytes.give_back(before - held_bytes);
+            }
         }
     }
 

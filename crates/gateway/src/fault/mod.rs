@@ -4,8 +4,9 @@
 //! its upstream; faults hang on the place and work on every connection in it, also on those that are open already. What
 //! becomes of bytes is decided in `seawall_core::fault`; here are the sockets and the timers.
 //!
-//! Bounds: [`FaultProxies::new`] is told how many connections there may be, and closes those beyond; a link holds what its faults let it hold, and all links together [`HELD_BYTES_MAX`] and one chunk each; beyond
-//! that senders wait. A call of [`FaultProxies`] never waits for a peer: a change is done when it returns.
+//! Bounds: [`FaultProxies::new`] is told how many connections there may be, and those beyond are closed. A link holds what
+//! its faults let it hold, all links together [`HELD_BYTES_MAX`], those of one place no more than they leave free, and one
+//! chunk each; beyond that senders wait. A call of [`FaultProxies`] never waits for a peer: a change is done when it returns.
 //! Not here: who may place faults and in which words (the control side), names and lists of faults.
 
 mod flow;
@@ -15,7 +16,7 @@ mod share;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use seawall_core::fault::{Direction, Fault, FaultId};
@@ -28,7 +29,7 @@ use share::Commons;
 /// Connections through all places together, where nobody says otherwise.
 pub const CONNECTIONS_MAX: usize = 16_384;
 
-/// What all links together may hold before senders wait.
+/// What all links together may hold before senders wait; those of one place wait when they hold more than is left.
 pub const HELD_BYTES_MAX: usize = 256 << 20;
 
 /// Series of traffic that are remembered for places that are closed.
@@ -93,7 +94,7 @@ pub(crate) struct Shared {
     pub(crate) seed: u64,
     pub(crate) half_close: bool,
     connections: Commons,
-    pub(crate) held_bytes: AtomicUsize,
+    held_bytes: Commons,
     places: Mutex<BTreeMap<String, Arc<Place>>>,
     traffic: Mutex<BTreeMap<Series, Arc<Traffic>>>,
 }
@@ -105,8 +106,8 @@ impl FaultProxies {
     /// whoever comes beyond that is closed at once.
     #[must_use]
     pub fn new(net: Net, clock: Clock, seed: u64, half_close: bool, connections_max: usize) -> Self {
-        let (held_bytes, places, traffic) = Default::default();
-        let connections = Commons::new(connections_max);
+        let (places, traffic) = Default::default();
+        let (connections, held_bytes) = (Commons::new(connections_max), Commons::new(HELD_BYTES_MAX));
         Self(Arc::new(Shared { net, clock, seed, half_close, connections, held_bytes, places, traffic }))
     }
 

@@ -35,6 +35,8 @@ pub(super) struct Place {
     /// Upstream, downstream.
     traffic: [Arc<Traffic>; 2],
     connections: AtomicUsize,
+    /// Inside all its links.
+    held_bytes: AtomicUsize,
     side: Mutex<Side>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -58,8 +60,9 @@ impl Place {
         });
         let side = Mutex::new(Side { faults, lines: BTreeMap::new(), next_connection: 0 });
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let (shared, connections) = (Arc::clone(shared), AtomicUsize::new(0));
-        let place = Arc::new(Self { shared, name, upstream, half_close, traffic, connections, side, stop, tasks });
+        let (shared, connections, held_bytes) = (Arc::clone(shared), AtomicUsize::new(0), AtomicUsize::new(0));
+        let place =
+            Arc::new(Self { shared, name, upstream, half_close, traffic, connections, held_bytes, side, stop, tasks });
         place.tasks.spawn(accept(Arc::clone(&place), listener));
         place
     }
@@ -174,7 +177,8 @@ impl Place {
     /// what comes in to the other; what the other holds still goes its way.
     async fn carry(&self, [client, upstream]: [Stream; 2], listed: &Listed) {
         let (mut sockets, lines) = ([Some(client), Some(upstream)], &listed.lines);
-        let mut flows = [0, 1].map(|way| Some(Flow::new(&self.shared, &lines[way], &self.traffic[way])));
+        let mut flows =
+            [0, 1].map(|way| Some(Flow::new(&self.shared, &lines[way], &self.traffic[way], &self.held_bytes)));
         while flows.iter().any(Option::is_some) {
             let next = poll_fn(|cx| next_end(cx, &mut flows, &mut sockets));
             let Some((way, ending)) = self.stop.run_until_cancelled(next).await else { break };

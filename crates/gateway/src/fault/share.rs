@@ -24,6 +24,16 @@ impl Commons {
         taken.is_ok()
     }
 
+    /// Takes so many, whether they are there or not: who asked [`Self::has_more`] before cannot know how many it will be.
+    pub(super) fn take(&self, count: usize) {
+        self.taken.fetch_add(count, Relaxed);
+    }
+
+    /// Whether somebody who has `own` already may take more.
+    pub(super) fn has_more(&self, own: usize) -> bool {
+        self.allows(own, self.taken.load(Relaxed))
+    }
+
     pub(super) fn give_back(&self, count: usize) {
         self.taken.fetch_sub(count, Relaxed);
     }
@@ -49,5 +59,10 @@ mod tests {
         assert_eq!(own, [33, 16, 8, 4, 2, 1, 0, 0], "64 is all there is");
         commons.give_back(33);
         assert!(commons.take_one(own[7]));
+        // More may be taken than there is; then there is none until enough is back.
+        commons.take(40);
+        assert!(!commons.has_more(0));
+        commons.give_back(10);
+        assert!(commons.has_more(2) && !commons.has_more(3), "62 are taken");
     }
 }
