@@ -18,6 +18,7 @@ mod metrics;
 mod routes;
 mod serve;
 mod toxic;
+mod wire;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -37,6 +38,7 @@ pub use answer::{Answer, ApiError};
 use desk::{Desk, Outcome};
 use routes::Call;
 pub use serve::CONNECTIONS_MAX;
+use serve::Limits;
 
 /// What `/version` says: the original whose contract this is.
 pub const VERSION: &str = "2.12.0";
@@ -161,7 +163,7 @@ impl Toxiproxy {
     /// Dropped, connections to the API end at once; proxies end with the last clone.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken, grace: Duration) {
         let tasks = self.tasks.clone();
-        serve::run(self, listener, stop, grace).await;
+        serve::run(self, listener, stop, grace, Limits::ORIGINAL).await;
         tasks.close();
         tasks.wait().await;
     }

@@ -22,6 +22,24 @@ pub(super) enum Call {
     Reset,
 }
 
+impl Call {
+    /// Whether its body says something: another's is not waited for, as the original does not read it.
+    pub(super) fn takes_a_body(&self) -> bool {
+        match self {
+            Self::Create | Self::Update(_) | Self::AddToxic(_) | Self::UpdateToxic(..) | Self::Populate => true,
+            Self::Version
+            | Self::Metrics
+            | Self::List
+            | Self::Show(_)
+            | Self::Delete(_)
+            | Self::ListToxics(_)
+            | Self::ShowToxic(..)
+            | Self::RemoveToxic(..)
+            | Self::Reset => false,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Routed {
     Call(Call),

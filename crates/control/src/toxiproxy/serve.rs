@@ -21,21 +21,48 @@ use tokio_util::task::TaskTracker;
 
 use super::answer::{Answer, ApiError};
 use super::routes::{Routed, route};
+use super::wire::Wire;
 use super::{BODY_BYTES_MAX, Toxiproxy};
 
 /// Connections at the same time; more wait in the listener's backlog.
 pub const CONNECTIONS_MAX: usize = 1_024;
 
-/// A connection without a request ends after this long, as the original's does.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// A body must be complete after this long.
-const BODY_TIMEOUT: Duration = Duration::from_secs(15);
-/// A call that is not answered by then is answered 503 without a word.
-const CALL_TIMEOUT: Duration = Duration::from_secs(25);
+/// How long a client may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// A connection without a request ends after this long.
+    idle: Duration,
+    /// A head must be complete so long after it began; the first one, after the connection did.
+    head: Duration,
+    /// And a body so long after its head.
+    body: Duration,
+    /// A call that is not answered by then is answered 503 without a word.
+    call: Duration,
+    /// An answer must be taken within this.
+    answer: Duration,
+}
+
+impl Limits {
+    /// The original's, which counts 15 seconds for head and body together.
+    pub(super) const ORIGINAL: Self = Self {
+        idle: Duration::from_secs(60),
+        head: Duration::from_secs(15),
+        body: Duration::from_secs(15),
+        call: Duration::from_secs(25),
+        answer: Duration::from_secs(30),
+    };
+}
+
 /// After a failed accept (no descriptor left, say) the next is tried after this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-pub(super) async fn run(api: Toxiproxy, listener: TcpListener, stop: CancellationToken, grace: Duration) {
+pub(super) async fn run(
+    api: Toxiproxy,
+    listener: TcpListener,
+    stop: CancellationToken,
+    grace: Duration,
+    limits: Limits,
+) {
     let (places, tasks) = (Arc::new(Semaphore::new(CONNECTIONS_MAX)), TaskTracker::new());
     let now = CancellationToken::new();
     loop {
@@ -54,12 +81,22 @@ pub(super) async fn run(api: Toxiproxy, listener: TcpListener, stop: Cancellatio
         };
         let (api, stop, now) = (api.clone(), stop.clone(), now.clone());
         tasks.spawn(async move {
-            let service = service_fn(|request| answer(&api, request));
+            let (wire, calls) = Wire::new(stream, limits.head, limits.answer);
+            let service = service_fn(|request| {
+                calls.begin();
+                let answering = answer(&api, request, limits);
+                let calls = &calls;
+                async move {
+                    let answer = answering.await;
+                    calls.end();
+                    answer
+                }
+            });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(IDLE_TIMEOUT)
+                .header_read_timeout(limits.idle)
                 .title_case_headers(true)
-                .serve_connection(TokioIo::new(stream), service);
+                .serve_connection(TokioIo::new(wire), service);
             let mut connection = std::pin::pin!(connection);
             // A client that goes away or talks nonsense has had its answer, or will not read one.
             let _ = tokio::select! {
@@ -82,7 +119,11 @@ pub(super) async fn run(api: Toxiproxy, listener: TcpListener, stop: Cancellatio
     }
 }
 
-async fn answer(api: &Toxiproxy, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(
+    api: &Toxiproxy,
+    request: Request<Incoming>,
+    limits: Limits,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     if request.version() == Version::HTTP_11 && !request.headers().contains_key(HOST) {
         return Ok(response(Answer::text(400, "400 Bad Request: missing required Host header")));
     }
@@ -105,9 +146,10 @@ async fn answer(api: &Toxiproxy, request: Request<Incoming>) -> Result<Response<
         // A page in a browser must not be able to move anything here.
         Answer::text(403, "User agent not allowed\n")
     } else {
-        match read(request).await {
+        let body = if call.takes_a_body() { read(request, limits.body).await } else { Ok(Bytes::new()) };
+        match body {
             Ok(body) => {
-                let answered = tokio::time::timeout(CALL_TIMEOUT, api.ask(call, body)).await;
+                let answered = tokio::time::timeout(limits.call, api.ask(call, body)).await;
                 answered.unwrap_or_else(|_| Answer::empty(503))
             }
             Err(error) => error.answer(),
@@ -120,9 +162,9 @@ async fn answer(api: &Toxiproxy, request: Request<Incoming>) -> Result<Response<
     Ok(response)
 }
 
-async fn read(request: Request<Incoming>) -> Result<Bytes, ApiError> {
+async fn read(request: Request<Incoming>, within: Duration) -> Result<Bytes, ApiError> {
     let whole = Limited::new(request.into_body(), BODY_BYTES_MAX).collect();
-    match tokio::time::timeout(BODY_TIMEOUT, whole).await {
+    match tokio::time::timeout(within, whole).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
             Err(ApiError::body(&format!("http: request body too large, at most {BODY_BYTES_MAX} bytes are read")))
@@ -161,5 +203,169 @@ impl RequestIds {
         let mut prng = Prng::new(self.seed.wrapping_add(self.next.fetch_add(1, Relaxed)));
         let digit = |_| b"0123456789abcdefghijklmnopqrstuv"[prng.below(32) as usize];
         (0..20).map(digit).map(char::from).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Write as _};
+    use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+    use seawall_core::fault::Fault;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpSocket, TcpStream};
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::BoxFuture;
+    use crate::toxiproxy::{OpenProxy, ProxyPort, TrafficSeries};
+
+    /// Longer than any test waits.
+    const NEVER: Duration = Duration::from_secs(3_600);
+    const SOON: Duration = Duration::from_millis(30);
+    const PATIENCE: Duration = Duration::from_secs(20);
+    const PATIENT: Limits = Limits { idle: NEVER, head: NEVER, body: NEVER, call: NEVER, answer: NEVER };
+
+    /// Nothing listens.
+    struct Nothing;
+
+    impl ProxyPort for Nothing {
+        fn resolve<'a>(&'a self, _: &'a str) -> BoxFuture<'a, io::Result<Vec<IpAddr>>> {
+            Box::pin(async { Ok(Vec::new()) })
+        }
+
+        fn open(&self, proxy: OpenProxy) -> BoxFuture<'_, io::Result<SocketAddr>> {
+            Box::pin(async move { Ok(proxy.listen) })
+        }
+
+        fn close<'a>(&'a self, _: &'a str) -> BoxFuture<'a, ()> {
+            Box::pin(async {})
+        }
+
+        fn set_half_close(&self, _: &str, _: Option<bool>) {}
+
+        fn put(&self, _: &str, _: Fault) {}
+
+        fn lift(&self, _: &str, _: &str) {}
+
+        fn traffic(&self) -> Vec<TrafficSeries> {
+            Vec::new()
+        }
+    }
+
+    /// A server with these limits, and what a test does to it; it ends in order afterwards, and only then what is left goes.
+    fn with<T>(limits: Limits, test: impl AsyncFnOnce(SocketAddr, &Toxiproxy) -> T) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+            let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+            let api = Toxiproxy::start(Arc::new(Nothing), false, 1);
+            let serving = run(api.clone(), listener, stop.clone(), NEVER, limits);
+            let testing = async {
+                let left = test(address, &api).await;
+                stop.cancel();
+                left
+            };
+            let left = timeout(PATIENCE, async { tokio::join!(serving, testing) }).await.expect("it ends");
+            drop(left);
+        });
+    }
+
+    /// Without giving way: what is sent lies there when the server sees the connection.
+    fn send(address: SocketAddr, bytes: &[u8]) -> TcpStream {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream.write_all(bytes).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        TcpStream::from_std(stream).unwrap()
+    }
+
+    /// Until the end.
+    async fn rest(stream: &mut TcpStream) -> String {
+        let mut all = Vec::new();
+        let _ = stream.read_to_end(&mut all).await;
+        String::from_utf8(all).unwrap()
+    }
+
+    /// An answer with this end.
+    async fn answered(stream: &mut TcpStream, end: &str) {
+        let mut all = Vec::new();
+        while !all.ends_with(end.as_bytes()) {
+            assert!(stream.read_buf(&mut all).await.unwrap() > 0, "{}", String::from_utf8_lossy(&all));
+        }
+    }
+
+    const VERSION: &[u8] = b"GET /version HTTP/1.1\r\nHost: h\r\n\r\n";
+    const VERSION_END: &str = "{\"version\": \"2.12.0\"}\n";
+
+    #[test]
+    fn a_head_that_does_not_end_ends_its_connection_and_one_without_a_head_does_not() {
+        with(Limits { head: SOON, ..PATIENT }, async |address, _: &Toxiproxy| {
+            let mut idle = send(address, VERSION);
+            answered(&mut idle, VERSION_END).await;
+            for begun in ["", "GET /version HT"] {
+                assert_eq!(rest(&mut send(address, begun.as_bytes())).await, "", "{begun:?}");
+            }
+            // Long after its last call: not a byte of a head has come yet.
+            idle.write_all(VERSION).await.unwrap();
+            answered(&mut idle, VERSION_END).await;
+            idle.write_all(b"GET /ver").await.unwrap();
+            assert_eq!(rest(&mut idle).await, "", "a later head is a head too");
+        });
+        with(Limits { idle: SOON, ..PATIENT }, async |address, _: &Toxiproxy| {
+            let mut idle = send(address, VERSION);
+            answered(&mut idle, VERSION_END).await;
+            assert_eq!(rest(&mut idle).await, "");
+        });
+    }
+
+    #[test]
+    fn a_body_may_take_its_own_time_after_its_head() {
+        with(Limits { head: SOON, ..PATIENT }, async |address, _: &Toxiproxy| {
+            let head = b"POST /proxies HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n";
+            let mut slow = send(address, head);
+            answered(&mut slow, "100 Continue\r\n\r\n").await;
+            slow.write_all(b"{").await.unwrap();
+            assert_eq!(rest(&mut send(address, b"GET")).await, "", "longer than a head may take");
+            slow.write_all(b"}").await.unwrap();
+            answered(&mut slow, "{\"error\":\"missing required field: name\",\"status\":400}\n").await;
+        });
+        with(Limits { body: SOON, ..PATIENT }, async |address, _: &Toxiproxy| {
+            let mut slow = send(address, b"POST /proxies HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{");
+            answered(&mut slow, "{\"error\":\"bad request body: i/o timeout\",\"status\":400}\n").await;
+        });
+    }
+
+    #[test]
+    fn a_body_that_says_nothing_is_not_waited_for() {
+        with(PATIENT, async |address, _: &Toxiproxy| {
+            for call in ["GET /version", "GET /proxies", "DELETE /proxies/p", "POST /reset"] {
+                let head = format!("{call} HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n");
+                let all = rest(&mut send(address, head.as_bytes())).await;
+                assert!(all.starts_with("HTTP/1.1 "), "{call}: {all}");
+                // One that is there disturbs nobody.
+                let mut stream = send(address, (head + "{\"a\":\"b\"}").as_bytes());
+                let mut first = [0; 9];
+                stream.read_exact(&mut first).await.unwrap();
+                stream.write_all(VERSION).await.unwrap();
+                answered(&mut stream, VERSION_END).await;
+            }
+        });
+    }
+
+    #[test]
+    fn an_answer_that_nobody_reads_ends_its_connection() {
+        with(Limits { answer: SOON, ..PATIENT }, async |address, api: &Toxiproxy| {
+            // More than all buffers of a connection hold.
+            let upstream = "u".repeat(20 << 20);
+            let body = format!(r#"[{{"name":"p","upstream":"{upstream}","enabled":false}}]"#);
+            api.populate(body.into()).await.unwrap();
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.set_recv_buffer_size(16 << 10).unwrap();
+            let mut deaf = socket.connect(address).await.unwrap();
+            deaf.write_all(b"GET /proxies HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+            deaf.read_exact(&mut [0; 9]).await.unwrap();
+            // What is in work is waited for, an hour if need be: it ends because the answer does.
+            deaf
+        });
     }
 }
