@@ -384,6 +384,14 @@ fn a_proxy_that_is_off_refuses_and_ends_what_was_open() {
     assert!(rest(&mut connect(listen)).is_empty());
     tox.must("PATCH", "/proxies/p", &json!({"upstream": "no port"}), 200);
     assert!(rest(&mut connect(listen)).is_empty());
+    let is_told =
+        |line: &String| line.contains("cannot reach the upstream") && line.contains("missing port in address");
+    wait_until("it is told", || tox.process.lines().iter().any(is_told));
+    // Without a host it is here, as in Go.
+    tox.must("PATCH", "/proxies/p", &json!({"upstream": format!(":{}", echo.address.port())}), 200);
+    ping(&mut connect(listen));
+    tox.must("PATCH", "/proxies/p", &json!({"upstream": format!("localhost:+{}", echo.address.port())}), 200);
+    ping(&mut connect(listen));
 }
 
 /// An upstream whose queue is full, and nobody takes from it: whoever connects now waits.

@@ -208,8 +208,8 @@ impl ProxyPort for Port {
     }
 
     fn open(&self, proxy: OpenProxy) -> BoxFuture<'_, io::Result<SocketAddr>> {
-        let OpenProxy { name, listen, upstream, half_close, faults } = proxy;
-        Box::pin(self.proxies.open(Opening { name, listen, upstream, half_close, faults }))
+        let OpenProxy { name, listen, upstream, target, half_close, faults } = proxy;
+        Box::pin(self.proxies.open(Opening { name, listen, upstream, target, half_close, faults }))
     }
 
     fn close<'a>(&'a self, name: &'a str) -> BoxFuture<'a, ()> {

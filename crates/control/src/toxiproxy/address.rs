@@ -46,6 +46,16 @@ pub(super) fn resolve(names: &Names, address: &str) -> Result<Resolved, String> 
     Ok(Resolved { address, text: address.to_string() })
 }
 
+/// Where an upstream is, as Go's `net.Dial` reads it: without a host, here. Its names are looked up when it is called.
+///
+/// # Errors
+/// Go's message.
+pub(super) fn target(upstream: &str) -> Result<(String, u16), String> {
+    let (host, service) = split(upstream)?;
+    let host = if host.is_empty() { Ipv4Addr::LOCALHOST.to_string() } else { host.to_owned() };
+    Ok((host, number(service)?))
+}
+
 fn split(address: &str) -> Result<(&str, &str), String> {
     let wrong = |why: &str| Err(format!("address {address}: {why}"));
     let Some(last_colon) = address.rfind(':') else { return wrong("missing port in address") };
@@ -79,11 +89,16 @@ fn split(address: &str) -> Result<(&str, &str), String> {
 }
 
 fn number(service: &str) -> Result<u16, String> {
-    if service.is_empty() {
-        return Ok(0);
-    }
-    if service.bytes().all(|byte| byte.is_ascii_digit()) || service.starts_with('-') {
-        return service.parse().map_err(|_| format!("address {service}: invalid port"));
+    // A sign is a part of a number, and without digits the number is 0.
+    let (is_below_zero, digits) = match service.as_bytes() {
+        [sign @ (b'+' | b'-'), ..] => (*sign == b'-', &service[1..]),
+        _ => (false, service),
+    };
+    if digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        let digits = digits.trim_start_matches('0');
+        let number = if digits.is_empty() { Ok(0) } else { digits.parse() };
+        let number = number.ok().filter(|number| *number == 0 || !is_below_zero);
+        return number.ok_or_else(|| format!("address {service}: invalid port"));
     }
     match service.to_ascii_lowercase().as_str() {
         "domain" => Ok(53),
@@ -139,6 +154,23 @@ mod tests {
     }
 
     #[test]
+    fn upstreams_are_called_as_go_dials() {
+        for (upstream, host, port) in [
+            (":6379", "127.0.0.1", 6379),
+            ("db:5432", "db", 5432),
+            ("web:http", "web", 80),
+            (":https", "127.0.0.1", 443),
+            ("[::1]:ssh", "::1", 22),
+            ("h:", "h", 0),
+        ] {
+            assert_eq!(target(upstream), Ok((host.to_owned(), port)), "{upstream}");
+        }
+        assert_eq!(target("no port"), Err("address no port: missing port in address".into()));
+        assert_eq!(target("h:nope"), Err("lookup tcp/nope: unknown port".into()));
+        assert_eq!(target("h:70000"), Err("address 70000: invalid port".into()));
+    }
+
+    #[test]
     fn only_names_are_looked_up() {
         assert_eq!(host_to_look_up("localhost:http"), Some("localhost"));
         for address in ["", ":80", "127.0.0.1:80", "[::1]:80", "nope", "localhost:nope", "localhost:99999"] {
@@ -148,6 +180,9 @@ mod tests {
 
     #[test]
     fn ports_are_numbers_or_well_known() {
+        for (service, port) in [("+80", 80), ("0080", 80), ("+", 0), ("-0", 0), ("-", 0)] {
+            assert_eq!(number(service), Ok(port), "{service}");
+        }
         for (service, port) in [("", 0), ("80", 80), ("HTTP", 80), ("https", 443), ("ssh", 22), ("65535", 65_535)] {
             assert_eq!(number(service), Ok(port));
         }
@@ -155,6 +190,9 @@ mod tests {
         assert!(known.split(' ').all(|name| number(name).is_ok()));
         assert_eq!(number("99999"), Err("address 99999: invalid port".into()));
         assert_eq!(number("-1"), Err("address -1: invalid port".into()));
+        assert_eq!(number("+65536"), Err("address +65536: invalid port".into()));
+        assert_eq!(number("-http"), Err("lookup tcp/-http: unknown port".into()));
+        assert_eq!(number("8o"), Err("lookup tcp/8o: unknown port".into()));
         assert_eq!(number("nope"), Err("lookup tcp/nope: unknown port".into()));
     }
 

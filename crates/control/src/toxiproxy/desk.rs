@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::address::{Names, host_to_look_up, resolve, system_text};
+use super::address::{Names, host_to_look_up, resolve, system_text, target};
 use super::answer::{Answer, ApiError};
 use super::bind::{Binder, Place};
 use super::json::{Value, first_value, quote};
@@ -378,6 +378,8 @@ async fn start(port: &dyn ProxyPort, names: &Names, name: &str, proxy: &mut Prox
         name: name.to_owned(),
         listen: listen.address,
         upstream: proxy.upstream.clone(),
+        // What is no address is known only to who connects, as in the original.
+        target: target(&proxy.upstream),
         half_close: proxy.half_close,
         faults: proxy.toxics.iter().map(Toxic::fault).collect(),
     };

@@ -56,8 +56,10 @@ pub struct OpenProxy {
     pub name: String,
     /// Where; of no address in particular, on every interface and both families.
     pub listen: SocketAddr,
-    /// `host:port`, as sent.
+    /// As sent: what metrics call it.
     pub upstream: String,
+    /// Its host and port, or why it has none; each connection is told.
+    pub target: Result<(String, u16), String>,
     /// Whether a side that has ended may still be answered; without, as the server was told.
     pub half_close: Option<bool>,
     /// What lies on it, in order.

@@ -15,7 +15,7 @@ use crate::BoxFuture;
 
 /// Writes down what it is told. Port 1 is taken; port 0 becomes the next from 40000.
 #[derive(Default)]
-struct Fake(Mutex<(u16, Vec<String>)>);
+struct Fake(Mutex<(u16, Vec<String>, String)>);
 
 impl Fake {
     fn note(&self, line: String) {
@@ -40,10 +40,12 @@ impl ProxyPort for Fake {
 
     fn open(&self, proxy: OpenProxy) -> BoxFuture<'_, io::Result<SocketAddr>> {
         Box::pin(async move {
-            let OpenProxy { name, mut listen, upstream, half_close, faults } = proxy;
+            let OpenProxy { name, mut listen, upstream, target, half_close, faults } = proxy;
+            let target = target.map_or_else(|told| told, |(host, port)| format!("{host} {port}"));
             let faults: Vec<&str> = faults.iter().map(|fault| &*fault.id.0).collect();
             let half_close = half_close.map(|chosen| format!(" half_close {chosen}")).unwrap_or_default();
             self.note(format!("open {name} {listen} {upstream} {faults:?}{half_close}"));
+            self.0.lock().unwrap().2 = target;
             if listen.port() == 1 {
                 return Err(io::Error::from_raw_os_error(98));
             }
@@ -195,6 +197,20 @@ fn listening_is_resolved_and_told() {
     let off = r#"{"name":"off","listen":"localhost:0","upstream":"u:1","enabled":false}"#;
     let shown = r#"{"name":"off","listen":"localhost:0","upstream":"u:1","enabled":false,"Logger":{},"toxics":[]}"#;
     api.is("POST /proxies", off, 201, shown);
+}
+
+#[test]
+fn an_upstream_is_shown_as_sent_and_called_as_go_would() {
+    let mut api = Api::new();
+    for (upstream, target) in
+        [(":6379", "127.0.0.1 6379"), ("h:http", "h 80"), ("http://x y", "lookup tcp///x y: unknown port")]
+    {
+        let body = format!(r#"{{"name":"p","listen":":0","upstream":"{upstream}"}}"#);
+        let answer = api.ask("POST /proxies", &body);
+        assert!(answer.body.contains(&format!("\"upstream\":\"{upstream}\"")), "{}", answer.body);
+        assert_eq!(api.port.0.lock().unwrap().2, target);
+        api.ask("DELETE /proxies/p", "");
+    }
 }
 
 #[test]

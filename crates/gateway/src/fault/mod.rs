@@ -42,8 +42,11 @@ pub struct Opening {
     pub name: String,
     /// Where it listens. Of no address in particular, it listens on all of both families.
     pub listen: SocketAddr,
-    /// `host:port`, looked up for each connection.
+    /// What its upstream is called in metrics and logs.
     pub upstream: String,
+    /// The upstream's host, looked up for each connection, and its port; or why it cannot be called, which is logged for
+    /// each connection.
+    pub target: Result<(String, u16), String>,
     /// Whether a sender that has no more to say may still be answered; without, what [`FaultProxies::new`] was told.
     pub half_close: Option<bool>,
     /// What lies on it from the first connection on.
@@ -174,8 +177,7 @@ impl FaultProxies {
     /// # Errors
     /// When it has none.
     pub async fn resolve(&self, host: &str) -> io::Result<Vec<IpAddr>> {
-        let host_port = if host.contains(':') { format!("[{host}]:0") } else { format!("{host}:0") };
-        Ok(self.0.net.resolve(&host_port).await?.into_iter().map(|address| address.ip()).collect())
+        Ok(self.0.addresses(host, 0).await?.into_iter().map(|address| address.ip()).collect())
     }
 
     /// What has passed so far, also of places that are closed.
@@ -199,6 +201,12 @@ impl FaultProxies {
 }
 
 impl Shared {
+    /// Every address of a host, at this port.
+    async fn addresses(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        let host_port = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+        self.net.resolve(&host_port).await
+    }
+
     /// The counter of a series, new or the one it had before.
     fn counter(&self, series: Series) -> Arc<Traffic> {
         let mut all = lock(&self.traffic);

@@ -31,6 +31,7 @@ pub(super) struct Place {
     shared: Arc<Shared>,
     name: String,
     upstream: String,
+    target: Result<(String, u16), String>,
     half_close: AtomicBool,
     /// Upstream, downstream.
     traffic: [Arc<Traffic>; 2],
@@ -52,7 +53,7 @@ struct Side {
 
 impl Place {
     pub(super) fn open(shared: &Arc<Shared>, opening: Opening, listener: Listener, address: SocketAddr) -> Arc<Self> {
-        let Opening { name, upstream, half_close, faults, .. } = opening;
+        let Opening { name, upstream, target, half_close, faults, .. } = opening;
         let half_close = AtomicBool::new(half_close.unwrap_or(shared.half_close));
         let traffic = Direction::ALL.map(|direction| {
             let (proxy, upstream) = (name.clone(), upstream.clone());
@@ -61,8 +62,19 @@ impl Place {
         let side = Mutex::new(Side { faults, lines: BTreeMap::new(), next_connection: 0 });
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (shared, connections, held_bytes) = (Arc::clone(shared), AtomicUsize::new(0), AtomicUsize::new(0));
-        let place =
-            Arc::new(Self { shared, name, upstream, half_close, traffic, connections, held_bytes, side, stop, tasks });
+        let place = Arc::new(Self {
+            shared,
+            name,
+            upstream,
+            target,
+            half_close,
+            traffic,
+            connections,
+            held_bytes,
+            side,
+            stop,
+            tasks,
+        });
         place.tasks.spawn(accept(Arc::clone(&place), listener));
         place
     }
@@ -128,10 +140,10 @@ impl Place {
     }
 
     async fn dial(&self) -> io::Result<Stream> {
-        let net = self.shared.net;
+        let (host, port) = self.target.as_ref().map_err(|told| io::Error::other(told.as_str()))?;
         let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        for address in net.resolve(&self.upstream).await? {
-            match net.connect(address).await {
+        for address in self.shared.addresses(host, *port).await? {
+            match self.shared.net.connect(address).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) => failed = error,
             }

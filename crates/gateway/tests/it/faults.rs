@@ -20,8 +20,9 @@ fn proxies(half_close: bool) -> FaultProxies {
 
 async fn open(proxies: &FaultProxies, upstream: SocketAddr) -> SocketAddr {
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let (name, upstream) = ("p".to_owned(), upstream.to_string());
-    proxies.open(Opening { name, listen, upstream, half_close: None, faults: Vec::new() }).await.unwrap()
+    let (name, target) = ("p".to_owned(), Ok((upstream.ip().to_string(), upstream.port())));
+    let upstream = upstream.to_string();
+    proxies.open(Opening { name, listen, upstream, target, half_close: None, faults: Vec::new() }).await.unwrap()
 }
 
 /// Nobody takes from its queue, which is full: a call to it is not answered.
