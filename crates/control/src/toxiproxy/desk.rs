@@ -47,20 +47,40 @@ struct Wanted {
     half_close: Option<bool>,
 }
 
+/// What Go would decode a proxy into.
+#[derive(Clone, Copy)]
+struct GoType {
+    /// As messages name a field of it.
+    of: &'static str,
+    /// As they name the whole.
+    name: &'static str,
+    /// `enabled` is a pointer: `null` takes back what was said before.
+    has_nullable_enabled: bool,
+}
+
+const PROXY: GoType = GoType { of: "Proxy", name: "toxiproxy.Proxy", has_nullable_enabled: false };
+/// An element of what `/populate` takes.
+const LISTED: GoType = GoType {
+    of: "",
+    name: "struct { toxiproxy.Proxy; Enabled *bool \"json:\\\"enabled\\\"\" }",
+    has_nullable_enabled: true,
+};
+
 impl Wanted {
     fn new() -> Self {
         let (name, listen, upstream) = Default::default();
         Self { name, listen, upstream, enabled: true, half_close: None }
     }
 
-    /// Takes what a value says. `go` is the type Go would decode into: its name for fields, and for the whole.
-    fn take(&mut self, binder: &mut Binder, value: &Value, go: (&str, &str)) {
-        let place = |index: usize| Place { of: go.0, field: FIELDS[index] };
-        for (index, value) in binder.members(value, &FIELDS, (None, go.1)) {
+    /// Takes what a value says.
+    fn take(&mut self, binder: &mut Binder, value: &Value, go: GoType) {
+        let place = |index: usize| Place { of: go.of, field: FIELDS[index] };
+        for (index, value) in binder.members(value, &FIELDS, (None, go.name)) {
             match index {
                 0 => binder.text(place(0), value, &mut self.name),
                 1 => binder.text(place(1), value, &mut self.listen),
                 2 => binder.text(place(2), value, &mut self.upstream),
+                3 if *value == Value::Null && go.has_nullable_enabled => self.enabled = true,
                 3 => binder.bool(place(3), value, &mut self.enabled),
                 4 => drop(binder.members(value, &[], (Some(place(4)), "zerolog.Logger"))),
                 _ => binder.choice(place(5), value, &mut self.half_close),
@@ -172,7 +192,7 @@ impl Desk {
     /// A new proxy as a body asks for it, with the checks in the original's order.
     fn creatable(&self, body: &[u8]) -> Result<Wanted, ApiError> {
         let mut wanted = Wanted::new();
-        decode(body, |binder, value| wanted.take(binder, value, ("Proxy", "toxiproxy.Proxy")))?;
+        decode(body, |binder, value| wanted.take(binder, value, PROXY))?;
         if wanted.name.is_empty() {
             return Err(ApiError::missing("name"));
         }
@@ -202,7 +222,7 @@ impl Desk {
         let (listen, upstream) = (proxy.listen.clone(), proxy.upstream.clone());
         let (enabled, half_close) = (proxy.enabled, proxy.half_close);
         let mut wanted = Wanted { name: String::new(), listen, upstream, enabled, half_close };
-        decode(body, |binder, value| wanted.take(binder, value, ("Proxy", "toxiproxy.Proxy")))?;
+        decode(body, |binder, value| wanted.take(binder, value, PROXY))?;
         Ok(wanted)
     }
 
@@ -343,18 +363,17 @@ fn decode(body: &[u8], take: impl FnOnce(&mut Binder, &Value)) -> Result<(), Api
 
 /// All that a body of `/populate` asks for, looked through before anything is done.
 fn wanted_list(body: &[u8]) -> Result<Vec<Wanted>, ApiError> {
-    const GO_TYPE: &str = "struct { toxiproxy.Proxy; Enabled *bool \"json:\\\"enabled\\\"\" }";
     let mut all = Vec::new();
     decode(body, |binder, value| match value {
         Value::Array(items) => {
             for item in items {
                 let mut wanted = Wanted::new();
-                wanted.take(binder, item, ("", GO_TYPE));
+                wanted.take(binder, item, LISTED);
                 all.push(wanted);
             }
         }
         Value::Null => {}
-        other => binder.misfit(other.kind(), None, &format!("[]{GO_TYPE}")),
+        other => binder.misfit(other.kind(), None, &format!("[]{}", LISTED.name)),
     })?;
     for (index, wanted) in all.iter().enumerate() {
         let missing = [("name", &wanted.name), ("upstream", &wanted.upstream)];

@@ -43,6 +43,16 @@ pub(super) fn first_value(body: &[u8]) -> Result<Value, String> {
     reader.value()
 }
 
+/// Each byte that is no part of a character is one U+FFFD.
+fn utf8(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().map(|_| char::REPLACEMENT_CHARACTER));
+    }
+    text
+}
+
 fn unexpected(byte: u8, what: &str) -> String {
     format!("invalid character {} {what}", quoted_byte(byte))
 }
@@ -163,7 +173,7 @@ impl Reader<'_> {
         let mut bytes = Vec::new();
         loop {
             match self.take()? {
-                b'"' => return Ok(String::from_utf8_lossy(&bytes).into_owned()),
+                b'"' => return Ok(utf8(&bytes)),
                 b'\\' => {
                     let escaped = self.escaped()?;
                     bytes.extend_from_slice(escaped.encode_utf8(&mut [0; 4]).as_bytes());
@@ -373,6 +383,11 @@ mod tests {
         assert_eq!(text("\"\\u00e4\\ud83d\\ude00ä\"".as_bytes()), "ä😀ä");
         assert_eq!(text(br#""\ud83dx\ud83d\u0041\udc00""#), "\u{fffd}x\u{fffd}A\u{fffd}");
         assert_eq!(text(b"\"\xff\""), "\u{fffd}");
+        // What is cut short is as many as it has bytes, and so is what no character begins with.
+        assert_eq!(
+            text(b"\"a\xf0\x9f\x98b\xe2\x82\\u00e4\xed\xa0\x80\""),
+            "a\u{fffd}\u{fffd}\u{fffd}b\u{fffd}\u{fffd}\u{e4}\u{fffd}\u{fffd}\u{fffd}"
+        );
     }
 
     #[test]

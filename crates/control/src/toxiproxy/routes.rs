@@ -111,8 +111,9 @@ fn decoded(path: &str) -> Option<Cow<'_, str>> {
     Some(Cow::Owned(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
+/// As Go's `net/url` writes a path that it has not just read.
 fn encoded(path: &str) -> String {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~$&+,/:;=@!'()*".contains(&byte);
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~$&+,/:;=@".contains(&byte);
     let encode = |byte: u8| if is_plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
     path.bytes().map(encode).collect()
 }
@@ -128,6 +129,8 @@ mod tests {
             ("/proxies/../version", "/version"),
             ("/./proxies//a/", "/proxies/a/"),
             ("/%2F%20b", "/%20b"),
+            ("//a!'()*b$&+,:;=@-._~", "/a%21%27%28%29%2Ab$&+,:;=@-._~"),
+            ("//a%3Fb%23%25\u{e4}", "/a%3Fb%23%25%C3%A4"),
         ] {
             assert_eq!(route("GET", path, false), Routed::Elsewhere(clean.into()));
         }

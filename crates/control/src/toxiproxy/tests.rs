@@ -456,6 +456,20 @@ fn populate_looks_at_all_before_it_creates_any() {
 }
 
 #[test]
+fn a_later_null_takes_enabled_back_where_go_has_a_pointer() {
+    let mut api = Api::new();
+    let body = |rest: &str| format!(r#"{{"name":"p","listen":"127.0.0.1:9","upstream":"u:1","enabled":false,{rest}}}"#);
+    let off = P.replace("true", "false");
+    api.is("POST /proxies", &body(r#""enabled":null"#), 201, &off);
+    api.is("PATCH /proxies/p", r#"{"enabled":true,"Enabled":null}"#, 200, P);
+    api.ask("DELETE /proxies/p", "");
+    api.is("POST /populate", &format!("[{}]", body(r#""ENABLED":null"#)), 201, &format!("{{\"proxies\":[{P}]}}"));
+    api.ask("DELETE /proxies/p", "");
+    let again = format!("[{}]", body(r#""enabled":null,"enabled":false"#));
+    api.is("POST /populate", &again, 201, &format!("{{\"proxies\":[{off}]}}"));
+}
+
+#[test]
 fn populate_leaves_what_is_there_and_replaces_what_differs() {
     let mut api = Api::with_proxy();
     api.ask("POST /proxies/p/toxics", r#"{"type":"noop"}"#);
