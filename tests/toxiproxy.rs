@@ -85,9 +85,14 @@ impl Tox {
 
     /// Bytes that have come in from a proxy's senders of one direction.
     pub fn received(&self, proxy: &str, direction: &str) -> u64 {
+        self.passed("received", proxy, direction)
+    }
+
+    /// Bytes `received` from a proxy's senders of one direction, or `sent` to its receivers.
+    pub fn passed(&self, way: &str, proxy: &str, direction: &str) -> u64 {
         let text = self.call("GET", "/metrics", "").body;
         let is_it = |line: &&str| {
-            line.starts_with(&format!("toxiproxy_proxy_received_bytes_total{{direction=\"{direction}\""))
+            line.starts_with(&format!("toxiproxy_proxy_{way}_bytes_total{{direction=\"{direction}\""))
                 && line.contains(&format!("proxy=\"{proxy}\""))
         };
         text.lines().filter(is_it).map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
