@@ -251,7 +251,7 @@ fn a_config_creates_proxies_and_a_bad_one_is_only_told() {
 #[test]
 fn it_says_what_it_speaks_and_stops_when_told() {
     let said = Place::empty().seawall(&["toxiproxy", "-version"]);
-    assert!(said.out.starts_with("toxiproxy-server version 2.12.0"), "{said:?}");
+    assert_eq!(said.out, "toxiproxy-server version 2.12.0\n", "{said:?}");
     let mut tox = Tox::start(&["--port", "0", "--seed", "-7"]);
     assert_eq!((tox.started()["seed"].as_i64(), tox.started()["version"].as_str()), (Some(-7), Some("2.12.0")));
     let listen = tox.proxy("p", local(port()));

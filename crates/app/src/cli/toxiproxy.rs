@@ -90,7 +90,7 @@ pub(super) fn with_two_dashes(arguments: impl Iterator<Item = OsString>) -> Vec<
 
 pub(super) fn run(args: &ToxiproxyArgs) -> anyhow::Result<ExitCode> {
     if args.version {
-        super::print(&format!("toxiproxy-server version {VERSION} (seawall {})\n", env!("CARGO_PKG_VERSION")))?;
+        super::print(&format!("toxiproxy-server version {VERSION}\n"))?;
         return Ok(ExitCode::SUCCESS);
     }
     logs::begin(args.log, level(std::env::var("LOG_LEVEL").ok().as_deref()));
