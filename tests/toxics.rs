@@ -157,6 +157,40 @@ fn a_live_latency_lets_go_at_once_when_it_changes_or_goes() {
 }
 
 #[test]
+fn a_toxic_with_a_time_is_gone_after_it() {
+    let echo = Peer::echo();
+    let (tox, listen) = stage(&echo);
+    let mut client = connect(listen);
+    ping(&mut client);
+    let latency = |ttl: u64| json!({"type": "latency", "name": "t", "attributes": {"latency": 3_600_000}, "ttl": ttl});
+    let gone = || tox.call("GET", "/proxies/p/toxics/t", "").status == 404;
+    let begin = Instant::now();
+    tox.toxic("p", &latency(300));
+    // What it holds goes on when its time is over, and nobody has to ask for it.
+    client.write_all(b"held").unwrap();
+    assert_eq!(read(&mut client, 4), b"held");
+    assert!(begin.elapsed() >= ms(300), "{:?}", begin.elapsed());
+    assert!(gone());
+    // A change renews it: with an hour, then with an instant.
+    tox.toxic("p", &latency(3_600_000));
+    client.write_all(b"held").unwrap();
+    let begin = Instant::now();
+    tox.must("PATCH", "/proxies/p/toxics/t", &json!({"ttl": 200}), 200);
+    wait_until("it is gone", gone);
+    assert!(begin.elapsed() >= ms(200), "{:?}", begin.elapsed());
+    assert_eq!(read(&mut client, 4), b"held");
+    ping(&mut client);
+    // What one has swallowed is missing: the connection ends, as when it is removed.
+    tox.toxic("p", &json!({"type": "timeout", "name": "t", "ttl": 3_600_000}));
+    let before = tox.received("p", "downstream");
+    client.write_all(b"lost").unwrap();
+    wait_until("it is swallowed", || tox.received("p", "downstream") > before);
+    tox.must("PATCH", "/proxies/p/toxics/t", &json!({"ttl": 1}), 200);
+    assert!(rest(&mut client).is_empty());
+    ping(&mut connect(listen));
+}
+
+#[test]
 fn bandwidth_takes_its_time_and_zero_stalls() {
     let giver = Peer::giving(50_000);
     let (tox, listen) = stage(&giver);

@@ -62,15 +62,16 @@ impl Binder {
         }
     }
 
-    /// A `*bool`: `null` takes the choice back.
-    pub(super) fn choice(&mut self, place: Place<'_>, value: &Value, target: &mut Option<bool>) {
+    /// What Go reads through a pointer: `null` takes the choice back.
+    pub(super) fn choice<T: Copy + Default>(
+        &mut self,
+        value: &Value,
+        target: &mut Option<T>,
+        read: impl FnOnce(&mut Self, &Value, &mut T),
+    ) {
         match value {
             Value::Null => *target = None,
-            value => {
-                let mut chosen = target.unwrap_or_default();
-                self.bool(place, value, &mut chosen);
-                *target = Some(chosen);
-            }
+            value => read(self, value, target.get_or_insert_default()),
         }
     }
 

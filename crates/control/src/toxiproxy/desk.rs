@@ -2,19 +2,21 @@
 //!
 //! A call is carried out whole, also when its caller has gone away, and no two calls see each other half-done. Nothing
 //! here waits for a peer or for a name: a call that needs the address of a host is handed back untouched
-//! ([`Outcome::Names`]), to come again when its caller has looked it up. Binding is all that takes time.
+//! ([`Outcome::Names`]), to come again when its caller has looked it up. Binding is all that takes time. What time it is, is
+//! an argument: toxics that have had theirs are gone before a call sees them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::address::{Names, host_to_look_up, resolve, system_text, target};
 use super::answer::{Answer, ApiError};
 use super::bind::{Binder, Place};
 use super::json::{Value, first_value, quote};
 use super::routes::Call;
-use super::toxic::{Refusal, Toxic};
+use super::toxic::{Refusal, TTL_MS_MAX, Toxic};
 use super::{OpenProxy, ProxyPort, VERSION};
 
 /// Fields of a proxy in a body. `Logger` is there because it is in every answer, and answers are sent back. `half_close` is
@@ -83,7 +85,9 @@ impl Wanted {
                 3 if *value == Value::Null && go.has_nullable_enabled => self.enabled = true,
                 3 => binder.bool(place(3), value, &mut self.enabled),
                 4 => drop(binder.members(value, &[], (Some(place(4)), "zerolog.Logger"))),
-                _ => binder.choice(place(5), value, &mut self.half_close),
+                _ => binder.choice(value, &mut self.half_close, |binder, value, chosen| {
+                    binder.bool(place(5), value, chosen);
+                }),
             }
         }
     }
@@ -128,10 +132,34 @@ impl Desk {
         Self { port, proxies: BTreeMap::new() }
     }
 
-    pub(super) async fn answer(&mut self, call: Call, body: &Bytes, names: &Names) -> Outcome {
+    /// When the next toxic goes by itself.
+    pub(super) fn next_expiry(&self) -> Option<Instant> {
+        self.proxies.values().flat_map(|proxy| &proxy.toxics).filter_map(|toxic| toxic.until).min()
+    }
+
+    /// Lifts every toxic whose time is over.
+    pub(super) fn expire(&mut self, now: Instant) {
+        for (name, proxy) in &mut self.proxies {
+            proxy.toxics.retain(|toxic| {
+                let stays = toxic.until.is_none_or(|until| until > now);
+                if !stays {
+                    tracing::info!(proxy = name, toxic = toxic.name, "the time of a toxic is over");
+                    self.port.lift(name, &toxic.name);
+                }
+                stays
+            });
+        }
+    }
+
+    pub(super) async fn answer(&mut self, call: Call, body: &Bytes, names: &Names, now: Instant) -> Outcome {
+        self.expire(now);
         let mut hosts = self.hosts(&call, body);
         hosts.retain(|host| !names.contains_key(host));
-        if hosts.is_empty() { Outcome::Done(self.carry_out(call, body, names).await) } else { Outcome::Names(hosts) }
+        if hosts.is_empty() {
+            Outcome::Done(self.carry_out(call, body, names, now).await)
+        } else {
+            Outcome::Names(hosts)
+        }
     }
 
     /// The hosts whose addresses a call will ask for. One that will be refused anyhow asks for none.
@@ -152,7 +180,7 @@ impl Desk {
         listens.unwrap_or_default().iter().filter_map(|listen| host_to_look_up(listen)).map(str::to_owned).collect()
     }
 
-    async fn carry_out(&mut self, call: Call, body: &Bytes, names: &Names) -> Answer {
+    async fn carry_out(&mut self, call: Call, body: &Bytes, names: &Names, now: Instant) -> Answer {
         match call {
             Call::Version => {
                 Answer::typed("application/json;charset=utf-8", format!("{{\"version\": \"{VERSION}\"}}\n"))
@@ -169,9 +197,9 @@ impl Desk {
             Call::Update(name) => self.update(&name, body, names).await.into(),
             Call::Delete(name) => self.delete(&name).await.into(),
             Call::ListToxics(name) => self.proxy(&name).map(|proxy| Answer::json(200, proxy.toxics_json())).into(),
-            Call::AddToxic(name) => self.add_toxic(&name, body).into(),
+            Call::AddToxic(name) => self.add_toxic(&name, body, now).into(),
             Call::ShowToxic(name, toxic) => self.show_toxic(&name, &toxic).into(),
-            Call::UpdateToxic(name, toxic) => self.update_toxic(&name, &toxic, body).into(),
+            Call::UpdateToxic(name, toxic) => self.update_toxic(&name, &toxic, body, now).into(),
             Call::RemoveToxic(name, toxic) => self.remove_toxic(&name, &toxic).into(),
             Call::Populate => self.populate(body, names).await,
             Call::Reset => self.reset(names).await.into(),
@@ -254,16 +282,11 @@ impl Desk {
         Ok(Answer::empty(204))
     }
 
-    fn add_toxic(&mut self, name: &str, body: &Bytes) -> Result<Answer, ApiError> {
+    fn add_toxic(&mut self, name: &str, body: &[u8], now: Instant) -> Result<Answer, ApiError> {
         let proxy = self.proxies.get_mut(name).ok_or_else(no_proxy)?;
         let value = first_value(body).map_err(|told| ApiError::body(&told))?;
         let exists = |name: &str| proxy.toxics.iter().any(|toxic| toxic.name == name);
-        let toxic = Toxic::from_body(&value, exists).map_err(|refusal| match refusal {
-            Refusal::Body(told) => ApiError::body(&told),
-            Refusal::Stream => ApiError::new(400, "stream was invalid, can be either upstream or downstream"),
-            Refusal::Kind => ApiError::new(400, "invalid toxic type"),
-            Refusal::Exists => ApiError::new(409, "toxic already exists"),
-        })?;
+        let toxic = Toxic::from_body(&value, exists, now).map_err(refused)?;
         self.port.put(name, toxic.fault());
         let json = toxic.json();
         proxy.toxics.push(toxic);
@@ -275,11 +298,11 @@ impl Desk {
         Ok(Answer::json(200, proxy.toxics[proxy.toxic(toxic)?].json()))
     }
 
-    fn update_toxic(&mut self, name: &str, toxic: &str, body: &Bytes) -> Result<Answer, ApiError> {
+    fn update_toxic(&mut self, name: &str, toxic: &str, body: &[u8], now: Instant) -> Result<Answer, ApiError> {
         let proxy = self.proxies.get_mut(name).ok_or_else(no_proxy)?;
         let index = proxy.toxic(toxic)?;
         let value = first_value(body).map_err(|told| ApiError::body(&told))?;
-        let changed = proxy.toxics[index].changed_by(&value).map_err(|told| ApiError::body(&told))?;
+        let changed = proxy.toxics[index].changed_by(&value, now).map_err(refused)?;
         self.port.put(name, changed.fault());
         let json = changed.json();
         proxy.toxics[index] = changed;
@@ -349,6 +372,16 @@ impl Desk {
 
 fn no_proxy() -> ApiError {
     ApiError::new(404, "proxy not found")
+}
+
+fn refused(refusal: Refusal) -> ApiError {
+    match refusal {
+        Refusal::Body(told) => ApiError::body(&told),
+        Refusal::Stream => ApiError::new(400, "stream was invalid, can be either upstream or downstream"),
+        Refusal::Kind => ApiError::new(400, "invalid toxic type"),
+        Refusal::Exists => ApiError::new(409, "toxic already exists"),
+        Refusal::Ttl => ApiError::new(400, format!("ttl was invalid, can be 1 to {TTL_MS_MAX} milliseconds or null")),
+    }
 }
 
 fn decode(body: &[u8], take: impl FnOnce(&mut Binder, &Value)) -> Result<(), ApiError> {

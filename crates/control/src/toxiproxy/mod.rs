@@ -29,6 +29,7 @@ use bytes::Bytes;
 use seawall_core::fault::{Direction, Fault};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -141,9 +142,18 @@ impl Toxiproxy {
         let tasks = TaskTracker::new();
         let mut desk = Desk::new(Arc::clone(&port));
         tasks.spawn(async move {
-            while let Some(Job { call, body, names, reply }) = waiting.recv().await {
+            loop {
+                let expiry = desk.next_expiry();
+                let job = tokio::select! {
+                    job = waiting.recv() => job,
+                    () = tokio::time::sleep_until(expiry.unwrap_or_else(Instant::now)), if expiry.is_some() => {
+                        desk.expire(Instant::now());
+                        continue;
+                    }
+                };
+                let Some(Job { call, body, names, reply }) = job else { break };
                 // Who has gone away does not read it; what was asked is done all the same.
-                let _ = reply.send(desk.answer(call, &body, &names).await);
+                let _ = reply.send(desk.answer(call, &body, &names, Instant::now()).await);
             }
             desk.close().await;
         });

@@ -3,10 +3,12 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use proptest::prelude::*;
 use seawall_core::fault::{Direction, Fault};
+use tokio::time::Instant;
 
 use super::super::routes::{Routed, route};
 use super::super::{OpenProxy, ProxyPort, TrafficSeries};
@@ -95,6 +97,7 @@ impl ProxyPort for Fake {
 struct Api {
     desk: Desk,
     port: Arc<Fake>,
+    now: Instant,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -102,7 +105,7 @@ impl Api {
     fn new() -> Self {
         let port = Arc::new(Fake::default());
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        Self { desk: Desk::new(Arc::<Fake>::clone(&port)), port, runtime }
+        Self { desk: Desk::new(Arc::<Fake>::clone(&port)), port, now: Instant::now(), runtime }
     }
 
     /// With a proxy `p`.
@@ -119,7 +122,7 @@ impl Api {
         let (body, mut names) = (Bytes::copy_from_slice(body.as_bytes()), Names::new());
         self.runtime.block_on(async {
             loop {
-                let hosts = match self.desk.answer(call.clone(), &body, &names).await {
+                let hosts = match self.desk.answer(call.clone(), &body, &names, self.now).await {
                     Outcome::Done(answer) => return answer,
                     Outcome::Names(hosts) => hosts,
                 };
@@ -438,6 +441,65 @@ fn a_toxic_changes_wholly_or_not_at_all() {
 }
 
 #[test]
+fn a_toxic_with_a_time_goes_by_itself_and_a_change_renews_it() {
+    let mut api = Api::with_proxy();
+    let shown = |latency: u32, ttl: &str| {
+        let attributes = format!(r#"{{"latency":{latency},"jitter":0}}"#);
+        format!(r#"{{"attributes":{attributes},"name":"l","type":"latency","stream":"downstream","toxicity":1{ttl}}}"#)
+    };
+    let toxics = "POST /proxies/p/toxics";
+    api.is(toxics, r#"{"type":"latency","name":"l","ttl":1000}"#, 200, &shown(0, ",\"ttl\":1000"));
+    api.ask(toxics, r#"{"type":"noop","name":"stays"}"#);
+    let begin = api.now;
+    assert_eq!(api.desk.next_expiry(), Some(begin + Duration::from_secs(1)));
+    // A change begins its time anew, whatever it changes; one that is refused does not.
+    api.now = begin + Duration::from_millis(600);
+    api.is("PATCH /proxies/p/toxics/l", r#"{"attributes":{"latency":5}}"#, 200, &shown(5, ",\"ttl\":1000"));
+    api.now = begin + Duration::from_millis(1_200);
+    api.ask("PATCH /proxies/p/toxics/l", r#"{"toxicity":"x"}"#);
+    api.port.told();
+    api.now = begin + Duration::from_millis(1_599);
+    api.is("GET /proxies/p/toxics/l", "", 200, &shown(5, ",\"ttl\":1000"));
+    assert!(api.port.told().is_empty());
+    api.now = begin + Duration::from_millis(1_600);
+    api.fails("GET /proxies/p/toxics/l", "", 404, "toxic not found");
+    assert_eq!(api.port.told(), ["lift p l"]);
+    assert_eq!(api.desk.next_expiry(), None);
+    // Its name is free again; a time may be given later, changed, and taken away.
+    api.is(toxics, r#"{"type":"latency","name":"l","TTL":null}"#, 200, &shown(0, ""));
+    api.is("POST /proxies/p/toxics/l", r#"{"ttl":86400000}"#, 200, &shown(0, ",\"ttl\":86400000"));
+    api.is("POST /proxies/p/toxics/l", r#"{"ttl":2}"#, 200, &shown(0, ",\"ttl\":2"));
+    assert_eq!(api.desk.next_expiry(), Some(api.now + Duration::from_millis(2)));
+    api.is("POST /proxies/p/toxics/l", r#"{"ttl":null}"#, 200, &shown(0, ""));
+    assert_eq!(api.desk.next_expiry(), None);
+    // A proxy that is off loses its toxics in time too.
+    api.ask("POST /proxies/p/toxics/l", r#"{"ttl":2}"#);
+    api.ask("POST /proxies/p", r#"{"enabled":false}"#);
+    api.now += Duration::from_millis(2);
+    assert!(!api.ask("GET /proxies/p/toxics", "").body.contains("\"l\""));
+    assert!(api.ask("GET /proxies/p/toxics", "").body.contains("\"stays\""));
+}
+
+#[test]
+fn a_time_that_is_none_is_refused() {
+    let mut api = Api::with_proxy();
+    api.ask("POST /proxies/p/toxics", r#"{"type":"noop","name":"n","ttl":5}"#);
+    api.port.told();
+    for ttl in ["0", "-1", "86400001", "9223372036854775807"] {
+        let told = "ttl was invalid, can be 1 to 86400000 milliseconds or null";
+        api.fails("POST /proxies/p/toxics", &format!(r#"{{"type":"noop","ttl":{ttl}}}"#), 400, told);
+        api.fails("PATCH /proxies/p/toxics/n", &format!(r#"{{"ttl":{ttl}}}"#), 400, told);
+    }
+    let of = |rest: &str| format!("bad request body: json: cannot unmarshal {rest}");
+    let told = of("number 0.5 into Go struct field ToxicWrapper.ttl of type int64");
+    api.fails("POST /proxies/p/toxics", r#"{"type":"noop","ttl":0.5}"#, 400, &told);
+    let told = of("string into Go struct field .ttl of type int64");
+    api.fails("PATCH /proxies/p/toxics/n", r#"{"ttl":"5s"}"#, 400, &told);
+    assert!(api.port.told().is_empty());
+    assert!(api.ask("GET /proxies/p/toxics/n", "").body.ends_with(r#""ttl":5}"#));
+}
+
+#[test]
 fn populate_looks_at_all_before_it_creates_any() {
     let mut api = Api::with_proxy();
     let populate = "POST /populate";
@@ -562,6 +624,7 @@ fn any_body() -> impl Strategy<Value = String> {
         "attributes",
         "Logger",
         "half_close",
+        "ttl",
         "x",
     ];
     let member = (proptest::sample::select(keys.to_vec()), any_value());

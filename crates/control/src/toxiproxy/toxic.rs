@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use seawall_core::fault::{Direction, Effect, Fault, Share};
+use tokio::time::Instant;
 
 use super::bind::{Binder, Place};
 use super::json::{Value, float, quote};
@@ -30,10 +31,13 @@ const KINDS: [Kind; 8] = [
     Kind { name: "limit_data", go_name: "LimitDataToxic", attributes: &[("bytes", "int64")] },
 ];
 
-/// Fields of a toxic, in the order it is written.
-const FIELDS: [&str; 5] = ["attributes", "name", "type", "stream", "toxicity"];
+/// Fields of a toxic, in the order it is written. `ttl` is ours: to the original, a key it does not know.
+const FIELDS: [&str; 6] = ["attributes", "name", "type", "stream", "toxicity", "ttl"];
 /// Those that can be changed.
-const CHANGEABLE: [&str; 2] = ["attributes", "toxicity"];
+const CHANGEABLE: [&str; 3] = ["attributes", "toxicity", "ttl"];
+
+/// The longest time that a toxic may be given, in milliseconds: a day. What is to stay longer needs none.
+pub(super) const TTL_MS_MAX: i64 = 86_400_000;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Toxic {
@@ -45,6 +49,10 @@ pub(super) struct Toxic {
     stream: String,
     pub(super) direction: Direction,
     toxicity: f32,
+    /// In milliseconds. Shown only where it was given: whoever does not know of it reads what the original would write.
+    ttl: Option<i64>,
+    /// When it goes by itself: so long after it was added or last changed.
+    pub(super) until: Option<Instant>,
 }
 
 /// What keeps a toxic from being added.
@@ -55,13 +63,14 @@ pub(super) enum Refusal {
     Stream,
     Kind,
     Exists,
+    Ttl,
 }
 
 impl Toxic {
     /// From a body, with the checks in the original's order.
-    pub(super) fn from_body(value: &Value, exists: impl Fn(&str) -> bool) -> Result<Self, Refusal> {
+    pub(super) fn from_body(value: &Value, exists: impl Fn(&str) -> bool, now: Instant) -> Result<Self, Refusal> {
         let (mut name, mut kind, mut stream) = (String::new(), String::new(), "downstream".to_owned());
-        let (mut toxicity, mut attributes, mut binder) = (1.0, Vec::new(), Binder::default());
+        let (mut toxicity, mut attributes, mut ttl, mut binder) = (1.0, Vec::new(), None, Binder::default());
         let place = |field| Place { of: "ToxicWrapper", field };
         for (index, value) in binder.members(value, &FIELDS, (None, "toxics.ToxicWrapper")) {
             match index {
@@ -73,7 +82,8 @@ impl Toxic {
                 1 => binder.text(place("name"), value, &mut name),
                 2 => binder.text(place("type"), value, &mut kind),
                 3 => binder.text(place("stream"), value, &mut stream),
-                _ => binder.float(place("toxicity"), value, &mut toxicity),
+                4 => binder.float(place("toxicity"), value, &mut toxicity),
+                _ => take_ttl(&mut binder, place("ttl"), value, &mut ttl),
             }
         }
         binder.finish().map_err(Refusal::Body)?;
@@ -86,15 +96,15 @@ impl Toxic {
         if exists(&name) {
             return Err(Refusal::Exists);
         }
-        let mut toxic = Self { name, kind, values: [0; 3], stream, direction, toxicity };
+        let mut toxic = Self { name, kind, values: [0; 3], stream, direction, toxicity, ttl, until: None };
         let mut binder = Binder::default();
         attributes.into_iter().for_each(|attributes| toxic.take_attributes(&mut binder, attributes));
         binder.finish().map_err(Refusal::Body)?;
-        Ok(toxic)
+        toxic.lasting_from(now)
     }
 
-    /// As a body changes it: all of it or, with Go's message, nothing.
-    pub(super) fn changed_by(&self, value: &Value) -> Result<Self, String> {
+    /// As a body changes it: all of it or nothing. Whatever is changed, its time begins anew.
+    pub(super) fn changed_by(&self, value: &Value, now: Instant) -> Result<Self, Refusal> {
         let (mut changed, mut binder) = (self.clone(), Binder::default());
         let go_type = format!(
             "struct {{ Attributes interface {{}} \"json:\\\"{}\\\"\"; Toxicity float32 \"json:\\\"{}\\\"\" }}",
@@ -103,10 +113,21 @@ impl Toxic {
         for (index, value) in binder.members(value, &CHANGEABLE, (None, &go_type)) {
             match index {
                 0 => changed.take_attributes(&mut binder, value),
-                _ => binder.float(Place { of: "", field: "toxicity" }, value, &mut changed.toxicity),
+                1 => binder.float(Place { of: "", field: "toxicity" }, value, &mut changed.toxicity),
+                _ => take_ttl(&mut binder, Place { of: "", field: "ttl" }, value, &mut changed.ttl),
             }
         }
-        binder.finish().map(|()| changed)
+        binder.finish().map_err(Refusal::Body)?;
+        changed.lasting_from(now)
+    }
+
+    fn lasting_from(mut self, now: Instant) -> Result<Self, Refusal> {
+        self.until = match self.ttl {
+            Some(ttl @ 1..=TTL_MS_MAX) => Some(now + Duration::from_millis(ttl.unsigned_abs())),
+            Some(_) => return Err(Refusal::Ttl),
+            None => None,
+        };
+        Ok(self)
     }
 
     fn take_attributes(&mut self, binder: &mut Binder, value: &Value) {
@@ -124,8 +145,9 @@ impl Toxic {
         let attributes: Vec<String> = std::iter::zip(self.kind.attributes, self.values)
             .map(|((name, _), value)| format!("\"{name}\":{value}"))
             .collect();
+        let ttl = self.ttl.map(|ttl| format!(",\"ttl\":{ttl}")).unwrap_or_default();
         format!(
-            "{{\"attributes\":{{{}}},\"name\":{},\"type\":\"{}\",\"stream\":{},\"toxicity\":{}}}",
+            "{{\"attributes\":{{{}}},\"name\":{},\"type\":\"{}\",\"stream\":{},\"toxicity\":{}{ttl}}}",
             attributes.join(","),
             quote(&self.name),
             self.kind.name,
@@ -156,4 +178,8 @@ impl Toxic {
         let share = Share::clamped(f64::from(self.toxicity));
         Fault { id: self.name.as_str().into(), direction: self.direction, share, effect }
     }
+}
+
+fn take_ttl(binder: &mut Binder, place: Place<'_>, value: &Value, ttl: &mut Option<i64>) {
+    binder.choice(value, ttl, |binder, value, ttl| binder.int(place, value, "int64", ttl));
 }
