@@ -28,7 +28,11 @@ impl Tox {
             .args(["--log", "json"])
             .env_remove("LOG_LEVEL")
             .env_remove("SEAWALL_LOG");
-        let process = Process::start(&mut command);
+        Self::of(Process::start(&mut command))
+    }
+
+    /// A process that is, or becomes, a server of this API.
+    pub fn of(process: Process) -> Self {
         let mut tox = Self { process, api: local(0) };
         tox.api = wait_for("the API listens", || {
             assert!(tox.process.ended().is_none(), "{}", tox.process.lines().join("\n"));
@@ -246,6 +250,40 @@ fn a_config_creates_proxies_and_a_bad_one_is_only_told() {
         let lines = tox.process.lines().join("\n");
         assert!(lines.contains("cannot create the proxies of this file") && lines.contains(file), "{lines}");
     }
+}
+
+#[test]
+fn a_node_speaks_it_where_its_configuration_says_so() {
+    let config = |listen: &str| {
+        format!(
+            "toxiproxy: {{ listen: \"{listen}\" }}\n\
+             listeners: [{{ address: \"127.0.0.1:0\", routes: [{{ upstream: api }}] }}]\n\
+             upstreams: {{ api: {{ url: \"http://127.0.0.1:1\", health: off }} }}\n"
+        )
+    };
+    let place = Place::new(&config("127.0.0.1:0"));
+    let mut command = Command::new(SEAWALL);
+    command.args(["run", "--log", "json"]).current_dir(place.path()).env_remove("SEAWALL_LOG");
+    let tox = Tox::of(Process::start(&mut command));
+    assert_eq!(tox.started()["version"], "2.12.0");
+    // Its own listener through a proxy of it: what a test of a client's guards does.
+    let lines = wait_for("the node serves", || {
+        let lines = tox.process.lines();
+        lines.iter().any(|line| line.contains("overview and admin API")).then_some(lines)
+    });
+    let lines = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let address =
+        lines.filter(|line| line["message"] == "listening").find_map(|line| line["address"].as_str()?.parse().ok());
+    let listen = tox.proxy("p", address.unwrap());
+    let get = |target| Client::new(target).ask("GET / HTTP/1.1\r\nHost: h\r\n\r\n").status;
+    assert_eq!(get(listen), 502);
+    tox.toxic("p", &json!({"type": "limit_data", "attributes": {"bytes": 0}}));
+    assert_eq!(Client::new(listen).send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").rest(), "");
+    assert!(tox.received("p", "upstream") > 0, "its metrics are there");
+    let other = Place::new(&config(&tox.api.to_string()));
+    let said = other.refused(&["run"]);
+    assert_eq!(said.code, 1);
+    said.tells(&[&format!("cannot listen on `{}` for Toxiproxy's API", tox.api), "choose another `toxiproxy.listen`"]);
 }
 
 #[test]

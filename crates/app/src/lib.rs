@@ -1,7 +1,8 @@
 //! What the binary `seawall` is made of: it wires and decides nothing.
 //!
 //! [`cli`] reads the command line, [`config`] the configuration; [`lifecycle`] runs a node, with the real clock
-//! ([`clock`]), the ledger at work ([`book`]), the replicated engine (`replica`) and logs to stderr ([`logs`]).
+//! ([`clock`]), the ledger at work ([`book`]), the replicated engine (`replica`), faults by Toxiproxy's API (`toxics`) and
+//! logs to stderr ([`logs`]).
 
 pub mod book;
 pub mod cli;
@@ -10,3 +11,4 @@ pub mod config;
 pub mod lifecycle;
 pub mod logs;
 mod replica;
+mod toxics;

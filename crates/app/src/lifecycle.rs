@@ -22,6 +22,7 @@ use seawall_gateway::{Gateway, Parts};
 use seawall_store::disk::medium::{Doubt, doubts};
 use seawall_store::{Clock as _, Opened, RealDisk, RecoveryReport, SealKeys, Store, StoreOptions};
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -30,6 +31,7 @@ use crate::book::Book;
 use crate::clock::RealClock;
 use crate::config::{AdminConfig, AppConfig, StoreConfig};
 use crate::replica::{self, OpenedHere};
+use crate::toxics::Listening;
 
 /// Calls to the admin API may end for this long after the data path has stopped.
 const ADMIN_GRACE: Duration = Duration::from_secs(2);
@@ -49,12 +51,17 @@ pub fn run(mut config: AppConfig) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let ended = runtime.block_on(live(config));
+    let toxics = config.toxiproxy.as_ref().map(|_| tokio::runtime::Builder::new_multi_thread().enable_all().build());
+    let toxics = toxics.transpose().context("cannot start the runtime of `toxiproxy`")?;
+    let ended = runtime.block_on(live(config, toxics.as_ref().map(|toxics| toxics.handle().clone())));
     runtime.shutdown_background();
+    if let Some(toxics) = toxics {
+        toxics.shutdown_background();
+    }
     ended
 }
 
-async fn live(config: AppConfig) -> anyhow::Result<ExitCode> {
+async fn live(config: AppConfig, toxics: Option<Handle>) -> anyhow::Result<ExitCode> {
     // Asked for before anything is open: a signal that comes early must not find us without ears.
     let mut signals = Signals::new()?;
     let hangups = signal(SignalKind::hangup()).context("cannot listen for signals")?;
@@ -63,6 +70,10 @@ async fn live(config: AppConfig) -> anyhow::Result<ExitCode> {
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     // Before anything is written: a start that fails here leaves nothing behind.
     let admin_listener = listen_admin(&config.admin).await?;
+    let toxics = match (&config.toxiproxy, toxics) {
+        (Some(toxiproxy), Some(runtime)) => Some(Listening::begin(runtime, toxiproxy.listen).await?),
+        _ => None,
+    };
     Gateway::could_listen(&config.policy).map_err(hinted(|error: &seawall_gateway::StartError| error.hint()))?;
     let OpenedHere { opened, taken_over } = replica::open(&config, &clock).await?;
     let Opened { store, engine, report, ledger_records } = opened;
@@ -108,6 +119,9 @@ async fn live(config: AppConfig) -> anyhow::Result<ExitCode> {
         let (admin, stop) = (admin.clone(), stop.clone());
         async move { admin.serve(admin_listener, stop, ADMIN_GRACE).await }
     });
+    if let Some(toxics) = toxics {
+        toxics.serve(&clock, stop.clone(), ADMIN_GRACE, &tasks)?;
+    }
     for (listener, address) in policy.listeners.iter().zip(gateway.addresses()) {
         tracing::info!(%address, routes = listener.routes.len(), "listening");
     }
@@ -331,10 +345,15 @@ pub(crate) fn raise_open_files() {
 /// Open files a node needs beside its connections: the store's, the listeners', the runtimes'.
 const OPEN_FILES_RESERVED: u64 = 56;
 
+/// How many files may be open, where that is limited.
+pub(crate) fn open_files() -> Option<u64> {
+    getrlimit(Resource::Nofile).current
+}
+
 /// Client connections there are files for, each with the call it makes, where `others` are wanted for something else; of
 /// those at most a quarter of all is left out. Nothing where there is no limit.
 pub(crate) fn connections_fitting(others: u64) -> Option<u64> {
-    let open_files = getrlimit(Resource::Nofile).current?;
+    let open_files = open_files()?;
     let reserved = OPEN_FILES_RESERVED + others.min(open_files / 4);
     Some((open_files.saturating_sub(reserved) / 2).max(4))
 }
@@ -342,7 +361,9 @@ pub(crate) fn connections_fitting(others: u64) -> Option<u64> {
 /// No more client connections than there are files for them and for the calls they make: what runs out instead would
 /// be the store's.
 fn fit_connections(config: &mut AppConfig) {
-    let (Some(open_files), Some(fitting)) = (getrlimit(Resource::Nofile).current, connections_fitting(0)) else {
+    // All that may be left out for something else.
+    let others = if config.toxiproxy.is_some() { u64::MAX } else { 0 };
+    let (Some(open_files), Some(fitting)) = (open_files(), connections_fitting(others)) else {
         return;
     };
     let fitting = u32::try_from(fitting).unwrap_or(u32::MAX);

@@ -148,6 +148,8 @@ policies:
 admin:
   address: 127.0.0.1:9900             # overview page, API, metrics; keep it on loopback or set a token
   # token_file: /run/secrets/seawall
+
+# toxiproxy: {{ listen: \"127.0.0.1:8474\" }}   # faults by Toxiproxy's API; it knows no token, keep it on loopback
 "
     )
 }

@@ -1,28 +1,22 @@
 //! `seawall toxiproxy`: the gateway's faults behind Toxiproxy's API, in the place of the original server.
 
 use std::ffi::OsString;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use seawall_control::BoxFuture;
-use seawall_control::toxiproxy::{
-    CONNECTIONS_MAX as API_CONNECTIONS_MAX, OpenProxy, ProxyPort, Toxiproxy, TrafficSeries, VERSION,
-};
-use seawall_core::fault::{Fault, FaultId};
-use seawall_gateway::fault::{CONNECTIONS_MAX, Counts, FaultProxies, Opening, Series};
-use seawall_gateway::net::Net;
+use seawall_control::toxiproxy::{Toxiproxy, VERSION};
+use seawall_gateway::fault::CONNECTIONS_MAX;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::RealClock;
-use crate::lifecycle::{Signals, connections_fitting, entropy, raise_open_files};
+use crate::lifecycle::{Signals, raise_open_files};
 use crate::logs::{self, Format, Level};
+use crate::toxics::{self, Settings};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -116,24 +110,21 @@ async fn live(args: &ToxiproxyArgs) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let listener = listen(&args.host, args.port).await?;
     let address = listener.local_addr().context("cannot tell the API's own address")?;
-    let seed = match args.seed {
-        Some(seed) => seed.cast_unsigned(),
-        // Short enough to be typed again.
-        None => u64::from(u32::from_le_bytes(entropy()?)),
+    let settings = Settings {
+        seed: args.seed,
+        half_close: args.half_close,
+        connections_max: toxics::fitting(args.connections_max),
+        has_metrics: args.proxy_metrics || args.runtime_metrics,
+        counts_bytes: args.proxy_metrics,
     };
-    let connections_max = fitting(args.connections_max);
-    let proxies = FaultProxies::new(Net::Real, RealClock::new().gateway(), seed, args.half_close, connections_max);
-    let has_metrics = args.proxy_metrics || args.runtime_metrics;
-    let counted = args.proxy_metrics;
-    let ids = u64::from_le_bytes(entropy()?);
-    let api = Toxiproxy::start(Arc::new(Port { proxies, counted }), has_metrics, ids);
+    let (api, seed) = toxics::start(settings, &RealClock::new())?;
     if let Some(file) = &args.config {
         populate(&api, file).await;
     }
     if !address.ip().is_loopback() {
         tracing::warn!(%address, "whoever reaches this port can break what runs through the proxies: there is no token");
     }
-    tracing::info!(%address, seed = seed.cast_signed(), version = VERSION, "Toxiproxy's API");
+    tracing::info!(%address, seed, version = VERSION, "Toxiproxy's API");
     let stop = CancellationToken::new();
     let stopping = stop.clone();
     let serving = api.serve(listener, stop, GRACE);
@@ -148,22 +139,6 @@ async fn live(args: &ToxiproxyArgs) -> anyhow::Result<()> {
         () = told => {}
     }
     Ok(())
-}
-
-/// As many connections as are wanted and there are open files for.
-fn fitting(wanted: usize) -> usize {
-    let fitting = connections_fitting(API_CONNECTIONS_MAX as u64).and_then(|count| usize::try_from(count).ok());
-    match fitting.filter(|fitting| *fitting < wanted) {
-        Some(fitting) => {
-            tracing::warn!(
-                wanted,
-                fitting,
-                "`--connections-max` is lowered to what the limit of open files allows; raise that limit to have more"
-            );
-            fitting
-        }
-        None => wanted,
-    }
 }
 
 /// As the original: a file that cannot be used is told, and the server starts all the same.
@@ -194,53 +169,6 @@ async fn listen(host: &str, port: u16) -> anyhow::Result<TcpListener> {
     all.sort_by_key(SocketAddr::is_ipv6);
     let address = *all.first().with_context(failed)?;
     TcpListener::bind(address).await.with_context(failed)
-}
-
-/// The gateway, as the API needs it.
-struct Port {
-    proxies: FaultProxies,
-    counted: bool,
-}
-
-impl ProxyPort for Port {
-    fn resolve<'a>(&'a self, host: &'a str) -> BoxFuture<'a, io::Result<Vec<IpAddr>>> {
-        Box::pin(self.proxies.resolve(host))
-    }
-
-    fn open(&self, proxy: OpenProxy) -> BoxFuture<'_, io::Result<SocketAddr>> {
-        let OpenProxy { name, listen, upstream, target, half_close, faults } = proxy;
-        Box::pin(self.proxies.open(Opening { name, listen, upstream, target, half_close, faults }))
-    }
-
-    fn close<'a>(&'a self, name: &'a str) -> BoxFuture<'a, ()> {
-        Box::pin(self.proxies.close(name))
-    }
-
-    fn set_half_close(&self, name: &str, half_close: Option<bool>) {
-        self.proxies.set_half_close(name, half_close);
-    }
-
-    fn put(&self, name: &str, fault: Fault) {
-        self.proxies.put(name, &fault);
-    }
-
-    fn lift(&self, name: &str, fault: &str) {
-        self.proxies.lift(name, &FaultId::from(fault));
-    }
-
-    fn traffic(&self) -> Vec<TrafficSeries> {
-        let all = if self.counted { self.proxies.traffic() } else { Vec::new() };
-        let series = |(series, counts): (Series, Counts)| TrafficSeries {
-            direction: series.direction,
-            listener: series.listener,
-            proxy: series.proxy,
-            upstream: series.upstream,
-            received_bytes: counts.received_bytes,
-            sent_bytes: counts.sent_bytes,
-            refused_connections: counts.refused_connections,
-        };
-        all.into_iter().map(series).collect()
-    }
 }
 
 #[cfg(test)]

@@ -8,11 +8,11 @@ use seawall_core::policy::{Fallback, Listener, Match, PathMatch, Route};
 
 use super::address::{clash, parse_listen};
 use super::finding::Spot;
+use super::parse_name;
 use super::policies::{Policies, Rules, is_token};
 use super::reader::{Field, Keys, Reader};
 use super::tree::Data;
 use super::upstreams::Upstreams;
-use super::{AdminConfig, parse_name};
 
 /// Paths that Seawall answers itself on every listener.
 const OWN_PREFIX: &str = "/.seawall";
@@ -32,7 +32,7 @@ pub(super) fn read(
     field: Option<Field<'_>>,
     upstreams: &Upstreams<'_>,
     policies: &Policies<'_>,
-    admin: &AdminConfig,
+    taken: &[(&str, SocketAddr)],
 ) -> (Vec<Listener>, Vec<Route>) {
     let Some(field) = field else { return (Vec::new(), Vec::new()) };
     let items = field.list();
@@ -43,7 +43,7 @@ pub(super) fn read(
     for item in items {
         let Some((address, routes)) = read_listener(item, upstreams, policies) else { continue };
         if let Some((field, address)) = address {
-            check_address(field, address, &listeners, admin);
+            check_address(field, address, &listeners, taken);
         }
         tell_shadowed(&routes);
         let ids = (written.len()..written.len() + routes.len()).map(|index| RouteId(u32::try_from(index).unwrap_or(0)));
@@ -92,14 +92,14 @@ impl<'n> Field<'n> {
     }
 }
 
-fn check_address(field: Field<'_>, address: SocketAddr, others: &[Listener], admin: &AdminConfig) {
+fn check_address(field: Field<'_>, address: SocketAddr, others: &[Listener], taken: &[(&str, SocketAddr)]) {
     if let Some(other) = others.iter().find(|other| clash(other.address, address)) {
         field.error_with(
             format!("`{address}` is taken by the listener on `{}`", other.address),
             "merge the two, or use another port",
         );
-    } else if clash(admin.address, address) {
-        field.error_with(format!("`{address}` is taken by `admin` on `{}`", admin.address), "use another port");
+    } else if let Some((by, other)) = taken.iter().find(|(_, other)| clash(*other, address)) {
+        field.error_with(format!("`{address}` is taken by `{by}` on `{other}`"), "use another port");
     }
 }
 

@@ -55,6 +55,15 @@ pub struct AppConfig {
     pub store: StoreConfig,
     /// Where people steer.
     pub admin: AdminConfig,
+    /// Faults by Toxiproxy's API, where they are wanted.
+    pub toxiproxy: Option<ToxiproxyConfig>,
+}
+
+/// Toxiproxy's API inside the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ToxiproxyConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
 }
 
 /// The spool and the journal on disk.
@@ -226,7 +235,7 @@ fn digest(bytes: &[u8]) -> String {
 
 const TOP: Keys = Keys {
     of: "the configuration",
-    known: &["zone", "zones", "node", "store", "limits", "listeners", "upstreams", "policies", "admin"],
+    known: &["zone", "zones", "node", "store", "limits", "listeners", "upstreams", "policies", "admin", "toxiproxy"],
     later: &["slos", "experiments", "run_books", "notify"],
 };
 
@@ -236,6 +245,9 @@ fn resolve(root: Field<'_>) -> AppConfig {
     let limits = top.field("limits").map(node::limits).unwrap_or_default();
     let store = top.field("store").map(node::store).unwrap_or_default();
     let admin = top.field("admin").map(node::admin).unwrap_or_default();
+    let toxiproxy = top.field("toxiproxy").and_then(|field| node::toxiproxy(field, &admin));
+    let mut taken = vec![("admin", admin.address)];
+    taken.extend(toxiproxy.as_ref().map(|toxiproxy| ("toxiproxy", toxiproxy.listen)));
     let upstreams =
         upstreams::Upstreams::read(top.required("upstreams", "{ api: { url: \"http://127.0.0.1:3000\" } }"), &place);
     let policies = policies::Policies::read(top.field("policies"), &upstreams, &store);
@@ -243,7 +255,7 @@ fn resolve(root: Field<'_>) -> AppConfig {
         top.required("listeners", "[{ address: \"127.0.0.1:8080\", routes: [...] }]"),
         &upstreams,
         &policies,
-        &admin,
+        &taken,
     );
     upstreams.tell_unused();
     policies.tell_unused();
@@ -257,7 +269,7 @@ fn resolve(root: Field<'_>) -> AppConfig {
         limits,
         digest: String::new(),
     };
-    AppConfig { policy, store, admin }
+    AppConfig { policy, store, admin, toxiproxy }
 }
 
 /// True for `[A-Za-z0-9_-]+` of a bearable length: what may stand in a record's id, a label and a journal subject.

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use seawall_core::policy::Limits;
 
-use super::address::parse_listen;
+use super::address::{clash, parse_listen};
 use super::reader::{Field, Keys, Section, hint_of};
-use super::{AdminConfig, StoreConfig, parse_name, replica};
+use super::{AdminConfig, StoreConfig, ToxiproxyConfig, parse_name, replica};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -166,6 +166,23 @@ fn warn_of_open_admin(section: &Section<'_>, admin: &AdminConfig) {
         let message = format!("`{}` can be reached from other machines, and no token is asked for", admin.address);
         field.reader.warning(field.spot(), message, "add `token_file`, or listen on 127.0.0.1");
     }
+}
+
+const TOXIPROXY: Keys = Keys { of: "`toxiproxy`", known: &["listen"], later: &[] };
+
+/// Nothing where no address was written, which is told.
+pub(super) fn toxiproxy(field: Field<'_>, admin: &AdminConfig) -> Option<ToxiproxyConfig> {
+    let section = field.section(TOXIPROXY);
+    let field = section.required("listen", "127.0.0.1:8474")?;
+    let listen = field.parsed(parse_listen)?;
+    if clash(admin.address, listen) {
+        field.error_with(format!("`{listen}` is taken by `admin` on `{}`", admin.address), "use another port");
+    }
+    if !listen.ip().is_loopback() {
+        let message = format!("`{listen}` can be reached from other machines, and this API knows no token");
+        field.reader.warning(field.spot(), message, "listen on 127.0.0.1");
+    }
+    Some(ToxiproxyConfig { listen })
 }
 
 pub(super) fn read_path(field: Field<'_>) -> Option<PathBuf> {

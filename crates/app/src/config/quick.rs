@@ -47,7 +47,7 @@ pub fn quick(options: &Quick) -> Result<AppConfig, Report> {
             let path = options.data.clone().unwrap_or(store.path);
             let policy = policy(Listener { address: listen, routes: vec![RouteId(0)] }, address, options);
             let admin = AdminConfig { address: admin, token_file: None };
-            Ok(AppConfig { policy, store: StoreConfig { path, ..store }, admin })
+            Ok(AppConfig { policy, store: StoreConfig { path, ..store }, admin, toxiproxy: None })
         }
         _ => Err(Report { findings }),
     }
@@ -63,6 +63,13 @@ pub fn admin_address(text: &str, config: &AppConfig) -> Result<SocketAddr, Repor
     let taken = |address: &SocketAddr| config.policy.listeners.iter().find(|other| clash(other.address, *address));
     if let Some(listener) = address.as_ref().and_then(taken) {
         let message = format!("`{text}` is taken by the listener on `{}`", listener.address);
+        findings.push(finding("--admin", text, message, Some("use another port")));
+    }
+    let toxiproxy = config.toxiproxy.as_ref().map(|toxiproxy| toxiproxy.listen);
+    if let (Some(address), Some(other)) = (address, toxiproxy)
+        && clash(other, address)
+    {
+        let message = format!("`{text}` is taken by `toxiproxy` on `{other}`");
         findings.push(finding("--admin", text, message, Some("use another port")));
     }
     address.filter(|_| findings.is_empty()).ok_or(Report { findings })
@@ -130,6 +137,17 @@ mod tests {
         assert_eq!(config.store.path, Path::new("/data"));
         assert_eq!(config.admin, AdminConfig::default());
         assert_eq!(config.policy.digest.len(), 64);
+    }
+
+    #[test]
+    fn another_admin_address_must_be_free() {
+        let mut config = quick(&options("127.0.0.1:8080", "http://h", None)).unwrap();
+        config.toxiproxy = Some(super::super::ToxiproxyConfig { listen: SocketAddr::from(([127, 0, 0, 1], 8474)) });
+        assert_eq!(admin_address("127.0.0.1:1", &config).unwrap().port(), 1);
+        for (text, by) in [("127.0.0.1:8080", "the listener"), (":8474", "`toxiproxy`")] {
+            let told = admin_address(text, &config).unwrap_err().to_string();
+            assert!(told.contains(&format!("`{text}` is taken by {by} on `127.0.0.1:")), "{told}");
+        }
     }
 
     #[test]

@@ -79,7 +79,7 @@ fn every_mistake_is_told_with_its_spot() {
 
 #[test]
 fn the_whole_grammar_is_understood() {
-    let AppConfig { policy, store, admin } = config(include_str!("tests/whole.yaml"));
+    let AppConfig { policy, store, admin, toxiproxy } = config(include_str!("tests/whole.yaml"));
     assert_eq!((policy.node.as_str(), policy.zone.as_str()), ("us-east-1", "us-east"));
     assert_eq!(policy.zones, ["us-east", "us-west", "eu-central"]);
     assert_eq!(policy.digest.len(), 64);
@@ -163,15 +163,16 @@ fn the_whole_grammar_is_understood() {
     assert_eq!((replica.password_file.is_some(), replica.ca_file.is_some()), (true, true));
     assert_eq!(admin.address.to_string(), "127.0.0.1:9901");
     assert_eq!(admin.token_file.as_deref(), Some(Path::new("/run/secrets/seawall")));
+    assert_eq!(toxiproxy.unwrap().listen.to_string(), "127.0.0.1:8474");
 }
 
 #[test]
 fn what_is_not_written_takes_its_default() {
-    let AppConfig { policy, store, admin } = config(&REST.map(|(_, rest)| rest).concat());
+    let AppConfig { policy, store, admin, toxiproxy } = config(&REST.map(|(_, rest)| rest).concat());
     assert_eq!((policy.node.as_str(), policy.zone.as_str()), ("seawall", "local"));
     assert_eq!(policy.zones, ["local"]);
     assert_eq!(policy.limits, Limits::default());
-    assert_eq!((store, admin), (StoreConfig::default(), AdminConfig::default()));
+    assert_eq!((store, admin, toxiproxy), (StoreConfig::default(), AdminConfig::default(), None));
     let (route, rules) = (&policy.routes[0], Rules::default());
     assert_eq!((route.guards.timeout, route.guards.breaker.clone()), (rules.guards.timeout, rules.guards.breaker));
     assert_eq!(admin_default(), ADMIN_ADDRESS);
