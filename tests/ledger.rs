@@ -1,7 +1,9 @@
 //! The account of sinks that report by file, and of those that cannot report at all.
 
+use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use seawall_client::Outbox;
 use seawall_core::time::Wall;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -81,6 +83,38 @@ fn receipts_come_from_a_file_and_the_same_file_again_changes_nothing() {
         assert_eq!(said.code, 1);
         said.tells(&[wanted]);
     }
+}
+
+#[test]
+fn a_sink_with_the_client_crate_accounts_for_every_arrival() {
+    let dir = tempfile::tempdir().unwrap();
+    let outbox = Arc::new(Mutex::new(Outbox::open(dir.path(), "sink").unwrap()));
+    let at_the_sink = Arc::clone(&outbox);
+    let server = Server::start(move |seen| {
+        let mut outbox = at_the_sink.lock().unwrap();
+        outbox.note(&seen.header("seawall-record").expect("numbered"), &seen.body).unwrap();
+        outbox.sync().unwrap();
+        ok("taken")
+    });
+    let place = place(&server);
+    let mut node = place.node();
+    (0..20).for_each(|number| write(&node, number));
+    let desk = |node: &Node| seawall_client::Node::new("n", node.admin.to_string());
+    assert_eq!(outbox.lock().unwrap().send(&desk(&node)).unwrap().receipts, 20);
+    // The node dies, and what arrives while nobody takes reports waits.
+    node.kill();
+    let nobody = seawall_client::Node::new("n", "127.0.0.1:1");
+    node = place.node();
+    (20..30).for_each(|number| write(&node, number));
+    assert!(outbox.lock().unwrap().send(&nobody).is_err());
+    let sent = outbox.lock().unwrap().send(&desk(&node)).unwrap();
+    assert_eq!((sent.batches, sent.receipts), (1, 10));
+    let said = ledger(&place, &node, &["--seal", "--json"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    let totals = &said.json()["totals"];
+    let counts =
+        ["accepted", "delivered", "lost", "duplicated", "corrupted", "phantom"].map(|class| totals[class].clone());
+    assert_eq!(counts, [30, 30, 0, 0, 0, 0].map(Value::from), "{totals}");
 }
 
 fn now_s() -> u64 {

@@ -8,36 +8,33 @@
 //! `Seawall-Record` header (digest over the whole body), and the event's, in the body's `record` field (digest over the
 //! event's line as it arrived). A number is reported once for each row it made; a copy that the key stopped is reported
 //! if its number is new, because then that account still waits for word. Receipts go to the node named in the number,
-//! in numbered batches, the same batch again until the node says 200.
+//! in numbered batches (`seawall-client`), the same batch again until the node says 200.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use anyhow::Context;
-use serde::{Deserialize, Serialize};
+use seawall_client::{Node, Outbox, Receipt};
+use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
 
 use crate::caller;
 use crate::clock;
 use crate::tally::Row;
 use crate::tracking::digest;
-use crate::web::{self, Answer, Ask, Call, Client};
+use crate::web::{self, Answer, Call};
 
 /// Rows written with one sync at most.
 const BATCH_MAX: usize = 256;
 /// Writes that may wait for the writer.
 const WAITING_MAX: usize = 1_024;
-/// Receipts in one report.
-const RECEIPTS_MAX: usize = 250;
 const REPORT_EVERY: Duration = Duration::from_millis(150);
-const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The warehouse's command line.
 #[derive(clap::Args, Clone, Debug)]
@@ -67,29 +64,6 @@ struct Prediction {
     record: Option<String>,
 }
 
-/// What a node wants to know about a record.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Receipt {
-    record: String,
-    tag: String,
-    digest: String,
-}
-
-impl Receipt {
-    /// From a `Seawall-Record` value and the bytes that came with it; `None` if it is not one.
-    #[must_use]
-    pub fn of(stamp: &str, bytes: &[u8]) -> Option<Self> {
-        let (record, tag) = stamp.split_once(";tag=")?;
-        Some(Self { record: record.trim().into(), tag: tag.trim().into(), digest: digest(bytes) })
-    }
-
-    /// The node that keeps the account: the second part of `<stream>.<producer>.<epoch>.<sequence>`.
-    #[must_use]
-    pub fn producer(&self) -> Option<&str> {
-        self.record.split('.').nth(1)
-    }
-}
-
 /// A write on its way to the writer.
 struct Job {
     row: Row,
@@ -103,7 +77,6 @@ struct Job {
 pub struct Books {
     rows_total: u64,
     doubled_total: u64,
-    receipts: BTreeMap<String, Vec<Receipt>>,
     strangers_total: u64,
 }
 
@@ -116,20 +89,33 @@ pub async fn play(args: WarehouseArgs) -> anyhow::Result<()> {
     let file = OpenOptions::new().create(true).append(true).open(&args.rows);
     let file = file.with_context(|| format!("cannot open `{}`", args.rows.display()))?;
     let books = Arc::new(Mutex::new(Books::default()));
-    books.lock().expect("new").receipts = args.admin.iter().map(|(node, _)| (node.clone(), Vec::new())).collect();
     let (jobs, waiting) = mpsc::channel(WAITING_MAX);
-    let writer = Writer { file, books: Arc::clone(&books), ids: BTreeSet::new(), reported: BTreeSet::new() };
+    let outbox = Arc::new(Mutex::new(Outbox::open(args.rows.with_extension("receipts"), "warehouse")?));
+    let writer = Writer {
+        file,
+        books: Arc::clone(&books),
+        ids: BTreeSet::new(),
+        reported: BTreeSet::new(),
+        nodes: args.admin.iter().map(|(node, _)| node.clone()).collect(),
+        outbox: Arc::clone(&outbox),
+    };
     // A thread of its own: a sync blocks, and answering must go on meanwhile.
     std::thread::Builder::new().name("writer".into()).spawn(move || writer.run(waiting))?;
-    let reports = args.admin.into_iter().map(|(node, base)| report(node, base, Arc::clone(&books)));
-    let _reporting: JoinSet<()> = reports.collect();
-    match web::serve(listener, move |call| serve(jobs.clone(), Arc::clone(&books), call)).await {}
+    for (node, address) in args.admin {
+        let (node, outbox) = (Node::new(node, address), Arc::downgrade(&outbox));
+        std::thread::Builder::new().name("reporter".into()).spawn(move || report(&node, &outbox))?;
+    }
+    let (jobs, desk) = (jobs, (books, outbox));
+    match web::serve(listener, move |call| serve(jobs.clone(), desk.clone(), call)).await {}
 }
 
-async fn serve(jobs: mpsc::Sender<Job>, books: Arc<Mutex<Books>>, call: Call) -> Answer {
+/// What is counted, and what is to be reported.
+type Desk = (Arc<Mutex<Books>>, Arc<Mutex<Outbox>>);
+
+async fn serve(jobs: mpsc::Sender<Job>, desk: Desk, call: Call) -> Answer {
     match (call.method.as_str(), call.path.as_str()) {
         ("POST", "/predictions") => write(&jobs, &call).await,
-        ("GET", "/stats") => stats(&books),
+        ("GET", "/stats") => stats(&desk),
         ("GET", "/healthz") => Answer::new(200, "ok\n"),
         _ => Answer::new(404, "no such thing\n"),
     }
@@ -140,8 +126,8 @@ async fn write(jobs: &mpsc::Sender<Job>, call: &Call) -> Answer {
         Ok(prediction) => prediction,
         Err(error) => return Answer::new(400, format!("not a prediction: {error}\n")),
     };
-    let own = call.header("seawall-record").and_then(|stamp| Receipt::of(stamp, &call.body));
-    let event = prediction.record.as_deref().and_then(|stamp| Receipt::of(stamp, prediction.event.as_bytes()));
+    let own = call.header("seawall-record").and_then(|stamp| Receipt::of(stamp, &call.body).ok());
+    let event = prediction.record.as_deref().and_then(|stamp| Receipt::of(stamp, prediction.event.as_bytes()).ok());
     let (done, wait) = oneshot::channel();
     let job = Job {
         row: Row {
@@ -161,9 +147,9 @@ async fn write(jobs: &mpsc::Sender<Job>, call: &Call) -> Answer {
     Answer::new(200, "written\n")
 }
 
-fn stats(books: &Mutex<Books>) -> Answer {
+fn stats((books, outbox): &Desk) -> Answer {
+    let pending = outbox.lock().expect("no panic under this lock").waiting();
     let books = books.lock().expect("no panic under this lock");
-    let pending: usize = books.receipts.values().map(Vec::len).sum();
     Answer::json(&json!({
         "rows_total": books.rows_total, "doubled_total": books.doubled_total,
         "receipts_pending": pending, "strangers_total": books.strangers_total,
@@ -176,6 +162,9 @@ struct Writer {
     books: Arc<Mutex<Books>>,
     ids: BTreeSet<String>,
     reported: BTreeSet<String>,
+    /// Whom receipts can be reported to.
+    nodes: BTreeSet<String>,
+    outbox: Arc<Mutex<Outbox>>,
 }
 
 impl Writer {
@@ -189,7 +178,7 @@ impl Writer {
         }
     }
 
-    fn write(&mut self, batch: &mut Vec<Job>) -> std::io::Result<()> {
+    fn write(&mut self, batch: &mut Vec<Job>) -> anyhow::Result<()> {
         let mut lines = Vec::new();
         let (mut rows, mut doubled, mut receipts) = (0, 0, Vec::new());
         for job in batch.iter_mut() {
@@ -202,77 +191,58 @@ impl Writer {
             rows += u64::from(makes_a_row);
             doubled += u64::from(!makes_a_row);
             for receipt in job.receipts.drain(..) {
-                let new = self.reported.insert(receipt.record.clone());
+                let new = self.reported.insert(receipt.record().to_owned());
                 receipts.extend((new || makes_a_row).then_some(receipt));
             }
         }
         self.file.write_all(&lines)?;
         self.file.sync_data()?;
-        self.note(rows, doubled, receipts);
+        self.note(rows, doubled, &receipts)?;
         for job in batch.drain(..) {
             let _ = job.done.send(());
         }
         Ok(())
     }
 
-    fn note(&self, rows: u64, doubled: u64, receipts: Vec<Receipt>) {
+    /// Counts, and files the receipts: nothing is answered before these are safe, too.
+    fn note(&self, rows: u64, doubled: u64, receipts: &[Receipt]) -> anyhow::Result<()> {
+        let is_ours = |receipt: &&Receipt| receipt.node().is_some_and(|node| self.nodes.contains(node));
+        let ours: Vec<&Receipt> = receipts.iter().filter(is_ours).collect();
+        let mut outbox = self.outbox.lock().expect("no panic under this lock");
+        ours.iter().try_for_each(|receipt| outbox.note_receipt(receipt))?;
+        outbox.sync()?;
+        drop(outbox);
         let books = &mut *self.books.lock().expect("no panic under this lock");
         books.rows_total += rows;
         books.doubled_total += doubled;
-        for receipt in receipts {
-            match receipt.producer().and_then(|producer| books.receipts.get_mut(producer)) {
-                Some(pending) => pending.push(receipt),
-                None => books.strangers_total += 1,
-            }
-        }
+        books.strangers_total += (receipts.len() - ours.len()) as u64;
+        Ok(())
     }
 }
 
-/// Reports to one node for ever. A batch is taken off the pending ones when the node has it, never before.
-async fn report(node: String, base: String, books: Arc<Mutex<Books>>) {
-    let (client, mut batch_number) = (Client::default(), 1_u64);
-    loop {
-        let batch: Vec<Receipt> = {
-            let books = books.lock().expect("no panic under this lock");
-            books.receipts[&node].iter().take(RECEIPTS_MAX).cloned().collect()
-        };
-        if !batch.is_empty() {
-            deliver(&client, &base, batch_number, &batch).await;
-            batch_number += 1;
-            let mut books = books.lock().expect("no panic under this lock");
-            books.receipts.entry(node.clone()).or_default().drain(..batch.len());
+/// Reports to one node, until the warehouse is gone. Whoever writes rows never waits for a node.
+fn report(node: &Node, outbox: &Weak<Mutex<Outbox>>) {
+    while let Some(outbox) = outbox.upgrade() {
+        if let Err(error) = report_once(node, &outbox) {
+            eprintln!("warehouse: {error}");
         }
-        tokio::time::sleep(REPORT_EVERY).await;
+        drop(outbox);
+        std::thread::sleep(REPORT_EVERY);
     }
 }
 
-async fn deliver(client: &Client, base: &str, number: u64, batch: &[Receipt]) {
-    let body = json!({"sink": "warehouse", "batch": number, "receipts": batch}).to_string();
-    let ask = Ask::post("/api/ledger/receipts", body).with("content-type", "application/json");
-    loop {
-        let got = client.send_within(REPORT_TIMEOUT, base, &ask).await;
-        if got.as_ref().is_ok_and(|got| got.status == 200 && got.whole) {
-            return;
-        }
-        match got {
-            Ok(got) => eprintln!("warehouse: {base} answered {}: {}", got.status, String::from_utf8_lossy(&got.body)),
-            Err(lost) => eprintln!("warehouse: {base}: {lost}"),
-        }
-        tokio::time::sleep(REPORT_EVERY).await;
+fn report_once(node: &Node, outbox: &Mutex<Outbox>) -> anyhow::Result<()> {
+    let next = || outbox.lock().expect("no panic under this lock").batch(node.name());
+    while let Some(batch) = next()? {
+        batch.post(node)?;
+        outbox.lock().expect("no panic under this lock").signed(batch)?;
     }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_receipt_names_its_node() {
-        let receipt = Receipt::of("events.us-east.3.17;tag=00ff", b"").unwrap();
-        assert_eq!(receipt.producer(), Some("us-east"));
-        assert_eq!((receipt.record.as_str(), receipt.tag.as_str()), ("events.us-east.3.17", "00ff"));
-        assert_eq!(Receipt::of("nothing of ours", b""), None);
-    }
 
     #[test]
     fn a_node_is_a_name_and_an_address() {

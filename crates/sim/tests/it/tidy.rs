@@ -9,12 +9,13 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Which of our crates may use which. Nothing may use `sim`, and only `app` may use `demo`.
-const ARROWS: [(&str, &[&str]); 7] = [
+const ARROWS: [(&str, &[&str]); 8] = [
     ("seawall-core", &[]),
     ("seawall-store", &["seawall-core"]),
     ("seawall-gateway", &["seawall-core", "seawall-store"]),
     ("seawall-control", &["seawall-core", "seawall-store"]),
-    ("seawall-demo", &["seawall-core"]),
+    ("seawall-client", &[]),
+    ("seawall-demo", &["seawall-client", "seawall-core"]),
     ("seawall", &["seawall-control", "seawall-core", "seawall-demo", "seawall-gateway", "seawall-store"]),
     ("seawall-sim", &["seawall", "seawall-control", "seawall-core", "seawall-gateway", "seawall-store"]),
 ];
