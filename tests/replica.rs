@@ -58,7 +58,7 @@ fn conforms(cluster: &Cluster, dir: &Path) {
                 let replica = replica(cluster, &node);
                 let opened = open(options(&dir, &node), &replica, &clock, act as u8 + 1).await;
                 let threads = opened.engine.spawn_threads().expect("threads");
-                let kept = Replica::keep(&opened.store, replica, None, false, &BTreeMap::new(), clock.clone())
+                let kept = Replica::keep(&opened.store, replica, None, false, 1 << 20, &BTreeMap::new(), clock.clone())
                     .expect("a thread");
                 scene(&opened.store.spool, &clock).await;
                 settle(&opened.store.spool).await;
@@ -165,6 +165,9 @@ fn another_node_delivers_what_one_that_is_gone_left_in_the_replica() {
     assert!(said.code == 0 && said.out.contains("30 records of `gone` are `heir`'s"), "{said:?}");
     wait_until("all is delivered", || other.spooled() == 0);
     assert_eq!(bodies(&well), (0..30).map(|n| format!("k{n}")).collect::<Vec<_>>());
+    // What happened there is told by the copy of its journal, too.
+    let said = heir.seawall(&["journal", "export", "--replica", "gone", "--kind", "node_started"]);
+    assert!(said.code == 0 && said.out.contains("\"kind\":\"node_started\""), "{said:?}");
     // It comes back with its disk: its records are another's, and it does not start.
     let said = gone.refused(&["run"]);
     assert!(said.code == 1 && said.err.contains("records are another's to deliver: adopted by heir"), "{said:?}");
@@ -203,6 +206,7 @@ fn without_its_replica_a_route_says_so_or_refuses() {
     });
     refused.is_ours(503, "destination_unavailable");
     assert!(kinds(&strict).contains(&"replica_down".to_owned()));
+    wait_until("it is known to be down", || easy.status()["replica"]["state"] == "down");
     let metrics = easy.admin_get("/metrics").body;
     assert!(metrics.contains("seawall_replica_state{state=\"down\"} 1"), "{metrics}");
     cluster.restart(0);

@@ -249,7 +249,15 @@ pub(crate) fn keep(config: &AppConfig, store: &Store, clock: &RealClock) -> anyh
         ("epoch", store.epoch.to_string()),
     ]);
     let keys = seal_keys(config)?;
-    let kept = Replica::keep(store, options, keys.as_ref(), config.store.packs, &facts, clock.clone());
+    let kept = Replica::keep(
+        store,
+        options,
+        keys.as_ref(),
+        config.store.packs,
+        config.store.journal_bytes_max,
+        &facts,
+        clock.clone(),
+    );
     Ok(Some(kept.context("cannot start the replica's thread")?))
 }
 

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
+use seawall_control::api::entry_json;
 use seawall_core::journal::chain::Anchor;
-use seawall_core::journal::{Kind, Seq};
+use seawall_core::journal::{Entry, Kind, Seq};
 use seawall_core::time::Wall;
 use seawall_core::units::parse_duration;
 use seawall_store::{Clock as _, Query};
@@ -19,6 +20,7 @@ use super::show::{self, Paint};
 use super::{CONFIG_FILE, Ended, UsageError, offline, print, print_json};
 use crate::clock::RealClock;
 use crate::config::{self, ADMIN_ADDRESS, StoreConfig};
+use crate::replica;
 
 pub(super) const STATUS_EXAMPLES: &str = "\
 Examples:
@@ -36,6 +38,7 @@ Examples:
   seawall journal --data ./seawall-data        a stopped node's
   seawall journal verify                       whether any entry was changed since it was written
   seawall journal export > journal.jsonl       all of it, an entry a line
+  seawall journal export --replica us-west-1   of a node whose disk is gone
 
 Exit status: 0 read, or the chain holds; 1 refused, or it does not hold; 3 the node cannot be reached.";
 /// Entries of one page of an export.
@@ -142,6 +145,9 @@ Exit status: 0 all of it; 1 refused; 3 the node cannot be reached.")]
     Export {
         #[command(flatten)]
         from: OfflineReader,
+        /// Of a node whose disk is gone, from what it left in the replica (`store.url` of ./seawall.yaml)
+        #[arg(long, value_name = "NODE", conflicts_with_all = ["data", "admin"])]
+        replica: Option<String>,
         /// Only this kind, such as `breaker_opened`
         #[arg(long, value_parser = parse_kind)]
         kind: Option<Kind>,
@@ -242,8 +248,12 @@ pub(super) async fn status(args: &StatusArgs) -> anyhow::Result<Ended> {
 pub(super) async fn journal(args: &JournalArgs) -> anyhow::Result<Ended> {
     match &args.command {
         Some(JournalCommand::Verify { from, anchor }) => return verify(from, *anchor).await,
-        Some(JournalCommand::Export { from, kind, since, until }) => {
-            return export(from, *kind, *since, *until).await;
+        Some(JournalCommand::Export { from, replica, kind, since, until }) => {
+            let query = Query { kind: *kind, since: *since, until: *until, limit: PAGE, ..Query::default() };
+            return match replica {
+                Some(node) => export_replica(node, &query).await,
+                None => export(from, query).await,
+            };
         }
         None => {}
     }
@@ -271,18 +281,13 @@ pub(super) async fn journal(args: &JournalArgs) -> anyhow::Result<Ended> {
 }
 
 /// Page by page, so that neither the node nor this program has all of it in memory.
-async fn export(
-    from: &OfflineReader,
-    kind: Option<Kind>,
-    since: Option<Wall>,
-    until: Option<Wall>,
-) -> anyhow::Result<Ended> {
+async fn export(from: &OfflineReader, query: Query) -> anyhow::Result<Ended> {
     let tell = |entries: &[Value]| print(&entries.iter().map(|entry| format!("{entry}\n")).collect::<String>());
     if let Some(stopped) = from.stopped() {
-        let query = Query { kind, since, until, limit: PAGE, ..Query::default() };
         offline::journal_pages(&stopped, query, tell).await?;
         return Ok(Ended::Well);
     }
+    let Query { kind, since, until, .. } = query;
     let kind = kind.map(|kind| format!("&kind={kind}")).unwrap_or_default();
     let time = |name, time: Option<Wall>| time.map(|time| format!("&{name}={}", time.rfc3339())).unwrap_or_default();
     let (since, until) = (time("since", since), time("until", until));
@@ -294,6 +299,23 @@ async fn export(
         after = last["seq"].as_u64().unwrap_or(u64::MAX);
         tell(entries)?;
     }
+}
+
+/// What a node left in the replica.
+async fn export_replica(node: &str, query: &Query) -> anyhow::Result<Ended> {
+    let Some(config) = configured_store().and_then(|store| store.replica) else {
+        anyhow::bail!(
+            "`./{CONFIG_FILE}` names no NATS servers: run this where the configuration with `store.url` lies"
+        );
+    };
+    let mut told = Ok(Ended::Well);
+    let tell = |entry: Entry| {
+        if told.is_ok() && query.matches(&entry) {
+            told = print(&format!("{}\n", entry_json(&entry)));
+        }
+    };
+    seawall_store::read_journal(replica::options(&config, node)?, tell).await?;
+    told
 }
 
 async fn verify(from: &OfflineReader, anchor: Option<Anchor>) -> anyhow::Result<Ended> {

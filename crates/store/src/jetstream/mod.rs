@@ -11,6 +11,7 @@
 //! Invariants: one writer a node, kept by the number of the last message (no clock decides it); what the stream is told is
 //! safe at home before; nothing is thrown away there that is not settled, or written out again behind it.
 
+mod diary;
 mod heritage;
 mod message;
 mod port;
@@ -23,18 +24,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use seawall_core::journal::Entry;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::registry::{PRESENT_FOR, REGISTRY_BUCKET};
 pub use self::shipper::{ReplicaState, ReplicaStatus};
-pub use self::stream::{Password, ReplicaOptions, SPOOL_STREAM};
+pub use self::stream::{JOURNAL_STREAM, Password, ReplicaOptions, SPOOL_STREAM};
 
+use self::diary::Diary;
 use self::heritage::{Heritage, begin, end};
 use self::message::{HEAD_BYTES, Incarnation};
 use self::port::{Stream, StreamError};
 use self::registry::{Claim, Presence, Registry, is_present};
 use self::shipper::{Shipper, ShipperParts, whose};
-use self::stream::JetStream;
+use self::stream::{JetStream, Purpose};
 use crate::Store;
 use crate::clock::Clock;
 use crate::disk::Disk;
@@ -90,8 +93,9 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// Begins to keep a replica of a store's spool, on a thread of its own, and to say in the registry that this node is
-    /// there. `facts` are what others may want to know of it.
+    /// Begins to keep a replica of a store's spool and journal (of the latter as many bytes as the directory may hold), on a
+    /// thread of its own, and to say in the registry that this node is there. `facts` are what others may want to know of
+    /// it.
     ///
     /// # Errors
     /// If the system has no thread left.
@@ -100,14 +104,16 @@ impl Replica {
         options: ReplicaOptions,
         seal_keys: Option<&SealKeys>,
         packs: bool,
+        journal_bytes_max: u64,
         facts: &BTreeMap<&str, String>,
         clock: impl Clock,
     ) -> std::io::Result<Self> {
         let clock: Arc<dyn Clock> = Arc::new(clock);
         let wrap = stream_wrap(seal_keys, packs, &options.node);
         let node = options.node.clone();
-        let stream = Arc::new(JetStream::new(options));
+        let stream = Arc::new(JetStream::new(options.clone(), Purpose::Spool));
         let presence = Presence::new(Registry::new(Arc::clone(&stream)), &node, facts, Arc::clone(&clock));
+        let diary = Diary::new(Arc::new(JetStream::new(options, Purpose::Journal)), store, journal_bytes_max);
         let (shipper, status) = shipper(store, stream, wrap, clock);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel::<()>();
@@ -116,6 +122,7 @@ impl Replica {
                 tokio::select! {
                     () = shipper.run() => {}
                     () = presence.run() => {}
+                    () = diary.run() => {}
                     _ = stopped => {}
                 }
             });
@@ -187,12 +194,21 @@ fn stream_wrap(keys: Option<&SealKeys>, packs: bool, node: &str) -> Wrap {
     Wrap::new(keys, &blake3::derive_key("seawall 2026 replica of a node", node.as_bytes()), packs)
 }
 
+/// Shows the entries of a node's journal, as far as its replica has them, oldest first; those of a former directory of the
+/// node come before those of the one that followed.
+///
+/// # Errors
+/// [`ReplicaError`].
+pub async fn read_journal(options: ReplicaOptions, visit: impl FnMut(Entry)) -> Result<(), ReplicaError> {
+    diary::read(&Arc::new(JetStream::new(options, Purpose::Journal)), visit).await
+}
+
 /// Looks whether the servers can be used, and changes nothing there.
 ///
 /// # Errors
 /// [`ReplicaError`].
 pub async fn examine_replica(options: ReplicaOptions) -> Result<(), ReplicaError> {
-    Ok(JetStream::new(options).examine().await?)
+    Ok(JetStream::new(options, Purpose::Spool).examine().await?)
 }
 
 /// Asks the stream whether what a directory holds is still its own to deliver. `None` if it is, or why not.
@@ -200,7 +216,7 @@ pub async fn examine_replica(options: ReplicaOptions) -> Result<(), ReplicaError
 /// # Errors
 /// [`ReplicaError`] if that cannot be asked.
 pub async fn superseded(store: &Store, options: ReplicaOptions) -> Result<Option<String>, ReplicaError> {
-    let last = Arc::new(JetStream::new(options)).last().await?;
+    let last = Arc::new(JetStream::new(options, Purpose::Spool)).last().await?;
     match whose(last, incarnation(&store.secret.0)) {
         Ok(_) => Ok(None),
         Err(StreamError::Superseded(reason)) => Ok(Some(reason)),
@@ -237,7 +253,7 @@ impl Inherited {
     ) -> Result<Self, ReplicaError> {
         let wrap = stream_wrap(seal_keys, packs, &options.node);
         let node = options.node.clone();
-        let stream = Arc::new(JetStream::new(options));
+        let stream = Arc::new(JetStream::new(options, Purpose::Spool));
         let registry = Registry::new(Arc::clone(&stream));
         Ok(Self { heritage: Heritage::of(stream, wrap).await?, registry, node })
     }

@@ -1,5 +1,5 @@
-//! One node's messages in JetStream: subject `seawall.spool.NODE` of the stream `SEAWALL_SPOOL`, kept in as many copies
-//! as were asked for.
+//! One node's messages in JetStream: subject `seawall.spool.NODE` of the stream `SEAWALL_SPOOL` (and `seawall.journal.NODE`
+//! of `SEAWALL_JOURNAL`), kept in as many copies as were asked for.
 //!
 //! Only calls that the stream's leader answers are used: a copy that lags must not tell us what the last message is.
 //! A message is added with `Nats-Expected-Last-Subject-Sequence`, so that a second writer, or a message that was delayed
@@ -23,7 +23,38 @@ use super::port::{Stream, StreamError};
 
 /// The stream of all nodes' spools.
 pub const SPOOL_STREAM: &str = "SEAWALL_SPOOL";
-const SPOOL_SUBJECTS: &str = "seawall.spool.*";
+/// The stream of all nodes' journals.
+pub const JOURNAL_STREAM: &str = "SEAWALL_JOURNAL";
+
+/// What a stream is for: one stream a purpose, one subject a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Spool,
+    Journal,
+}
+
+impl Purpose {
+    const fn stream(self) -> &'static str {
+        match self {
+            Self::Spool => SPOOL_STREAM,
+            Self::Journal => JOURNAL_STREAM,
+        }
+    }
+
+    fn subject(self, node: &str) -> String {
+        match self {
+            Self::Spool => format!("seawall.spool.{node}"),
+            Self::Journal => format!("seawall.journal.{node}"),
+        }
+    }
+
+    const fn words(self) -> &'static str {
+        match self {
+            Self::Spool => "writes that Seawall nodes keep until they are delivered",
+            Self::Journal => "what happened at Seawall nodes",
+        }
+    }
+}
 
 /// How long a server may take to answer; a change of leaders takes longer, and is met by trying again.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
@@ -63,6 +94,7 @@ impl std::fmt::Debug for Password {
 #[derive(Debug)]
 pub(crate) struct JetStream {
     options: ReplicaOptions,
+    purpose: Purpose,
     subject: String,
     open: Mutex<Option<Open>>,
 }
@@ -76,9 +108,9 @@ pub(crate) struct Open {
 }
 
 impl JetStream {
-    pub(crate) fn new(options: ReplicaOptions) -> Self {
-        let subject = format!("seawall.spool.{}", options.node);
-        Self { options, subject, open: Mutex::new(None) }
+    pub(crate) fn new(options: ReplicaOptions, purpose: Purpose) -> Self {
+        let subject = purpose.subject(&options.node);
+        Self { options, purpose, subject, open: Mutex::new(None) }
     }
 
     pub(crate) const fn copies(&self) -> usize {
@@ -93,8 +125,8 @@ impl JetStream {
             AccountErrorKind::JetStreamUnavailable | AccountErrorKind::JetStream(_) => no_jetstream(),
             _ => StreamError::Lost(whole(&error)),
         })?;
-        match context.get_stream(SPOOL_STREAM).await {
-            Ok(stream) => suits(&stream.cached_info().config, &self.options),
+        match context.get_stream(self.purpose.stream()).await {
+            Ok(stream) => suits(&stream.cached_info().config, &self.options, self.purpose),
             // It is made by the first node that starts.
             Err(_) => Ok(()),
         }
@@ -112,7 +144,7 @@ impl JetStream {
         *open = None;
         let client = connect(&self.options).await?;
         let context = ContextBuilder::new().timeout(ANSWER_WITHIN).ack_timeout(ANSWER_WITHIN).build(client.clone());
-        let stream = ensure(&context, &self.options).await?;
+        let stream = ensure(&context, &self.options, self.purpose).await?;
         Ok(open.insert(Open { client, context, stream }).clone())
     }
 }
@@ -142,11 +174,11 @@ async fn connect(options: &ReplicaOptions) -> Result<Client, StreamError> {
 }
 
 /// What the stream must be.
-fn wanted(options: &ReplicaOptions) -> Config {
+fn wanted(options: &ReplicaOptions, purpose: Purpose) -> Config {
     Config {
-        name: SPOOL_STREAM.into(),
-        description: Some("writes that Seawall nodes keep until they are delivered".into()),
-        subjects: vec![SPOOL_SUBJECTS.into()],
+        name: purpose.stream().into(),
+        description: Some(purpose.words().into()),
+        subjects: vec![purpose.subject("*")],
         retention: RetentionPolicy::Limits,
         storage: StorageType::File,
         num_replicas: options.copies,
@@ -158,21 +190,26 @@ fn wanted(options: &ReplicaOptions) -> Config {
 }
 
 /// Finds the stream, or makes it, and sees that it is what we need.
-async fn ensure(context: &Context, options: &ReplicaOptions) -> Result<jetstream::stream::Stream, StreamError> {
-    let stream = context.get_or_create_stream(wanted(options)).await.map_err(|error| {
+async fn ensure(
+    context: &Context,
+    options: &ReplicaOptions,
+    purpose: Purpose,
+) -> Result<jetstream::stream::Stream, StreamError> {
+    let name = purpose.stream();
+    let stream = context.get_or_create_stream(wanted(options, purpose)).await.map_err(|error| {
         let detail = whole(&error);
         match error.kind() {
             CreateStreamErrorKind::JetStreamUnavailable => no_jetstream(),
-            CreateStreamErrorKind::JetStream(error) => refusal(&error, options, detail),
-            _ => StreamError::Lost(format!("stream `{SPOOL_STREAM}` cannot be opened: {detail}")),
+            CreateStreamErrorKind::JetStream(error) => refusal(&error, options, purpose, detail),
+            _ => StreamError::Lost(format!("stream `{name}` cannot be opened: {detail}")),
         }
     })?;
-    suits(&stream.cached_info().config, options).map(|()| stream)
+    suits(&stream.cached_info().config, options, purpose).map(|()| stream)
 }
 
 /// Whether a stream that is there is what we need.
-fn suits(found: &Config, options: &ReplicaOptions) -> Result<(), StreamError> {
-    let wanted = wanted(options);
+fn suits(found: &Config, options: &ReplicaOptions, purpose: Purpose) -> Result<(), StreamError> {
+    let (wanted, name) = (wanted(options, purpose), purpose.stream());
     let differs = [
         (found.subjects != wanted.subjects, format!("its subjects are {}", found.subjects.join(", "))),
         (found.retention != wanted.retention, "it throws messages away once they were taken".into()),
@@ -188,7 +225,7 @@ fn suits(found: &Config, options: &ReplicaOptions) -> Result<(), StreamError> {
     match differs.into_iter().find(|(differs, _)| *differs) {
         None => Ok(()),
         Some((_, how)) => Err(StreamError::Refused(format!(
-            "the stream `{SPOOL_STREAM}` is there and is not what Seawall needs: {how}; change it with `nats stream \
+            "the stream `{name}` is there and is not what Seawall needs: {how}; change it with `nats stream \
              edit`, or remove it if it is not Seawall's"
         ))),
     }
@@ -198,13 +235,14 @@ fn no_jetstream() -> StreamError {
     StreamError::Refused("the NATS server has no JetStream: start it with `jetstream { store_dir: ... }`".into())
 }
 
-fn refusal(error: &jetstream::Error, options: &ReplicaOptions, detail: String) -> StreamError {
+fn refusal(error: &jetstream::Error, options: &ReplicaOptions, purpose: Purpose, detail: String) -> StreamError {
+    let (name, subjects) = (purpose.stream(), purpose.subject("*"));
     match error.error_code() {
         ErrorCode::JETSTREAM_NOT_ENABLED | ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => no_jetstream(),
         ErrorCode::STORAGE_RESOURCES_EXCEEDED
         | ErrorCode::INSUFFICIENT_RESOURCES
         | ErrorCode::ACCOUNT_RESOURCES_EXCEEDED => StreamError::Refused(format!(
-            "the NATS servers have too little storage for `{SPOOL_STREAM}` ({detail}): raise `max_file_store`, or the \
+            "the NATS servers have too little storage for `{name}` ({detail}): raise `max_file_store`, or the \
                  account's limit"
         )),
         ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED => StreamError::Refused(format!(
@@ -212,9 +250,9 @@ fn refusal(error: &jetstream::Error, options: &ReplicaOptions, detail: String) -
             options.copies
         )),
         ErrorCode::STREAM_SUBJECT_OVERLAP => StreamError::Refused(format!(
-            "another stream takes messages of `{SPOOL_SUBJECTS}`, which are Seawall's: {detail}"
+            "another stream takes messages of `{subjects}`, which are Seawall's: {detail}"
         )),
-        _ => StreamError::Lost(format!("stream `{SPOOL_STREAM}` cannot be opened: {detail}")),
+        _ => StreamError::Lost(format!("stream `{name}` cannot be opened: {detail}")),
     }
 }
 
@@ -259,7 +297,7 @@ impl Stream for Arc<JetStream> {
         let message = PublishMessage::build()
             .payload(message.into())
             .message_id(format!("{}-{id}", self.options.node))
-            .expected_stream(SPOOL_STREAM)
+            .expected_stream(self.purpose.stream())
             .expected_last_subject_sequence(after);
         let sent = async { open.context.send_publish(self.subject.clone(), message).await?.await };
         match sent.await {

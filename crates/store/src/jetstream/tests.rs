@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use seawall_core::journal::{Draft, Kind};
 use seawall_core::prng::Prng;
 use seawall_core::spool::{NewRecord, Terms};
 use seawall_core::time::{Mono, Wall};
@@ -591,6 +592,45 @@ fn a_stream_that_is_begun_anew_is_told_everything_again() {
 async fn inherit_count(stream: &MemoryStream) -> u64 {
     stream.with(|memory| memory.refuses = false);
     inherit(stream, &SimDisk::new(7)).await.unwrap().report.waiting
+}
+
+#[test]
+fn the_journal_is_copied_once_and_a_new_directory_goes_on_behind_the_old_one() {
+    run(async {
+        let stream = MemoryStream::default();
+        let diary = |store: &Store| Diary::new(stream.clone(), store, 20_000);
+        let life = async |disk: &SimDisk, secret: u8, entries: u64, trouble: u64| {
+            let opened = open(disk, secret);
+            let diary = diary(&opened.store);
+            let work = async |store: &Store| {
+                stream.with(|memory| (memory.trouble, memory.prng) = (trouble, Some(Prng::new(3))));
+                for n in 0..entries {
+                    store.journal.record(Draft::new(Kind::ConfigLoaded, format!("s{n}")));
+                    tokio::time::sleep(Duration::from_millis(300)).await;
+                }
+                stream.with(|memory| memory.trouble = 0);
+                tokio::time::sleep(Duration::from_secs(30)).await;
+            };
+            let Opened { store, engine, .. } = opened;
+            tokio::select! {
+                biased;
+                () = work(&store) => {}
+                () = engine.drive() => unreachable!(),
+                () = diary.run() => unreachable!(),
+            }
+        };
+        let disk = SimDisk::new(1);
+        life(&disk, 7, 30, 20).await;
+        life(&disk.crash(), 7, 10, 0).await;
+        life(&SimDisk::new(2), 9, 5, 0).await;
+        let mut seen = Vec::new();
+        super::diary::read(&stream, |entry| seen.push(entry.seq.0)).await.unwrap();
+        assert_eq!(seen, (1..=40).chain(1..=5).collect::<Vec<_>>());
+        // It takes no more than it may, and twice that for a moment.
+        life(&SimDisk::new(3), 11, 600, 0).await;
+        let held: usize = stream.0.lock().unwrap().messages.values().map(Bytes::len).sum();
+        assert!((5000..25_000).contains(&held), "{held}");
+    });
 }
 
 #[test]
