@@ -1,5 +1,5 @@
-//! Seeded stories. `SIM_SEED=0x51c2` tells one again, `SIM_SEEDS=1000` sets how many are told, and `SIM_TRACE=FILE`
-//! keeps everything that happened in the one that fails.
+//! Seeded stories. `SIM_SEED=0x51c2` tells one again, `SIM_SEEDS=1000` sets how many are told, `SIM_MINUTES=5` how long
+//! each goes wrong, and `SIM_TRACE=FILE` keeps everything that happened in the one that fails.
 
 use seawall_sim::{Faults, Truth, World, minutes, seconds};
 
@@ -16,7 +16,8 @@ const KEPT: [(u64, &str); 4] = [
 
 fn story(seed: u64) -> World {
     let mut world = World::new(seed);
-    world.run_for(seconds(40), Faults::all());
+    let trouble = number("SIM_MINUTES").map_or(seconds(40), minutes);
+    world.run_for(trouble, Faults::all());
     world.run_for(seconds(5), Faults::none());
     world.settle(minutes(3));
     assert_eq!(world.accepted(), world.delivered());
