@@ -117,7 +117,8 @@ impl Book {
     ) -> Result<(Self, Keeper), OpenBookError> {
         let (reserve, reservations) = mpsc::channel(RESERVATIONS_MAX);
         let book = Self::of(store, records, producer, reserve, wall)?;
-        let epoch = book.lock().ledger.next_epoch();
+        // A directory that follows another one begins far above its epochs.
+        let epoch = book.lock().ledger.next_epoch().max(store.epoch);
         if let Err(error) = book.keep(&Event::Began { epoch }).await? {
             tracing::error!(%error, "the ledger refused to begin an epoch: nothing will be numbered");
         }
@@ -157,7 +158,7 @@ impl Book {
         wall: WallClock,
     ) -> Result<Self, OpenBookError> {
         let ledger = replay(producer, records).map_err(OpenBookError::named(producer))?;
-        let census = CensusTaker::new(ledger.next_epoch(), seconds(wall()));
+        let census = CensusTaker::new(ledger.next_epoch().max(store.epoch), seconds(wall()));
         let books = Books { ledger, census, issuers: BTreeMap::new(), unnumbered: BTreeMap::new() };
         Ok(Self(Arc::new(Shared {
             books: Mutex::new(books),

@@ -94,7 +94,13 @@ async fn live(config: AppConfig, toxics: Option<Handle>) -> anyhow::Result<ExitC
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     tasks.spawn(keeper.run(stop.clone()));
     if let Some(kept) = &kept {
-        tasks.spawn(replica::tell(kept.status(), store.journal.clone(), cause, stop.clone()));
+        tasks.spawn(replica::tell(
+            kept.status(),
+            config.store.path.clone(),
+            store.journal.clone(),
+            cause,
+            stop.clone(),
+        ));
     }
     let admin_address = admin_listener.local_addr().unwrap_or(config.admin.address);
     let gateway = Gateway::start(

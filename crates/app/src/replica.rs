@@ -2,6 +2,7 @@
 //! becomes of it, told in the journal.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -9,8 +10,8 @@ use seawall_core::journal::{Draft, Kind, Seq};
 use seawall_core::spool::replica::SLACK_BYTES;
 use seawall_core::units::format_size;
 use seawall_store::{
-    Inherited, Journal, Opened, Password, RealDisk, Replica, ReplicaError, ReplicaOptions, ReplicaState, ReplicaStatus,
-    SealKeys, Store, is_new, superseded,
+    Inherited, Journal, OnDamage, Opened, Password, RealDisk, Replica, ReplicaError, ReplicaOptions, ReplicaState,
+    ReplicaStatus, SealKeys, Store, is_new, mark_superseded, superseded, superseded_before,
 };
 use serde_json::Value;
 use tokio::sync::watch;
@@ -26,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const TRY_EVERY: Duration = Duration::from_secs(1);
 /// A monitoring port answers at once, or not at all.
 const MONITOR_WITHIN: Duration = Duration::from_secs(3);
+/// How long a node that has a directory waits for the servers that may know better.
+const ASK_FOR: Duration = Duration::from_secs(10);
 /// How long a stop waits for the replica to have everything.
 const FLUSH_WITHIN: Duration = Duration::from_secs(5);
 
@@ -39,6 +42,9 @@ pub(crate) fn options(config: &ReplicaConfig, node: &str) -> anyhow::Result<Repl
             text.lines().next().unwrap_or_default().trim().to_owned()
         }
     };
+    if let Some(file) = &config.ca_file {
+        std::fs::metadata(file).with_context(|| format!("cannot read `store.ca_file` `{}`", file.display()))?;
+    }
     Ok(ReplicaOptions {
         servers: config.servers.clone(),
         copies: config.copies,
@@ -53,8 +59,10 @@ pub(crate) fn options(config: &ReplicaConfig, node: &str) -> anyhow::Result<Repl
 pub(crate) enum Trust {
     /// It syncs before it answers.
     Syncs,
-    /// It does not, or has no JetStream: why it must not be trusted.
+    /// It does not: why it must not be trusted.
     No(String),
+    /// It cannot keep anything, or not enough: why.
+    Unfit(String),
     /// It cannot be asked.
     Unknown(String),
 }
@@ -74,9 +82,13 @@ pub(crate) async fn inspect(config: &ReplicaConfig, spool_bytes_max: u64) -> Vec
     found
 }
 
-/// Bytes the stream may take for a spool of so many: twice what lives in it, and a little.
+/// Half a million remembered keys.
+const KEYS_BYTES: u64 = 80 << 20;
+
+/// Bytes the stream may take for a spool of so many: twice what lives in it, and a little. Every node of the servers needs
+/// as much.
 fn storage_for(spool_bytes_max: u64) -> u64 {
-    2 * spool_bytes_max + SLACK_BYTES
+    2 * (spool_bytes_max + KEYS_BYTES) + SLACK_BYTES
 }
 
 fn judge(varz: &Value, storage_bytes: u64) -> Trust {
@@ -85,12 +97,12 @@ fn judge(varz: &Value, storage_bytes: u64) -> Trust {
     };
     let jetstream = &varz["jetstream"]["config"];
     if jetstream["store_dir"].as_str().is_none() {
-        return Trust::No(
+        return Trust::Unfit(
             "it has no JetStream: start it with `jetstream { store_dir: ..., sync_interval: always }`".into(),
         );
     }
     if let Some(has_bytes) = jetstream["max_storage"].as_u64().filter(|has_bytes| *has_bytes < storage_bytes) {
-        return Trust::No(format!(
+        return Trust::Unfit(format!(
             "it has storage for {}, and this node's spool alone may take {} there: raise `max_file_store`, or lower \
              `store.spool_max`",
             format_size(has_bytes),
@@ -137,6 +149,13 @@ pub(crate) async fn examine(config: &ReplicaConfig, spool_bytes_max: u64, node: 
                 finding.hint = hint;
                 findings.push(finding);
             }
+            Trust::Unfit(why) => {
+                findings.push(told(
+                    monitor,
+                    Severity::Error,
+                    format!("the NATS server at `{name}` cannot be used: {why}"),
+                ));
+            }
             Trust::Unknown(why) => {
                 let message = format!("whether the NATS server at `{name}` syncs cannot be seen from here: {why}");
                 findings.push(told(monitor, Severity::Warning, message));
@@ -164,6 +183,7 @@ async fn require_trust(config: &ReplicaConfig, spool_bytes_max: u64) -> anyhow::
             Trust::No(why) => {
                 bail!("the NATS server at `{monitor}` must not be trusted: {why}; or say `store.accept_unsynced: true`")
             }
+            Trust::Unfit(why) => bail!("the NATS server at `{monitor}` cannot be used: {why}"),
             Trust::Unknown(why) => tracing::warn!(monitor, why, "whether this NATS server syncs cannot be seen"),
         }
     }
@@ -179,32 +199,79 @@ pub(crate) struct OpenedHere {
 
 /// Opens the data directory; a new one takes over what the replica holds of this node.
 pub(crate) async fn open(config: &AppConfig, clock: &RealClock) -> anyhow::Result<OpenedHere> {
+    if let Some(reason) = superseded_before(&RealDisk, &config.store.path) {
+        bail!(superseded_words(&reason, &config.store.path));
+    }
     let Some(replica) = &config.store.replica else {
         return Ok(OpenedHere { opened: open_store(config, clock, 1)?, taken_over: None });
     };
     require_trust(replica, config.store.spool_bytes_max).await?;
     let dir = &config.store.path;
     if !is_new(&RealDisk, dir)? {
-        let opened = open_store(config, clock, 1)?;
-        // What was taken in by another while this node was away must not be delivered again from here.
-        match superseded(&opened.store, options(replica, &config.policy.node)?).await {
-            Ok(None) => {}
-            Ok(Some(reason)) => bail!(
-                "{reason}; `{}` keeps what it held (`seawall spool ls --data`), and an empty directory begins anew",
-                dir.display()
-            ),
-            Err(error) => tracing::warn!(%error, "the replica cannot be asked; what is here is delivered from here"),
-        }
-        return Ok(OpenedHere { opened, taken_over: None });
+        return Ok(OpenedHere { opened: open_known(config, replica, clock).await?, taken_over: None });
     }
     let inherited = look(config, replica).await?;
+    let node = &config.policy.node;
     if !inherited.is_empty() {
         tracing::info!(path = %dir.display(), "an empty directory: taking over what the replica holds of this node");
+        // Its former self may be alive, in another place.
+        if !inherited.is_fenced() && inherited.is_present(clock).await? {
+            bail!("another node named `{node}` is running: give each node a name of its own, or stop it first");
+        }
     }
     inherited.begin(&RealDisk, dir)?;
-    let mut opened = open_store(config, clock, inherited.epoch() + 1)?;
+    let mut opened = open_store(config, clock, inherited.epoch_min())?;
     let taken_over = inherited.take_over(&mut opened, &RealDisk, dir).await?;
     Ok(OpenedHere { opened, taken_over: (taken_over > 0).then_some(taken_over) })
+}
+
+/// Opens a directory that has been in use: if it still is this node's to deliver, and with what it lost to damage.
+async fn open_known(
+    config: &AppConfig,
+    replica: &ReplicaConfig,
+    clock: &RealClock,
+) -> anyhow::Result<Opened<RealDisk>> {
+    let dir = &config.store.path;
+    let mut must_fill = Inherited::is_filling(&RealDisk, dir);
+    if config.store.on_damage == OnDamage::Quarantine {
+        Inherited::begin_fill(&RealDisk, dir)?;
+    }
+    let mut opened = open_store(config, clock, 1)?;
+    // What was taken in by another while this node was away must not be delivered again from here.
+    if let Some(reason) = ask_superseded(&opened.store, &options(replica, &config.policy.node)?).await {
+        mark_superseded(&RealDisk, dir, &reason)?;
+        bail!(superseded_words(&reason, dir));
+    }
+    must_fill |= opened.report.is_damaged();
+    if must_fill {
+        let filled = look(config, replica).await?.fill(&mut opened).await?;
+        tracing::warn!(records = filled, "what this damaged directory had lost was taken from its replica");
+    }
+    Inherited::end_fill(&RealDisk, dir)?;
+    Ok(opened)
+}
+
+/// Asks for a while whether the directory's records are still its own; after a power cut the servers may come later than
+/// the node.
+async fn ask_superseded(store: &Store, options: &ReplicaOptions) -> Option<String> {
+    let begin = tokio::time::Instant::now();
+    loop {
+        match superseded(store, options.clone()).await {
+            Ok(answer) => return answer,
+            Err(ReplicaError::Lost(_)) if begin.elapsed() < ASK_FOR => tokio::time::sleep(TRY_EVERY).await,
+            Err(error) => {
+                tracing::warn!(%error, "the replica cannot be asked; what is here is delivered from here");
+                return None;
+            }
+        }
+    }
+}
+
+fn superseded_words(reason: &str, dir: &Path) -> String {
+    format!(
+        "{reason}; `{}` keeps what it held (`seawall spool ls --data`), and an empty directory begins anew",
+        dir.display()
+    )
 }
 
 /// Looks what the replica holds of this node; without an answer nobody knows what an empty directory had promised.
@@ -264,6 +331,7 @@ pub(crate) fn keep(config: &AppConfig, store: &Store, clock: &RealClock) -> anyh
 /// Tells the journal what becomes of the replica.
 pub(crate) async fn tell(
     mut status: watch::Receiver<ReplicaStatus>,
+    dir: PathBuf,
     journal: Journal,
     cause: Seq,
     stop: CancellationToken,
@@ -283,6 +351,12 @@ pub(crate) async fn tell(
                 }
                 ReplicaState::Down { reason, .. } => {
                     Some(Draft::new(Kind::ReplicaDown, "replica").with("reason", reason.as_ref()))
+                }
+                ReplicaState::Superseded { reason } => {
+                    if let Err(error) = mark_superseded(&RealDisk, &dir, reason) {
+                        tracing::error!(%error, "the directory cannot be marked: do not start this node again");
+                    }
+                    Some(Draft::new(Kind::ReplicaRefused, "replica").because(trouble).with("reason", reason.as_ref()))
                 }
                 ReplicaState::Refused { reason } => {
                     Some(Draft::new(Kind::ReplicaRefused, "replica").because(trouble).with("reason", reason.as_ref()))
@@ -326,7 +400,7 @@ mod tests {
         };
         let told = |trust: Trust| match trust {
             Trust::Syncs => "syncs".to_owned(),
-            Trust::No(why) | Trust::Unknown(why) => why,
+            Trust::No(why) | Trust::Unfit(why) | Trust::Unknown(why) => why,
         };
         assert_eq!(server("2.15.1", json!({ "store_dir": "/js", "sync_always": true })), Trust::Syncs);
         let lazy = told(server("2.15.1", json!({ "store_dir": "/js", "sync_interval": 120_000_000_000_u64 })));

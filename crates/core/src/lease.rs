@@ -15,7 +15,7 @@ use crate::time::Mono;
 /// What an onlooker thinks of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Nobody ever held it, or it was given back.
+    /// Nobody has held it for a whole lease: never, or it was given back.
     Free,
     /// It is written anew.
     Held,
@@ -29,7 +29,7 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug)]
 pub struct Onlooker {
     lease_for: Duration,
-    seen: Option<(u64, Mono)>,
+    seen: Option<(Option<u64>, Mono)>,
     has_moved: bool,
 }
 
@@ -40,27 +40,22 @@ impl Onlooker {
         Self { lease_for, seen: None, has_moved: false }
     }
 
-    /// Looks at the board: the number of what is written there, if anything is.
+    /// Looks at the board: the number of what is written there, if anything is. An empty board is watched, too: it may
+    /// have been wiped while somebody holds the thing, who writes it anew within the lease.
     pub fn look(&mut self, now: Mono, number: Option<u64>) -> Verdict {
-        let Some(number) = number else {
-            self.seen = None;
-            return Verdict::Free;
-        };
-        match self.seen {
-            Some((seen, since)) if seen == number => {
-                if now.since(since) >= self.lease_for {
-                    Verdict::Lapsed
-                } else if self.has_moved {
-                    Verdict::Held
-                } else {
-                    Verdict::Unsure
-                }
-            }
+        let since = match self.seen {
+            Some((seen, since)) if seen == number => since,
             seen => {
                 self.has_moved = seen.is_some();
                 self.seen = Some((number, now));
-                if self.has_moved { Verdict::Held } else { Verdict::Unsure }
+                now
             }
+        };
+        match number {
+            _ if now.since(since) < self.lease_for && !(self.has_moved && number.is_some()) => Verdict::Unsure,
+            Some(_) if now.since(since) < self.lease_for => Verdict::Held,
+            Some(_) => Verdict::Lapsed,
+            None => Verdict::Free,
         }
     }
 }
@@ -119,14 +114,18 @@ mod tests {
     #[test]
     fn an_onlooker_trusts_his_own_watch_only() {
         let mut onlooker = Onlooker::new(LEASE);
-        assert_eq!(onlooker.look(at(0), None), Verdict::Free);
         assert_eq!(onlooker.look(at(1000), Some(7)), Verdict::Unsure);
         assert_eq!(onlooker.look(at(9999), Some(7)), Verdict::Unsure);
         assert_eq!(onlooker.look(at(10_000), Some(7)), Verdict::Lapsed);
         assert_eq!(onlooker.look(at(11_000), Some(8)), Verdict::Held, "he was only slow");
         assert_eq!(onlooker.look(at(19_999), Some(8)), Verdict::Held);
         assert_eq!(onlooker.look(at(20_000), Some(8)), Verdict::Lapsed);
-        assert_eq!(onlooker.look(at(21_000), None), Verdict::Free, "given back");
+        assert_eq!(onlooker.look(at(21_000), None), Verdict::Unsure, "given back, or wiped");
+        assert_eq!(onlooker.look(at(29_999), None), Verdict::Unsure);
+        assert_eq!(onlooker.look(at(30_000), None), Verdict::Free);
+        let mut onlooker = Onlooker::new(LEASE);
+        assert_eq!(onlooker.look(at(0), None), Verdict::Unsure);
+        assert_eq!(onlooker.look(at(5000), Some(1)), Verdict::Held, "the board was wiped, and is written anew");
     }
 
     #[test]

@@ -39,7 +39,8 @@ pub use embedded::{Engine, EngineThreads, LogReport, Opened, RecoveryReport};
 pub use error::{EnqueueError, NotReplicated, OpenError, StoreError};
 pub use jetstream::{
     Inherited, JOURNAL_STREAM, PRESENT_FOR, Password, REGISTRY_BUCKET, Replica, ReplicaError, ReplicaOptions,
-    ReplicaState, ReplicaStatus, SPOOL_STREAM, examine_replica, is_new, read_journal, superseded,
+    ReplicaState, ReplicaStatus, SPOOL_STREAM, examine_replica, is_new, mark_superseded, read_journal, superseded,
+    superseded_before,
 };
 pub use journal::{Journal, QUEUE_ENTRIES_MAX, Query, SUBSCRIBER_LAG_MAX, TAIL_ENTRIES_MAX};
 pub use ledger::LedgerLog;

@@ -453,6 +453,10 @@ impl Spool {
     /// # Cancel safety
     /// Safe; the record goes there all the same.
     pub async fn replicated(&self, id: RecordId) -> Result<(), NotReplicated> {
+        // Known to be down: nobody waits for what will not come soon.
+        if let Some(reason) = self.replica().and_then(|status| status.state.reason().map(Into::into)) {
+            return Err(NotReplicated::Down { reason });
+        }
         self.ask_replica(Some(id)).await
     }
 

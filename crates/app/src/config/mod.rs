@@ -244,6 +244,10 @@ fn resolve(root: Field<'_>) -> AppConfig {
     let place = node::place(&top);
     let limits = top.field("limits").map(node::limits).unwrap_or_default();
     let store = top.field("store").map(node::store).unwrap_or_default();
+    if let (Some(_), None, Some(field)) = (&store.replica, top.field("node"), top.field("store")) {
+        let hint = format!("add `node: {}-1`, and never give it to another", place.zone);
+        field.reader.error_with(field.key_spot, "with a `url` the node needs a name of its own", hint);
+    }
     let admin = top.field("admin").map(node::admin).unwrap_or_default();
     let toxiproxy = top.field("toxiproxy").and_then(|field| node::toxiproxy(field, &admin));
     let mut taken = vec![("admin", admin.address)];

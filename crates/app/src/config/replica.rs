@@ -61,6 +61,14 @@ pub(super) fn read(section: &Section<'_>) -> Option<ReplicaConfig> {
     if let (Some(field), None) = (section.field("password_file"), &config.user) {
         field.error_with("a password without a user", "add `user`");
     }
+    let is_double = |(at, monitor): (usize, &String)| config.monitors[..at].contains(monitor);
+    if let (Some(field), true) = (section.field("monitor"), config.monitors.iter().enumerate().any(is_double)) {
+        field.error_with("a monitoring port is listed twice", "list the port of each server once");
+    }
+    if config.user.is_some() && config.servers.iter().any(|server| server.starts_with("nats://")) {
+        let message = "the password goes over the network in clear";
+        url.reader.warning(url.spot(), message, "use `tls://`, or a network that nobody else reads");
+    }
     if config.monitors.is_empty() && !config.accepts_unsynced {
         let message = "whether these servers sync what they keep before they answer cannot be seen; one that does not (the \
                        default of NATS is every two minutes) loses accepted writes when the power goes";

@@ -501,8 +501,12 @@ impl<P: Footprint> Index<P> {
     pub fn survey(&self, above: RecordId, max: usize) -> Vec<(RecordId, Look)> {
         let mut ids = self.list_above(above, None, max);
         ids.extend(self.forget_order.values().map(|&number| self.remembered[number].id).filter(|&id| id > above));
+        if ids.len() > max {
+            // A page of many: only what is on it is put in order.
+            ids.select_nth_unstable(max);
+            ids.truncate(max);
+        }
         ids.sort_unstable();
-        ids.truncate(max);
         ids.into_iter().filter_map(|id| Some((id, self.look(id)?))).collect()
     }
 

@@ -80,6 +80,10 @@ pub struct Replica {
     on_the_way: BTreeSet<RecordId>,
     /// To be written out whole though the stream has it.
     moving: BTreeSet<RecordId>,
+    /// Could not be read when they were to be written out again: the stream keeps the only copy, where it is.
+    unmovable: BTreeSet<RecordId>,
+    /// In the stream, waiting or parked, and not at home when that was compared.
+    missing: u64,
     homes: BTreeMap<RecordId, Home>,
     letters: BTreeMap<u64, Letter>,
     /// Of all letters.
@@ -131,6 +135,24 @@ impl Replica {
         self.homes.contains_key(&id)
     }
 
+    /// How the stream has a record.
+    #[must_use]
+    pub fn look(&self, id: RecordId) -> Option<Look> {
+        self.homes.get(&id).map(|home| home.look)
+    }
+
+    /// Records that the stream holds as waiting or parked, and that were not at home when the two were compared: the
+    /// directory has lost them. The stream keeps them.
+    #[must_use]
+    pub const fn missing(&self) -> u64 {
+        self.missing
+    }
+
+    /// Forgets which records have changed, as there are too many: the two are to be compared again.
+    pub fn forget_changes(&mut self) {
+        self.changed.clear();
+    }
+
     /// Records whose latest the stream does not know.
     #[must_use]
     pub fn behind(&self) -> u64 {
@@ -175,12 +197,18 @@ impl Replica {
         }
     }
 
-    /// The letter is kept in the stream, under this number, with so many bytes; `None` if there was nothing to write, as
-    /// all lines say [`Form::Gone`]. Returns the records it was about.
+    /// The letter is kept in the stream, under this number, with so many bytes; `None` if there was nothing to write.
+    /// Returns the records it was about.
     pub fn confirmed(&mut self, letter: Option<(u64, u64)>, lines: &[Line]) -> BTreeSet<RecordId> {
+        let was_to_move = |line: &&Line| line.form == Form::Change && self.moving.contains(&line.id);
+        let unmovable: Vec<RecordId> = lines.iter().filter(was_to_move).map(|line| line.id).collect();
+        for id in unmovable {
+            self.moving.remove(&id);
+            self.unmovable.insert(id);
+        }
         match letter {
             Some((number, bytes)) => self.learn(number, bytes, lines),
-            None => lines.iter().for_each(|line| self.forget(line.id)),
+            None => lines.iter().filter(|line| line.form == Form::Gone).for_each(|line| self.forget(line.id)),
         }
         std::mem::take(&mut self.on_the_way)
     }
@@ -190,10 +218,12 @@ impl Replica {
         self.changed.append(&mut self.on_the_way);
     }
 
-    /// Takes note of a letter found in the stream. Letters come in order.
+    /// Takes note of a letter found in the stream. Letters come in order. A message of which only the room it takes is known
+    /// (of a letter that goes on, or was never ended) is a letter without lines; once the letter is whole, its first
+    /// message says it all.
     pub fn learn(&mut self, letter: u64, bytes: u64, lines: &[Line]) {
-        self.letters.insert(letter, Letter { bytes, residents: 0, written: Vec::new() });
-        self.held_bytes += bytes;
+        let before = self.letters.insert(letter, Letter { bytes, residents: 0, written: Vec::new() });
+        self.held_bytes = self.held_bytes + bytes - before.map_or(0, |before| before.bytes);
         for line in lines {
             match line.form {
                 Form::Whole { bytes } => {
@@ -218,6 +248,7 @@ impl Replica {
     fn forget(&mut self, id: RecordId) {
         self.leave(id);
         self.moving.remove(&id);
+        self.unmovable.remove(&id);
     }
 
     fn leave(&mut self, id: RecordId) {
@@ -239,12 +270,44 @@ impl Replica {
         }
     }
 
-    /// Ends the comparison: what the stream holds and was not seen at home is gone there.
+    /// Ends the comparison. A key that was not seen at home is forgotten there, and may be forgotten here. A record that
+    /// was not is never taken for gone: a directory may have lost it, and then the stream has the only copy.
     pub fn end_survey(&mut self) {
+        self.missing = 0;
         for (id, home) in &mut self.homes {
-            if !std::mem::take(&mut home.seen) {
-                self.changed.insert(*id);
+            match (std::mem::take(&mut home.seen), home.look.stage) {
+                (true, _) => {}
+                (false, Stage::Settled) => _ = self.changed.insert(*id),
+                (false, Stage::Waiting | Stage::Parked) => self.missing += 1,
             }
+        }
+    }
+
+    /// Live records that the stream holds and that were not seen since [`Self::survey`] was begun.
+    #[must_use]
+    pub fn unseen(&self) -> BTreeSet<RecordId> {
+        let unseen = self.homes.iter().filter(|(_, home)| !home.seen && home.look.stage != Stage::Settled);
+        unseen.map(|(id, _)| *id).collect()
+    }
+
+    /// Who is at home in the oldest letter that holds anything.
+    #[must_use]
+    pub fn front(&self) -> Option<Vec<RecordId>> {
+        let (&number, letter) = self.letters.iter().find(|(_, letter)| letter.residents > 0)?;
+        Some(self.residents(number, letter))
+    }
+
+    fn residents(&self, number: u64, letter: &Letter) -> Vec<RecordId> {
+        let is_at_home = |id: &&RecordId| self.homes.get(*id).is_some_and(|home| home.letter == number);
+        letter.written.iter().filter(is_at_home).copied().collect()
+    }
+
+    /// What the stream says of these is not needed any more, and nothing can be written to say so: it is full. They are
+    /// settled at home; their keys are told again when there is room.
+    pub fn abandon(&mut self, ids: &[RecordId]) {
+        for &id in ids {
+            self.forget(id);
+            self.changed.insert(id);
         }
     }
 
@@ -278,9 +341,14 @@ impl Replica {
         if self.held_bytes <= 2 * self.live_bytes + SLACK_BYTES {
             return 0;
         }
-        let Some((&number, letter)) = self.letters.iter().find(|(_, letter)| letter.residents > 0) else { return 0 };
-        let is_at_home = |id: &&RecordId| self.homes.get(*id).is_some_and(|home| home.letter == number);
-        let residents: Vec<RecordId> = letter.written.iter().filter(is_at_home).copied().collect();
+        let full = self.letters.iter().filter(|(_, letter)| letter.residents > 0);
+        let can_move = |id: &RecordId| !self.unmovable.contains(id);
+        let residents = full.map(|(&number, letter)| {
+            let mut residents = self.residents(number, letter);
+            residents.retain(can_move);
+            residents
+        });
+        let Some(residents) = residents.into_iter().find(|residents| !residents.is_empty()) else { return 0 };
         for &id in &residents {
             self.moving.insert(id);
             self.changed.insert(id);
@@ -294,6 +362,7 @@ impl Replica {
         self.homes.clear();
         self.letters.clear();
         self.moving.clear();
+        self.unmovable.clear();
         (self.held_bytes, self.live_bytes) = (0, 0);
     }
 }
@@ -368,14 +437,18 @@ mod tests {
                 };
                 lines.push(Line { id, form, look });
             }
-            if lines.iter().all(|line| line.form == Form::Gone) {
+            // Of what the stream holds as live, the end is written down.
+            let is_live = |line: &Line| self.replica.look(line.id).is_some_and(|look| look.stage != Stage::Settled);
+            let says_nothing = |line: &Line| line.form == Form::Gone && !is_live(line);
+            if lines.iter().all(says_nothing) {
                 self.replica.confirmed(None, &lines);
                 return;
             }
             let number = self.next;
             let bytes = lines.iter().filter(|line| line.form != Form::Change).count() as u64 * u64::from(BYTES) + 1;
             if kept {
-                self.stream.insert(number, lines.iter().map(|line| (line.id, line.form, line.look)).collect());
+                let written = lines.iter().filter(|line| !says_nothing(line));
+                self.stream.insert(number, written.map(|line| (line.id, line.form, line.look)).collect());
                 self.next += 1;
             }
             match (kept, told) {
@@ -414,6 +487,7 @@ mod tests {
         #[test]
         fn the_other_town_knows_what_it_was_told(ops in vec(op(), 1..120)) {
             let mut world = World::default();
+            let has_restarted = ops.iter().any(|op| matches!(op, Op::Restart));
             for op in ops {
                 match op {
                     Op::Set(id, look) => {
@@ -447,11 +521,16 @@ mod tests {
             }
             prop_assert_eq!(world.replica.behind(), 0);
             let mut there = replay(&world.stream);
-            // What was forgotten may still lie there: whoever restores it forgets it by its age.
+            // Keys that were forgotten may still lie there: whoever restores them forgets them by their age. A live record
+            // that is not at home may be there only if it vanished behind a restart's back.
+            let more = there.iter().filter(|(id, look)| {
+                !world.home.contains_key(id) && look.stage != Stage::Settled
+            }).count() as u64;
+            prop_assert!(more == 0 || has_restarted, "{} live records too many", more);
             there.retain(|id, _| world.home.contains_key(id));
             prop_assert_eq!(&there, &world.home);
-            prop_assert_eq!(world.replica.held(), world.home.len() as u64);
-            let live = world.home.len() as u64 * u64::from(BYTES);
+            prop_assert!(world.replica.held() >= world.home.len() as u64);
+            let live = world.replica.held() * u64::from(BYTES);
             prop_assert!(world.replica.held_bytes() <= 2 * live + SLACK_BYTES + 10 * u64::from(BYTES));
         }
     }

@@ -131,6 +131,15 @@ impl SimDisk {
         world.faults.insert(at, fault);
     }
 
+    /// A backup, as one that is taken of a machine that is off: what was synced. This one goes on.
+    #[must_use]
+    pub fn backup(&self) -> Self {
+        let was_cut = lock(&self.0).power_cut;
+        let copy = self.crash();
+        lock(&self.0).power_cut = was_cut;
+        copy
+    }
+
     /// The power is gone and comes back: the disk as the next boot finds it. This one fails every call from now on.
     #[must_use]
     pub fn crash(&self) -> Self {

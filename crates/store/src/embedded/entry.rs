@@ -47,6 +47,20 @@ impl SpoolEntry<'_> {
         };
     }
 
+    /// Whom it is about; [`Self::Begin`] is about nobody.
+    pub(crate) const fn id(&self) -> RecordId {
+        match self {
+            Self::Begin { .. } => RecordId(0),
+            Self::Enqueue { id, .. }
+            | Self::Failed { id, .. }
+            | Self::Parked { id, .. }
+            | Self::Retried { id }
+            | Self::Settled { id, .. }
+            | Self::Moved { id, .. }
+            | Self::Remembered { id, .. } => *id,
+        }
+    }
+
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut out = Vec::new();
         self.encode(&mut out);

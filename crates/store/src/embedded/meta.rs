@@ -11,10 +11,14 @@ use super::log::{io_error, write_whole};
 use crate::disk::{Disk, DiskFile};
 use crate::error::OpenError;
 
-const NAME: &str = "META";
+pub(crate) const NAME: &str = "META";
 const TEMPORARY: &str = "META.tmp";
 /// There while a directory takes over what a replica holds of its node.
 pub(crate) const RESTORING: &str = "RESTORING";
+/// There once what a directory holds is another's: it says whose.
+pub(crate) const SUPERSEDED: &str = "SUPERSEDED";
+/// There while what a damaged directory lost is taken from the replica.
+pub(crate) const FILLING: &str = "FILLING";
 const FIRST_WORD: &str = "seawall-store";
 const VERSION: u32 = 1;
 /// Slots lie in different blocks of the disk.
@@ -70,7 +74,11 @@ fn read<D: Disk>(disk: &D, dir: &Path) -> Result<Option<Meta>, OpenError> {
         Ok(bytes) => parse(&bytes, &path).map(Some),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let names = disk.list(dir).map_err(io_error("list", dir))?;
-            match names.into_iter().find(|name| !may_be_there_before(name)) {
+            // A start that was to take over and was cut short has left folders behind, emptied since.
+            let is_restoring = names.iter().any(|name| name == RESTORING);
+            let is_folder = |name: &str| matches!(name, "spool" | "journal" | "ledger");
+            let is_ours = |name: &String| may_be_there_before(name) || (is_restoring && is_folder(name));
+            match names.into_iter().find(|name| !is_ours(name)) {
                 Some(file) => Err(OpenError::NotOurs { dir: dir.into(), file }),
                 None => Ok(None),
             }
@@ -81,7 +89,7 @@ fn read<D: Disk>(disk: &D, dir: &Path) -> Result<Option<Meta>, OpenError> {
 
 /// Names a fresh directory may hold: our lock, a first start that was cut short, and what volumes come with.
 fn may_be_there_before(name: &str) -> bool {
-    matches!(name, super::LOCK_NAME | TEMPORARY | RESTORING) || name == "lost+found" || name.starts_with('.')
+    matches!(name, super::LOCK_NAME | TEMPORARY | RESTORING | FILLING) || name == "lost+found" || name.starts_with('.')
 }
 
 /// The first time: the whole file, under its name only when it is safe.

@@ -7,13 +7,15 @@ pub(crate) mod log;
 pub(crate) mod meta;
 mod segment;
 mod spares;
-mod spool;
+pub(crate) mod spool;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use seawall_core::id::RecordId;
+use seawall_core::spool::replica::Replica;
 use tokio::sync::mpsc;
 
 use self::journal::JournalEngine;
@@ -29,6 +31,9 @@ use crate::ledger::LedgerLog;
 use crate::options::StoreOptions;
 use crate::spool::Spool;
 use crate::{Secret, Store};
+
+/// Records of one page of a survey.
+const SURVEY_RECORDS: usize = 65_536;
 
 /// The lock file of a data directory.
 pub(crate) const LOCK_NAME: &str = "LOCK";
@@ -113,6 +118,17 @@ impl<D: Disk> Engine<D> {
     /// Makes what was restored safe.
     pub(crate) fn end_restore(&mut self) -> Result<(), RestoreError> {
         self.spool.0.end_restore()
+    }
+
+    /// Holds what the spool has against what a stream holds.
+    pub(crate) fn survey(&self, there: &mut Replica) {
+        let mut above = RecordId(0);
+        loop {
+            let page = self.spool.0.index().survey(above, SURVEY_RECORDS);
+            let Some((last, _)) = page.last() else { return };
+            above = *last;
+            page.into_iter().for_each(|(id, look)| there.survey(id, look));
+        }
     }
 
     /// The number the next record gets.
@@ -206,7 +222,7 @@ pub(crate) fn open<D: Disk>(
     Ok(Opened { store, engine, report, ledger_records: ledger_found.records })
 }
 
-fn take_lock<D: Disk>(disk: &D, dir: &Path) -> Result<D::Lock, OpenError> {
+pub(crate) fn take_lock<D: Disk>(disk: &D, dir: &Path) -> Result<D::Lock, OpenError> {
     let path = dir.join(LOCK_NAME);
     disk.lock(&path).map_err(|error| match error {
         LockError::Held { pid } => OpenError::InUse { dir: dir.into(), pid },

@@ -693,7 +693,14 @@ impl<D: Disk> SpoolEngine<D> {
             Some(parked) => vec![SpoolEntry::Parked { id, attempts, parked }.to_bytes()],
             None => {
                 let failed = SpoolEntry::Failed { id, attempts, error: &view.last_error };
-                vec![SpoolEntry::Retried { id }.to_bytes(), failed.to_bytes()]
+                let retried = SpoolEntry::Retried { id };
+                if view.expires {
+                    return vec![retried.to_bytes(), failed.to_bytes()];
+                }
+                // One that a person asked for after it was parked expires no more, and only a retried dead letter says so.
+                let parked = Parked { reason: String::new(), last_words: String::new(), at: self.clock.wall() };
+                let parked = SpoolEntry::Parked { id, attempts, parked };
+                vec![parked.to_bytes(), retried.to_bytes(), failed.to_bytes()]
             }
         }
     }
@@ -717,7 +724,8 @@ impl<D: Disk> SpoolEngine<D> {
             replay.try_entry(place, bytes)?;
             self.next_id = replay.next_id;
         }
-        self.next_id = self.next_id.max(next_id);
+        // Numbers that were given out after the replica was told last must not come again either.
+        self.next_id = self.next_id.max(next_id + IDS_SKIPPED);
         Ok(())
     }
 

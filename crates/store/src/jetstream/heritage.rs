@@ -2,16 +2,19 @@
 
 use std::path::Path;
 
+use seawall_core::spool::replica::Replica;
+
 use super::ReplicaError;
 use super::incarnation;
-use super::message::{Assembler, Head, Whole, entries, fence, head, letter};
-use super::port::Stream;
+use super::message::{Assembler, Head, Whole, entries, fence, head, letter, lines};
+use super::port::{Stream, StreamError};
 use super::shipper::message_id;
 use crate::disk::{Disk, DiskFile};
-use crate::embedded::Opened;
 use crate::embedded::entry::SpoolEntry;
 use crate::embedded::log::io_error;
-use crate::embedded::meta::RESTORING;
+use crate::embedded::meta::{NAME as META, RESTORING};
+use crate::embedded::spool::RestoreError;
+use crate::embedded::{Opened, take_lock};
 use crate::error::OpenError;
 use crate::wrap::Wrap;
 
@@ -26,19 +29,50 @@ pub(crate) struct Heritage<S> {
     fence: Option<String>,
 }
 
-/// Marks a directory as one that takes over. Cut short, it is done again.
+/// Marks a directory as one that takes over. Cut short, it is done again, from the beginning: nothing was promised from
+/// what was copied, and meanwhile another may have taken it in.
 pub(crate) fn begin<D: Disk>(disk: &D, dir: &Path) -> Result<(), OpenError> {
     let path = dir.join(RESTORING);
     disk.create_dir_all(dir).map_err(io_error("make folder", dir))?;
-    if disk.read(&path).is_err() {
-        disk.create(&path, 0).and_then(|file| file.sync_data()).map_err(io_error("make", &path))?;
+    if disk.read(&path).is_ok() {
+        // Nobody else may be at it.
+        let _lock = take_lock(disk, dir)?;
+        for folder in ["spool", "journal", "ledger"].map(|name| dir.join(name)) {
+            for name in disk.list(&folder).unwrap_or_default() {
+                let path = folder.join(name);
+                disk.remove(&path).map_err(io_error("remove", &path))?;
+            }
+        }
+        let meta = dir.join(META);
+        if disk.read(&meta).is_ok() {
+            disk.remove(&meta).map_err(io_error("remove", &meta))?;
+        }
+        return disk.sync_dir(dir).map_err(io_error("sync folder", dir));
     }
-    disk.sync_dir(dir).map_err(io_error("sync folder", dir))
+    mark(disk, dir, RESTORING, "")
 }
 
 /// It has taken over.
 pub(crate) fn end<D: Disk>(disk: &D, dir: &Path) -> Result<(), OpenError> {
-    let path = dir.join(RESTORING);
+    unmark(disk, dir, RESTORING)
+}
+
+/// Puts a file with some words into a directory, where there is none yet.
+pub(crate) fn mark<D: Disk>(disk: &D, dir: &Path, name: &str, words: &str) -> Result<(), OpenError> {
+    let path = dir.join(name);
+    if disk.read(&path).is_ok() {
+        return Ok(());
+    }
+    let write = |file: D::File| file.write_at(words.as_bytes(), 0).and_then(|()| file.sync_data());
+    disk.create(&path, words.len() as u64).and_then(write).map_err(io_error("make", &path))?;
+    disk.sync_dir(dir).map_err(io_error("sync folder", dir))
+}
+
+pub(crate) fn unmark<D: Disk>(disk: &D, dir: &Path, name: &str) -> Result<(), OpenError> {
+    let path = dir.join(name);
+    if disk.read(&path).is_err() {
+        return Ok(());
+    }
     disk.remove(&path).map_err(io_error("remove", &path))?;
     disk.sync_dir(dir).map_err(io_error("sync folder", dir))
 }
@@ -54,6 +88,10 @@ impl<S: Stream> Heritage<S> {
             }
         }
         Ok(Self { stream, wrap, last, fence })
+    }
+
+    pub(crate) const fn is_fenced(&self) -> bool {
+        self.fence.is_some()
     }
 
     pub(crate) fn epoch(&self) -> u64 {
@@ -75,11 +113,47 @@ impl<S: Stream> Heritage<S> {
         let next_id = opened.engine.next_id();
         let head = Head { incarnation: ours, epoch: opened.store.epoch, letter: 0, next_id };
         let message = letter(head, &[], 1024).remove(0);
-        self.stream.append(message, last, &message_id(head, 0)).await?;
+        let told = self.stream.append(message, last, &message_id(head, 0)).await;
+        told.map_err(|error| match error {
+            StreamError::Lost(reason) => ReplicaError::Lost(format!(
+                "cannot say that this directory took over ({reason}); is another node of this name running?"
+            )),
+            other => other.into(),
+        })?;
         Ok(restored)
     }
 
+    /// Takes in what the replica has and a damaged directory has lost: records that wait or are parked there and are not
+    /// known here at all. Returns how many.
+    pub(crate) async fn fill<D: Disk>(&self, opened: &mut Opened<D>) -> Result<u64, ReplicaError> {
+        let Some((last, _)) = self.last.filter(|_| self.fence.is_none()) else { return Ok(0) };
+        let mut there = Replica::new();
+        self.read_to(last, |number, bytes, entries| {
+            there.learn(number, bytes, &lines(entries).map_err(|error| error.to_string())?);
+            Ok(())
+        })
+        .await?;
+        opened.engine.survey(&mut there);
+        let missing = there.unseen();
+        let engine = &mut opened.engine;
+        self.read_to(last, |_, _, entries| {
+            let opened = entries.iter().map(|entry| self.opened_entry(entry)).collect::<Result<Vec<_>, _>>()?;
+            let of_missing = |bytes: &&Vec<u8>| SpoolEntry::decode(bytes).is_ok_and(|it| missing.contains(&it.id()));
+            let wanted: Vec<&[u8]> = opened.iter().filter(of_missing).map(Vec::as_slice).collect();
+            engine.restore(0, &wanted).map_err(|error| error.to_string())
+        })
+        .await?;
+        engine.end_restore().map_err(|error| ReplicaError::Restore(error.to_string()))?;
+        self.count(opened);
+        Ok(missing.len() as u64)
+    }
+
     pub(crate) async fn fence(&mut self, words: &str) -> Result<(), ReplicaError> {
+        if let Some(known) = self.fence.as_deref().filter(|known| *known != words) {
+            return Err(ReplicaError::Refused(format!(
+                "this is done already, by another: {known}; repeat the command there"
+            )));
+        }
         let (None, Some((last, head))) = (&self.fence, self.last) else { return Ok(()) };
         // Behind the last message found: if the node lives and writes another one meanwhile, the line is refused.
         let id = format!("fence-{last}");
@@ -90,25 +164,45 @@ impl<S: Stream> Heritage<S> {
 
     pub(crate) async fn copy_into<D: Disk>(&self, opened: &mut Opened<D>) -> Result<u64, ReplicaError> {
         let Some((last, Head { next_id, .. })) = self.last else { return Ok(0) };
-        let engine = &mut opened.engine;
-        let failed = |error: &dyn std::fmt::Display| ReplicaError::Restore(error.to_string());
-        let (mut restored, mut from, mut assembler) = (0, 0, Assembler::default());
+        let (engine, mut restored) = (&mut opened.engine, 0);
+        self.read_to(last, |_, _, entries| {
+            let opened = entries.iter().map(|entry| self.opened_entry(entry)).collect::<Result<Vec<_>, _>>()?;
+            restored += opened.len() as u64;
+            let opened: Vec<&[u8]> = opened.iter().map(Vec::as_slice).collect();
+            engine.restore(next_id, &opened).map_err(|error| error.to_string())
+        })
+        .await?;
+        let failed = |error: RestoreError| ReplicaError::Restore(error.to_string());
+        engine.restore(next_id, &[]).map_err(failed)?;
+        engine.end_restore().map_err(failed)?;
+        self.count(opened);
+        Ok(restored)
+    }
+
+    fn count<D: Disk>(&self, opened: &mut Opened<D>) {
+        let depth = opened.store.spool.depth();
+        (opened.report.waiting, opened.report.parked) = (depth.waiting, depth.parked);
+    }
+
+    /// Shows every letter up to a message: its number, its bytes, its entries.
+    async fn read_to(
+        &self,
+        last: u64,
+        mut visit: impl FnMut(u64, u64, &[&[u8]]) -> Result<(), String>,
+    ) -> Result<(), ReplicaError> {
+        let (mut from, mut assembler) = (0, Assembler::default());
         while let Some((number, bytes)) = self.stream.next(from).await?
             && number <= last
         {
             from = number + 1;
-            let whole = assembler.add(number, &bytes).map_err(|error| message_error(number, &error.to_string()))?;
-            // A line that was drawn: the last message, or one above which nothing is left.
-            let Some(Whole::Letter { body, .. }) = whole else { continue };
-            let entries = self.opened(&body).map_err(|error| message_error(number, &error))?;
-            restored += entries.len() as u64;
-            let entries: Vec<&[u8]> = entries.iter().map(Vec::as_slice).collect();
-            engine.restore(next_id, &entries).map_err(|error| failed(&error))?;
+            let misread = |reason: String| ReplicaError::Message { number, reason };
+            let whole = assembler.add(number, &bytes).map_err(|error| misread(error.to_string()))?;
+            // A line that was drawn is the last message, or one above which nothing is left.
+            let Some(Whole::Letter { number, first_bytes, body, .. }) = whole else { continue };
+            let entries = entries(&body).map_err(|error| misread(error.to_string()))?;
+            visit(number, first_bytes, &entries).map_err(misread)?;
         }
-        engine.restore(next_id, &[]).and_then(|()| engine.end_restore()).map_err(|error| failed(&error))?;
-        let depth = opened.store.spool.depth();
-        (opened.report.waiting, opened.report.parked) = (depth.waiting, depth.parked);
-        Ok(restored)
+        Ok(())
     }
 
     pub(crate) async fn clear(self) -> Result<(), ReplicaError> {
@@ -118,16 +212,15 @@ impl<S: Stream> Heritage<S> {
         }
     }
 
-    /// The entries of a letter, records neither packed nor sealed.
-    fn opened(&self, body: &[u8]) -> Result<Vec<Vec<u8>>, String> {
-        let open = |bytes: &[u8]| match SpoolEntry::decode(bytes).map_err(|error| error.to_string())? {
+    /// An entry, its record neither packed nor sealed.
+    fn opened_entry(&self, bytes: &[u8]) -> Result<Vec<u8>, String> {
+        match SpoolEntry::decode(bytes).map_err(|error| error.to_string())? {
             SpoolEntry::Moved { id, attempts, error, parked, record } => {
                 let record = self.wrap.unwrap(record).map_err(|error| error.to_string())?;
                 Ok(SpoolEntry::Moved { id, attempts, error, parked, record: &record }.to_bytes())
             }
             _ => Ok(bytes.to_vec()),
-        };
-        entries(body).map_err(|error| error.to_string())?.into_iter().map(open).collect()
+        }
     }
 }
 

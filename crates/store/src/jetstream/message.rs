@@ -45,8 +45,8 @@ pub(crate) enum Whole {
         head: Head,
         /// Number of its first message.
         number: u64,
-        /// Of all its messages.
-        bytes: u64,
+        /// Of that.
+        first_bytes: u64,
         body: Vec<u8>,
     },
     Fence {
@@ -140,7 +140,7 @@ pub(crate) struct Assembler(Option<Begun>);
 struct Begun {
     head: Head,
     number: u64,
-    bytes: u64,
+    first_bytes: u64,
     body: Vec<u8>,
 }
 
@@ -155,19 +155,18 @@ impl Assembler {
         }
         let begun = match self.0.take() {
             // The rest of a letter whose beginning was purged, or that another life had begun.
-            _ if flags & FIRST != 0 => Begun { head, number, bytes: 0, body: Vec::new() },
+            _ if flags & FIRST != 0 => Begun { head, number, first_bytes: bytes.len() as u64, body: Vec::new() },
             Some(begun) if begun.head == head => begun,
             Some(_) | None => return Ok(None),
         };
         let mut begun = begun;
-        begun.bytes += bytes.len() as u64;
         begun.body.extend_from_slice(body);
         if flags & LAST == 0 {
             self.0 = Some(begun);
             return Ok(None);
         }
-        let Begun { head, number, bytes, body } = begun;
-        Ok(Some(Whole::Letter { head, number, bytes, body }))
+        let Begun { head, number, first_bytes, body } = begun;
+        Ok(Some(Whole::Letter { head, number, first_bytes, body }))
     }
 }
 
@@ -195,7 +194,9 @@ pub(crate) fn lines(entries: &[&[u8]]) -> Result<Vec<Line>, DecodeError> {
             SpoolEntry::Parked { id, attempts, .. } => line(id, Form::Change, Stage::Parked, attempts),
             // What follows it says how it is now.
             SpoolEntry::Retried { .. } => continue,
-            SpoolEntry::Begin { .. } | SpoolEntry::Enqueue { .. } | SpoolEntry::Settled { .. } => {
+            // Forgotten at home, key and all.
+            SpoolEntry::Settled { id, .. } => line(id, Form::Gone, Stage::Settled, 0),
+            SpoolEntry::Begin { .. } | SpoolEntry::Enqueue { .. } => {
                 return Err(DecodeError::Invalid("an entry that no replica is told"));
             }
         });
@@ -217,12 +218,12 @@ mod tests {
         fn letters_come_back_whole(entries_in in vec(vec(any::<u8>(), 0..50), 0..9), max in 1..60_usize) {
             let messages = letter(HEAD, &entries_in, max);
             let mut assembler = Assembler::default();
-            let bytes: usize = messages.iter().map(Vec::len).sum();
+            let bytes = messages[0].len();
             for (number, message) in (5..).zip(&messages) {
                 prop_assert_eq!(head(message), Ok(HEAD));
                 match assembler.add(number, message).unwrap() {
                     None => prop_assert!(number + 1 < 5 + messages.len() as u64),
-                    Some(Whole::Letter { head, number: first, bytes: all, body }) => {
+                    Some(Whole::Letter { head, number: first, first_bytes: all, body }) => {
                         prop_assert_eq!((head, first, all), (HEAD, 5, bytes as u64));
                         prop_assert_eq!(entries(&body).unwrap(), entries_in.clone());
                     }

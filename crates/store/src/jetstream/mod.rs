@@ -36,7 +36,7 @@ use self::heritage::{Heritage, begin, end};
 use self::message::{HEAD_BYTES, Incarnation};
 use self::port::{Stream, StreamError};
 use self::registry::{Claim, Presence, Registry, is_present};
-use self::shipper::{Shipper, ShipperParts, whose};
+use self::shipper::{Shipper, ShipperParts, is_older, whose};
 use self::stream::{JetStream, Purpose};
 use crate::Store;
 use crate::clock::Clock;
@@ -48,6 +48,8 @@ use crate::wrap::{SealKeys, Wrap};
 
 /// Bytes of a message that are not its body: our head, and room for the headers.
 const HEAD_ROOM_BYTES: usize = HEAD_BYTES + 512;
+/// Lives that a node may have had without a word to the replica.
+const EPOCHS_SKIPPED: u64 = 1024;
 /// Questions that may wait; beyond it callers wait their turn.
 const ASKS_MAX: usize = 4096;
 /// Why a replica could not be used.
@@ -78,8 +80,20 @@ pub enum ReplicaError {
 impl From<StreamError> for ReplicaError {
     fn from(error: StreamError) -> Self {
         match error {
-            StreamError::Lost(reason) => Self::Lost(reason),
+            StreamError::Lost(reason) | StreamError::Full(reason) => Self::Lost(reason),
             StreamError::Refused(reason) | StreamError::Superseded(reason) => Self::Refused(reason),
+        }
+    }
+}
+
+/// A clerk who panics must not look like one who is at work.
+struct PanicWatch(watch::Sender<ReplicaStatus>);
+
+impl Drop for PanicWatch {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let reason = "its thread panicked: see the log".into();
+            self.0.send_modify(|status| status.state = ReplicaState::Refused { reason });
         }
     }
 }
@@ -116,8 +130,10 @@ impl Replica {
         let diary = Diary::new(Arc::new(JetStream::new(options, Purpose::Journal)), store, journal_bytes_max);
         let (shipper, status) = shipper(store, stream, wrap, clock);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let watch = PanicWatch(shipper.status());
         let (stop, stopped) = oneshot::channel::<()>();
         let thread = std::thread::Builder::new().name("seawall-replica".into()).spawn(move || {
+            let _watch = watch;
             runtime.block_on(async {
                 tokio::select! {
                     () = shipper.run() => {}
@@ -211,13 +227,31 @@ pub async fn examine_replica(options: ReplicaOptions) -> Result<(), ReplicaError
     Ok(JetStream::new(options, Purpose::Spool).examine().await?)
 }
 
+/// Marks a directory whose records are another's to deliver: it is not opened again, whether that can be asked or not.
+///
+/// # Errors
+/// [`OpenError`].
+pub fn mark_superseded<D: Disk>(disk: &D, dir: &Path, reason: &str) -> Result<(), OpenError> {
+    heritage::mark(disk, dir, meta::SUPERSEDED, reason)
+}
+
+/// Why a directory is not opened again, if [`mark_superseded`] was told.
+pub fn superseded_before<D: Disk>(disk: &D, dir: &Path) -> Option<String> {
+    let bytes = disk.read(&dir.join(meta::SUPERSEDED)).ok()?;
+    Some(String::from_utf8_lossy(&bytes).trim_matches('\0').to_owned())
+}
+
 /// Asks the stream whether what a directory holds is still its own to deliver. `None` if it is, or why not.
 ///
 /// # Errors
 /// [`ReplicaError`] if that cannot be asked.
 pub async fn superseded(store: &Store, options: ReplicaOptions) -> Result<Option<String>, ReplicaError> {
     let last = Arc::new(JetStream::new(options, Purpose::Spool)).last().await?;
-    match whose(last, incarnation(&store.secret.0)) {
+    let ours = incarnation(&store.secret.0);
+    if let Some(reason) = is_older(last.as_ref(), ours, store.epoch) {
+        return Ok(Some(reason));
+    }
+    match whose(last, ours) {
         Ok(_) => Ok(None),
         Err(StreamError::Superseded(reason)) => Ok(Some(reason)),
         Err(error) => Err(error.into()),
@@ -297,11 +331,15 @@ impl Inherited {
         self.heritage.last.is_none()
     }
 
-    /// The highest epoch in which the node wrote: a directory that follows begins above it
-    /// ([`crate::StoreOptions::epoch_min`]), so that the numbers of its account do not come again.
+    /// The epoch in which a directory that follows must begin ([`crate::StoreOptions::epoch_min`]): far above the last one
+    /// in which the node wrote, as it may have lived some more without being heard, so that the numbers of its account do
+    /// not come again.
     #[must_use]
-    pub fn epoch(&self) -> u64 {
-        self.heritage.epoch()
+    pub fn epoch_min(&self) -> u64 {
+        match self.heritage.epoch() {
+            0 => 1,
+            epoch => epoch + EPOCHS_SKIPPED,
+        }
     }
 
     /// Marks a directory as one that takes over, before it is opened for the first time.
@@ -321,6 +359,43 @@ impl Inherited {
         let restored = self.heritage.take_over(opened).await?;
         end(disk, dir)?;
         Ok(restored)
+    }
+
+    /// Marks a directory before it is opened with `OnDamage::Quarantine`: what it turns out to have lost is taken from the
+    /// replica, in this start or the next.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn begin_fill<D: Disk>(disk: &D, dir: &Path) -> Result<(), OpenError> {
+        heritage::mark(disk, dir, meta::FILLING, "")
+    }
+
+    /// True if a directory is marked by [`Self::begin_fill`].
+    pub fn is_filling<D: Disk>(disk: &D, dir: &Path) -> bool {
+        disk.read(&dir.join(meta::FILLING)).is_ok()
+    }
+
+    /// Takes in what the replica has and a damaged directory has lost: records that wait or are parked there and are not
+    /// known here at all. Returns how many.
+    ///
+    /// # Errors
+    /// [`ReplicaError`]; the same can be done again.
+    pub async fn fill<D: Disk>(&self, opened: &mut Opened<D>) -> Result<u64, ReplicaError> {
+        self.heritage.fill(opened).await
+    }
+
+    /// A directory has what it lost, or had lost nothing.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn end_fill<D: Disk>(disk: &D, dir: &Path) -> Result<(), OpenError> {
+        heritage::unmark(disk, dir, meta::FILLING)
+    }
+
+    /// True if all of it is another's already: a line was drawn.
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        self.heritage.is_fenced()
     }
 
     /// Draws a line under what the stream holds: the node it belongs to writes no more, and says why. Drawn before, it

@@ -11,6 +11,9 @@ pub(crate) enum StreamError {
     /// It does not pass by itself: a person must act.
     #[error("{0}")]
     Refused(String),
+    /// There is no room for another message.
+    #[error("{0}")]
+    Full(String),
     /// What this directory holds is another's to deliver.
     #[error("{0}")]
     Superseded(String),

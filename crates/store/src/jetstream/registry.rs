@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::kv::{Config, CreateErrorKind, Operation, Store as Bucket, UpdateErrorKind};
-use async_nats::jetstream::stream::StorageType;
+use async_nats::jetstream::kv::{Config, CreateErrorKind, Store as Bucket, UpdateErrorKind};
+use async_nats::jetstream::stream::{LastRawMessageErrorKind, StorageType};
 use seawall_core::lease::{Holder, Onlooker, Verdict};
 
 use super::port::StreamError;
@@ -18,7 +18,7 @@ use crate::clock::Clock;
 /// The bucket of all nodes.
 pub const REGISTRY_BUCKET: &str = "SEAWALL_REGISTRY";
 /// How long a node counts as being there after it last said so.
-pub const PRESENT_FOR: Duration = Duration::from_secs(9);
+pub const PRESENT_FOR: Duration = Duration::from_secs(6);
 
 /// A value was not changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -59,9 +59,15 @@ impl Registry {
 
     /// A value and its number.
     pub(crate) async fn get(&self, key: &str) -> Result<Option<(Vec<u8>, u64)>, StreamError> {
-        let found = self.bucket().await?.entry(key).await.map_err(|error| StreamError::Lost(whole(&error)))?;
-        let there = found.filter(|entry| entry.operation == Operation::Put);
-        Ok(there.map(|entry| (entry.value.to_vec(), entry.revision)))
+        // Of the leader: a copy that lags would make somebody who lives look still.
+        let subject = format!("$KV.{REGISTRY_BUCKET}.{key}");
+        match self.bucket().await?.stream.get_last_raw_message_by_subject(&subject).await {
+            // Given up: what is left says so in a header.
+            Ok(message) if message.headers.get("KV-Operation").is_some() => Ok(None),
+            Ok(message) => Ok(Some((message.payload.to_vec(), message.sequence))),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(StreamError::Lost(whole(&error))),
+        }
     }
 
     /// Writes a value if it still has this number, or if there is none. Its new number.
@@ -103,7 +109,7 @@ impl Presence {
 
     pub(crate) async fn run(self) {
         let mut holder = Holder::new(PRESENT_FOR);
-        let mut number = None;
+        let (mut number, mut is_told) = (None, true);
         loop {
             let begun = self.clock.mono();
             match self.say(number).await {
@@ -113,8 +119,14 @@ impl Presence {
                 }
                 // It is ours to say: whoever of this name said it before is gone, or is told apart by the stream.
                 Err(ChangeError::Moved) => number = None,
-                Err(ChangeError::Stream(error)) => tracing::debug!(%error, "this node's presence is not told"),
+                Err(ChangeError::Stream(error)) => {
+                    number = None;
+                    if is_told && !holder.holds(self.clock.mono()) {
+                        tracing::warn!(%error, "others cannot see that this node is there, and may take it for gone");
+                    }
+                }
             }
+            is_told = holder.holds(self.clock.mono());
             tokio::time::sleep(holder.write_every()).await;
         }
     }
@@ -164,7 +176,9 @@ impl Claim {
         let mut onlooker = Onlooker::new(PRESENT_FOR);
         loop {
             let number = registry.get(key).await?.map(|(_, number)| number);
-            match onlooker.look(clock.mono(), number) {
+            // What nobody holds is taken at once: only one can be the first.
+            let verdict = if number.is_none() { Verdict::Free } else { onlooker.look(clock.mono(), number) };
+            match verdict {
                 Verdict::Held => return Ok(None),
                 Verdict::Unsure => tokio::time::sleep(PRESENT_FOR / 9).await,
                 Verdict::Free | Verdict::Lapsed => match registry.put(key, who.into(), number).await {

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use seawall_core::id::RecordId;
-use seawall_core::spool::replica::{Replica, Want};
+use seawall_core::spool::index::{Outcome, Settled};
+use seawall_core::spool::replica::{Form, Line, Replica, Stage, Want};
 use seawall_core::time::{Mono, Wall};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -26,11 +27,19 @@ use crate::spool::Spool;
 use crate::wrap::Wrap;
 
 /// Records a letter is about at most.
-const LETTER_RECORDS: usize = 2048;
+const LETTER_RECORDS: usize = 512;
 /// Bytes of entries after which a letter is closed.
 const LETTER_BYTES: usize = 256 << 10;
+/// And where there is hardly room for one.
+const LETTER_BYTES_MIN: usize = 2 << 10;
 /// Records compared at once when the spool is compared with the stream.
 const SURVEY_RECORDS: usize = 16_384;
+/// Changes noted while nothing can be written, beyond which all is compared again instead.
+const CHANGES_MAX: u64 = 1 << 20;
+/// Letters written out again in one go.
+const MOVES_MAX: usize = 256;
+/// Pause between tries where a person must act.
+const RETRY_REFUSED_AFTER: Duration = Duration::from_secs(30);
 /// Less than this is not worth a purge.
 const PURGE_BYTES_MIN: u64 = 1 << 20;
 /// How often it is looked whether letters can go, while nothing else happens.
@@ -54,9 +63,14 @@ pub enum ReplicaState {
         /// Since when.
         since: Wall,
     },
-    /// It is not written to any more: a person must act.
+    /// It cannot be written to, and a person must act; tried again now and then.
     Refused {
         /// Why.
+        reason: Arc<str>,
+    },
+    /// What is here is another's to deliver; nothing more is.
+    Superseded {
+        /// By whom.
         reason: Arc<str>,
     },
 }
@@ -70,6 +84,7 @@ impl ReplicaState {
             Self::Current => "current",
             Self::Down { .. } => "down",
             Self::Refused { .. } => "refused",
+            Self::Superseded { .. } => "superseded",
         }
     }
 
@@ -78,7 +93,7 @@ impl ReplicaState {
     pub fn reason(&self) -> Option<&str> {
         match self {
             Self::Comparing | Self::Current => None,
-            Self::Down { reason, .. } | Self::Refused { reason } => Some(reason),
+            Self::Down { reason, .. } | Self::Refused { reason } | Self::Superseded { reason } => Some(reason),
         }
     }
 }
@@ -104,6 +119,8 @@ pub struct ReplicaStatus {
     pub unreadable_total: u64,
     /// Messages of the stream that could not be understood.
     pub misread_total: u64,
+    /// Records that only the replica has: this directory has lost them.
+    pub missing: u64,
 }
 
 impl ReplicaStatus {
@@ -118,6 +135,7 @@ impl ReplicaStatus {
             lost_total: 0,
             unreadable_total: 0,
             misread_total: 0,
+            missing: 0,
         }
     }
 }
@@ -143,12 +161,18 @@ pub(crate) struct Shipper<S> {
     incarnation: Incarnation,
     epoch: u64,
     letter: u64,
+    /// Bytes after which the next letter is closed: fewer while there is little room.
+    letter_bytes: usize,
     replica: Replica,
     /// Number of the last message known.
     last: u64,
     /// Of a letter that goes on in the next message.
     assembler: Assembler,
     has_compared: bool,
+    /// Something was written since the last failure.
+    has_written: bool,
+    /// What was warned of last.
+    warned: Option<String>,
     asks: mpsc::Receiver<Ask>,
     waiting: BTreeMap<RecordId, Vec<Answer>>,
     waiting_for_all: Vec<Answer>,
@@ -194,10 +218,13 @@ impl<S: Stream> Shipper<S> {
             incarnation,
             epoch,
             letter: 0,
+            letter_bytes: LETTER_BYTES,
             replica: Replica::new(),
             last: 0,
             assembler: Assembler::default(),
             has_compared: false,
+            has_written: false,
+            warned: None,
             asks,
             waiting: BTreeMap::new(),
             waiting_for_all: Vec::new(),
@@ -206,38 +233,56 @@ impl<S: Stream> Shipper<S> {
         }
     }
 
+    /// Where its state is told.
+    pub(crate) fn status(&self) -> watch::Sender<ReplicaStatus> {
+        self.status.clone()
+    }
+
     /// Works until the spool is closed.
     pub(crate) async fn run(mut self) {
         let mut pause = RETRY_AFTER.0;
         loop {
             let Err(end) = self.work().await;
             self.replica.lost();
-            match end {
+            let (reason, rest) = match end {
                 End::Closed => return,
-                End::Stream(StreamError::Lost(reason)) => {
-                    tracing::warn!(reason, "the replica cannot be reached; records stay safe here, and go there later");
-                    if self.status.borrow().state == ReplicaState::Current {
+                End::Stream(StreamError::Lost(reason) | StreamError::Full(reason)) => {
+                    if std::mem::take(&mut self.has_written) {
                         pause = RETRY_AFTER.0;
                     }
-                    self.down(&reason);
-                    if self.rest(pause, &reason).await.is_none() {
-                        return;
-                    }
+                    let rest = pause;
                     pause = (pause * 2).min(RETRY_AFTER.1);
+                    self.warn(&reason);
+                    self.down(&reason);
+                    (reason, rest)
                 }
-                End::Stream(error @ (StreamError::Refused(_) | StreamError::Superseded(_))) => {
-                    let reason = error.to_string();
-                    tracing::error!(reason, "the replica is not written to any more");
-                    if matches!(error, StreamError::Superseded(_)) {
-                        // Nothing more may be delivered from here: somebody else does.
-                        self.spool.give_up(&reason);
-                    }
-                    let reason: Arc<str> = reason.into();
-                    self.tell(|status| status.state = ReplicaState::Refused { reason: Arc::clone(&reason) });
+                End::Stream(StreamError::Refused(reason)) => {
+                    self.warn(&reason);
+                    let told: Arc<str> = reason.as_str().into();
+                    self.tell(|status| status.state = ReplicaState::Refused { reason: told });
+                    (reason, RETRY_REFUSED_AFTER)
+                }
+                End::Stream(StreamError::Superseded(reason)) => {
+                    tracing::error!(reason, "nothing more is taken or delivered here");
+                    // Before anybody can ask for another record: somebody else delivers them.
+                    self.spool.give_up(&reason);
+                    let told: Arc<str> = reason.as_str().into();
+                    self.tell(|status| status.state = ReplicaState::Superseded { reason: told });
                     while self.rest(RETRY_AFTER.1, &reason).await.is_some() {}
                     return;
                 }
+            };
+            if self.rest(rest, &reason).await.is_none() {
+                return;
             }
+        }
+    }
+
+    /// Once for each reason: it may stay for hours.
+    fn warn(&mut self, reason: &str) {
+        if self.warned.as_deref() != Some(reason) {
+            tracing::warn!(reason, "the replica is not written to; records stay safe here, and go there later");
+            self.warned = Some(reason.into());
         }
     }
 
@@ -246,6 +291,7 @@ impl<S: Stream> Shipper<S> {
             status.behind = self.replica.behind();
             status.held = self.replica.held();
             status.held_bytes = self.replica.held_bytes();
+            status.missing = self.replica.missing();
             change(status);
         });
     }
@@ -278,6 +324,10 @@ impl<S: Stream> Shipper<S> {
             }
         }
         self.note_changes();
+        if self.replica.behind() > CHANGES_MAX {
+            self.replica.forget_changes();
+            self.has_compared = false;
+        }
         self.tell(|_| ());
         Some(())
     }
@@ -290,6 +340,13 @@ impl<S: Stream> Shipper<S> {
 
     async fn work(&mut self) -> Result<std::convert::Infallible, End> {
         self.catch_up().await?;
+        // What is not needed goes first: there may be no room for another word.
+        self.purge(0).await?;
+        self.note_changes();
+        if self.replica.behind() > 0 {
+            self.write().await?;
+        }
+        self.warned = None;
         self.tell(|status| status.state = ReplicaState::Current);
         let mut tidied = self.clock.mono();
         let mut looked = tidied;
@@ -308,7 +365,7 @@ impl<S: Stream> Shipper<S> {
                 looked = now;
                 // Whoever has nothing to write must learn, too, that he may not any more.
                 if whose(self.stream.last().await?, self.incarnation)? != self.last {
-                    return Err(StreamError::Lost("the stream is not as it was left".into()).into());
+                    return Err(StreamError::Lost("another message came in between".into()).into());
                 }
             }
             if self.replica.behind() == 0 {
@@ -359,15 +416,30 @@ impl<S: Stream> Shipper<S> {
     async fn write(&mut self) -> Result<(), End> {
         let wants = self.replica.begin(LETTER_RECORDS);
         let asked: Vec<RecordId> = wants.iter().map(|want: &Want| want.id).collect();
-        let written = self.spool.letter(wants, LETTER_BYTES).await.map_err(|_| End::Closed)?;
+        let written = self.spool.letter(wants, self.letter_bytes).await.map_err(|_| End::Closed)?;
         self.next_id = self.next_id.max(written.next_id);
         self.replica.postpone(asked.into_iter().skip(written.lines.len()));
         if written.lines.is_empty() {
             // No file can be opened for now.
             return Err(StreamError::Lost("records cannot be read: no more files can be opened".into()).into());
         }
-        let entries = self.sealed(written.entries);
-        let letter = if entries.is_empty() { None } else { Some(self.send(&entries).await?) };
+        let mut entries = self.sealed(written.entries);
+        entries.extend(written.lines.iter().filter_map(|line| self.end_of(line)));
+        let letter = match entries.is_empty() {
+            true => None,
+            false => match self.send(&entries).await {
+                Err(error @ StreamError::Full(_)) => {
+                    self.replica.lost();
+                    // Whoever waits goes on waiting: a shorter one is tried at once, if there is more room.
+                    let is_shorter = self.letter_bytes > LETTER_BYTES_MIN;
+                    self.letter_bytes = (self.letter_bytes / 2).max(LETTER_BYTES_MIN);
+                    return if self.make_room().await? && is_shorter { Ok(()) } else { Err(error.into()) };
+                }
+                sent => Some(sent?),
+            },
+        };
+        self.has_written |= letter.is_some();
+        self.letter_bytes = (2 * self.letter_bytes).min(LETTER_BYTES);
         for id in self.replica.confirmed(letter, &written.lines) {
             for answer in self.waiting.remove(&id).into_iter().flatten() {
                 let _ = answer.send(self.is_held(id));
@@ -386,23 +458,23 @@ impl<S: Stream> Shipper<S> {
 
     /// What whoever waits for a record is told once there is nothing left to tell of it.
     fn is_held(&self, id: RecordId) -> Result<(), Arc<str>> {
-        if self.replica.holds(id) { Ok(()) } else { Err("it does not hold this record: it cannot be read here".into()) }
+        if self.replica.holds(id) { Ok(()) } else { Err("it does not hold this record".into()) }
     }
 
-    /// Sends a letter. Returns the number of its first message, and the bytes of all.
+    /// Sends a letter. Returns the number of its first message, and the bytes of that.
     async fn send(&mut self, entries: &[Vec<u8>]) -> Result<(u64, u64), StreamError> {
         self.letter += 1;
         let head = self.head();
         let body_bytes_max = self.stream.message_bytes_max().saturating_sub(HEAD_ROOM_BYTES).max(1024);
-        let mut number = None;
-        let mut bytes = 0;
+        let mut first = None;
         for (part, message) in letter(head, entries, body_bytes_max).into_iter().enumerate() {
-            bytes += message.len() as u64;
-            let id = message_id(head, part);
+            let (bytes, id) = (message.len() as u64, message_id(head, part));
             self.last = self.stream.append(message, self.last, &id).await?;
-            number.get_or_insert(self.last);
+            // Should the rest not follow, it takes room all the same.
+            self.replica.learn(self.last, bytes, &[]);
+            first.get_or_insert((self.last, bytes));
         }
-        Ok((number.expect("a letter has a message"), bytes))
+        Ok(first.expect("a letter has a message"))
     }
 
     const fn head(&self) -> Head {
@@ -423,11 +495,31 @@ impl<S: Stream> Shipper<S> {
         entries.into_iter().map(seal).collect()
     }
 
-    /// Throws away what is not needed, and has written out again what keeps an old letter alone.
-    async fn tidy(&mut self) -> Result<(), StreamError> {
-        self.replica.move_front();
+    /// The end of a record that is forgotten here, key and all, and that the stream takes for one to be delivered.
+    fn end_of(&self, line: &Line) -> Option<Vec<u8>> {
+        let is_live = self.replica.look(line.id).is_some_and(|look| look.stage != Stage::Settled);
+        let settled = Settled { outcome: Outcome::Discarded { reason: "forgotten".into() }, at: self.clock.wall() };
+        (line.form == Form::Gone && is_live).then(|| SpoolEntry::Settled { id: line.id, settled }.to_bytes())
+    }
+
+    /// Throws away what is not needed, and has written out again what keeps old letters alone.
+    async fn tidy(&mut self) -> Result<(), End> {
+        self.purge(PURGE_BYTES_MIN).await?;
+        for _ in 0..MOVES_MAX {
+            if self.replica.move_front() == 0 {
+                break;
+            }
+            while self.replica.behind() > 0 {
+                self.write().await?;
+            }
+            self.purge(PURGE_BYTES_MIN).await?;
+        }
+        Ok(())
+    }
+
+    async fn purge(&mut self, bytes_min: u64) -> Result<(), StreamError> {
         if let Some((below, bytes)) = self.replica.purgeable()
-            && (bytes >= PURGE_BYTES_MIN || self.replica.held() == 0)
+            && (bytes >= bytes_min || self.replica.held() == 0)
         {
             self.stream.purge(below).await?;
             self.replica.purged(below);
@@ -436,10 +528,40 @@ impl<S: Stream> Shipper<S> {
         Ok(())
     }
 
+    /// The stream is full, so that not even the end of a record can be written. What is not needed goes; if that is
+    /// nothing, letters whose records have all ended here are thrown away without a word, and their keys are told again.
+    /// True if there is more room.
+    async fn make_room(&mut self) -> Result<bool, End> {
+        let held = self.replica.held_bytes();
+        self.purge(0).await?;
+        if self.replica.held_bytes() < held {
+            return Ok(true);
+        }
+        while let Some(residents) = self.replica.front() {
+            for &id in &residents {
+                let above = RecordId(id.0.saturating_sub(1));
+                let found = self.spool.survey(above, 1).await.map_err(|_| End::Closed)?;
+                if found.first().is_some_and(|(found, look)| *found == id && look.stage != Stage::Settled) {
+                    return Ok(false);
+                }
+            }
+            self.replica.abandon(&residents);
+            self.purge(0).await?;
+            if self.replica.held_bytes() < held {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Reads what lies in the stream behind the last message known: all of it at first, and after a letter whose fate is
     /// not known. Cut short, it goes on where it was.
     async fn catch_up(&mut self) -> Result<(), End> {
-        let last = whose(self.stream.last().await?, self.incarnation)?;
+        let last = self.stream.last().await?;
+        if self.letter == 0 {
+            self.is_behind(last.as_ref())?;
+        }
+        let last = whose(last, self.incarnation)?;
         if last < self.last {
             // Somebody began the stream anew.
             self.replica.forget_stream();
@@ -451,6 +573,12 @@ impl<S: Stream> Shipper<S> {
             self.has_compared = true;
         }
         Ok(())
+    }
+
+    /// Before the first letter of a life: a message of this directory that was written in this life, or a later one, was
+    /// written by another copy of it.
+    fn is_behind(&self, last: Option<&(u64, Bytes)>) -> Result<(), StreamError> {
+        is_older(last, self.incarnation, self.epoch).map_or(Ok(()), |reason| Err(StreamError::Superseded(reason)))
     }
 
     /// Compares the stream, which was read, with the spool.
@@ -475,12 +603,13 @@ impl<S: Stream> Shipper<S> {
     async fn read_on(&mut self) -> Result<(), StreamError> {
         while let Some((number, bytes)) = self.stream.next(self.last + 1).await? {
             self.last = number;
+            self.replica.learn(number, bytes.len() as u64, &[]);
             match self.assembler.add(number, &bytes) {
                 Ok(None | Some(Whole::Fence { .. })) => {}
-                Ok(Some(Whole::Letter { head, number, bytes, body })) => {
+                Ok(Some(Whole::Letter { head, number, first_bytes, body })) => {
                     self.next_id = self.next_id.max(head.next_id);
                     match entries(&body).and_then(|entries| lines(&entries)) {
-                        Ok(lines) => self.replica.learn(number, bytes, &lines),
+                        Ok(lines) => self.replica.learn(number, first_bytes, &lines),
                         Err(error) => self.misread(number, &error.to_string()),
                     }
                 }
@@ -508,8 +637,9 @@ pub(crate) fn whose(last: Option<(u64, Bytes)>, ours: Incarnation) -> Result<u64
         Ok(Some(Whole::Fence { head, words })) if head.incarnation == ours => {
             Err(StreamError::Superseded(format!("this node's records are another's to deliver: {words}")))
         }
-        // What a former directory of this name left behind, all of it taken over.
-        Ok(Some(Whole::Fence { .. })) => Ok(number),
+        Ok(Some(Whole::Fence { words, .. })) => Err(StreamError::Superseded(format!(
+            "another directory of this node took over what this one held, and its records are another's now: {words}"
+        ))),
         Ok(_) => match head(&bytes) {
             Ok(head) if head.incarnation == ours => Ok(number),
             _ => Err(StreamError::Superseded(
@@ -520,6 +650,21 @@ pub(crate) fn whose(last: Option<(u64, Bytes)>, ours: Incarnation) -> Result<u64
         },
         Err(error) => Err(StreamError::Refused(format!("message {number} of the stream is not ours: {error}"))),
     }
+}
+
+/// Why a directory is older than what its replica holds, if it is: it was restored from a backup, or copied.
+pub(crate) fn is_older(last: Option<&(u64, Bytes)>, ours: Incarnation, epoch: u64) -> Option<String> {
+    let head = head(&last?.1).ok().filter(|head| head.incarnation == ours)?;
+    // A life that began by taking over has said so itself, in a letter without a number.
+    let is_newer = head.epoch > epoch || (head.epoch == epoch && head.letter > 0);
+    if !is_newer {
+        return None;
+    }
+    Some(format!(
+        "this directory is older than what its replica holds (its life {} there, {epoch} here): a backup of it, or a copy, \
+         does not know what was accepted since; an empty directory takes over what the replica holds",
+        head.epoch
+    ))
 }
 
 /// Names a message, the same for the same message only.

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::error::Error as NatsError;
-use async_nats::jetstream::context::{AccountErrorKind, CreateStreamErrorKind, PublishErrorKind};
+use async_nats::jetstream::context::{
+    AccountErrorKind, CreateStreamErrorKind, GetStreamError, GetStreamErrorKind, PublishError, PublishErrorKind,
+};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, LastRawMessageErrorKind, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self, Context, ErrorCode, context::ContextBuilder};
@@ -128,7 +130,8 @@ impl JetStream {
         match context.get_stream(self.purpose.stream()).await {
             Ok(stream) => suits(&stream.cached_info().config, &self.options, self.purpose),
             // It is made by the first node that starts.
-            Err(_) => Ok(()),
+            Err(error) if is_not_there(&error) => Ok(()),
+            Err(error) => Err(StreamError::Lost(whole(&error))),
         }
     }
 
@@ -216,10 +219,14 @@ fn suits(found: &Config, options: &ReplicaOptions, purpose: Purpose) -> Result<(
         (found.storage != wanted.storage, "it is kept in memory".into()),
         (found.discard != wanted.discard, "it makes room by throwing away the oldest messages".into()),
         (found.max_age != Duration::ZERO, format!("it throws messages away after {:?}", found.max_age)),
+        (found.max_bytes > 0, format!("it holds {} bytes at most, of all nodes", found.max_bytes)),
+        (found.max_messages > 0, format!("it holds {} messages at most", found.max_messages)),
+        (found.max_message_size > 0, format!("it takes messages of {} bytes at most", found.max_message_size)),
+        (found.no_ack || found.sealed, "it confirms nothing, or is sealed".into()),
         (found.max_messages_per_subject > 0, "it keeps only the newest messages of a subject".into()),
         (
             found.num_replicas < options.copies,
-            format!("it is kept in {} copies, and {} were asked for", found.num_replicas, options.copies),
+            format!("copies of a message are {}, and {} were asked for", found.num_replicas, options.copies),
         ),
     ];
     match differs.into_iter().find(|(differs, _)| *differs) {
@@ -254,6 +261,21 @@ fn refusal(error: &jetstream::Error, options: &ReplicaOptions, purpose: Purpose,
         )),
         _ => StreamError::Lost(format!("stream `{name}` cannot be opened: {detail}")),
     }
+}
+
+fn is_not_there(error: &GetStreamError) -> bool {
+    matches!(error.kind(), GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
+}
+
+fn is_full(error: &PublishError) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<jetstream::Error>());
+    let full = [
+        ErrorCode::STORAGE_RESOURCES_EXCEEDED,
+        ErrorCode::INSUFFICIENT_RESOURCES,
+        ErrorCode::ACCOUNT_RESOURCES_EXCEEDED,
+        ErrorCode::STREAM_STORE_FAILED,
+    ];
+    cause.is_some_and(|cause| full.contains(&cause.error_code()))
 }
 
 /// An error with what caused it.
@@ -307,6 +329,10 @@ impl Stream for Arc<JetStream> {
             Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => {
                 Err(StreamError::Lost("another message came first".into()))
             }
+            Err(error) if is_full(&error) => Err(StreamError::Full(format!(
+                "the NATS servers have no room for another message: {}; raise `max_file_store`, or the account's limit",
+                whole(&error)
+            ))),
             Err(error) => Err(self.lost(whole(&error)).await),
         }
     }
