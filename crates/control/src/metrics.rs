@@ -280,7 +280,7 @@ fn limits(text: &mut Text, snapshot: &NodeSnapshot) {
 fn replica(text: &mut Text, parts: &AdminParts) {
     let Some(status) = parts.spool.replica() else { return };
     text.family("seawall_replica_state", "gauge", "1 for the state the replica is in.");
-    for state in ["comparing", "current", "down", "refused"] {
+    for state in ["comparing", "current", "down", "refused", "superseded"] {
         text.sample("seawall_replica_state", &[("state", state)], u8::from(status.state.name() == state));
     }
     let gauge = "gauge";
@@ -292,6 +292,8 @@ fn replica(text: &mut Text, parts: &AdminParts) {
     );
     text.single("seawall_replica_records", gauge, "Records and remembered keys the replica holds.", status.held);
     text.single("seawall_replica_bytes", gauge, "Bytes of this node's messages in the stream.", status.held_bytes);
+    let help = "Records that only the replica has: this directory has lost them.";
+    text.single("seawall_replica_missing_records", gauge, help, status.missing);
     let counter = "counter";
     let mut count = |name, help, value| text.single(name, counter, help, value);
     count("seawall_replica_letters_total", "Letters confirmed by the stream.", status.letters_total);

@@ -7,6 +7,7 @@
 //! at its new node. Cut short at any point, the same command goes on: what was sent and not marked is known by its key.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -135,7 +136,7 @@ async fn from_replica(client: &Client, owner: &str, adopter: &str, keys: Option<
     if owner == adopter {
         bail!("`{owner}` runs, and delivers its records itself");
     }
-    let Some(StoreConfig { replica: Some(config), packs, record_bytes_max, .. }) = configured_store() else {
+    let Some(StoreConfig { path, replica: Some(config), packs, record_bytes_max, .. }) = configured_store() else {
         bail!("`./{CONFIG_FILE}` names no NATS servers: run this where the configuration with `store.url` lies");
     };
     let mut inherited = Inherited::look(replica::options(&config, owner)?, keys.as_ref(), packs).await?;
@@ -148,7 +149,8 @@ async fn from_replica(client: &Client, owner: &str, adopter: &str, keys: Option<
     }
     // Drawn before anything is copied: what the node would write from now on is refused, and it stops.
     inherited.fence(&format!("adopted by {adopter}")).await?;
-    let options = StoreOptions { seal_keys: keys, record_bytes_max, ..StoreOptions::new(scratch(owner), owner) };
+    let options =
+        StoreOptions { seal_keys: keys, record_bytes_max, ..StoreOptions::new(scratch(&path, owner)?, owner) };
     let work = copy_and_move(&inherited, client, adopter, options, &clock);
     let done = inherited.alone(adopter, &clock, work).await??;
     if done.left == 0 {
@@ -157,8 +159,17 @@ async fn from_replica(client: &Client, owner: &str, adopter: &str, keys: Option<
     Ok(done)
 }
 
-fn scratch(owner: &str) -> PathBuf {
-    std::env::temp_dir().join(format!("seawall-adopt-{owner}-{}", std::process::id()))
+/// Beside our own data, where payloads may lie; nobody else can look into it. What an earlier run left there goes.
+fn scratch(data: &Path, owner: &str) -> anyhow::Result<PathBuf> {
+    let mut name = data.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".adopt-{owner}"));
+    let dir = data.with_file_name(name);
+    if dir.exists() {
+        std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove `{}`", dir.display()))?;
+    }
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+    made.with_context(|| format!("cannot make `{}`", dir.display()))?;
+    Ok(dir)
 }
 
 async fn copy_and_move(
