@@ -82,6 +82,8 @@ struct Told {
 /// Writers that go on until they are told to stop.
 struct Load {
     stop: Arc<AtomicBool>,
+    /// Writes that were replicated.
+    far: Arc<AtomicU64>,
     writers: Vec<thread::JoinHandle<Vec<Told>>>,
 }
 
@@ -89,15 +91,16 @@ static KEYS: AtomicU64 = AtomicU64::new(0);
 
 impl Load {
     fn start(node: &Node) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, far) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let writer = |n: usize| {
-            let (stop, address) = (Arc::clone(&stop), node.address());
+            let (stop, far, address) = (Arc::clone(&stop), Arc::clone(&far), node.address());
             thread::spawn(move || {
                 let (mut client, mut told) = (Client::new(address), Vec::new());
                 while !stop.load(Relaxed) {
                     let key = format!("k{}", KEYS.fetch_add(1, Relaxed));
                     let (is_far, headers) = (n.is_multiple_of(2), format!("Idempotency-Key: \"{key}\"\r\n"));
                     let answer = client.ask(&post(if is_far { "/far" } else { "/near" }, &headers, &key));
+                    far.fetch_add(u64::from(is_far && answer.status == 202), Relaxed);
                     told.push(Told { at: Instant::now(), key, is_far, status: answer.status });
                     thread::sleep(Duration::from_millis(5));
                 }
@@ -105,7 +108,7 @@ impl Load {
             })
         };
         let writers = (0..4).map(writer).collect();
-        Self { stop, writers }
+        Self { stop, far, writers }
     }
 
     fn end(self) -> Vec<Told> {
@@ -132,7 +135,7 @@ fn round(cluster: &mut Cluster, node: &Node, sink: &Sink, blow: Blow) -> (Durati
     wait_until("the replica is current", || replica_state(node).0 == "current");
     let leader = crate::house::wait_for("a leader", || cluster.leader("SEAWALL_SPOOL"));
     let load = Load::start(node);
-    thread::sleep(Duration::from_millis(700));
+    wait_until("writes are replicated", || load.far.load(Relaxed) > 20);
     match blow {
         Blow::Kill | Blow::Wipe => cluster.servers[leader].kill(),
         Blow::Pause => cluster.servers[leader].pause(),
