@@ -1,7 +1,7 @@
 //! What Seawall decides. No clock, no socket, no file, no thread, no async fn, no entropy source: time and chance are
 //! arguments, so that the same inputs give the same bytes and everything here can be simulated.
 //!
-//! - [`fault`]: what becomes of bytes on the way through faults that are placed on purpose.
+//! - [`fault`]: what becomes of bytes and calls on the way through faults that are placed on purpose.
 //! - [`guard`]: breaker, retry and its budget, deadline, bulkhead, health.
 //! - [`balance`]: which endpoint gets the next try.
 //! - [`spool`]: what waits to be delivered, in which order, and what becomes of it.

@@ -11,6 +11,10 @@
 //! Not here: sockets and timers (the gateway's), the words of an API (the control side's). Who may place a fault, for
 //! how long and on how much of the traffic is asked before a fault reaches a link: a link obeys [`Link::put`] and
 //! [`Link::lift`], so a lease that runs out, a cap or a kill switch is one call away from every pipe.
+//!
+//! Faults on calls (HTTP), with leases, caps and a kill switch: [`book`].
+
+pub mod book;
 
 mod chance;
 mod link;

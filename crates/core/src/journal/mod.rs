@@ -179,6 +179,16 @@ kinds! {
     /// The oldest entries go: for their age, or for want of room. How many there were, and the number and tag of the last
     /// of them, are in the fields: `seawall journal verify` holds the first that is left against these.
     JournalTrimmed = "journal_trimmed",
+    /// A fault was placed on purpose: whose, on what, what and for how long is in the fields.
+    FaultPlaced = "fault_placed",
+    /// A fault's lease was renewed by its owner.
+    FaultRenewed = "fault_renewed",
+    /// A fault is gone: why (`expired`, `removed`, `killed`) and how many requests it touched is in the fields.
+    FaultEnded = "fault_ended",
+    /// The kill switch was turned on: every fault is gone, and none can be placed.
+    FaultsKilled = "faults_killed",
+    /// The kill switch was turned off.
+    FaultsReleased = "faults_released",
     /// A limit was reached; its name is the subject, how often so far is in the fields.
     LimitReached = "limit_reached",
 }

@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use allocation_counter::measure;
+use seawall_core::fault::book::{Book, Caps, Kind, Order, Portion, Scope, SharedBook, Try};
 use seawall_core::guard::breaker::{BreakerConfig, SharedBreaker};
-use seawall_core::id::RecordId;
+use seawall_core::id::{RecordId, RouteId, UpstreamId};
 use seawall_core::ledger::{Arrival, Class, Event, Ledger, ReceiptBatch, RecordRef};
 use seawall_core::outcome::{Failure, Outcome};
+use seawall_core::policy::{Delivery, Guards, Limits, Match, Policy, Route, Upstream};
+use seawall_core::prng::Prng;
 use seawall_core::spool::index::{Admission, Footprint, Index, IndexConfig};
 use seawall_core::spool::{FingerprintHalf, KeyHash, LaneKey, Terms};
 use seawall_core::time::{Mono, Wall};
@@ -25,6 +28,59 @@ fn a_breaker_allocates_nothing_while_closed() {
         }
     });
     assert_eq!(counted.count_total, 0);
+}
+
+/// One route to one upstream.
+fn policy() -> Policy {
+    let route = Route {
+        name: "events".into(),
+        matcher: Match::default(),
+        upstream: UpstreamId(0),
+        guards: Guards::default(),
+        fallbacks: Vec::new(),
+        order_by: None,
+        delivery: Delivery::default(),
+    };
+    let upstream = Upstream {
+        name: "queue".into(),
+        endpoints: Vec::new(),
+        health: None,
+        outlier: None,
+        connections_max: 1,
+        idle_timeout: Duration::ZERO,
+        connect_timeout: Duration::ZERO,
+    };
+    Policy {
+        node: "n".into(),
+        zone: "z".into(),
+        zones: Vec::new(),
+        listeners: Vec::new(),
+        routes: vec![route],
+        upstreams: vec![upstream],
+        limits: Limits::default(),
+        digest: String::new(),
+    }
+}
+
+#[test]
+fn faults_allocate_nothing_whether_there_are_any_or_not() {
+    let book = SharedBook::new(Book::new(Caps::default(), &policy(), 1));
+    let has_header = |_: &str, _: &str| false;
+    let it = Try {
+        route: RouteId(0),
+        upstream: UpstreamId(0),
+        method: "POST",
+        path: "/events",
+        has_header: &has_header,
+        touched: &[],
+    };
+    let touched = |tries: u64| (0..tries).filter(|_| book.touch(Mono::ZERO, &it).is_some()).count();
+    assert_eq!(measure(|| assert_eq!(touched(10_000), 0)).count_total, 0);
+    let scope = Scope { route: Some("events".into()), ..Scope::default() };
+    let (ttl, portion) = (Some(Duration::from_secs(1)), Portion::Every(2));
+    let order = Order { owner: "ada".into(), scope, portion, kind: Kind::Refuse, ttl, seed: None };
+    book.with(|book| assert!(book.place(Mono::ZERO, order, &mut Prng::new(1)).is_ok()));
+    assert_eq!(measure(|| assert_eq!(touched(10_000), 5_000)).count_total, 0);
 }
 
 /// As the embedded engine says where a record is.

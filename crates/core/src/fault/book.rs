@@ -1,0 +1,782 @@
+//! Faults on calls, each held by a lease: who placed which on what, until when, and which tries it touches.
+//!
+//! Picture a board with notes that fade. Whoever wants a fault pins a note to it ([`Order`]), and must come back to
+//! write it anew before it has faded; nobody has to take it down. Every try that is about to be sent walks past the
+//! board and is touched by the oldest note that chooses it, or by none.
+//! Invariants: a note that has faded decides nothing, whether or not anybody has taken it down; no more notes hang there
+//! than [`Caps`] allow, none on everything, none on more of the traffic than is allowed; while the kill switch is on the
+//! board is empty. The same orders, seeds and tries, in the same order, give the same choices.
+//! Not here: what becomes of a touched try (the gateway's), bytes ([`Link`](super::Link)), the words of the API.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::id::{RouteId, UpstreamId};
+use crate::journal::Seq;
+use crate::policy::{Fallback, Policy};
+use crate::prng::Prng;
+use crate::time::Mono;
+use crate::units::{Ratio, format_duration};
+
+/// Most tries a fault on the first ones ([`Portion::First`]) may touch: it knows no share that could be capped.
+pub const FIRST_MAX: u64 = 1_000;
+/// Characters of an owner's name, of a path's beginning, of a header's name or value.
+pub const TEXT_CHARS_MAX: usize = 256;
+/// Longest delay and longest jitter.
+pub const DELAY_MAX: Duration = Duration::from_secs(600);
+/// Faults that have ended and are still counted, so that the last counts are seen.
+const ENDED_MAX: usize = 32;
+
+/// How far faults may go.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Caps {
+    /// Most of the traffic in its scope a fault may touch.
+    pub share_max: Ratio,
+    /// Longest time until a lease must be renewed.
+    pub ttl_max: Duration,
+    /// Most faults at the same time.
+    pub count_max: usize,
+}
+
+impl Default for Caps {
+    fn default() -> Self {
+        Self { share_max: Ratio::of(1, 2).unwrap_or(Ratio::ZERO), ttl_max: Duration::from_secs(900), count_max: 8 }
+    }
+}
+
+/// A fault's name: never given twice in a data directory, so that a renewal that comes after a restart renews nothing
+/// else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Id {
+    epoch: u64,
+    number: u64,
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "f{}-{}", self.epoch, self.number)
+    }
+}
+
+impl FromStr for Id {
+    type Err = Refused;
+
+    fn from_str(text: &str) -> Result<Self, Refused> {
+        let parts = text.strip_prefix('f').and_then(|rest| rest.split_once('-'));
+        let id =
+            parts.and_then(|(epoch, number)| Some(Self { epoch: epoch.parse().ok()?, number: number.parse().ok()? }));
+        // Written any other way (`f01-1`) it is not the name that was given.
+        id.filter(|id| id.to_string() == text).ok_or_else(|| Refused::Unknown { id: text.into() })
+    }
+}
+
+/// What is done to a try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It is sent later.
+    Latency {
+        /// By so much,
+        delay: Duration,
+        /// and a random part of this, each as likely.
+        jitter: Duration,
+    },
+    /// It is not sent; this status is taken for the upstream's answer.
+    Abort {
+        /// 400 to 599: anything else would tell a client that something was done.
+        status: u16,
+    },
+    /// It is not sent, as if nobody listened there.
+    Refuse,
+    /// It is not sent and not answered: its time runs out.
+    Hang,
+    /// The upstream gets it and does it; its answer is thrown away, as if the connection had been reset.
+    Swallow,
+    /// The upstream gets it and does it; its answer's body ends early.
+    Cut,
+}
+
+impl Kind {
+    /// Every kind by name.
+    pub const NAMES: [&'static str; 6] = ["latency", "abort", "refuse", "hang", "swallow", "cut"];
+
+    /// Its word in the API, the journal and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Latency { .. } => "latency",
+            Self::Abort { .. } => "abort",
+            Self::Refuse => "refuse",
+            Self::Hang => "hang",
+            Self::Swallow => "swallow",
+            Self::Cut => "cut",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Latency { delay, jitter: Duration::ZERO } => write!(f, "latency {}", format_duration(*delay)),
+            Self::Latency { delay, jitter } => {
+                write!(f, "latency {} to {}", format_duration(*delay), format_duration(*delay + *jitter))
+            }
+            Self::Abort { status } => write!(f, "abort {status}"),
+            other => f.write_str(other.name()),
+        }
+    }
+}
+
+/// Which of the tries in a fault's scope it touches.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Portion {
+    /// Each with this probability.
+    Share(Ratio),
+    /// The first so many, then none.
+    First(u64),
+    /// Each n-th.
+    Every(u64),
+}
+
+impl fmt::Display for Portion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Share(share) => write!(f, "{share}"),
+            Self::First(count) => write!(f, "first {count}"),
+            Self::Every(1) => f.write_str("every one"),
+            Self::Every(step) => write!(f, "one in {step}"),
+        }
+    }
+}
+
+/// Which tries a fault lies in the way of: those that fit everything that is said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scope {
+    /// Of this route, by name. Without an upstream: to the route's own upstream, not to one that stands in for it.
+    pub route: Option<String>,
+    /// To this upstream, by name, whoever sends them.
+    pub upstream: Option<String>,
+    /// With this method, to the letter.
+    pub method: Option<String>,
+    /// Whose path begins so.
+    pub path_prefix: Option<String>,
+    /// With this header (name in lower case) of this value.
+    pub header: Option<(String, String)>,
+}
+
+impl fmt::Display for Scope {
+    /// Without the header's value, which may be a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let header = self.header.as_ref().map(|(name, _)| name);
+        let parts = [
+            ("route", self.route.as_ref()),
+            ("upstream", self.upstream.as_ref()),
+            ("method", self.method.as_ref()),
+            ("path_prefix", self.path_prefix.as_ref()),
+            ("header", header),
+        ];
+        let mut separator = "";
+        for (name, value) in parts {
+            if let Some(value) = value {
+                write!(f, "{separator}{name} {value}")?;
+                separator = ", ";
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A fault somebody wants.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Order {
+    /// Who: renewals must name the same.
+    pub owner: String,
+    /// On what.
+    pub scope: Scope,
+    /// On how much of it.
+    pub portion: Portion,
+    /// What.
+    pub kind: Kind,
+    /// For how long unless it is renewed.
+    pub ttl: Option<Duration>,
+    /// What its choices follow from; one is drawn where none is given.
+    pub seed: Option<u64>,
+}
+
+/// Why there was no fault, or none of that name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The caller made a mistake.
+    #[error("{message}")]
+    Invalid {
+        /// In this field.
+        field: &'static str,
+        /// What is wrong with it.
+        message: String,
+        /// What would be right.
+        allowed: Vec<String>,
+    },
+    /// As many as are allowed lie there.
+    #[error("{count_max} faults lie here already, and no more are allowed at the same time (`faults.count_max`)")]
+    TooMany {
+        /// The cap.
+        count_max: usize,
+    },
+    /// The same kind lies on the same scope: together they would be more than either says.
+    #[error("fault `{id}` does the same to the same requests; renew or remove that one")]
+    Same {
+        /// The one that is there.
+        id: Id,
+    },
+    /// The kill switch is on.
+    #[error("the kill switch is on (`{reason}`): no fault can be placed until it is released")]
+    Killed {
+        /// Why, as somebody said.
+        reason: String,
+    },
+    /// No such fault, or no longer.
+    #[error("there is no fault `{id}` (any more)")]
+    Unknown {
+        /// As written.
+        id: String,
+    },
+    /// Somebody else's.
+    #[error("fault `{id}` is held by `{owner}`, and only they can renew it")]
+    NotOwner {
+        /// The fault.
+        id: Id,
+        /// Who has it.
+        owner: String,
+    },
+}
+
+impl Refused {
+    fn invalid<T: Into<String>>(
+        field: &'static str,
+        message: impl Into<String>,
+        allowed: impl IntoIterator<Item = T>,
+    ) -> Self {
+        Self::Invalid { field, message: message.into(), allowed: allowed.into_iter().map(Into::into).collect() }
+    }
+
+    /// The field it is about, if it is one's fault.
+    #[must_use]
+    pub const fn field(&self) -> Option<&'static str> {
+        match self {
+            Self::Invalid { field, .. } => Some(field),
+            Self::Unknown { .. } => Some("id"),
+            Self::NotOwner { .. } => Some("owner"),
+            Self::Same { .. } => Some("kind"),
+            Self::TooMany { .. } | Self::Killed { .. } => None,
+        }
+    }
+}
+
+/// A fault that lies there, or did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fault {
+    /// Its name.
+    pub id: Id,
+    /// Whose.
+    pub owner: String,
+    /// On what.
+    pub scope: Scope,
+    /// On how much of it.
+    pub portion: Portion,
+    /// What.
+    pub kind: Kind,
+    /// What its choices follow from.
+    pub seed: u64,
+    /// Gone from this moment on.
+    pub until: Mono,
+    /// Tries that came by and were in its scope.
+    pub seen: u64,
+    /// Of those, touched.
+    pub tries: u64,
+    /// Requests these belong to: one that is tried again may be touched twice.
+    pub requests: u64,
+    /// The journal's entry about it.
+    pub told: Option<Seq>,
+}
+
+/// A try that is about to be sent.
+#[derive(Clone, Copy)]
+pub struct Try<'a> {
+    /// Of which route.
+    pub route: RouteId,
+    /// To which upstream.
+    pub upstream: UpstreamId,
+    /// Its method.
+    pub method: &'a str,
+    /// Its path, without the query.
+    pub path: &'a str,
+    /// Whether it has this header with this value.
+    pub has_header: &'a dyn Fn(&str, &str) -> bool,
+    /// What touched earlier tries of the same request.
+    pub touched: &'a [Id],
+}
+
+/// What is to be done to a try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Touch {
+    /// By which fault.
+    pub id: Id,
+    /// And how.
+    pub act: Act,
+}
+
+/// What is done to one try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// Send it so much later.
+    Delay(Duration),
+    /// Answer with this status.
+    Abort(u16),
+    /// Refuse the connection.
+    Refuse,
+    /// Say nothing.
+    Hang,
+    /// Send it and throw the answer away.
+    Swallow,
+    /// Send it and end the answer early.
+    Cut,
+}
+
+/// Why a fault ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Its lease ran out.
+    Expired,
+    /// Somebody took it away.
+    Removed,
+    /// The kill switch took it away.
+    Killed,
+}
+
+impl Why {
+    /// Its word in the journal.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::Removed => "removed",
+            Self::Killed => "killed",
+        }
+    }
+}
+
+/// The kill switch, while it is on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Killed {
+    /// Why, as somebody said.
+    pub reason: String,
+    /// The journal's entry about it.
+    pub told: Option<Seq>,
+}
+
+/// What a policy calls things.
+#[derive(Clone, Debug)]
+struct Names {
+    routes: Vec<RouteName>,
+    upstreams: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+struct RouteName {
+    name: String,
+    /// Its own upstream first, then those that stand in for it.
+    upstreams: Vec<UpstreamId>,
+}
+
+/// A fault at work.
+#[derive(Clone, Debug)]
+struct Held {
+    fault: Fault,
+    /// `None` for any.
+    route: Option<RouteId>,
+    upstream: UpstreamId,
+    /// Decides which tries; what is done to them draws from another source, so that a kind changes no choice.
+    choices: Prng,
+    effects: Prng,
+}
+
+/// The board.
+#[derive(Clone, Debug)]
+pub struct Book {
+    caps: Caps,
+    names: Names,
+    epoch: u64,
+    /// By age.
+    held: Vec<Held>,
+    ended: Vec<Fault>,
+    placed: u64,
+    killed: Option<Killed>,
+}
+
+impl Book {
+    /// An empty one for the routes and upstreams of a policy. `epoch` is a number no earlier start of the node has had.
+    #[must_use]
+    pub fn new(caps: Caps, policy: &Policy, epoch: u64) -> Self {
+        let route = |route: &crate::policy::Route| {
+            let other = |fallback: &Fallback| match fallback {
+                Fallback::Upstream(other) => Some(*other),
+                _ => None,
+            };
+            let others = route.fallbacks.iter().filter_map(other);
+            RouteName { name: route.name.clone(), upstreams: [route.upstream].into_iter().chain(others).collect() }
+        };
+        let names = Names {
+            routes: policy.routes.iter().map(route).collect(),
+            upstreams: policy.upstreams.iter().map(|upstream| upstream.name.clone()).collect(),
+        };
+        Self { caps, names, epoch, held: Vec::new(), ended: Vec::new(), placed: 0, killed: None }
+    }
+
+    /// How far faults may go here.
+    #[must_use]
+    pub const fn caps(&self) -> Caps {
+        self.caps
+    }
+
+    /// The kill switch, if it is on.
+    #[must_use]
+    pub const fn killed(&self) -> Option<&Killed> {
+        self.killed.as_ref()
+    }
+
+    /// Places a fault.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing was placed then.
+    pub fn place(&mut self, now: Mono, order: Order, prng: &mut Prng) -> Result<&Fault, Refused> {
+        if let Some(Killed { reason, .. }) = &self.killed {
+            return Err(Refused::Killed { reason: reason.clone() });
+        }
+        let (route, upstream) = self.names.find(&order.scope)?;
+        let Order { owner, scope, portion, kind, ttl, seed } = order;
+        check_text("owner", &owner)?;
+        check_scope(&scope)?;
+        self.check_portion(portion)?;
+        check_kind(kind)?;
+        let ttl = self.check_ttl(ttl)?;
+        let mut standing = self.held.iter().map(|held| &held.fault).filter(|fault| now < fault.until);
+        let is_same = |fault: &&Fault| fault.kind.name() == kind.name() && fault.scope == scope;
+        if let Some(same) = standing.clone().find(is_same) {
+            return Err(Refused::Same { id: same.id });
+        }
+        if standing.by_ref().count() >= self.caps.count_max {
+            return Err(Refused::TooMany { count_max: self.caps.count_max });
+        }
+        self.placed += 1;
+        let id = Id { epoch: self.epoch, number: self.placed };
+        // Short enough to be typed again.
+        let seed = seed.unwrap_or_else(|| prng.next_u64() >> 32);
+        let mut choices = Prng::new(seed);
+        let effects = choices.fork();
+        let until = now + ttl;
+        let fault = Fault { id, owner, scope, portion, kind, seed, until, seen: 0, tries: 0, requests: 0, told: None };
+        self.held.push(Held { fault, route, upstream, choices, effects });
+        Ok(&self.held[self.held.len() - 1].fault)
+    }
+
+    /// Gives a fault another time to live, from now on.
+    ///
+    /// # Errors
+    /// [`Refused`] where it is gone, somebody else's, or the time is not allowed.
+    pub fn renew(&mut self, now: Mono, id: Id, owner: &str, ttl: Option<Duration>) -> Result<&Fault, Refused> {
+        let ttl = self.check_ttl(ttl);
+        let fault = self.standing(now, id)?;
+        if fault.owner != owner {
+            return Err(Refused::NotOwner { id, owner: fault.owner.clone() });
+        }
+        fault.until = now + ttl?;
+        Ok(fault)
+    }
+
+    /// Notes what the journal says of a fault.
+    pub fn tell(&mut self, id: Id, seq: Seq) {
+        if let Some(held) = self.held.iter_mut().find(|held| held.fault.id == id) {
+            held.fault.told = Some(seq);
+        }
+    }
+
+    /// Takes a fault away.
+    ///
+    /// # Errors
+    /// [`Refused::Unknown`].
+    pub fn remove(&mut self, now: Mono, id: Id) -> Result<Fault, Refused> {
+        self.standing(now, id)?;
+        let unknown = || Refused::Unknown { id: id.to_string() };
+        self.take(|held| held.fault.id == id).pop().ok_or_else(unknown)
+    }
+
+    /// Takes down what has faded.
+    pub fn expire(&mut self, now: Mono) -> Vec<Fault> {
+        if self.held.iter().all(|held| now < held.fault.until) {
+            return Vec::new();
+        }
+        self.take(|held| held.fault.until <= now)
+    }
+
+    /// Takes everything away, and lets nothing be placed until [`Self::release`]. On already, it stays on for the first
+    /// reason.
+    pub fn kill(&mut self, reason: &str, told: Option<Seq>) -> Vec<Fault> {
+        self.killed.get_or_insert_with(|| Killed { reason: reason.into(), told });
+        self.take(|_| true)
+    }
+
+    /// Lets faults be placed again. Tells what was on.
+    pub fn release(&mut self) -> Option<Killed> {
+        self.killed.take()
+    }
+
+    /// Those that lie there now, the oldest first.
+    pub fn standing_at(&self, now: Mono) -> impl Iterator<Item = &Fault> {
+        self.held.iter().map(|held| &held.fault).filter(move |fault| now < fault.until)
+    }
+
+    /// The last that ended, the oldest first.
+    #[must_use]
+    pub fn ended(&self) -> &[Fault] {
+        &self.ended
+    }
+
+    /// Until when a fault lies there, if nobody renews it.
+    #[must_use]
+    pub fn until(&self, now: Mono, id: Id) -> Option<Mono> {
+        self.standing_at(now).find(|fault| fault.id == id).map(|fault| fault.until)
+    }
+
+    /// What becomes of a try: the oldest fault that chooses it touches it.
+    pub fn touch(&mut self, now: Mono, it: &Try<'_>) -> Option<Touch> {
+        let mut touch = None;
+        for held in &mut self.held {
+            if held.fault.until <= now || !held.covers(it) {
+                continue;
+            }
+            // Asked of each, touched by one: a neighbour that comes or goes changes nobody's later choices.
+            if held.chooses() && touch.is_none() {
+                held.fault.tries += 1;
+                held.fault.requests += u64::from(!it.touched.contains(&held.fault.id));
+                touch = Some(Touch { id: held.fault.id, act: held.act() });
+            }
+        }
+        touch
+    }
+
+    fn standing(&mut self, now: Mono, id: Id) -> Result<&mut Fault, Refused> {
+        let held = self.held.iter_mut().find(|held| held.fault.id == id && now < held.fault.until);
+        held.map(|held| &mut held.fault).ok_or_else(|| Refused::Unknown { id: id.to_string() })
+    }
+
+    fn take(&mut self, which: impl Fn(&Held) -> bool) -> Vec<Fault> {
+        let (gone, held): (Vec<Held>, Vec<Held>) = std::mem::take(&mut self.held).into_iter().partition(which);
+        self.held = held;
+        let gone: Vec<Fault> = gone.into_iter().map(|held| held.fault).collect();
+        self.ended.extend(gone.iter().cloned());
+        self.ended.drain(..self.ended.len().saturating_sub(ENDED_MAX));
+        gone
+    }
+
+    fn check_portion(&self, portion: Portion) -> Result<(), Refused> {
+        let max = self.caps.share_max;
+        match portion {
+            Portion::Share(share) if share <= Ratio::ZERO || share > max => {
+                let message = format!("a share of {share} is not allowed here (`faults.share_max` is {max})");
+                Err(Refused::invalid("share", message, [format!("more than 0%, at most {max}")]))
+            }
+            Portion::First(count) if !(1..=FIRST_MAX).contains(&count) => {
+                Err(Refused::invalid("first", format!("`{count}` is out of range"), [format!("1 to {FIRST_MAX}")]))
+            }
+            Portion::Every(step) if Ratio::of(1, step).is_none_or(|share| share > max) => {
+                let least = (1.0 / max.get()).ceil();
+                let message = format!("one in {step} is not allowed here (`faults.share_max` is {max})");
+                Err(Refused::invalid("every", message, [format!("{least} or more")]))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_ttl(&self, ttl: Option<Duration>) -> Result<Duration, Refused> {
+        let max = self.caps.ttl_max;
+        let allowed = || [format!("more than 0s, at most {}", format_duration(max))];
+        match ttl {
+            None => Err(Refused::invalid(
+                "ttl",
+                "`ttl` is missing: a fault that nobody renews must go by itself",
+                allowed(),
+            )),
+            Some(ttl) if ttl.is_zero() || ttl > max => {
+                let written = format_duration(ttl);
+                let message = format!("`{written}` is not allowed here (`faults.ttl_max` is {})", format_duration(max));
+                Err(Refused::invalid("ttl", message, allowed()))
+            }
+            Some(ttl) => Ok(ttl),
+        }
+    }
+}
+
+impl Names {
+    /// What a scope's names mean: with a route alone, the tries to its own upstream.
+    fn find(&self, scope: &Scope) -> Result<(Option<RouteId>, UpstreamId), Refused> {
+        let routes = || self.routes.iter().map(|route| route.name.as_str());
+        let place = |found: usize| u32::try_from(found).unwrap_or(u32::MAX);
+        let route = match &scope.route {
+            None => None,
+            Some(name) => Some(
+                routes()
+                    .position(|known| known == name)
+                    .ok_or_else(|| Refused::invalid("route", format!("there is no route `{name}`"), routes()))?,
+            ),
+        };
+        let upstream = match &scope.upstream {
+            None => None,
+            Some(name) => {
+                let found = self.upstreams.iter().position(|known| known == name).ok_or_else(|| {
+                    Refused::invalid("upstream", format!("there is no upstream `{name}`"), self.upstreams.iter())
+                })?;
+                Some(UpstreamId(place(found)))
+            }
+        };
+        match (route, upstream) {
+            (None, None) => {
+                let message = "a fault lies on a route or an upstream, never on everything: give `route` or `upstream`";
+                Err(Refused::invalid("route", message, routes()))
+            }
+            (None, Some(upstream)) => Ok((None, upstream)),
+            (Some(route), None) => Ok((Some(RouteId(place(route))), self.routes[route].upstreams[0])),
+            (Some(route), Some(upstream)) => {
+                let RouteName { name, upstreams } = &self.routes[route];
+                if upstreams.contains(&upstream) {
+                    return Ok((Some(RouteId(place(route))), upstream));
+                }
+                let message = format!("route `{name}` never calls upstream `{}`", self.upstreams[upstream.index()]);
+                let known = upstreams.iter().map(|known| self.upstreams[known.index()].as_str());
+                Err(Refused::invalid("upstream", message, known))
+            }
+        }
+    }
+}
+
+impl Held {
+    fn covers(&self, it: &Try<'_>) -> bool {
+        let Scope { method, path_prefix, header, .. } = &self.fault.scope;
+        self.upstream == it.upstream
+            && self.route.is_none_or(|route| route == it.route)
+            && method.as_ref().is_none_or(|method| method == it.method)
+            && path_prefix.as_ref().is_none_or(|prefix| it.path.starts_with(prefix.as_str()))
+            && header.as_ref().is_none_or(|(name, value)| (it.has_header)(name, value))
+    }
+
+    fn chooses(&mut self) -> bool {
+        self.fault.seen += 1;
+        match self.fault.portion {
+            Portion::Share(share) => self.choices.chance(share.get()),
+            Portion::First(count) => self.fault.tries < count,
+            Portion::Every(step) => self.fault.seen.is_multiple_of(step),
+        }
+    }
+
+    fn act(&mut self) -> Act {
+        match self.fault.kind {
+            Kind::Latency { delay, jitter } => {
+                let nanos = u64::try_from(jitter.as_nanos()).unwrap_or(u64::MAX);
+                Act::Delay(delay + Duration::from_nanos(self.effects.below(nanos.saturating_add(1))))
+            }
+            Kind::Abort { status } => Act::Abort(status),
+            Kind::Refuse => Act::Refuse,
+            Kind::Hang => Act::Hang,
+            Kind::Swallow => Act::Swallow,
+            Kind::Cut => Act::Cut,
+        }
+    }
+}
+
+fn check_text(field: &'static str, text: &str) -> Result<(), Refused> {
+    let count = text.chars().count();
+    if text.trim().is_empty() || count > TEXT_CHARS_MAX || text.chars().any(char::is_control) {
+        let message = if count == 0 { format!("`{field}` is empty") } else { format!("`{field}` is not a short text") };
+        return Err(Refused::invalid(field, message, [format!("1 to {TEXT_CHARS_MAX} characters of one line")]));
+    }
+    Ok(())
+}
+
+fn check_scope(scope: &Scope) -> Result<(), Refused> {
+    let is_token = |text: &str| {
+        (1..=TEXT_CHARS_MAX).contains(&text.len())
+            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+    };
+    if let Some(method) = scope.method.as_ref().filter(|method| !is_token(method)) {
+        return Err(Refused::invalid("method", format!("`{method}` is not a method"), ["GET", "POST", "PUT"]));
+    }
+    if let Some(prefix) = &scope.path_prefix {
+        check_text("path_prefix", prefix)?;
+        if !prefix.starts_with('/') {
+            let message = format!("`{prefix}` is not the beginning of a path");
+            return Err(Refused::invalid("path_prefix", message, ["/", "/orders/"]));
+        }
+    }
+    if let Some((name, value)) = &scope.header {
+        check_text("header", value)?;
+        if !is_token(name) || name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            let message = format!("`{name}` is not the name of a header");
+            return Err(Refused::invalid("header", message, ["x-tenant"]));
+        }
+    }
+    Ok(())
+}
+
+fn check_kind(kind: Kind) -> Result<(), Refused> {
+    match kind {
+        Kind::Latency { delay, jitter } if (delay + jitter).is_zero() || delay > DELAY_MAX || jitter > DELAY_MAX => {
+            let message = "a latency of nothing, or too long a one";
+            let allowed = format!("a delay or a jitter above 0s, each at most {}", format_duration(DELAY_MAX));
+            Err(Refused::invalid("kind", message, [allowed]))
+        }
+        Kind::Abort { status } if !(400..=599).contains(&status) => {
+            let message = format!("`{status}` would tell a client that something was done: only a failure is given");
+            Err(Refused::invalid("kind", message, ["400 to 599"]))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A book that many tries walk past at the same time: one atomic load while it is empty, a short lock otherwise.
+#[derive(Debug)]
+pub struct SharedBook {
+    any: AtomicBool,
+    book: Mutex<Book>,
+}
+
+impl SharedBook {
+    /// Ready to be shared.
+    #[must_use]
+    pub fn new(book: Book) -> Self {
+        Self { any: AtomicBool::new(!book.held.is_empty()), book: Mutex::new(book) }
+    }
+
+    /// True while there may be a fault.
+    #[inline]
+    pub fn is_any(&self) -> bool {
+        // A try that is sent at the very moment a fault is placed may miss it; whoever placed it cannot tell.
+        self.any.load(Relaxed)
+    }
+
+    /// What becomes of a try.
+    pub fn touch(&self, now: Mono, it: &Try<'_>) -> Option<Touch> {
+        if self.is_any() { self.with(|book| book.touch(now, it)) } else { None }
+    }
+
+    /// Does something with the book, alone.
+    pub fn with<T>(&self, work: impl FnOnce(&mut Book) -> T) -> T {
+        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = work(&mut book);
+        self.any.store(!book.held.is_empty(), Relaxed);
+        done
+    }
+}
+
+#[cfg(test)]
+mod tests;

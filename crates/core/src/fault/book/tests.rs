@@ -1,0 +1,449 @@
+//! A board and tries that walk past it: named cases, then chance against a model.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::policy::{Delivery, Guards, Limits, Listener, Match, Route, Upstream};
+
+/// Routes `events` (to `queue`, then `other`) and `quotes` (to `carrier`).
+fn policy() -> Policy {
+    let route = |name: &str, upstream, fallbacks| Route {
+        name: name.into(),
+        matcher: Match::default(),
+        upstream: UpstreamId(upstream),
+        guards: Guards::default(),
+        fallbacks,
+        order_by: None,
+        delivery: Delivery::default(),
+    };
+    let upstream = |name: &str| Upstream {
+        name: name.into(),
+        endpoints: Vec::new(),
+        health: None,
+        outlier: None,
+        connections_max: 1,
+        idle_timeout: Duration::ZERO,
+        connect_timeout: Duration::ZERO,
+    };
+    Policy {
+        node: "n".into(),
+        zone: "z".into(),
+        zones: vec!["z".into()],
+        listeners: vec![Listener {
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            routes: vec![RouteId(0), RouteId(1)],
+        }],
+        routes: vec![
+            route("events", 0, vec![Fallback::Spool, Fallback::Upstream(UpstreamId(2))]),
+            route("quotes", 1, Vec::new()),
+        ],
+        upstreams: ["queue", "carrier", "other"].map(upstream).into(),
+        limits: Limits::default(),
+        digest: String::new(),
+    }
+}
+
+fn book() -> Book {
+    Book::new(Caps::default(), &policy(), 7)
+}
+
+fn at(seconds: u64) -> Mono {
+    Mono::from_millis(seconds * 1_000)
+}
+
+fn order(kind: Kind, portion: Portion) -> Order {
+    let scope = Scope { route: Some("events".into()), ..Scope::default() };
+    let ttl = Some(Duration::from_secs(60));
+    Order { owner: "ada".into(), scope, portion, kind, ttl, seed: Some(42) }
+}
+
+fn put(book: &mut Book, now: Mono, order: Order) -> Result<Id, Refused> {
+    book.place(now, order, &mut Prng::new(1)).map(|fault| fault.id)
+}
+
+fn no_header(_: &str, _: &str) -> bool {
+    false
+}
+
+/// A try of `events` to its own upstream.
+fn a_try() -> Try<'static> {
+    Try {
+        route: RouteId(0),
+        upstream: UpstreamId(0),
+        method: "POST",
+        path: "/events/1",
+        has_header: &no_header,
+        touched: &[],
+    }
+}
+
+fn hits(book: &mut Book, tries: usize) -> Vec<bool> {
+    (0..tries).map(|_| book.touch(at(1), &a_try()).is_some()).collect()
+}
+
+#[test]
+fn an_empty_book_touches_nothing() {
+    assert_eq!(book().touch(Mono::ZERO, &a_try()), None);
+}
+
+#[test]
+fn a_lease_that_is_not_renewed_ends_at_its_moment_and_not_before() {
+    let mut book = book();
+    let id = put(&mut book, at(0), order(Kind::Hang, Portion::Every(2))).unwrap();
+    assert_eq!(book.until(at(59), id), Some(at(60)));
+    let mut touched_at = |now| (0..2).any(|_| book.touch(now, &a_try()).is_some());
+    let last = Mono::from_nanos(at(60).as_nanos() - 1);
+    assert!(touched_at(last) && !touched_at(at(60)), "nobody has taken it down, and it decides nothing");
+    assert_eq!(book.standing_at(at(60)).count(), 0);
+    assert_eq!(
+        book.renew(at(60), id, "ada", Some(Duration::from_secs(1))),
+        Err(Refused::Unknown { id: id.to_string() })
+    );
+    let gone = book.expire(at(60));
+    assert_eq!((gone.len(), gone[0].id, gone[0].requests), (1, id, 1));
+    assert!(book.expire(at(60)).is_empty() && book.ended().len() == 1);
+}
+
+#[test]
+fn an_owner_renews_and_nobody_else_does() {
+    let mut book = book();
+    let id = put(&mut book, at(0), order(Kind::Refuse, Portion::First(1))).unwrap();
+    let ttl = Some(Duration::from_secs(60));
+    let refused = book.renew(at(30), id, "bob", ttl).unwrap_err();
+    assert_eq!(refused, Refused::NotOwner { id, owner: "ada".into() });
+    assert_eq!((refused.field(), book.until(at(30), id)), (Some("owner"), Some(at(60))));
+    assert_eq!(book.renew(at(30), id, "ada", ttl).unwrap().until, at(90));
+    assert_eq!(book.renew(at(31), id, "ada", Some(Duration::from_secs(10))).unwrap().until, at(41), "from now on");
+    assert!(matches!(book.renew(at(31), id, "ada", None), Err(Refused::Invalid { field: "ttl", .. })));
+    assert_eq!(book.until(at(31), id), Some(at(41)), "a refusal changes nothing");
+}
+
+#[test]
+fn the_kill_switch_takes_all_and_lets_none_in() {
+    let mut book = book();
+    put(&mut book, at(0), order(Kind::Refuse, Portion::First(1))).unwrap();
+    put(&mut book, at(0), order(Kind::Hang, Portion::First(1))).unwrap();
+    assert_eq!(book.kill("pager", Some(Seq(5))).len(), 2);
+    assert_eq!(book.touch(at(0), &a_try()), None);
+    let refused = put(&mut book, at(0), order(Kind::Cut, Portion::First(1))).unwrap_err();
+    assert_eq!(refused, Refused::Killed { reason: "pager".into() });
+    assert!(book.kill("again", None).is_empty());
+    assert_eq!(book.release(), Some(Killed { reason: "pager".into(), told: Some(Seq(5)) }));
+    assert_eq!(book.release(), None);
+    assert!(put(&mut book, at(0), order(Kind::Cut, Portion::First(1))).is_ok());
+}
+
+#[test]
+fn what_cannot_be_placed_is_told_with_its_field_and_what_would_be_right() {
+    let share = |percent: u64| Portion::Share(Ratio::of(percent, 100).unwrap());
+    let good = order(Kind::Swallow, share(50));
+    let scoped = |scope: Scope| Order { scope, ..good.clone() };
+    let named = |route: Option<&str>, upstream: Option<&str>| {
+        scoped(Scope { route: route.map(Into::into), upstream: upstream.map(Into::into), ..Scope::default() })
+    };
+    let narrowed = |change: fn(&mut Scope)| {
+        let mut order = good.clone();
+        change(&mut order.scope);
+        order
+    };
+    let kind = |kind| Order { kind, ..good.clone() };
+    let portion = |portion| Order { portion, ..good.clone() };
+    let ttl = |ttl: Option<u64>| Order { ttl: ttl.map(Duration::from_secs), ..good.clone() };
+    let ms = Duration::from_millis;
+    let cases = [
+        (named(Some("event"), None), "route", "events, quotes"),
+        (named(None, Some("que")), "upstream", "queue, carrier, other"),
+        (named(None, None), "route", "events, quotes"),
+        (named(Some("events"), Some("carrier")), "upstream", "queue, other"),
+        (portion(share(51)), "share", "more than 0%, at most 50%"),
+        (portion(share(0)), "share", "more than 0%, at most 50%"),
+        (portion(Portion::First(0)), "first", "1 to 1000"),
+        (portion(Portion::First(1_001)), "first", "1 to 1000"),
+        (portion(Portion::Every(1)), "every", "2 or more"),
+        (portion(Portion::Every(0)), "every", "2 or more"),
+        (ttl(None), "ttl", "more than 0s, at most 15m"),
+        (ttl(Some(0)), "ttl", "more than 0s, at most 15m"),
+        (ttl(Some(901)), "ttl", "more than 0s, at most 15m"),
+        (kind(Kind::Abort { status: 200 }), "kind", "400 to 599"),
+        (kind(Kind::Abort { status: 600 }), "kind", "400 to 599"),
+        (kind(Kind::Latency { delay: ms(0), jitter: ms(0) }), "kind", "a delay or a jitter above 0s, each at most 10m"),
+        (
+            kind(Kind::Latency { delay: ms(600_001), jitter: ms(0) }),
+            "kind",
+            "a delay or a jitter above 0s, each at most 10m",
+        ),
+        (Order { owner: " ".into(), ..good.clone() }, "owner", "1 to 256 characters of one line"),
+        (Order { owner: "a\nb".into(), ..good.clone() }, "owner", "1 to 256 characters of one line"),
+        (narrowed(|scope| scope.method = Some("G T".into())), "method", "GET, POST, PUT"),
+        (narrowed(|scope| scope.path_prefix = Some("orders".into())), "path_prefix", "/, /orders/"),
+        (narrowed(|scope| scope.header = Some(("X-A".into(), "1".into()))), "header", "x-tenant"),
+        (
+            narrowed(|scope| scope.header = Some(("x-a".into(), String::new()))),
+            "header",
+            "1 to 256 characters of one line",
+        ),
+    ];
+    let mut book = book();
+    for (order, wanted, right) in cases {
+        match put(&mut book, at(0), order.clone()) {
+            Err(Refused::Invalid { field, allowed, message }) => {
+                assert_eq!((field, allowed.join(", ").as_str()), (wanted, right), "{message}");
+            }
+            other => panic!("{order:?}: {other:?}"),
+        }
+    }
+    assert_eq!(book.standing_at(at(0)).count(), 0, "nothing was placed on the way");
+    assert_eq!(put(&mut book, at(0), good).unwrap().to_string(), "f7-1", "and no number was used up");
+}
+
+#[test]
+fn no_more_than_the_cap_and_none_twice() {
+    let mut book = book();
+    let kinds = [Kind::Hang, Kind::Refuse, Kind::Swallow, Kind::Cut];
+    let paths = ["/a", "/b"];
+    for (kind, path) in kinds.iter().flat_map(|kind| paths.map(|path| (*kind, path))) {
+        let mut order = order(kind, Portion::First(1));
+        order.scope.path_prefix = Some(path.into());
+        put(&mut book, at(0), order.clone()).unwrap();
+        let same = put(&mut book, at(0), order).unwrap_err();
+        assert!(matches!(same, Refused::Same { .. }) && same.field() == Some("kind"), "{same}");
+    }
+    let one_more = order(Kind::Abort { status: 503 }, Portion::First(1));
+    assert_eq!(put(&mut book, at(0), one_more.clone()), Err(Refused::TooMany { count_max: 8 }));
+    assert!(put(&mut book, at(60), one_more).is_ok(), "those that have run out take no place, taken down or not");
+}
+
+#[test]
+fn a_removed_fault_is_gone_and_its_name_with_it() {
+    let mut book = book();
+    let id = put(&mut book, at(0), order(Kind::Refuse, Portion::First(9))).unwrap();
+    assert_eq!(hits(&mut book, 2), [true, true]);
+    let gone = book.remove(at(1), id).unwrap();
+    assert_eq!((gone.tries, gone.requests, gone.seen), (2, 2, 2));
+    assert!(!hits(&mut book, 1)[0]);
+    assert_eq!(book.remove(at(1), id), Err(Refused::Unknown { id: "f7-1".into() }));
+    let next = put(&mut book, at(1), order(Kind::Refuse, Portion::First(9))).unwrap();
+    assert_ne!(id, next);
+    assert_eq!(next.to_string().parse(), Ok(next));
+    for odd in ["f7", "7-2", "f7-x", "f07-2", "f7-+2", ""] {
+        assert_eq!(odd.parse::<Id>(), Err(Refused::Unknown { id: odd.into() }));
+    }
+}
+
+#[test]
+fn only_what_is_in_scope_is_seen() {
+    let has = |name: &str, value: &str| (name, value) == ("x-tenant", "acme");
+    let full = Scope {
+        route: Some("events".into()),
+        upstream: None,
+        method: Some("POST".into()),
+        path_prefix: Some("/events".into()),
+        header: Some(("x-tenant".into(), "acme".into())),
+    };
+    let fits = Try { has_header: &has, ..a_try() };
+    let others = [
+        Try { route: RouteId(1), upstream: UpstreamId(1), ..fits },
+        // What stands in for the route's own upstream is not its own.
+        Try { upstream: UpstreamId(2), ..fits },
+        Try { method: "GET", ..fits },
+        Try { path: "/event", ..fits },
+        Try { has_header: &no_header, ..fits },
+    ];
+    let mut book = book();
+    put(&mut book, at(0), Order { scope: full, ..order(Kind::Hang, Portion::First(9)) }).unwrap();
+    for other in others {
+        assert_eq!(book.touch(at(1), &other), None);
+    }
+    assert_eq!(book.standing_at(at(1)).next().unwrap().seen, 0);
+    assert_eq!(book.touch(at(1), &fits).map(|touch| touch.act), Some(Act::Hang));
+    // An upstream's is met whoever calls it, also where it stands in.
+    let upstream = Scope { upstream: Some("other".into()), ..Scope::default() };
+    put(&mut book, at(0), Order { scope: upstream, ..order(Kind::Cut, Portion::First(9)) }).unwrap();
+    let stands_in = Try { upstream: UpstreamId(2), ..a_try() };
+    assert_eq!(book.touch(at(1), &stands_in).map(|touch| touch.act), Some(Act::Cut));
+    assert_eq!(book.touch(at(1), &Try { route: RouteId(1), ..stands_in }).map(|touch| touch.act), Some(Act::Cut));
+}
+
+#[test]
+fn the_first_few_and_each_nth() {
+    let mut first = book();
+    put(&mut first, at(0), order(Kind::Hang, Portion::First(2))).unwrap();
+    assert_eq!(hits(&mut first, 4), [true, true, false, false]);
+    let mut every = book();
+    put(&mut every, at(0), order(Kind::Hang, Portion::Every(3))).unwrap();
+    assert_eq!(hits(&mut every, 6), [false, false, true, false, false, true]);
+}
+
+#[test]
+fn a_request_that_is_tried_again_is_one_request() {
+    let mut book = book();
+    let id = put(&mut book, at(0), order(Kind::Hang, Portion::First(9))).unwrap();
+    book.touch(at(1), &a_try());
+    book.touch(at(1), &Try { touched: &[id], ..a_try() });
+    let fault = book.standing_at(at(1)).next().unwrap();
+    assert_eq!((fault.tries, fault.requests), (2, 1));
+}
+
+#[test]
+fn one_try_is_touched_by_the_oldest_that_chooses_it() {
+    let mut book = book();
+    let old = put(&mut book, at(0), order(Kind::Hang, Portion::First(1))).unwrap();
+    let young = put(&mut book, at(0), order(Kind::Refuse, Portion::First(1))).unwrap();
+    let mut by = || book.touch(at(1), &a_try()).map(|touch| touch.id);
+    assert_eq!([by(), by(), by()], [Some(old), Some(young), None]);
+}
+
+#[test]
+fn words_for_people() {
+    let ms = Duration::from_millis;
+    assert_eq!(Kind::Latency { delay: ms(200), jitter: ms(50) }.to_string(), "latency 200ms to 250ms");
+    assert_eq!(Kind::Latency { delay: ms(200), jitter: ms(0) }.to_string(), "latency 200ms");
+    assert_eq!(Kind::Abort { status: 503 }.to_string(), "abort 503");
+    let portions = [Portion::First(3), Portion::Every(4), Portion::Every(1), Portion::Share(Ratio::ONE)];
+    assert_eq!(portions.map(|it| it.to_string()), ["first 3", "one in 4", "every one", "100%"]);
+    let scope = Scope {
+        route: Some("events".into()),
+        header: Some(("authorization".into(), "secret".into())),
+        ..Scope::default()
+    };
+    assert_eq!(scope.to_string(), "route events, header authorization", "and never its value");
+}
+
+/// Something that is done to a board.
+#[derive(Clone, Debug)]
+enum Op {
+    Place { kind: usize, ttl: u64 },
+    Renew { which: usize, ttl: u64, is_owner: bool },
+    Remove { which: usize },
+    Expire,
+    Kill,
+    Release,
+    Try,
+    Pass { seconds: u64 },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        3 => (0..12_usize, 0..20_u64).prop_map(|(kind, ttl)| Op::Place { kind, ttl }),
+        3 => (0..10_usize, 1..20_u64, any::<bool>()).prop_map(|(which, ttl, is_owner)| Op::Renew { which, ttl, is_owner }),
+        1 => (0..10_usize).prop_map(|which| Op::Remove { which }),
+        1 => Just(Op::Expire),
+        1 => Just(Op::Kill),
+        2 => Just(Op::Release),
+        5 => Just(Op::Try),
+        4 => (0..8_u64).prop_map(|seconds| Op::Pass { seconds }),
+    ]
+}
+
+/// Twelve that differ in kind or path.
+fn one_of(kind: usize, ttl: u64) -> Order {
+    let kinds =
+        [Kind::Hang, Kind::Refuse, Kind::Swallow, Kind::Cut, Kind::Abort { status: 500 }, Kind::Abort { status: 404 }];
+    let mut order = order(kinds[kind / 2], Portion::Share(Ratio::of(1, 2).unwrap()));
+    order.scope.path_prefix = (kind % 2 == 1).then(|| "/events".into());
+    order.ttl = Some(Duration::from_secs(ttl));
+    order
+}
+
+proptest! {
+    /// Whatever is done in whatever order, a board holds what a list of names and moments holds, and no fault outlives
+    /// its lease, its removal or the kill switch by one try.
+    #[test]
+    fn no_fault_without_a_lease(ops in prop::collection::vec(op(), 1..120)) {
+        let mut book = book();
+        let mut model: BTreeMap<Id, (Mono, Order)> = BTreeMap::new();
+        let (mut ids, mut now, mut is_killed) = (Vec::new(), at(0), false);
+        for op in ops {
+            let alive: BTreeMap<Id, (Mono, Order)> =
+                model.iter().filter(|(_, (until, _))| now < *until).map(|(id, it)| (*id, it.clone())).collect();
+            match op {
+                Op::Place { kind, ttl } => {
+                    let order = one_of(kind, ttl);
+                    let is_twice = alive.values().any(|(_, it)| it.kind.name() == order.kind.name() && it.scope == order.scope);
+                    let may = !is_killed && ttl > 0 && !is_twice && alive.len() < 8;
+                    let placed = put(&mut book, now, order.clone());
+                    prop_assert_eq!(placed.is_ok(), may, "{:?}", placed);
+                    if let Ok(id) = placed {
+                        prop_assert!(!ids.contains(&id), "a name is given once");
+                        ids.push(id);
+                        model.insert(id, (now + Duration::from_secs(ttl), order));
+                    }
+                }
+                Op::Renew { which, ttl, is_owner } => if let Some(id) = ids.get(which) {
+                    let ttl = Duration::from_secs(ttl);
+                    let renewed = book.renew(now, *id, if is_owner { "ada" } else { "bob" }, Some(ttl)).is_ok();
+                    prop_assert_eq!(renewed, is_owner && alive.contains_key(id));
+                    if let (true, Some((until, _))) = (renewed, model.get_mut(id)) {
+                        *until = now + ttl;
+                    }
+                },
+                Op::Remove { which } => if let Some(id) = ids.get(which) {
+                    prop_assert_eq!(book.remove(now, *id).is_ok(), alive.contains_key(id));
+                    if alive.contains_key(id) {
+                        model.remove(id);
+                    }
+                },
+                Op::Expire => {
+                    let gone: Vec<Id> = book.expire(now).iter().map(|fault| fault.id).collect();
+                    let faded: Vec<Id> = model.keys().copied().filter(|id| !alive.contains_key(id)).collect();
+                    prop_assert_eq!(gone, faded);
+                    model = alive;
+                }
+                Op::Kill => {
+                    book.kill("now", None);
+                    (is_killed, model) = (true, BTreeMap::new());
+                }
+                Op::Release => {
+                    prop_assert_eq!(book.release().is_some(), is_killed);
+                    is_killed = false;
+                }
+                Op::Try => if let Some(touch) = book.touch(now, &a_try()) {
+                    prop_assert!(alive.contains_key(&touch.id) && !is_killed, "{} is gone", touch.id);
+                },
+                Op::Pass { seconds } => now = now + Duration::from_secs(seconds),
+            }
+            let standing: Vec<(Id, Mono)> = book.standing_at(now).map(|fault| (fault.id, fault.until)).collect();
+            let wanted: Vec<(Id, Mono)> =
+                model.iter().filter(|(_, (until, _))| now < *until).map(|(id, (until, _))| (*id, *until)).collect();
+            prop_assert_eq!(standing, wanted);
+        }
+    }
+
+    /// The same seed and tries give the same choices and delays, whatever lies beside it.
+    #[test]
+    fn a_seed_is_a_promise(seed: u64, share in 1..=50_u64, tries in 1..200_usize, neighbour: bool) {
+        let latency = Kind::Latency { delay: Duration::from_millis(5), jitter: Duration::from_millis(50) };
+        let order = Order { seed: Some(seed), ..order(latency, Portion::Share(Ratio::of(share, 100).unwrap())) };
+        let run = |neighbour: bool| {
+            let mut book = book();
+            put(&mut book, at(0), order.clone()).unwrap();
+            if neighbour {
+                put(&mut book, at(0), one_of(2, 60)).unwrap();
+            }
+            let id = book.standing_at(at(0)).next().unwrap().id;
+            let mut own = || book.touch(at(1), &a_try()).filter(|touch| touch.id == id);
+            (0..tries).map(|_| own()).collect::<Vec<_>>()
+        };
+        let acts = run(false);
+        prop_assert_eq!(&acts, &run(neighbour));
+        for touch in acts.into_iter().flatten() {
+            let Act::Delay(delay) = touch.act else { panic!("{touch:?}") };
+            prop_assert!((5..=55).contains(&delay.as_millis()), "{:?}", delay);
+        }
+    }
+
+    /// A share is kept: in ten thousand tries no farther from it than six standard deviations.
+    #[test]
+    fn a_share_is_a_share(seed: u64, percent in 1..=50_u64) {
+        let mut book = book();
+        let share = percent as f64 / 100.0;
+        let order = Order { seed: Some(seed), ..order(Kind::Hang, Portion::Share(Ratio::new(share).unwrap())) };
+        put(&mut book, at(0), order).unwrap();
+        let hits = hits(&mut book, 10_000).into_iter().filter(|hit| *hit).count() as f64;
+        let allowed = 6.0 * (10_000.0 * share * (1.0 - share)).sqrt();
+        prop_assert!((hits - 10_000.0 * share).abs() <= allowed, "{hits} of 10000 at {percent} %");
+    }
+}
