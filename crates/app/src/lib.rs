@@ -1,13 +1,14 @@
 //! What the binary `seawall` is made of: it wires and decides nothing.
 //!
 //! [`cli`] reads the command line, [`config`] the configuration; [`lifecycle`] runs a node, with the real clock
-//! ([`clock`]), the ledger at work ([`book`]), the replicated engine (`replica`), faults by Toxiproxy's API (`toxics`) and
-//! logs to stderr ([`logs`]).
+//! ([`clock`]), the ledger at work ([`book`]), the replicated engine (`replica`), faults on calls (`faults`) and
+//! by Toxiproxy's API (`toxics`), and logs to stderr ([`logs`]).
 
 pub mod book;
 pub mod cli;
 pub mod clock;
 pub mod config;
+mod faults;
 pub mod lifecycle;
 pub mod logs;
 mod replica;

@@ -14,9 +14,11 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::process::{Resource, getrlimit, setrlimit};
-use seawall_control::{Admin, AdminParts, NodeInfo};
+use seawall_control::{Admin, AdminParts, FaultPort, NodeInfo};
+use seawall_core::fault::book::Book as FaultBook;
 use seawall_core::journal::{Draft, Kind, Seq};
 use seawall_core::time::Wall;
+use seawall_gateway::fault::CallFaults;
 use seawall_gateway::net::Net;
 use seawall_gateway::{Gateway, Parts};
 use seawall_store::disk::medium::{Doubt, doubts};
@@ -30,6 +32,7 @@ use tokio_util::task::TaskTracker;
 use crate::book::Book;
 use crate::clock::RealClock;
 use crate::config::{AdminConfig, AppConfig, StoreConfig};
+use crate::faults;
 use crate::replica::{self, OpenedHere};
 use crate::toxics::Listening;
 
@@ -103,6 +106,13 @@ async fn live(config: AppConfig, toxics: Option<Handle>) -> anyhow::Result<ExitC
         ));
     }
     let admin_address = admin_listener.local_addr().unwrap_or(config.admin.address);
+    let faults = match config.faults {
+        Some(caps) => {
+            let (book, seed) = (FaultBook::new(caps, &policy, store.epoch), u64::from_le_bytes(entropy()?));
+            Some(CallFaults::new(book, clock.gateway(), store.journal.clone(), Some(cause), seed))
+        }
+        None => None,
+    };
     let gateway = Gateway::start(
         Parts {
             policy: Arc::clone(&policy),
@@ -114,13 +124,15 @@ async fn live(config: AppConfig, toxics: Option<Handle>) -> anyhow::Result<ExitC
             net: Net::Real,
             cause: Some(cause),
             traffic_every: seawall_gateway::TRAFFIC_EVERY,
+            faults: faults.clone(),
         },
         workers,
     )
     .await
     .map_err(hinted(|error: &seawall_gateway::StartError| error.hint()))?;
     let draining = Arc::new(AtomicBool::new(false));
-    let admin = admin(&policy, &gateway, &store, &book, &clock, token, &draining);
+    let seen = Seen { policy: &policy, gateway: &gateway, store: &store, book: &book, clock: &clock, faults };
+    let admin = admin(seen, token, &draining);
     tasks.spawn({
         let (admin, stop) = (admin.clone(), stop.clone());
         async move { admin.serve(admin_listener, stop, ADMIN_GRACE).await }
@@ -272,15 +284,18 @@ fn begin_journal(store: &Store, config: &AppConfig, report: &RecoveryReport) -> 
     journal.record(loaded.with("digest", &config.policy.digest))
 }
 
-fn admin(
-    policy: &Arc<seawall_core::policy::Policy>,
-    gateway: &Gateway,
-    store: &Store,
-    book: &Book,
-    clock: &RealClock,
-    token: Option<String>,
-    draining: &Arc<AtomicBool>,
-) -> Admin {
+/// What the admin side shows and moves.
+struct Seen<'n> {
+    policy: &'n Arc<seawall_core::policy::Policy>,
+    gateway: &'n Gateway,
+    store: &'n Store,
+    book: &'n Book,
+    clock: &'n RealClock,
+    faults: Option<CallFaults>,
+}
+
+fn admin(seen: Seen<'_>, token: Option<String>, draining: &Arc<AtomicBool>) -> Admin {
+    let Seen { policy, gateway, store, book, clock, faults } = seen;
     let (watched, draining) = (store.clone(), Arc::clone(draining));
     let ready = move || match watched.failure() {
         Some(failure) => Err(format!("the store stopped: {failure}")),
@@ -304,6 +319,7 @@ fn admin(
         ledger: Arc::new(book.clone()),
         ready: Arc::new(ready),
         wall: Arc::new(move || -> Wall { wall_clock.wall() }),
+        faults: faults.map(|faults| Arc::new(faults::Port(faults)) as Arc<dyn FaultPort>),
         token,
     })
 }

@@ -1,5 +1,6 @@
 //! The JSON endpoints. What the caller got wrong is told with the field and what would be allowed there.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::Duration;
@@ -76,8 +77,18 @@ pub(crate) fn only(methods: &'static [&'static str], handler: MethodRouter<Admin
 }
 
 pub(crate) async fn no_such_path(uri: Uri) -> Refusal {
-    let paths =
-        ["/", "/events", "/healthz", "/readyz", "/metrics", "/api/status", "/api/journal", "/api/spool", "/api/ledger"];
+    let paths = [
+        "/",
+        "/events",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/api/status",
+        "/api/journal",
+        "/api/spool",
+        "/api/ledger",
+        "/api/faults",
+    ];
     Refusal::new(StatusCode::NOT_FOUND, format!("there is nothing at `{}`", uri.path())).allowed(paths)
 }
 
@@ -86,7 +97,7 @@ pub(crate) async fn no_such_path(uri: Uri) -> Refusal {
 pub(crate) struct Refusal {
     status: StatusCode,
     error: String,
-    field: Option<&'static str>,
+    field: Option<Cow<'static, str>>,
     allowed: Vec<String>,
 }
 
@@ -95,12 +106,12 @@ impl Refusal {
         Self { status, error: error.into(), field: None, allowed: Vec::new() }
     }
 
-    pub(crate) fn bad(field: &'static str, error: impl Into<String>) -> Self {
+    pub(crate) fn bad(field: impl Into<Cow<'static, str>>, error: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, error).field(field)
     }
 
-    pub(crate) fn field(self, field: &'static str) -> Self {
-        Self { field: Some(field), ..self }
+    pub(crate) fn field(self, field: impl Into<Cow<'static, str>>) -> Self {
+        Self { field: Some(field.into()), ..self }
     }
 
     pub(crate) fn allowed<'a>(self, allowed: impl IntoIterator<Item = &'a str>) -> Self {
@@ -367,16 +378,22 @@ struct Discard {
 
 async fn spool_discard(State(admin): State<Admin>, Path(id): Path<String>, body: Body) -> Result<Response, Refusal> {
     let Discard { reason } = read_json(body, "reason").await?;
-    let reason = reason.trim();
-    if reason.is_empty() || reason.chars().count() > REASON_CHARS_MAX {
-        let message = format!("say why, in {REASON_CHARS_MAX} characters at most: the journal keeps it");
-        return Err(Refusal::bad("reason", message));
-    }
+    let reason = reason_of(&reason)?;
     let parts = admin.parts();
     let account = find(parts, &id).await?;
     parts.spool.discard(account.id, reason).await?;
     note(parts, &account, Kind::RecordDiscarded, Place::Discarded, Some(reason));
     Ok(fresh(json!({ "id": account.id, "state": RecordState::Discarded })))
+}
+
+/// Why somebody does something: not nothing, and not a novel.
+pub(crate) fn reason_of(text: &str) -> Result<&str, Refusal> {
+    let reason = text.trim();
+    if reason.is_empty() || reason.chars().count() > REASON_CHARS_MAX {
+        let message = format!("say why, in {REASON_CHARS_MAX} characters at most: the journal keeps it");
+        return Err(Refusal::bad("reason", message));
+    }
+    Ok(reason)
 }
 
 /// A person moved a record: the ledger and the journal learn of it.

@@ -44,6 +44,7 @@ pub fn render(parts: &AdminParts) -> String {
     routes(&mut text, &snapshot.routes);
     upstreams(&mut text, &snapshot);
     limits(&mut text, &snapshot);
+    faults(&mut text, parts, &snapshot.routes);
     spool(&mut text, parts);
     replica(&mut text, parts);
     journal(&mut text, parts);
@@ -274,6 +275,23 @@ fn limits(text: &mut Text, snapshot: &NodeSnapshot) {
     for limit in &snapshot.limits {
         text.sample("seawall_limit_reached_total", &[("limit", limit.name)], limit.reached_total);
     }
+}
+
+/// Faults on calls: those that lie there and the last that ended, so that a label does not grow for ever.
+fn faults(text: &mut Text, parts: &AdminParts, routes: &[RouteSnapshot]) {
+    let look = parts.faults.as_ref().map(|faults| faults.look());
+    let (standing, ended, killed) =
+        look.map_or_else(Default::default, |look| (look.standing, look.ended, look.killed.is_some()));
+    text.single("seawall_faults_active", "gauge", "Faults on calls that lie there now.", standing.len());
+    let help = "1 while the kill switch is on: no fault can be placed.";
+    text.single("seawall_faults_killed", "gauge", help, u8::from(killed));
+    let name = "seawall_fault_requests_total";
+    text.family(name, "counter", "Requests a fault has touched: those that lie there, and the last that ended.");
+    for fault in ended.iter().chain(standing.iter().map(|standing| &standing.fault)) {
+        text.sample(name, &[("fault", &fault.id.to_string()), ("kind", fault.kind.name())], fault.requests);
+    }
+    let help = "Requests of a route that a fault has touched, and deliveries from the spool.";
+    text.per_route(routes, "seawall_faulted_total", "counter", help, |route| route.faulted_total);
 }
 
 /// The copy of the spool in the replicated engine, where one is kept.

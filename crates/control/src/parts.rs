@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use seawall_core::fault::book::{Fault, Id, Look, Order, Refused, Standing};
 use seawall_core::ledger::census::Salt;
 use seawall_core::ledger::{Counted, Place, Receipts, Summary};
 use seawall_core::observation::NodeSnapshot;
@@ -15,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::{STREAMS_MAX, api, events, guard, metrics, serve, ui};
+use crate::{STREAMS_MAX, api, events, faults, guard, metrics, serve, ui};
 
 /// A future in a box, for traits used as objects.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -84,6 +85,37 @@ pub enum LedgerRefusal {
     },
 }
 
+/// Faults on calls as the admin side needs them; `app` puts the gateway's behind it. What is done is in force, and in the
+/// journal, when it returns.
+pub trait FaultPort: Send + Sync {
+    /// How things are.
+    fn look(&self) -> Look;
+
+    /// Places a fault.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing was placed then.
+    fn place(&self, order: Order) -> Result<Standing, Refused>;
+
+    /// Gives a fault another time to live, from now on.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing changes then.
+    fn renew(&self, id: Id, owner: &str, ttl: Option<Duration>) -> Result<Standing, Refused>;
+
+    /// Takes a fault away.
+    ///
+    /// # Errors
+    /// [`Refused::Unknown`].
+    fn remove(&self, id: Id) -> Result<Fault, Refused>;
+
+    /// Takes all away and lets none be placed until [`Self::release`]. Tells which are gone.
+    fn kill(&self, reason: &str) -> Vec<Fault>;
+
+    /// Lets faults be placed again. Tells whether they could not.
+    fn release(&self, reason: &str) -> bool;
+}
+
 /// Everything the admin side shows and moves.
 #[derive(Clone)]
 pub struct AdminParts {
@@ -101,6 +133,8 @@ pub struct AdminParts {
     pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// The time as people write it.
     pub wall: Arc<dyn Fn() -> Wall + Send + Sync>,
+    /// Faults on calls, where the configuration allows them.
+    pub faults: Option<Arc<dyn FaultPort>>,
     /// Asked for with every call but probes and metrics, if set.
     pub token: Option<String>,
 }
@@ -135,7 +169,8 @@ impl Admin {
     /// Every endpoint, with the guards around them.
     pub fn router(&self) -> Router {
         let open = Router::new().merge(api::probes()).merge(metrics::router());
-        let closed = Router::new().merge(api::router()).merge(ui::router()).merge(events::router());
+        let closed =
+            Router::new().merge(api::router()).merge(faults::router()).merge(ui::router()).merge(events::router());
         let closed = closed.layer(axum::middleware::from_fn_with_state(self.clone(), guard::check));
         open.merge(closed).fallback(api::no_such_path).with_state(self.clone())
     }

@@ -65,6 +65,8 @@ pub struct RouteSnapshot {
     pub cancelled_total: u64,
     /// Answers whose body broke after its head had gone to the client.
     pub cut_total: u64,
+    /// Requests that a fault placed on purpose has touched, and deliveries from the spool.
+    pub faulted_total: u64,
     /// Answers whose trailers ended here because the answer had not announced them (`Trailer`).
     pub trailers_dropped_total: u64,
     /// Calls per second that the upstream is thought to allow; `None` without `learned_limit`, or before any was felt.

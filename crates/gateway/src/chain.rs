@@ -1,8 +1,8 @@
 //! The way of a call, from a parsed request to its answer, readable top to bottom:
 //!
 //! verdict of the gate → route → limit of pending work → deadline → the body kept if it may be needed again →
-//! (writes) key claimed, record stamped → bulkhead → attempt loop { breaker → endpoint → pooled connection → send and
-//! wait under the per-try timeout → judge } within the retry budget → fallback → answer and count.
+//! (writes) key claimed, record stamped → bulkhead → attempt loop { breaker → endpoint → fault point → pooled connection →
+//! send and wait under the per-try timeout → judge } within the retry budget → fallback → answer and count.
 //!
 //! Not here: what a guard decides (`core::guard`), how a connection is kept (`pool.rs`), what waits (`forwarder.rs`).
 
@@ -18,6 +18,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, response};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
+use seawall_core::fault::book::{Act, Id as FaultId, Touch, Try};
 use seawall_core::guard::Refusal;
 use seawall_core::guard::deadline::Deadline;
 use seawall_core::guard::hedge;
@@ -35,12 +36,12 @@ use crate::http::conn::ConnState;
 use crate::http::gate::{VERDICT_HEADER, Verdict};
 use crate::http::headers::{
     self, EXPECTED_TIMEOUT_MS, Hop, IDEMPOTENCY_KEY, PROXY_STATUS, Present, RETRY_OWNER, SEAWALL_DURABILITY,
-    SEAWALL_RECORD, X_REQUEST_ID,
+    SEAWALL_FAULT, SEAWALL_RECORD, X_REQUEST_ID,
 };
 use crate::node::{Limiter, Node, Used, Worker};
 use crate::pool::{EndpointLoad, Link};
 use crate::records::Fate;
-use crate::relay::{Relay, Wish};
+use crate::relay::{Early, Relay, Wish};
 use crate::route::{Pass, Place, Retry, RouteState};
 use crate::stale;
 use crate::writes::{BadKey, Claimed, Claiming, DoneAnswer, Identity, Stamped};
@@ -194,6 +195,10 @@ pub(crate) struct Call {
     pub(crate) awaits_connection: bool,
     /// True if the caller said how long it waits: the upstream is told what is left.
     pub(crate) tells_patience: bool,
+    /// The faults, placed on purpose, that have touched a try of it.
+    pub(crate) touched: Vec<FaultId>,
+    /// True if what the last try was answered with is a fault's work: nothing may be remembered of it.
+    pub(crate) is_forged: bool,
 }
 
 /// What the copies of a call share.
@@ -392,6 +397,8 @@ async fn prepare(
         speaks_1_1: parts.version == http::Version::HTTP_11,
         awaits_connection: false,
         tells_patience: told_patience,
+        touched: Vec::new(),
+        is_forged: false,
         route,
     };
     if is_write && let Some(body) = call.whole_body() {
@@ -427,6 +434,7 @@ impl Call {
             stale_key: None,
             conn: self.conn.as_ref().map(Arc::clone),
             copies: self.copies.as_ref().map(Arc::clone),
+            touched: self.touched.clone(),
             ..*self
         }
     }
@@ -752,6 +760,10 @@ async fn try_hedged(worker: &Arc<Worker>, call: &mut Call, upstream: UpstreamId,
     };
     worker.counts[call.id.index()].hedges_won.add(1);
     call.may_have_arrived = true;
+    call.is_forged = twin.is_forged;
+    let of_twin = twin.touched.iter().filter(|id| !call.touched.contains(id)).copied();
+    let of_twin: Vec<FaultId> = of_twin.collect();
+    call.touched.extend(of_twin);
     if let ResBody::Relay(relay) = &mut received.body {
         relay.keep_place(place.take());
     }
@@ -784,13 +796,23 @@ async fn try_with(
     }
     let load = InFlight::new(&node.upstreams[upstream.index()].endpoints[endpoint].load);
     let until = call.deadline.of_try(now, call.route.policy.guards.try_timeout);
-    let exchange = exchange(worker, call, upstream, endpoint, now, until);
-    let exchanged = tokio::time::timeout_at(node.clock.instant(until), exchange).await;
+    let until_instant = node.clock.instant(until);
+    let exchanged = match touch(worker, call, upstream, now) {
+        None => {
+            let exchange = exchange(worker, call, upstream, endpoint, now, until);
+            tokio::time::timeout_at(until_instant, exchange).await
+        }
+        // In a box, like every way that is rarely gone.
+        Some(touch) => {
+            let exchange = Box::pin(faulted(worker, call, (upstream, endpoint), touch, until));
+            tokio::time::timeout_at(until_instant, exchange).await
+        }
+    };
     note_outlier(worker, call, (upstream, endpoint), now, &exchanged);
     let counts = &worker.counts[call.id.index()];
     match exchanged {
-        Ok(Ok(Exchanged { parts, content, at: now })) => {
-            let relay = RelayParts { worker, pass, load, place, upstream, endpoint };
+        Ok(Ok(Exchanged { parts, content, at: now, ends_early })) => {
+            let relay = RelayParts { worker, pass, load, place, upstream, endpoint, ends_early };
             judge(call, now, parts, content, relay)
         }
         Ok(Err(_)) if call.body.client_broke_it() => Tried::ClientBroke,
@@ -811,6 +833,67 @@ async fn try_with(
             pass.record(counts, node.clock.now(), Outcome::Failure(Failure::Timeout));
             Tried::Failed { failure: Failure::Timeout, answer: None, retry_after: None }
         }
+    }
+}
+
+/// The fault point: asks whether a fault lies in the way of this try, and marks its request.
+fn touch(worker: &Worker, call: &mut Call, upstream: UpstreamId, now: Mono) -> Option<Touch> {
+    call.is_forged = false;
+    let faults = worker.node.faults.as_ref()?;
+    let has_header = |name: &str, value: &str| {
+        call.headers.get_all(name).iter().any(|written| written.as_bytes() == value.as_bytes())
+    };
+    let it = Try {
+        route: call.id,
+        upstream,
+        method: call.method.as_str(),
+        path: call.target.path(),
+        has_header: &has_header,
+        touched: &call.touched,
+    };
+    let (touch, told) = faults.touch(now, &it)?;
+    if call.touched.is_empty() {
+        worker.counts[call.id.index()].faulted.add(1);
+    }
+    if !call.touched.contains(&touch.id) {
+        call.touched.push(touch.id);
+    }
+    told.iter().for_each(|told| call.route.touched(now, *told));
+    Some(touch)
+}
+
+/// An exchange with a fault in its way. What comes of it is told to the guards like the real thing.
+async fn faulted(
+    worker: &Arc<Worker>,
+    call: &mut Call,
+    (upstream, endpoint): (UpstreamId, usize),
+    touch: Touch,
+    until: Mono,
+) -> Result<Exchanged, Failure> {
+    let clock = &worker.node.clock;
+    let faults = worker.node.faults.as_ref();
+    match (touch.act, faults) {
+        (Act::Abort(status), _) => {
+            call.is_forged = true;
+            let mut forged = Response::new(());
+            *forged.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+            let (parts, content) = (forged.into_parts().0, Content::Whole(Bytes::new()));
+            return Ok(Exchanged { parts, content, at: clock.now(), ends_early: false });
+        }
+        (Act::Refuse, _) => return Err(Failure::ConnectRefused),
+        (Act::Delay(delay), Some(faults)) => faults.hold(touch.id, Some(clock.now() + delay)).await,
+        // One that is taken away meanwhile lets the try go on: it was late, and nothing else.
+        (Act::Hang, Some(faults)) => faults.hold(touch.id, None).await,
+        (Act::Delay(_) | Act::Hang | Act::Swallow | Act::Cut, _) => {}
+    }
+    let exchanged = exchange(worker, call, upstream, endpoint, clock.now(), until).await?;
+    match (touch.act, &exchanged.content) {
+        // Its connection is dropped with it if there is more to come.
+        (Act::Swallow, _) => Err(Failure::ConnectionLost),
+        // A short answer is read whole before anything goes on: cut, it is a failed try.
+        (Act::Cut, Content::Whole(_)) => Err(Failure::Incomplete),
+        (Act::Cut, Content::Arriving(..)) => Ok(Exchanged { ends_early: true, ..exchanged }),
+        _ => Ok(exchanged),
     }
 }
 
@@ -849,6 +932,8 @@ struct Exchanged {
     content: Content,
     /// When the head had come, and a short answer's body.
     at: Mono,
+    /// A fault wants it to.
+    ends_early: bool,
 }
 
 enum Content {
@@ -886,13 +971,13 @@ async fn exchange(
     let short = call.route.policy.guards.answer_bytes_max;
     let length = incoming.size_hint().exact();
     if length.is_none_or(|length| length > short) && !incoming.is_end_stream() {
-        return Ok(Exchanged { parts, content: Content::Arriving(incoming, link), at: clock.now() });
+        return Ok(Exchanged { parts, content: Content::Arriving(incoming, link), at: clock.now(), ends_early: false });
     }
     // A body that ends before its announced end is an incomplete answer, whatever broke it.
     let body = link.read_whole(incoming).await.map_err(|_| Failure::Incomplete)?;
     let at = clock.now();
     pool.checkin(at, link);
-    Ok(Exchanged { parts, content: Content::Whole(body), at })
+    Ok(Exchanged { parts, content: Content::Whole(body), at, ends_early: false })
 }
 
 trait Stale {
@@ -961,6 +1046,7 @@ struct RelayParts<'a> {
     place: &'a mut Option<Place>,
     upstream: UpstreamId,
     endpoint: usize,
+    ends_early: bool,
 }
 
 /// Tells the breaker what came, and makes it an answer or a failed try.
@@ -1003,6 +1089,7 @@ fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, r
                 idle: None,
                 ends_with_connection: call.conn.as_ref().filter(|_| !call.speaks_1_1).map(Arc::clone),
                 keeping: None,
+                early: if relay.ends_early { Early::AtFirstPiece } else { Early::No },
                 _load: relay.load,
                 // A failed try may be followed by another: it keeps the place.
                 _place: if outcome.is_failure() { None } else { relay.place.take() },
@@ -1037,10 +1124,31 @@ pub(crate) fn whole_answer(worker: &Arc<Worker>, mut call: Call, received: Recei
     }
     headers::to_client(response.headers_mut(), &node.via);
     call.route.whole(now);
-    if let Some(write) = call.write.take() {
-        fallback::finish_write(node, write, call.may_have_arrived, &mut response);
-    }
+    finish(worker, &mut call, &mut response);
+    mark_faults(&call.touched, &mut response);
     response
+}
+
+/// Finishes what was begun for a write that was answered. Of an answer that a fault made up nothing is remembered: whoever
+/// asks again with the same key asks the upstream.
+pub(crate) fn finish(worker: &Worker, call: &mut Call, response: &mut Response<ResBody>) {
+    let Some(write) = call.write.take() else { return };
+    if !call.is_forged {
+        return fallback::finish_write(&worker.node, write, call.may_have_arrived, response);
+    }
+    if let Some(stamped) = write.stamped {
+        stamped.settle(if call.may_have_arrived { Fate::Indeterminate } else { Fate::Refused });
+    }
+    response.headers_mut().entry(IDEMPOTENCY_KEY).or_insert(write.identity.key);
+}
+
+/// Says on an answer which faults have touched its request.
+pub(crate) fn mark_faults(touched: &[FaultId], response: &mut Response<ResBody>) {
+    for id in touched {
+        if let Ok(id) = HeaderValue::from_str(&id.to_string()) {
+            response.headers_mut().append(SEAWALL_FAULT, id);
+        }
+    }
 }
 
 /// A call on its way to an endpoint.

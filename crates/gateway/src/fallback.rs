@@ -18,7 +18,7 @@ use seawall_core::time::Wall;
 use seawall_store::EnqueueError;
 use serde_json::json;
 
-use crate::chain::{Call, RECORDS_PATH, Reason, Tried, Write, order_key};
+use crate::chain::{Call, RECORDS_PATH, Reason, Tried, Write, finish, mark_faults, order_key};
 use crate::http::answer::{Answer, degraded, durability, proxy_status};
 use crate::http::body::ResBody;
 use crate::http::headers::{self, IDEMPOTENCY_KEY, PROXY_STATUS, SEAWALL_DURABILITY};
@@ -60,7 +60,10 @@ pub(crate) async fn apply(worker: &Arc<Worker>, mut call: Call, reason: Reason) 
             return mark(worker, &call, (fallback.name(), cause), &reason, answer);
         }
     }
-    refused.unwrap_or_else(|| no_fallback(worker, call, reason))
+    let touched = std::mem::take(&mut call.touched);
+    let mut answer = refused.unwrap_or_else(|| no_fallback(worker, call, reason));
+    mark_faults(&touched, &mut answer);
+    answer
 }
 
 /// The journal's entry that tells why this answer is not the upstream's.
@@ -90,6 +93,7 @@ fn mark(
         answer.headers_mut().insert(name, value);
     }
     answer.headers_mut().insert(PROXY_STATUS, reason_status(reason));
+    mark_faults(&call.touched, &mut answer);
     answer
 }
 
@@ -352,9 +356,7 @@ async fn other_upstream(
     let Tried::Answered(received) = crate::chain::try_unguarded(worker, call, other).await else { return None };
     let mut response = Response::from_parts(received.parts, received.body);
     headers::to_client(response.headers_mut(), &worker.node.via);
-    if let Some(write) = call.write.take() {
-        finish_write(&worker.node, write, call.may_have_arrived, &mut response);
-    }
+    finish(worker, call, &mut response);
     Some(response)
 }
 

@@ -37,6 +37,8 @@ const LEASE_SLACK: Duration = Duration::from_secs(30);
 /// How often it looks even if nobody calls.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const LAST_WORDS_BYTES: usize = 512;
+/// How long the forwarder rests when a fault answered in the upstream's place.
+const FORGED_REST: Duration = Duration::from_millis(100);
 /// Records given up with one sync, and with one entry in the journal.
 const EXPIRE_AT_ONCE: usize = 256;
 
@@ -133,7 +135,13 @@ async fn deliver(worker: Arc<Worker>, default_route: RouteId, leased: Leased) ->
         }
     };
     let counts = &worker.counts[id.index()];
-    match try_once(&worker, &mut call, route.policy.upstream, &mut Some(place)).await {
+    let tried = try_once(&worker, &mut call, route.policy.upstream, &mut Some(place)).await;
+    if call.is_forged {
+        // A fault answered, not the upstream: no dead letter and no counted try may be left of that when it is gone.
+        let _ = node.spool.release(lease).await;
+        return Delivered::Refused(FORGED_REST);
+    }
+    match tried {
         Tried::Answered(received) if is_taken(received.parts.status) => {
             // Half an answer is no answer: the upstream knows the record by its key and will be asked again.
             match read_out(received.body).await {
@@ -214,6 +222,8 @@ fn call(route: &Arc<RouteState>, id: RouteId, record: &NewRecord, now: Mono) -> 
         speaks_1_1: false,
         awaits_connection: false,
         tells_patience: false,
+        touched: Vec::new(),
+        is_forged: false,
     })
 }
 

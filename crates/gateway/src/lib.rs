@@ -295,6 +295,9 @@ fn spawn_all(job: Job, listeners: Vec<Listener>) -> TaskTracker {
         tasks.spawn(watch::watch_spool(Arc::clone(&worker), stop.now.clone()));
         tasks.spawn(watch::watch_guards(Arc::clone(&worker), stop.now.clone()));
         tasks.spawn(watch::watch_limits(Arc::clone(&worker), stop.now.clone()));
+        if let Some(faults) = worker.node.faults.clone() {
+            tasks.spawn(faults.keep_swept(stop.now.clone()));
+        }
         tasks.spawn(traffic::watch_traffic(Arc::clone(&worker), stop.now.clone()));
         for (place, upstream) in worker.node.policy.upstreams.iter().enumerate() {
             let id = UpstreamId(u32::try_from(place).unwrap_or(u32::MAX));

@@ -22,6 +22,7 @@ use seawall_store::{Journal, Spool};
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
+use crate::fault::CallFaults;
 use crate::http::gate::{GateLimits, Verdict};
 use crate::net::Net;
 use crate::observe::{Rejections, RouteCounts, finish};
@@ -51,6 +52,8 @@ pub struct Parts {
     pub cause: Option<Seq>,
     /// How often the journal may hear that the traffic of a route has changed: [`crate::TRAFFIC_EVERY`].
     pub traffic_every: Duration,
+    /// Faults on calls, where they are allowed.
+    pub faults: Option<CallFaults>,
 }
 
 pub(crate) struct Node {
@@ -66,6 +69,7 @@ pub(crate) struct Node {
     pub(crate) claims: Arc<Claims>,
     pub(crate) via: HeaderValue,
     pub(crate) traffic_every: Duration,
+    pub(crate) faults: Option<CallFaults>,
     pub(crate) connections: Limiter,
     pub(crate) pending: Limiter,
     pub(crate) descriptors_reached: AtomicU64,
@@ -100,7 +104,7 @@ pub(crate) struct Worker {
 
 impl Node {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { policy, spool, journal, records, clock, net, cause, seed, traffic_every } = parts;
+        let Parts { policy, spool, journal, records, clock, net, cause, seed, traffic_every, faults } = parts;
         let upstreams: Vec<UpstreamState> =
             policy.upstreams.iter().map(|upstream| UpstreamState::new(upstream, clock.now(), cause)).collect();
         let budgets: Vec<_> = upstreams.iter().map(|_| Arc::new(Mutex::new(Budget::new(clock.now())))).collect();
@@ -130,6 +134,7 @@ impl Node {
             claims: Arc::new(Claims::default()),
             via: via.unwrap_or(HeaderValue::from_static("1.1 seawall")),
             traffic_every,
+            faults,
             connections: Limiter::new("connections", policy.limits.connections_max.into()),
             pending: Limiter::new("pending", policy.limits.pending_max.into()),
             descriptors_reached: AtomicU64::new(0),

@@ -41,6 +41,7 @@ pub(crate) struct RouteCounts {
     pub(crate) resends: Count,
     pub(crate) cancelled: Count,
     pub(crate) cut: Count,
+    pub(crate) faulted: Count,
     pub(crate) trailers_dropped: Count,
     latency: [Count; LATENCY_BUCKETS_S.len() + 1],
     latency_nanos: Count,
@@ -118,6 +119,7 @@ impl RouteCounts {
         sum.resends_total += self.resends.get();
         sum.cancelled_total += self.cancelled.get();
         sum.cut_total += self.cut.get();
+        sum.faulted_total += self.faulted.get();
         sum.trailers_dropped_total += self.trailers_dropped.get();
         sum.latency_counts.resize(self.latency.len(), 0);
         for (total, count) in sum.latency_counts.iter_mut().zip(&self.latency) {

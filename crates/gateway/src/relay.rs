@@ -62,6 +62,19 @@ impl Keeping {
     }
 }
 
+/// How far an answer is that a fault ends early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Early {
+    /// None does.
+    No,
+    /// Half of the first piece will pass.
+    AtFirstPiece,
+    /// It has passed, and must leave before the end.
+    Flushing,
+    /// It has left.
+    Now,
+}
+
 /// An answer's body on its way from the upstream to the client.
 pub(crate) struct Relay {
     pub(crate) incoming: Incoming,
@@ -82,15 +95,38 @@ pub(crate) struct Relay {
     pub(crate) idle: Option<Pin<Box<tokio::time::Sleep>>>,
     /// Who wants the whole of it at the end, and what has come so far.
     pub(crate) keeping: Option<Keeping>,
+    /// A fault may want it to end early.
+    pub(crate) early: Early,
     pub(crate) _load: InFlight,
     pub(crate) _place: Option<Place>,
 }
 
 impl Relay {
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.early {
+            Early::Flushing => {
+                // The library writes what it has when nothing more is at hand.
+                self.early = Early::Now;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Early::Now => {
+                self.early = Early::No;
+                return Poll::Ready(Some(Err(self.cut(Failure::ConnectionLost))));
+            }
+            Early::No | Early::AtFirstPiece => {}
+        }
         loop {
             let Some(link) = &mut self.link else { return Poll::Ready(None) };
             match link.poll_body(&mut self.incoming, cx) {
+                Poll::Ready(Some(Ok(frame))) if self.early == Early::AtFirstPiece => {
+                    let data = frame.into_data().unwrap_or_default();
+                    (self.early, self.keeping) = (Early::Flushing, None);
+                    return Poll::Ready(Some(Ok(Frame::data(data.slice(..data.len() / 2)))));
+                }
+                Poll::Ready(None) if self.early == Early::AtFirstPiece => {
+                    return Poll::Ready(Some(Err(self.cut(Failure::ConnectionLost))));
+                }
                 Poll::Ready(Some(Ok(frame))) => {
                     self.idle = None;
                     if let (Some(keeping), Some(data)) = (&mut self.keeping, frame.data_ref())

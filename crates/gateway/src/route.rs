@@ -71,7 +71,8 @@ impl RouteState {
             journal,
             subject: format!("route:{}", policy.name),
             upstream_name: upstream_name.clone(),
-            said: Mutex::new(Said { last: cause, begun: cause, failing: None, degraded: None }),
+            clock: clock.clone(),
+            said: Mutex::new(Said { last: cause, begun: cause, failing: None, degraded: None, fault: None }),
         });
         let hears = Arc::clone(&voice);
         let guards = policy.guards.clone();
@@ -189,6 +190,11 @@ impl RouteState {
         self.voice.say_failing(now, reason)
     }
 
+    /// Notes that a fault, placed on purpose, has touched a try: what fails now may fail because of it.
+    pub(crate) fn touched(&self, now: Mono, fault: Seq) {
+        self.voice.said().fault = Some((fault, now));
+    }
+
     /// Notes a reduced answer. Tells since when answers have been reduced.
     pub(crate) fn degraded(&self, how: &str, cause: Option<Seq>) -> Wall {
         self.degraded_last.store(self.clock.now().as_nanos(), Relaxed);
@@ -266,6 +272,7 @@ struct Voice {
     journal: Journal,
     subject: String,
     upstream_name: String,
+    clock: Clock,
     said: Mutex<Said>,
 }
 
@@ -277,6 +284,15 @@ struct Said {
     /// The entry that says how calls fail, and when one last did.
     failing: Option<(Seq, Mono)>,
     degraded: Option<Seq>,
+    /// The entry of the fault that last touched a try, and when.
+    fault: Option<(Seq, Mono)>,
+}
+
+impl Said {
+    /// The fault that is to blame for what happens now: one that touched a try just before.
+    fn fault(&self, now: Mono) -> Option<Seq> {
+        self.fault.filter(|(_, last)| now.since(*last) < FAILING_LINGER).map(|(fault, _)| fault)
+    }
 }
 
 impl Voice {
@@ -294,8 +310,9 @@ impl Voice {
             StateName::Disabled | StateName::ForcedOpen | StateName::ObserveOnly => Kind::BreakerSet,
         };
         let mut said = self.said();
+        let fault = if to == StateName::Open { said.fault(self.clock.now()) } else { None };
         let mut draft = Draft::new(kind, &self.subject)
-            .because(said.last)
+            .because(said.last.max(fault))
             .with("upstream", &self.upstream_name)
             .with("from", from.name())
             .with("why", why.name())
@@ -319,7 +336,7 @@ impl Voice {
         let told = said.failing.filter(|(_, last)| now.since(*last) < FAILING_LINGER);
         let entry = told.map_or_else(
             || {
-                let draft = Draft::new(Kind::CallsFailing, &self.subject).because(said.begun);
+                let draft = Draft::new(Kind::CallsFailing, &self.subject).because(said.begun.max(said.fault(now)));
                 self.journal.record(draft.with("upstream", &self.upstream_name).with("reason", reason))
             },
             |(entry, _)| entry,

@@ -27,6 +27,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use seawall_core::fault::book::Caps;
 use seawall_core::policy::Policy;
 use seawall_core::whatif::rehearsal::rehearse;
 use seawall_store::OnDamage;
@@ -57,6 +58,8 @@ pub struct AppConfig {
     pub admin: AdminConfig,
     /// Faults by Toxiproxy's API, where they are wanted.
     pub toxiproxy: Option<ToxiproxyConfig>,
+    /// How far faults on calls may go, where they are allowed.
+    pub faults: Option<Caps>,
 }
 
 /// Toxiproxy's API inside the node.
@@ -235,7 +238,19 @@ fn digest(bytes: &[u8]) -> String {
 
 const TOP: Keys = Keys {
     of: "the configuration",
-    known: &["zone", "zones", "node", "store", "limits", "listeners", "upstreams", "policies", "admin", "toxiproxy"],
+    known: &[
+        "zone",
+        "zones",
+        "node",
+        "store",
+        "limits",
+        "listeners",
+        "upstreams",
+        "policies",
+        "admin",
+        "toxiproxy",
+        "faults",
+    ],
     later: &["slos", "experiments", "run_books", "notify"],
 };
 
@@ -250,6 +265,7 @@ fn resolve(root: Field<'_>) -> AppConfig {
     }
     let admin = top.field("admin").map(node::admin).unwrap_or_default();
     let toxiproxy = top.field("toxiproxy").and_then(|field| node::toxiproxy(field, &admin));
+    let faults = top.field("faults").and_then(node::faults);
     let mut taken = vec![("admin", admin.address)];
     taken.extend(toxiproxy.as_ref().map(|toxiproxy| ("toxiproxy", toxiproxy.listen)));
     let upstreams =
@@ -273,7 +289,7 @@ fn resolve(root: Field<'_>) -> AppConfig {
         limits,
         digest: String::new(),
     };
-    AppConfig { policy, store, admin, toxiproxy }
+    AppConfig { policy, store, admin, toxiproxy, faults }
 }
 
 /// True for `[A-Za-z0-9_-]+` of a bearable length: what may stand in a record's id, a label and a journal subject.

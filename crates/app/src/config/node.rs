@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use seawall_core::fault::book::Caps;
 use seawall_core::policy::Limits;
+use seawall_core::units::Ratio;
 
 use super::address::{clash, parse_listen};
 use super::reader::{Field, Keys, Section, hint_of};
@@ -183,6 +185,33 @@ pub(super) fn toxiproxy(field: Field<'_>, admin: &AdminConfig) -> Option<Toxipro
         field.reader.warning(field.spot(), message, "listen on 127.0.0.1");
     }
     Some(ToxiproxyConfig { listen })
+}
+
+const FAULTS: Keys = Keys { of: "`faults`", known: &["share_max", "ttl_max", "count_max"], later: &[] };
+
+/// `on`, `off`, or how far they may go. Nothing where they are not allowed.
+pub(super) fn faults(field: Field<'_>) -> Option<Caps> {
+    let default = Caps::default();
+    if field.is_off() {
+        return None;
+    }
+    if let Some(word) = field.peek() {
+        if !matches!(word, "on" | "true") {
+            field.error_with(format!("`{word}` is not understood"), "write `on`, `off` or `{ share_max: 50% }`");
+        }
+        return Some(default);
+    }
+    let section = field.section(FAULTS);
+    let least = Ratio::of(1, 1_000).unwrap_or(Ratio::ONE);
+    let count_max = section.count("count_max", u32::try_from(default.count_max).unwrap_or(u32::MAX), 1..=64);
+    Some(Caps {
+        share_max: section
+            .field("share_max")
+            .and_then(|field| field.ratio(least..=Ratio::ONE))
+            .unwrap_or(default.share_max),
+        ttl_max: section.duration("ttl_max", default.ttl_max, Duration::from_secs(1)..=DAY),
+        count_max: usize::try_from(count_max).unwrap_or(usize::MAX),
+    })
 }
 
 pub(super) fn read_path(field: Field<'_>) -> Option<PathBuf> {

@@ -47,7 +47,7 @@ pub fn quick(options: &Quick) -> Result<AppConfig, Report> {
             let path = options.data.clone().unwrap_or(store.path);
             let policy = policy(Listener { address: listen, routes: vec![RouteId(0)] }, address, options);
             let admin = AdminConfig { address: admin, token_file: None };
-            Ok(AppConfig { policy, store: StoreConfig { path, ..store }, admin, toxiproxy: None })
+            Ok(AppConfig { policy, store: StoreConfig { path, ..store }, admin, toxiproxy: None, faults: None })
         }
         _ => Err(Report { findings }),
     }

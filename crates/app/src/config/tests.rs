@@ -79,7 +79,7 @@ fn every_mistake_is_told_with_its_spot() {
 
 #[test]
 fn the_whole_grammar_is_understood() {
-    let AppConfig { policy, store, admin, toxiproxy } = config(include_str!("tests/whole.yaml"));
+    let AppConfig { policy, store, admin, toxiproxy, faults } = config(include_str!("tests/whole.yaml"));
     assert_eq!((policy.node.as_str(), policy.zone.as_str()), ("us-east-1", "us-east"));
     assert_eq!(policy.zones, ["us-east", "us-west", "eu-central"]);
     assert_eq!(policy.digest.len(), 64);
@@ -164,15 +164,26 @@ fn the_whole_grammar_is_understood() {
     assert_eq!(admin.address.to_string(), "127.0.0.1:9901");
     assert_eq!(admin.token_file.as_deref(), Some(Path::new("/run/secrets/seawall")));
     assert_eq!(toxiproxy.unwrap().listen.to_string(), "127.0.0.1:8474");
+    let faults = faults.unwrap();
+    assert_eq!((faults.share_max, faults.ttl_max, faults.count_max), (Ratio::ONE, Duration::from_secs(3_600), 3));
+}
+
+#[test]
+fn faults_are_off_unless_they_are_allowed() {
+    let faults = |text: &str| config(&format!("{text}\n{}", REST.map(|(_, rest)| rest).concat())).faults;
+    assert_eq!((faults(""), faults("faults: off")), (None, None));
+    assert_eq!((faults("faults: on"), faults("faults: {}")), (Some(Caps::default()), Some(Caps::default())));
+    let caps = faults("faults: { share_max: 10% }").unwrap();
+    assert_eq!((caps.share_max.to_string().as_str(), caps.count_max), ("10%", 8));
 }
 
 #[test]
 fn what_is_not_written_takes_its_default() {
-    let AppConfig { policy, store, admin, toxiproxy } = config(&REST.map(|(_, rest)| rest).concat());
+    let AppConfig { policy, store, admin, toxiproxy, faults } = config(&REST.map(|(_, rest)| rest).concat());
     assert_eq!((policy.node.as_str(), policy.zone.as_str()), ("seawall", "local"));
     assert_eq!(policy.zones, ["local"]);
     assert_eq!(policy.limits, Limits::default());
-    assert_eq!((store, admin, toxiproxy), (StoreConfig::default(), AdminConfig::default(), None));
+    assert_eq!((store, admin, toxiproxy, faults), (StoreConfig::default(), AdminConfig::default(), None, None));
     let (route, rules) = (&policy.routes[0], Rules::default());
     assert_eq!((route.guards.timeout, route.guards.breaker.clone()), (rules.guards.timeout, rules.guards.breaker));
     assert_eq!(admin_default(), ADMIN_ADDRESS);

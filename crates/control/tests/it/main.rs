@@ -2,6 +2,7 @@
 
 mod api;
 mod events;
+mod faults;
 mod metrics;
 mod page;
 mod toxiproxy;

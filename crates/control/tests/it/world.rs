@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use seawall_control::{Admin, AdminParts, BoxFuture, LedgerPort, LedgerRefusal, NodeInfo};
+use seawall_control::{Admin, AdminParts, BoxFuture, FaultPort, LedgerPort, LedgerRefusal, NodeInfo};
 use seawall_core::ledger::census::{Census, Member, Salt};
 use seawall_core::ledger::{Counted, Counts, Place, Receipts, State, StreamSummary, Summary, Verdict};
 use seawall_core::observation::{
@@ -19,6 +19,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use crate::faults::FakeFaults;
 
 pub(crate) const START: Wall = Wall::from_millis(1_700_000_000_000);
 
@@ -102,6 +104,15 @@ pub(crate) async fn world() -> World {
 }
 
 pub(crate) async fn world_with(token: Option<&str>) -> World {
+    world_of(token, None).await
+}
+
+/// A node that allows faults.
+pub(crate) async fn world_with_faults(faults: FakeFaults) -> World {
+    world_of(None, Some(faults)).await
+}
+
+async fn world_of(token: Option<&str>, faults: Option<FakeFaults>) -> World {
     let now = Arc::new(AtomicU64::new(START.as_millis()));
     let wall = {
         let now = Arc::clone(&now);
@@ -137,6 +148,7 @@ pub(crate) async fn world_with(token: Option<&str>) -> World {
             Arc::new(move || ready.lock().unwrap().clone())
         },
         wall: Arc::new(wall),
+        faults: faults.map(|faults| Arc::new(faults) as Arc<dyn FaultPort>),
         token: token.map(Into::into),
     });
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");

@@ -376,6 +376,28 @@ pub struct Killed {
     pub told: Option<Seq>,
 }
 
+/// A fault that lies there, and for how long yet unless it is renewed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Standing {
+    /// The fault.
+    pub fault: Fault,
+    /// The rest of its lease.
+    pub left: Duration,
+}
+
+/// How things are at a moment.
+#[derive(Clone, Debug)]
+pub struct Look {
+    /// How far faults may go.
+    pub caps: Caps,
+    /// The kill switch, if it is on.
+    pub killed: Option<Killed>,
+    /// Those that lie there, the oldest first.
+    pub standing: Vec<Standing>,
+    /// The last that ended, the oldest first.
+    pub ended: Vec<Fault>,
+}
+
 /// What a policy calls things.
 #[derive(Clone, Debug)]
 struct Names {
@@ -432,12 +454,6 @@ impl Book {
             upstreams: policy.upstreams.iter().map(|upstream| upstream.name.clone()).collect(),
         };
         Self { caps, names, epoch, held: Vec::new(), ended: Vec::new(), placed: 0, killed: None }
-    }
-
-    /// How far faults may go here.
-    #[must_use]
-    pub const fn caps(&self) -> Caps {
-        self.caps
     }
 
     /// The kill switch, if it is on.
@@ -537,10 +553,16 @@ impl Book {
         self.held.iter().map(|held| &held.fault).filter(move |fault| now < fault.until)
     }
 
-    /// The last that ended, the oldest first.
+    /// How things are.
     #[must_use]
-    pub fn ended(&self) -> &[Fault] {
-        &self.ended
+    pub fn look(&self, now: Mono) -> Look {
+        let standing = |fault: &Fault| Standing { fault: fault.clone(), left: now.until(fault.until) };
+        Look {
+            caps: self.caps,
+            killed: self.killed.clone(),
+            standing: self.standing_at(now).map(standing).collect(),
+            ended: self.ended.clone(),
+        }
     }
 
     /// Until when a fault lies there, if nobody renews it.

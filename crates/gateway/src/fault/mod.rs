@@ -8,7 +8,10 @@
 //! its faults let it hold, all links together [`HELD_BYTES_MAX`], those of one place no more than they leave free, and one
 //! chunk each; beyond that senders wait. A call of [`FaultProxies`] never waits for a peer: a change is done when it returns.
 //! Not here: who may place faults and in which words (the control side), names and lists of faults.
+//!
+//! Faults on calls (HTTP) hang in the chain's attempt loop instead: [`CallFaults`].
 
+mod calls;
 mod flow;
 mod place;
 mod share;
@@ -20,6 +23,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use seawall_core::fault::{Direction, Fault, FaultId};
+
+pub use calls::CallFaults;
 
 use crate::Clock;
 use crate::net::Net;

@@ -22,6 +22,8 @@ pub(crate) const SEAWALL_RECORD: HeaderName = HeaderName::from_static("seawall-r
 pub(crate) const SEAWALL_DEGRADED: HeaderName = HeaderName::from_static("seawall-degraded");
 /// How safe an accepted write is.
 pub(crate) const SEAWALL_DURABILITY: HeaderName = HeaderName::from_static("seawall-durability");
+/// Which faults, placed on purpose, touched the request.
+pub(crate) const SEAWALL_FAULT: HeaderName = HeaderName::from_static("seawall-fault");
 /// RFC 9209.
 pub(crate) const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 /// Ties the lines of one request together.

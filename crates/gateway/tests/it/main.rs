@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests hold real clocks and own their threads")]
 
 mod answers;
+mod calls;
 mod faults;
 mod framing;
 mod guards;

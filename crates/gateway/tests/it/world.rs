@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use seawall_core::fault::book::{Book, Caps};
 use seawall_core::guard::breaker::{BreakerConfig, HalfOpen, OpenWait};
 use seawall_core::guard::budget::BudgetConfig;
 use seawall_core::guard::bulkhead::BulkheadConfig;
@@ -19,6 +20,7 @@ use seawall_core::policy::{
 };
 use seawall_core::time::Wall;
 use seawall_core::units::Ratio;
+use seawall_gateway::fault::CallFaults;
 use seawall_gateway::net::Net;
 use seawall_gateway::{Clock, Fate, Gateway, Parts, Records, TRAFFIC_EVERY};
 use seawall_store::{ClockFn, EngineThreads, RealDisk, Store, StoreOptions};
@@ -346,6 +348,7 @@ pub struct World {
     pub account: Arc<Account>,
     pub store: Store,
     pub view: Arc<dyn Fn() -> NodeSnapshot + Send + Sync>,
+    pub faults: CallFaults,
     gateway: Option<Gateway>,
     threads: Option<EngineThreads>,
     runtime: tokio::runtime::Runtime,
@@ -377,6 +380,9 @@ impl World {
         let opened = Store::open(RealDisk, options, ClockFn(move || of_store.now(), wall), || [7; 32]).unwrap();
         let (store, threads) = (opened.store, opened.engine.spawn_threads().unwrap());
         let account = Arc::new(Account::default());
+        let caps = Caps { share_max: Ratio::ONE, ..Caps::default() };
+        let book = Book::new(caps, &policy, 1);
+        let faults = CallFaults::new(book, clock.clone(), store.journal.clone(), None, 1);
         let parts = Parts {
             policy: Arc::new(policy),
             spool: store.spool.clone(),
@@ -387,6 +393,7 @@ impl World {
             net: Net::Real,
             cause: None,
             traffic_every,
+            faults: Some(faults.clone()),
         };
         let gateway = runtime.block_on(Gateway::start(parts, 2)).unwrap();
         Self {
@@ -394,6 +401,7 @@ impl World {
             account,
             store,
             view: gateway.view(),
+            faults,
             gateway: Some(gateway),
             threads: Some(threads),
             runtime,

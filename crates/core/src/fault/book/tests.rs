@@ -104,7 +104,7 @@ fn a_lease_that_is_not_renewed_ends_at_its_moment_and_not_before() {
     );
     let gone = book.expire(at(60));
     assert_eq!((gone.len(), gone[0].id, gone[0].requests), (1, id, 1));
-    assert!(book.expire(at(60)).is_empty() && book.ended().len() == 1);
+    assert!(book.expire(at(60)).is_empty() && book.look(at(60)).ended.len() == 1);
 }
 
 #[test]

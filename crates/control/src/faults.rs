@@ -1,0 +1,285 @@
+//! Faults on calls, from outside: what lies there, placing, renewing, taking away, the kill switch.
+//!
+//! A body is read field by field, so that what is wrong is told with its field and with what would be right there; a field
+//! nobody knows is refused, because it was meant to narrow something. Nothing happens unless all of it is understood.
+//! Not here: caps, leases and choices (`core::fault::book`), and what becomes of a request (the gateway).
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{delete, get, post};
+use seawall_core::fault::book::{Fault, Id, Kind, Look, Order, Portion, Refused, Scope, Standing};
+use seawall_core::units::{format_duration, parse_duration, parse_ratio};
+use serde_json::{Map, Value, json};
+
+use crate::Admin;
+use crate::api::{Refusal, fresh, only, read_body_within, reason_of};
+use crate::parts::{AdminParts, FaultPort};
+use crate::text::rfc3339;
+
+/// Bytes of a body.
+const BODY_BYTES_MAX: usize = 64 << 10;
+
+/// Fields of an order.
+const ORDER: [&str; 12] =
+    ["owner", "route", "upstream", "method", "path_prefix", "header", "share", "first", "every", "kind", "ttl", "seed"];
+
+pub(crate) fn router() -> Router<Admin> {
+    Router::new()
+        .route("/api/faults", only(&["GET", "HEAD", "POST"], get(list).post(place)))
+        .route("/api/faults/kill", only(&["POST"], post(kill)))
+        .route("/api/faults/release", only(&["POST"], post(release)))
+        .route("/api/faults/{id}", only(&["DELETE"], delete(remove)))
+        .route("/api/faults/{id}/renew", only(&["POST"], post(renew)))
+}
+
+impl From<Refused> for Refusal {
+    fn from(refused: Refused) -> Self {
+        let status = match refused {
+            Refused::Invalid { .. } => StatusCode::BAD_REQUEST,
+            Refused::Unknown { .. } => StatusCode::NOT_FOUND,
+            Refused::NotOwner { .. } => StatusCode::FORBIDDEN,
+            Refused::TooMany { .. } | Refused::Same { .. } | Refused::Killed { .. } => StatusCode::CONFLICT,
+        };
+        let refusal = Self::new(status, refused.to_string());
+        let refusal = match refused.field() {
+            Some(field) => refusal.field(field),
+            None => refusal,
+        };
+        match &refused {
+            Refused::Invalid { allowed, .. } => refusal.allowed(allowed.iter().map(String::as_str)),
+            _ => refusal,
+        }
+    }
+}
+
+/// The faults, where they are allowed.
+fn port(parts: &AdminParts) -> Result<&dyn FaultPort, Refusal> {
+    parts.faults.as_deref().ok_or_else(|| {
+        let message = "faults are off on this node: allow them in its configuration, and start it anew";
+        let right = ["faults: on", "faults: { share_max: 50%, ttl_max: 15m, count_max: 8 }"];
+        Refusal::new(StatusCode::CONFLICT, message).field("faults").allowed(right)
+    })
+}
+
+async fn list(State(admin): State<Admin>) -> Result<Response, Refusal> {
+    let parts = admin.parts();
+    let Look { caps, killed, standing, .. } = port(parts)?.look();
+    let faults: Vec<Value> = standing.iter().map(|standing| standing_json(parts, standing)).collect();
+    Ok(fresh(json!({
+        "killed": killed.map(|killed| json!({ "reason": killed.reason })),
+        "share_max": caps.share_max.to_string(),
+        "ttl_max": format_duration(caps.ttl_max),
+        "count_max": caps.count_max,
+        "faults": faults,
+    })))
+}
+
+async fn place(State(admin): State<Admin>, body: Body) -> Result<Response, Refusal> {
+    let parts = admin.parts();
+    let faults = port(parts)?;
+    let placed = faults.place(read_order(body).await?)?;
+    Ok((StatusCode::CREATED, fresh(standing_json(parts, &placed))).into_response())
+}
+
+async fn renew(State(admin): State<Admin>, Path(id): Path<String>, body: Body) -> Result<Response, Refusal> {
+    let parts = admin.parts();
+    let faults = port(parts)?;
+    let id: Id = id.parse()?;
+    let fields = Fields::read(body, &["owner", "ttl"]).await?;
+    let owner = fields.required("owner")?;
+    let renewed = faults.renew(id, owner, fields.duration("ttl")?)?;
+    Ok(fresh(standing_json(parts, &renewed)))
+}
+
+async fn remove(State(admin): State<Admin>, Path(id): Path<String>) -> Result<Response, Refusal> {
+    let gone = port(admin.parts())?.remove(id.parse()?)?;
+    Ok(fresh(ended_json(&gone)))
+}
+
+async fn kill(State(admin): State<Admin>, body: Body) -> Result<Response, Refusal> {
+    let faults = port(admin.parts())?;
+    let fields = Fields::read(body, &["reason"]).await?;
+    let gone = faults.kill(reason_of(fields.required("reason")?)?);
+    Ok(fresh(json!({ "killed": true, "faults": gone.iter().map(ended_json).collect::<Vec<_>>() })))
+}
+
+async fn release(State(admin): State<Admin>, body: Body) -> Result<Response, Refusal> {
+    let faults = port(admin.parts())?;
+    let fields = Fields::read(body, &["reason"]).await?;
+    let was_killed = faults.release(reason_of(fields.required("reason")?)?);
+    Ok(fresh(json!({ "killed": false, "was_killed": was_killed })))
+}
+
+fn ended_json(fault: &Fault) -> Value {
+    json!({ "id": fault.id.to_string(), "requests": fault.requests, "tries": fault.tries })
+}
+
+/// A fault as it was asked for, and how it stands. The value of a header may be a secret, and is not told.
+fn standing_json(parts: &AdminParts, standing: &Standing) -> Value {
+    let Standing { fault, left } = standing;
+    let Scope { route, upstream, method, path_prefix, header } = &fault.scope;
+    let mut told = json!({
+        "id": fault.id.to_string(), "owner": fault.owner, "route": route, "upstream": upstream, "method": method,
+        "path_prefix": path_prefix, "header": header.as_ref().map(|(name, _)| json!({ "name": name })),
+        "kind": kind_json(fault.kind), "seed": fault.seed,
+        "expires_at": rfc3339((parts.wall)() + *left), "left_s": left.as_secs_f64(),
+        "seen": fault.seen, "requests": fault.requests, "tries": fault.tries,
+    });
+    match fault.portion {
+        Portion::Share(share) => told["share"] = share.to_string().into(),
+        Portion::First(count) => told["first"] = count.into(),
+        Portion::Every(step) => told["every"] = step.into(),
+    }
+    told
+}
+
+fn kind_json(kind: Kind) -> Value {
+    match kind {
+        Kind::Latency { delay, jitter } => {
+            json!({ "latency": { "delay": format_duration(delay), "jitter": format_duration(jitter) } })
+        }
+        Kind::Abort { status } => json!({ "abort": { "status": status } }),
+        Kind::Refuse | Kind::Hang | Kind::Swallow | Kind::Cut => kind.name().into(),
+    }
+}
+
+async fn read_order(body: Body) -> Result<Order, Refusal> {
+    let fields = Fields::read(body, &ORDER).await?;
+    let text = |name| fields.text(name).map(|text| text.map(str::to_owned));
+    let scope = Scope {
+        route: text("route")?,
+        upstream: text("upstream")?,
+        method: text("method")?,
+        path_prefix: text("path_prefix")?,
+        header: read_header(&fields)?,
+    };
+    Ok(Order {
+        owner: fields.required("owner")?.to_owned(),
+        scope,
+        portion: read_portion(&fields)?,
+        kind: read_kind(fields.value("kind"))?,
+        ttl: fields.duration("ttl")?,
+        seed: fields.number("seed")?,
+    })
+}
+
+fn read_header(fields: &Fields) -> Result<Option<(String, String)>, Refusal> {
+    let Some(value) = fields.value("header") else { return Ok(None) };
+    let header = Fields::of(value.clone(), "header", &["name", "value"])?;
+    Ok(Some((header.required("name")?.to_ascii_lowercase(), header.required("value")?.to_owned())))
+}
+
+fn read_portion(fields: &Fields) -> Result<Portion, Refusal> {
+    let (first, every) = (fields.number("first")?, fields.number("every")?);
+    let one_of = |error: &str| Err(Refusal::bad("share", error).allowed(["share", "first", "every"]));
+    match (fields.text("share")?, first, every) {
+        (Some(share), None, None) => {
+            let share =
+                parse_ratio(share).map_err(|error| Refusal::bad("share", error.to_string()).allowed(["10%"]))?;
+            Ok(Portion::Share(share))
+        }
+        (None, Some(first), None) => Ok(Portion::First(first)),
+        (None, None, Some(every)) => Ok(Portion::Every(every)),
+        (None, None, None) => one_of("say how much of the traffic is meant"),
+        _ => one_of("only one of `share`, `first` and `every` can be given"),
+    }
+}
+
+fn read_kind(value: Option<&Value>) -> Result<Kind, Refusal> {
+    let examples = [
+        "\"refuse\"",
+        "\"hang\"",
+        "\"swallow\"",
+        "\"cut\"",
+        "{\"abort\": {\"status\": 503}}",
+        "{\"latency\": {\"delay\": \"200ms\", \"jitter\": \"50ms\"}}",
+    ];
+    let bad = |error: String| Refusal::bad("kind", error).allowed(examples);
+    let one = |map: &Map<String, Value>| {
+        let mut entries = map.iter();
+        entries.next().filter(|_| map.len() == 1).map(|(name, value)| (name.clone(), Some(value.clone())))
+    };
+    let (name, details) = match value {
+        Some(Value::String(name)) => (name.clone(), None),
+        Some(Value::Object(map)) => one(map).ok_or_else(|| bad("`kind` is one kind with what it needs".into()))?,
+        Some(other) => return Err(bad(format!("`{other}` is not a kind of fault"))),
+        None => return Err(bad("`kind` is missing".into())),
+    };
+    match (name.as_str(), details) {
+        ("refuse", None) => Ok(Kind::Refuse),
+        ("hang", None) => Ok(Kind::Hang),
+        ("swallow", None) => Ok(Kind::Swallow),
+        ("cut", None) => Ok(Kind::Cut),
+        ("refuse" | "hang" | "swallow" | "cut", Some(_)) => {
+            Err(bad(format!("`{name}` takes nothing: write it as a word")))
+        }
+        ("latency" | "abort", None) => Err(bad(format!("`{name}` needs to be told how much"))),
+        ("latency", Some(details)) => {
+            let fields = Fields::of(details, "kind", &["delay", "jitter"])?;
+            let delay = fields.duration("delay")?.ok_or_else(|| bad("`delay` is missing".into()).field("delay"))?;
+            Ok(Kind::Latency { delay, jitter: fields.duration("jitter")?.unwrap_or_default() })
+        }
+        ("abort", Some(details)) => {
+            let fields = Fields::of(details, "kind", &["status"])?;
+            let status = fields.number("status")?.ok_or_else(|| bad("`status` is missing".into()).field("status"))?;
+            // What does not fit is no status either, and is told with those that are.
+            Ok(Kind::Abort { status: u16::try_from(status).unwrap_or(u16::MAX) })
+        }
+        _ => Err(bad(format!("`{name}` is not a kind of fault"))),
+    }
+}
+
+/// A JSON object whose fields are known.
+struct Fields(Map<String, Value>);
+
+impl Fields {
+    async fn read(body: Body, known: &[&str]) -> Result<Self, Refusal> {
+        let bytes = read_body_within(body, BODY_BYTES_MAX).await?;
+        let value = serde_json::from_slice(&bytes)
+            .map_err(|error| Refusal::bad("body", format!("the body is not JSON: {error}")))?;
+        Self::of(value, "body", known)
+    }
+
+    fn of(value: Value, field: &'static str, known: &[&str]) -> Result<Self, Refusal> {
+        let allowed = |refusal: Refusal| refusal.allowed(known.iter().copied());
+        let Value::Object(map) = value else {
+            return Err(allowed(Refusal::bad(field, format!("an object is wanted as `{field}`, not `{value}`"))));
+        };
+        match map.keys().find(|name| !known.contains(&name.as_str())) {
+            Some(unknown) => Err(allowed(Refusal::bad(unknown.clone(), format!("unknown field `{unknown}`")))),
+            None => Ok(Self(map)),
+        }
+    }
+
+    /// What is written as null is not written.
+    fn value(&self, name: &str) -> Option<&Value> {
+        self.0.get(name).filter(|value| !value.is_null())
+    }
+
+    fn text(&self, name: &'static str) -> Result<Option<&str>, Refusal> {
+        let Some(value) = self.value(name) else { return Ok(None) };
+        value.as_str().map(Some).ok_or_else(|| Refusal::bad(name, format!("`{name}` is a text, not `{value}`")))
+    }
+
+    fn required(&self, name: &'static str) -> Result<&str, Refusal> {
+        self.text(name)?.ok_or_else(|| Refusal::bad(name, format!("`{name}` is missing")))
+    }
+
+    fn number(&self, name: &'static str) -> Result<Option<u64>, Refusal> {
+        let Some(value) = self.value(name) else { return Ok(None) };
+        let not_one = || Refusal::bad(name, format!("`{name}` is a whole number, not `{value}`"));
+        value.as_u64().map(Some).ok_or_else(not_one)
+    }
+
+    fn duration(&self, name: &'static str) -> Result<Option<Duration>, Refusal> {
+        let Some(text) = self.text(name)? else { return Ok(None) };
+        let bad =
+            |error: seawall_core::units::UnitError| Refusal::bad(name, error.to_string()).allowed(["200ms", "2m"]);
+        parse_duration(text).map(Some).map_err(bad)
+    }
+}

@@ -1,0 +1,338 @@
+//! Faults from outside: what is answered, what is refused and why. Behind it is the real book, on a clock that stands.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
+
+use seawall_control::FaultPort;
+use seawall_core::fault::book::{Book, Caps, Fault, Id, Look, Order, Refused, Standing, Try};
+use seawall_core::id::{RouteId, UpstreamId};
+use seawall_core::policy::{Delivery, Guards, Limits, Match, Policy, Route, Upstream};
+use seawall_core::prng::Prng;
+use seawall_core::time::Mono;
+use serde_json::{Value, json};
+
+use crate::world::{Answer, World, world, world_with_faults};
+
+pub(crate) struct FakeFaults {
+    book: Mutex<Book>,
+    now_ms: AtomicU64,
+}
+
+impl FakeFaults {
+    /// Routes `events` to `queue` and `quotes` to `carrier`.
+    fn new() -> Self {
+        let route = |name: &str, upstream| Route {
+            name: name.into(),
+            matcher: Match::default(),
+            upstream: UpstreamId(upstream),
+            guards: Guards::default(),
+            fallbacks: Vec::new(),
+            order_by: None,
+            delivery: Delivery::default(),
+        };
+        let upstream = |name: &str| Upstream {
+            name: name.into(),
+            endpoints: Vec::new(),
+            health: None,
+            outlier: None,
+            connections_max: 1,
+            idle_timeout: Duration::ZERO,
+            connect_timeout: Duration::ZERO,
+        };
+        let policy = Policy {
+            node: "n".into(),
+            zone: "z".into(),
+            zones: Vec::new(),
+            listeners: Vec::new(),
+            routes: vec![route("events", 0), route("quotes", 1)],
+            upstreams: vec![upstream("queue"), upstream("carrier")],
+            limits: Limits::default(),
+            digest: String::new(),
+        };
+        Self { book: Mutex::new(Book::new(Caps::default(), &policy, 12)), now_ms: AtomicU64::new(0) }
+    }
+
+    fn now(&self) -> Mono {
+        Mono::from_millis(self.now_ms.load(SeqCst))
+    }
+
+    fn standing(&self, fault: &Fault) -> Standing {
+        Standing { fault: fault.clone(), left: self.now().until(fault.until) }
+    }
+}
+
+impl FaultPort for FakeFaults {
+    fn look(&self) -> Look {
+        let mut book = self.book.lock().unwrap();
+        book.expire(self.now());
+        book.look(self.now())
+    }
+
+    fn place(&self, order: Order) -> Result<Standing, Refused> {
+        let mut book = self.book.lock().unwrap();
+        let placed = book.place(self.now(), order, &mut Prng::new(1)).map(|fault| self.standing(fault))?;
+        // One request comes by.
+        let has_header = |_: &str, _: &str| true;
+        book.touch(
+            self.now(),
+            &Try {
+                route: RouteId(0),
+                upstream: UpstreamId(0),
+                method: "POST",
+                path: "/",
+                has_header: &has_header,
+                touched: &[],
+            },
+        );
+        Ok(placed)
+    }
+
+    fn renew(&self, id: Id, owner: &str, ttl: Option<Duration>) -> Result<Standing, Refused> {
+        let mut book = self.book.lock().unwrap();
+        book.renew(self.now(), id, owner, ttl).map(|fault| self.standing(fault))
+    }
+
+    fn remove(&self, id: Id) -> Result<Fault, Refused> {
+        self.book.lock().unwrap().remove(self.now(), id)
+    }
+
+    fn kill(&self, reason: &str) -> Vec<Fault> {
+        self.book.lock().unwrap().kill(reason, None)
+    }
+
+    fn release(&self, _: &str) -> bool {
+        self.book.lock().unwrap().release().is_some()
+    }
+}
+
+async fn allowing() -> World {
+    world_with_faults(FakeFaults::new()).await
+}
+
+async fn delete(world: &World, target: &str) -> Answer {
+    world.call(&format!("DELETE {target} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", world.address)).await
+}
+
+fn order() -> Value {
+    json!({ "owner": "ada", "route": "events", "first": 1, "kind": { "abort": { "status": 503 } }, "ttl": "2m", "seed": 7 })
+}
+
+#[tokio::test]
+async fn a_fault_is_placed_listed_renewed_and_taken_away() {
+    let world = allowing().await;
+    let placed = world.post("/api/faults", &order().to_string()).await;
+    assert_eq!(placed.status, 201);
+    assert_eq!(
+        placed.json(),
+        json!({
+            "id": "f12-1", "owner": "ada", "route": "events", "upstream": null, "method": null, "path_prefix": null,
+            "header": null, "first": 1, "kind": { "abort": { "status": 503 } }, "seed": 7,
+            "expires_at": "2023-11-14T22:15:20.000Z", "left_s": 120.0, "seen": 0, "requests": 0, "tries": 0,
+        })
+    );
+    let listed = world.get("/api/faults").await.json();
+    assert_eq!(
+        (&listed["killed"], &listed["share_max"], &listed["ttl_max"]),
+        (&Value::Null, &json!("50%"), &json!("15m"))
+    );
+    assert_eq!((&listed["count_max"], &listed["faults"][0]["requests"]), (&json!(8), &json!(1)));
+    let renewed = world.post("/api/faults/f12-1/renew", r#"{"owner": "ada", "ttl": "10m"}"#).await;
+    assert_eq!((renewed.status, &renewed.json()["left_s"]), (200, &json!(600.0)));
+    let metrics = world.get("/metrics").await.body;
+    for line in [
+        "seawall_faults_active 1",
+        "seawall_faults_killed 0",
+        r#"seawall_fault_requests_total{fault="f12-1",kind="abort"} 1"#,
+        r#"seawall_faulted_total{route="events"} 0"#,
+    ] {
+        assert!(metrics.lines().any(|known| known == line), "{line}\n{metrics}");
+    }
+    let gone = delete(&world, "/api/faults/f12-1").await;
+    assert_eq!((gone.status, gone.json()), (200, json!({ "id": "f12-1", "requests": 1, "tries": 1 })));
+    assert_eq!(delete(&world, "/api/faults/f12-1").await.status, 404);
+    let metrics = world.get("/metrics").await.body;
+    assert!(metrics.contains("seawall_faults_active 0"), "{metrics}");
+    assert!(
+        metrics.contains(r#"seawall_fault_requests_total{fault="f12-1",kind="abort"} 1"#),
+        "the last count is seen"
+    );
+    world.end().await;
+}
+
+#[tokio::test]
+async fn every_kind_and_portion_can_be_said() {
+    let world = allowing().await;
+    for (kind, told) in [
+        (json!("refuse"), json!("refuse")),
+        (json!("hang"), json!("hang")),
+        (json!("swallow"), json!("swallow")),
+        (json!("cut"), json!("cut")),
+        (json!({ "abort": { "status": 404 } }), json!({ "abort": { "status": 404 } })),
+        (json!({ "latency": { "delay": "200ms" } }), json!({ "latency": { "delay": "200ms", "jitter": "0s" } })),
+    ] {
+        let mut order = order();
+        order["kind"] = kind;
+        let placed = world.post("/api/faults", &order.to_string()).await;
+        assert_eq!((placed.status, &placed.json()["kind"]), (201, &told), "{}", placed.body);
+    }
+    let header = json!({ "name": "X-Tenant", "value": "secret" });
+    for (name, value) in [("share", json!("10%")), ("every", json!(4))] {
+        let mut order = json!({
+            "owner": "ada", "upstream": "carrier", "method": "GET", "path_prefix": "/quotes", "header": header,
+            "kind": if name == "share" { "cut" } else { "hang" }, "ttl": "1s",
+        });
+        order[name] = value.clone();
+        let placed = world.post("/api/faults", &order.to_string()).await;
+        let told = placed.json();
+        assert_eq!((placed.status, &told[name], &told["header"]), (201, &value, &json!({ "name": "x-tenant" })));
+        assert!(told["seed"].is_u64() && !placed.body.contains("secret"), "{told}");
+    }
+    world.end().await;
+}
+
+#[tokio::test]
+async fn every_mistake_is_told_with_its_field_and_changes_nothing() {
+    let world = allowing().await;
+    let with = |field: &str, value: Value| {
+        let mut order = order();
+        order[field] = value;
+        order.to_string()
+    };
+    let without = |field: &str| {
+        let mut order = order();
+        order.as_object_mut().unwrap().remove(field);
+        order.to_string()
+    };
+    let cases = [
+        ("{".into(), "body", ""),
+        ("[]".into(), "body", "owner"),
+        (with("shares", json!("10%")), "shares", "share"),
+        (without("owner"), "owner", ""),
+        (with("owner", json!(5)), "owner", ""),
+        (with("owner", json!("")), "owner", "1 to 256 characters of one line"),
+        (without("route"), "route", "events"),
+        (with("route", json!("event")), "route", "events"),
+        (with("upstream", json!("que")), "upstream", "queue"),
+        (with("upstream", json!("carrier")), "upstream", "queue"),
+        (with("method", json!("A B")), "method", "GET"),
+        (with("path_prefix", json!("x")), "path_prefix", "/"),
+        (with("header", json!("x=y")), "header", "name"),
+        (with("header", json!({ "name": "x" })), "value", ""),
+        (with("header", json!({ "name": "x y", "value": "z" })), "header", "x-tenant"),
+        (with("header", json!({ "name": "x", "value": "z", "more": 1 })), "more", "name"),
+        (without("first"), "share", "every"),
+        (with("share", json!("10%")), "share", "first"),
+        (with("first", json!(0)), "first", "1 to 1000"),
+        (with("first", json!(-1)), "first", ""),
+        (with("first", json!("1")), "first", ""),
+        (without("kind"), "kind", "\"refuse\""),
+        (with("kind", json!("explode")), "kind", "\"refuse\""),
+        (with("kind", json!("latency")), "kind", "\"refuse\""),
+        (with("kind", json!({ "refuse": {} })), "kind", "\"refuse\""),
+        (with("kind", json!({ "abort": {} })), "status", ""),
+        (with("kind", json!({ "abort": { "status": 200 } })), "kind", "400 to 599"),
+        (with("kind", json!({ "abort": { "status": 66_039 } })), "kind", "400 to 599"),
+        (with("kind", json!({ "abort": { "status": 503, "body": "x" } })), "body", "status"),
+        (with("kind", json!({ "latency": { "delay": "200" } })), "delay", "200ms"),
+        (with("kind", json!({ "latency": { "jitter": "1s" } })), "delay", ""),
+        (
+            with("kind", json!({ "latency": { "delay": "1s", "jitter": "11m" } })),
+            "kind",
+            "a delay or a jitter above 0s, each at most 10m",
+        ),
+        (with("kind", json!({ "hang": 1, "cut": 1 })), "kind", "\"refuse\""),
+        (without("ttl"), "ttl", "more than 0s, at most 15m"),
+        (with("ttl", json!("0s")), "ttl", "more than 0s, at most 15m"),
+        (with("ttl", json!("16m")), "ttl", "more than 0s, at most 15m"),
+        (with("ttl", json!("soon")), "ttl", "2m"),
+        (with("ttl", json!(120)), "ttl", ""),
+        (with("seed", json!("x")), "seed", ""),
+    ];
+    for (body, field, allowed) in cases {
+        let refused = world.post("/api/faults", &body).await;
+        let told = refused.json();
+        assert_eq!((refused.status, &told["field"]), (400, &json!(field)), "{body}: {told}");
+        let names = |it: &Value| it.as_array().is_some_and(|all| all.iter().any(|one| one == allowed));
+        assert!(allowed.is_empty() || names(&told["allowed"]), "{body}: {told}");
+    }
+    let mut half = order();
+    (half["share"], half["first"]) = (json!("51%"), Value::Null);
+    let told = world.post("/api/faults", &half.to_string()).await.json();
+    assert_eq!((&told["field"], &told["allowed"][0]), (&json!("share"), &json!("more than 0%, at most 50%")));
+    (half["share"], half["every"]) = (Value::Null, json!(1));
+    assert_eq!(world.post("/api/faults", &half.to_string()).await.json()["allowed"], json!(["2 or more"]));
+    assert_eq!(world.get("/api/faults").await.json()["faults"], json!([]));
+    let long = format!("{{\"owner\": \"{}\"}}", "x".repeat(70_000));
+    assert_eq!(world.post("/api/faults", &long).await.status, 413);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn what_is_not_ones_own_or_not_there_is_told() {
+    let world = allowing().await;
+    assert_eq!(world.post("/api/faults", &order().to_string()).await.status, 201);
+    let again = world.post("/api/faults", &order().to_string()).await;
+    assert_eq!((again.status, &again.json()["field"]), (409, &json!("kind")), "{}", again.body);
+    let renew = |id: &str, body: &str| {
+        let (target, body) = (format!("/api/faults/{id}/renew"), body.to_owned());
+        let world = &world;
+        async move {
+            let answer = world.post(&target, &body).await;
+            (answer.status, answer.json()["field"].as_str().map(str::to_owned))
+        }
+    };
+    let field = |name: &str| Some(name.to_owned());
+    assert_eq!(renew("f12-1", r#"{"owner": "bob", "ttl": "1m"}"#).await, (403, field("owner")));
+    assert_eq!(renew("f12-2", r#"{"owner": "ada", "ttl": "1m"}"#).await, (404, field("id")));
+    assert_eq!(renew("17", r#"{"owner": "ada", "ttl": "1m"}"#).await, (404, field("id")));
+    assert_eq!(renew("f12-1", r#"{"owner": "ada"}"#).await, (400, field("ttl")));
+    assert_eq!(renew("f12-1", r#"{"ttl": "1m"}"#).await, (400, field("owner")));
+    assert_eq!(renew("f12-1", r#"{"owner": "ada", "ttl": "1h"}"#).await, (400, field("ttl")));
+    assert_eq!(renew("f12-1", r#"{"owner": "ada", "ttl": "1m", "until": 1}"#).await, (400, field("until")));
+    assert_eq!(world.get("/api/faults").await.json()["faults"][0]["left_s"], json!(120.0), "none of it changed it");
+    assert_eq!(world.get("/api/faults/f12-1").await.status, 405);
+    assert_eq!(delete(&world, "/api/faults").await.status, 405);
+    assert_eq!(world.get("/api/faults/kill").await.status, 405);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn the_kill_switch_wants_a_reason_and_lets_nothing_in() {
+    let world = allowing().await;
+    assert_eq!(world.post("/api/faults", &order().to_string()).await.status, 201);
+    for body in ["{}", r#"{"reason": " "}"#, r#"{"reason": "x", "force": true}"#, ""] {
+        assert_eq!(world.post("/api/faults/kill", body).await.status, 400, "{body}");
+    }
+    let killed = world.post("/api/faults/kill", r#"{"reason": "pager"}"#).await;
+    assert_eq!(killed.json(), json!({ "killed": true, "faults": [{ "id": "f12-1", "requests": 1, "tries": 1 }] }));
+    let refused = world.post("/api/faults", &order().to_string()).await;
+    assert_eq!(refused.status, 409);
+    assert!(refused.body.contains("the kill switch is on (`pager`)"), "{}", refused.body);
+    assert_eq!(world.get("/api/faults").await.json()["killed"], json!({ "reason": "pager" }));
+    assert!(world.get("/metrics").await.body.contains("seawall_faults_killed 1"));
+    let released = world.post("/api/faults/release", r#"{"reason": "over"}"#).await;
+    assert_eq!(released.json(), json!({ "killed": false, "was_killed": true }));
+    assert_eq!(world.post("/api/faults", &order().to_string()).await.status, 201);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn where_they_are_off_it_is_said_what_to_write() {
+    let world = world().await;
+    let answers = [
+        world.get("/api/faults").await,
+        world.post("/api/faults", &order().to_string()).await,
+        world.post("/api/faults/f1-1/renew", "{}").await,
+        world.post("/api/faults/kill", "{}").await,
+        world.post("/api/faults/release", "{}").await,
+        delete(&world, "/api/faults/f1-1").await,
+    ];
+    for answer in answers {
+        let told = answer.json();
+        assert_eq!((answer.status, &told["field"], &told["allowed"][0]), (409, &json!("faults"), &json!("faults: on")));
+    }
+    let metrics = world.get("/metrics").await.body;
+    assert!(metrics.contains("seawall_faults_active 0") && metrics.contains("seawall_faults_killed 0"), "{metrics}");
+    world.end().await;
+}

@@ -1,0 +1,214 @@
+//! Faults on calls at work: the book with a clock and a journal, and tries that wait because of it.
+//!
+//! Picture the attendant of the board: writes down who pinned which note and when it was gone, and wakes those who stand
+//! before a note that has been taken away. Which try is touched is decided in `core::fault::book`, what becomes of it in
+//! `chain.rs`.
+//! Invariant: whoever waits for a fault waits no longer than the fault is there.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use seawall_core::fault::book::{Book, Fault, Id, Look, Order, Refused, SharedBook, Standing, Touch, Try, Why};
+use seawall_core::journal::{Draft, Kind, Seq};
+use seawall_core::prng::Prng;
+use seawall_core::time::Mono;
+use seawall_core::units::format_duration;
+use seawall_store::Journal;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::Clock;
+
+/// How soon the journal hears of a fault that ended because nobody renewed it.
+const SWEEP_EVERY: Duration = Duration::from_millis(100);
+
+/// Faults on the calls of one node. Cheap to clone.
+#[derive(Clone)]
+pub struct CallFaults(Arc<Shared>);
+
+struct Shared {
+    book: SharedBook,
+    clock: Clock,
+    journal: Journal,
+    /// What led to there being any: the configuration's entry.
+    cause: Option<Seq>,
+    /// Where seeds come from that nobody gave.
+    seeds: Mutex<Prng>,
+    /// Wakes those who wait when a fault may be gone.
+    changed: Notify,
+}
+
+impl CallFaults {
+    /// None at first, whatever there was before a restart.
+    #[must_use]
+    pub fn new(book: Book, clock: Clock, journal: Journal, cause: Option<Seq>, seed: u64) -> Self {
+        let (seeds, changed) = (Mutex::new(Prng::new(seed)), Notify::new());
+        Self(Arc::new(Shared { book: SharedBook::new(book), clock, journal, cause, seeds, changed }))
+    }
+
+    /// Places a fault. It works from now on.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing was placed then.
+    pub fn place(&self, order: Order) -> Result<Standing, Refused> {
+        self.sweep();
+        let Shared { book, clock, journal, cause, seeds, .. } = &*self.0;
+        let now = clock.now();
+        book.with(|book| {
+            let mut seeds = seeds.lock().unwrap_or_else(PoisonError::into_inner);
+            let fault = book.place(now, order, &mut seeds)?.clone();
+            let left = now.until(fault.until);
+            let draft = Draft::new(Kind::FaultPlaced, subject(fault.id))
+                .because(*cause)
+                .with("owner", &fault.owner)
+                .with("kind", fault.kind)
+                .with("scope", &fault.scope)
+                .with("portion", fault.portion)
+                .with("ttl", format_duration(left))
+                .with("seed", fault.seed);
+            book.tell(fault.id, journal.record(draft));
+            Ok(Standing { fault, left })
+        })
+    }
+
+    /// Gives a fault another time to live, from now on.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing changes then.
+    pub fn renew(&self, id: Id, owner: &str, ttl: Option<Duration>) -> Result<Standing, Refused> {
+        self.sweep();
+        let Shared { book, clock, journal, changed, .. } = &*self.0;
+        let now = clock.now();
+        let renewed = book.with(|book| {
+            let fault = book.renew(now, id, owner, ttl)?.clone();
+            let left = now.until(fault.until);
+            let draft = Draft::new(Kind::FaultRenewed, subject(id)).because(fault.told);
+            journal.record(draft.with("ttl", format_duration(left)).with("requests", fault.requests));
+            Ok(Standing { fault, left })
+        });
+        // A shorter lease than the one they sleep for.
+        changed.notify_waiters();
+        renewed
+    }
+
+    /// Takes a fault away.
+    ///
+    /// # Errors
+    /// [`Refused::Unknown`].
+    pub fn remove(&self, id: Id) -> Result<Fault, Refused> {
+        self.sweep();
+        let now = self.0.clock.now();
+        let gone = self.0.book.with(|book| book.remove(now, id))?;
+        self.gone(std::slice::from_ref(&gone), Why::Removed);
+        Ok(gone)
+    }
+
+    /// Turns the kill switch on: takes all faults away, and none can be placed until [`Self::release`]. Tells which are
+    /// gone.
+    pub fn kill(&self, reason: &str) -> Vec<Fault> {
+        self.sweep();
+        let Shared { book, journal, cause, .. } = &*self.0;
+        let gone = book.with(|book| {
+            let told = match book.killed() {
+                Some(killed) => killed.told,
+                None => {
+                    let draft = Draft::new(Kind::FaultsKilled, "faults").because(*cause).with("reason", reason);
+                    Some(journal.record(draft))
+                }
+            };
+            book.kill(reason, told)
+        });
+        self.gone(&gone, Why::Killed);
+        gone
+    }
+
+    /// Turns the kill switch off. Tells whether it was on.
+    pub fn release(&self, reason: &str) -> bool {
+        let killed = self.0.book.with(Book::release);
+        if let Some(killed) = &killed {
+            let draft = Draft::new(Kind::FaultsReleased, "faults").because(killed.told).with("reason", reason);
+            self.0.journal.record(draft);
+        }
+        killed.is_some()
+    }
+
+    /// How things are now.
+    #[must_use]
+    pub fn look(&self) -> Look {
+        self.sweep();
+        let now = self.0.clock.now();
+        self.0.book.with(|book| book.look(now))
+    }
+
+    /// What becomes of a try, and the journal's entry about the fault that touches it. One atomic load while there is no
+    /// fault.
+    pub(crate) fn touch(&self, now: Mono, it: &Try<'_>) -> Option<(Touch, Option<Seq>)> {
+        if !self.0.book.is_any() {
+            return None;
+        }
+        self.0.book.with(|book| {
+            let touch = book.touch(now, it)?;
+            let told = book.standing_at(now).find(|fault| fault.id == touch.id).and_then(|fault| fault.told);
+            Some((touch, told))
+        })
+    }
+
+    /// Waits until a moment, or for as long as the fault is there.
+    ///
+    /// # Cancel safety
+    /// Dropped, nobody waits.
+    pub(crate) async fn hold(&self, id: Id, until: Option<Mono>) {
+        let Shared { book, clock, changed, .. } = &*self.0;
+        loop {
+            let mut changed = std::pin::pin!(changed.notified());
+            // Heard from before the look on: what changes between the look and the wait is not missed.
+            changed.as_mut().enable();
+            let now = clock.now();
+            if until.is_some_and(|until| until <= now) {
+                return;
+            }
+            let Some(lease) = book.with(|book| book.until(now, id)) else { return };
+            let wake = until.map_or(lease, |until| until.min(lease));
+            tokio::select! {
+                biased;
+                () = changed => {}
+                () = tokio::time::sleep_until(clock.instant(wake)) => {}
+            }
+        }
+    }
+
+    /// Takes down what has run out, until stopped. That it decides nothing any more does not depend on it.
+    pub(crate) async fn keep_swept(self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(SWEEP_EVERY) => self.sweep(),
+            }
+        }
+    }
+
+    fn sweep(&self) {
+        if self.0.book.is_any() {
+            let now = self.0.clock.now();
+            let gone = self.0.book.with(|book| book.expire(now));
+            self.gone(&gone, Why::Expired);
+        }
+    }
+
+    fn gone(&self, faults: &[Fault], why: Why) {
+        for fault in faults {
+            let draft = Draft::new(Kind::FaultEnded, subject(fault.id))
+                .because(fault.told)
+                .with("why", why.name())
+                .with("requests", fault.requests)
+                .with("tries", fault.tries);
+            self.0.journal.record(draft);
+        }
+        self.0.changed.notify_waiters();
+    }
+}
+
+fn subject(id: Id) -> String {
+    format!("fault:{id}")
+}
