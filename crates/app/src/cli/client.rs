@@ -110,6 +110,12 @@ impl Client {
         self.call(Method::POST, target, body).await
     }
 
+    /// # Errors
+    /// [`CallError`].
+    pub(super) async fn delete(&self, target: &str) -> Result<Value, CallError> {
+        self.call(Method::DELETE, target, Bytes::new()).await
+    }
+
     async fn call(&self, method: Method, target: &str, body: Bytes) -> Result<Value, CallError> {
         let (status, text) = match tokio::time::timeout(CALL_TIMEOUT, self.exchange(method, target, body)).await {
             Ok(Ok(answer)) => answer,

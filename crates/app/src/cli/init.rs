@@ -149,6 +149,7 @@ admin:
   address: 127.0.0.1:9900             # overview page, API, metrics; keep it on loopback or set a token
   # token_file: /run/secrets/seawall
 
+# faults: on                                    # `seawall fault`: break calls on purpose, held by leases
 # toxiproxy: {{ listen: \"127.0.0.1:8474\" }}   # faults by Toxiproxy's API; it knows no token, keep it on loopback
 "
     )

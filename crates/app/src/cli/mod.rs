@@ -4,6 +4,7 @@ mod adopt;
 mod check;
 mod client;
 mod explain;
+mod fault;
 mod init;
 mod ledger;
 mod offline;
@@ -50,6 +51,7 @@ Examples:
   seawall journal --follow --kind breaker_opened
   seawall spool ls --state parked
   seawall spool retry 17
+  seawall fault place --route events --abort 503 --share 10% --ttl 2m --hold
 
 Exit status: 0 all is well; 1 something is wrong, or was refused; 2 the command line cannot be understood;
 3 the node cannot be reached.";
@@ -91,6 +93,9 @@ enum Command {
     /// The account of every record: accepted, delivered, lost, duplicated, corrupted
     #[command(after_help = ledger::EXAMPLES)]
     Ledger(ledger::LedgerArgs),
+    /// Break a dependency on purpose, in a running node: requests that fail, hang, come late or are lost
+    #[command(subcommand, after_help = fault::EXAMPLES)]
+    Fault(fault::FaultCommand),
     /// Stand in for Toxiproxy: faults on TCP connections, moved by its clients
     #[command(after_help = toxiproxy::EXAMPLES, disable_version_flag = true)]
     Toxiproxy(toxiproxy::ToxiproxyArgs),
@@ -149,6 +154,7 @@ fn perform(command: Command) -> anyhow::Result<ExitCode> {
         Command::Journal(args) => block_on(read::journal(&args))?,
         Command::Spool(command) => block_on(spool::run(&command))?,
         Command::Ledger(args) => block_on(ledger::run(&args))?,
+        Command::Fault(command) => block_on(fault::run(&command))?,
     };
     Ok(match ended {
         Ended::Well => ExitCode::SUCCESS,

@@ -339,6 +339,75 @@ pub(super) fn record(record: &Value) -> String {
     facts(&lines)
 }
 
+/// The faults of a node, and its kill switch.
+pub(super) fn faults(answer: &Value) -> String {
+    let on = |fault: &Value| {
+        let narrowed = ["route", "upstream", "method", "path_prefix"];
+        let mut parts: Vec<String> = narrowed
+            .into_iter()
+            .filter(|key| !fault[*key].is_null())
+            .map(|key| format!("{key} {}", text(&fault[key])))
+            .collect();
+        parts.extend(fault["header"]["name"].as_str().map(|name| format!("header {name}")));
+        printable(&parts.join(", "))
+    };
+    let share = |fault: &Value| match (fault["share"].as_str(), fault["first"].as_u64()) {
+        (Some(share), _) => share.to_owned(),
+        (None, Some(first)) => format!("first {first}"),
+        (None, None) => format!("one in {}", text(&fault["every"])),
+    };
+    let row = |fault: &Value| {
+        vec![
+            text(&fault["id"]),
+            fault_kind(&fault["kind"]),
+            on(fault),
+            share(fault),
+            seconds(&fault["left_s"]),
+            text(&fault["requests"]),
+            printable(&text(&fault["owner"])),
+        ]
+    };
+    let rows: Vec<Vec<String>> = list(answer, "faults").iter().map(row).collect();
+    let killed = answer["killed"]["reason"].as_str().map(|reason| {
+        format!("the kill switch is on ({}): `seawall fault release` lets faults be placed again\n", printable(reason))
+    });
+    match (killed, rows.is_empty()) {
+        (Some(killed), _) => killed,
+        (None, true) => "no faults\n".into(),
+        (None, false) => table(&["ID", "FAULT", "ON", "SHARE", "LEFT", "REQUESTS", "OWNER"], &rows),
+    }
+}
+
+fn fault_kind(kind: &Value) -> String {
+    let latency = &kind["latency"];
+    match (kind.as_str(), kind["abort"]["status"].as_u64()) {
+        (Some(word), _) => word.into(),
+        (None, Some(status)) => format!("abort {status}"),
+        (None, None) => format!("latency {} + {}", text(&latency["delay"]), text(&latency["jitter"])),
+    }
+}
+
+/// A fault that has just been placed.
+pub(super) fn fault_placed(fault: &Value, is_held: bool) -> String {
+    let id = text(&fault["id"]);
+    let then = match is_held {
+        true => "held until this command is stopped".into(),
+        false => format!("gone at {} unless it is renewed", text(&fault["expires_at"])),
+    };
+    format!("fault {id} is in force, seed {}: {then}\n", text(&fault["seed"]))
+}
+
+/// One that is gone.
+pub(super) fn fault_gone(fault: &Value) -> String {
+    format!("fault {} is gone; requests touched: {}\n", text(&fault["id"]), text(&fault["requests"]))
+}
+
+/// What the kill switch took away.
+pub(super) fn faults_killed(answer: &Value) -> String {
+    let gone: String = list(answer, "faults").iter().map(fault_gone).collect();
+    format!("{gone}the kill switch is on: no fault can be placed until `seawall fault release`\n")
+}
+
 /// The accounts and the verdict.
 pub(super) fn ledger(answer: &Value, paint: Paint) -> String {
     let keys = [

@@ -46,6 +46,12 @@ fn what_does_not_go_together_is_refused() {
         ("spool ls --state lost", "possible values: waiting, leased, parked"),
         ("spool discard 1", "--reason"),
         ("spool show x", "invalid digit"),
+        ("fault place --route r --refuse --ttl 1m", "--share <PERCENT>|--first <COUNT>|--every <COUNT>"),
+        ("fault place --route r --first 1 --ttl 1m", "--latency <DURATION>|--abort <STATUS>|--refuse"),
+        ("fault place --route r --refuse --first 1", "--ttl"),
+        ("fault place --refuse --first 1 --ttl 1m", "--route"),
+        ("fault place --route r --refuse --first 1 --ttl 5", "needs a unit"),
+        ("fault place --route r --refuse --hang --first 1 --ttl 1m", "cannot be used with"),
         ("nothing", "unrecognized subcommand"),
     ] {
         let error = parse(line).unwrap_err();

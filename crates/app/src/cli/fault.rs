@@ -1,0 +1,300 @@
+//! `seawall fault`: break a dependency on purpose, in a running node, for as long as somebody holds on to it.
+
+use std::io::{self, Write as _};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Subcommand};
+use seawall_core::units::{Ratio, format_duration, parse_duration, parse_ratio};
+use serde_json::{Value, json};
+
+use super::client::{CallError, Client, encode};
+use super::read::Reader;
+use super::{Ended, show};
+use crate::lifecycle::Signals;
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  seawall fault place --route events --abort 503 --share 10% --ttl 2m --hold
+  seawall fault place --upstream queue --latency 200ms --jitter 50ms --every 4 --ttl 5m
+  seawall fault place --route events --swallow --first 1 --ttl 30s       done, and its answer lost
+  seawall fault ls
+  seawall fault renew f12-1 --ttl 5m
+  seawall fault rm f12-1
+  seawall fault kill --reason \"customers notice\"                         all of them, at once
+  seawall fault release
+
+A node allows faults only where its configuration says `faults: on`.
+Exit status: 0 done; 1 refused, or a held fault was lost; 2 the command line cannot be understood;
+3 the node cannot be reached.";
+
+const PLACE_EXAMPLES: &str = "\
+A fault goes when its time is over. With --hold it is renewed every third of that time while this command runs, and removed
+when it is stopped with Ctrl-C; killed in any other way, the fault is gone within --ttl.
+
+Examples:
+  seawall fault place --route events --abort 503 --share 10% --ttl 2m --hold
+  seawall fault place --route quotes --hang --header x-tenant=acme --every 2 --ttl 1m
+  seawall fault place --upstream carrier --cut --first 3 --ttl 30s --seed 42
+
+Exit status: 0 placed, or held until stopped; 1 refused, or a held fault was lost; 3 the node cannot be reached.";
+
+/// Time between two tries to reach a node that does not answer, while its fault is held.
+const AGAIN_AFTER: Duration = Duration::from_millis(200);
+
+#[derive(Clone, Debug, Subcommand)]
+pub(super) enum FaultCommand {
+    /// List the faults of a node, and say whether its kill switch is on
+    Ls {
+        #[command(flatten)]
+        reader: Reader,
+    },
+    /// Place a fault
+    #[command(after_help = PLACE_EXAMPLES)]
+    Place(Box<PlaceArgs>),
+    /// Give a fault another time to live, from now on
+    Renew {
+        /// Its name
+        id: String,
+        /// For so long
+        #[arg(long, value_name = "DURATION", value_parser = duration)]
+        ttl: Duration,
+        /// Who holds it [default: $USER]
+        #[arg(long)]
+        owner: Option<String>,
+        #[command(flatten)]
+        reader: Reader,
+    },
+    /// Take a fault away
+    Rm {
+        /// Its name
+        id: String,
+        #[command(flatten)]
+        reader: Reader,
+    },
+    /// Take all faults away, and let none be placed until `release`
+    Kill(ReasonArgs),
+    /// Let faults be placed again
+    Release(ReasonArgs),
+}
+
+#[derive(Args, Clone, Debug)]
+pub(super) struct ReasonArgs {
+    /// Why; the journal keeps it
+    #[arg(long, default_value = "by hand")]
+    reason: String,
+    #[command(flatten)]
+    reader: Reader,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(super) struct PlaceArgs {
+    #[command(flatten)]
+    scope: ScopeArgs,
+    #[command(flatten)]
+    kind: KindArgs,
+    /// With --latency: and up to so much more, each as likely
+    #[arg(long, value_name = "DURATION", value_parser = duration, requires = "latency", conflicts_with_all = ["abort", "refuse", "hang", "swallow", "cut"])]
+    jitter: Option<Duration>,
+    #[command(flatten)]
+    portion: PortionArgs,
+    /// Gone after so long unless it is renewed
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    ttl: Duration,
+    /// Renew it while this command runs, and remove it when it is stopped
+    #[arg(long)]
+    hold: bool,
+    /// Makes its choices repeatable [default: a new one]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Who holds it: renewals must say the same [default: $USER]
+    #[arg(long)]
+    owner: Option<String>,
+    #[command(flatten)]
+    reader: Reader,
+}
+
+#[derive(Args, Clone, Debug)]
+struct ScopeArgs {
+    /// Tries of this route to its own upstream
+    #[arg(long, required_unless_present = "upstream")]
+    route: Option<String>,
+    /// Tries to this upstream
+    #[arg(long)]
+    upstream: Option<String>,
+    /// Only with this method
+    #[arg(long)]
+    method: Option<String>,
+    /// Only where the path begins so
+    #[arg(long, value_name = "PATH")]
+    path_prefix: Option<String>,
+    /// Only with this header
+    #[arg(long, value_name = "NAME=VALUE", value_parser = header)]
+    header: Option<(String, String)>,
+}
+
+#[derive(Args, Clone, Debug)]
+#[group(required = true, multiple = false)]
+struct KindArgs {
+    /// Send later
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    latency: Option<Duration>,
+    /// Do not send; take this for the upstream's answer
+    #[arg(long, value_name = "STATUS")]
+    abort: Option<u16>,
+    /// Do not send, as if nobody listened
+    #[arg(long)]
+    refuse: bool,
+    /// Do not send; let the try run into its timeout
+    #[arg(long)]
+    hang: bool,
+    /// Send, and throw the answer away: the upstream has done it, and nobody knows
+    #[arg(long)]
+    swallow: bool,
+    /// Send, and end the answer early
+    #[arg(long)]
+    cut: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+#[group(required = true, multiple = false)]
+struct PortionArgs {
+    /// Touch each with this probability
+    #[arg(long, value_name = "PERCENT", value_parser = share)]
+    share: Option<Ratio>,
+    /// Touch the first so many
+    #[arg(long, value_name = "COUNT")]
+    first: Option<u64>,
+    /// Touch each so many-th
+    #[arg(long, value_name = "COUNT")]
+    every: Option<u64>,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text).map_err(|error| error.to_string())
+}
+
+fn share(text: &str) -> Result<Ratio, String> {
+    parse_ratio(text).map_err(|error| error.to_string())
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    let parts = text.split_once('=').ok_or_else(|| format!("`{text}` is not a header, such as `x-tenant=acme`"))?;
+    Ok((parts.0.into(), parts.1.into()))
+}
+
+pub(super) async fn run(command: &FaultCommand) -> anyhow::Result<Ended> {
+    match command {
+        FaultCommand::Ls { reader } => {
+            let answer = reader.client()?.get("/api/faults").await?;
+            reader.print(&answer, show::faults)
+        }
+        FaultCommand::Place(args) => place(args).await,
+        FaultCommand::Renew { id, ttl, owner, reader } => {
+            let answer = renew(&reader.client()?, id, &owner_or_user(owner.as_deref()), *ttl).await?;
+            reader.print(&answer, |_| format!("fault {id} stays for {}\n", format_duration(*ttl)))
+        }
+        FaultCommand::Rm { id, reader } => {
+            let answer = remove(&reader.client()?, id).await?;
+            reader.print(&answer, show::fault_gone)
+        }
+        FaultCommand::Kill(ReasonArgs { reason, reader }) => {
+            let answer = reader.client()?.post("/api/faults/kill", &json!({ "reason": reason })).await?;
+            reader.print(&answer, show::faults_killed)
+        }
+        FaultCommand::Release(ReasonArgs { reason, reader }) => {
+            let answer = reader.client()?.post("/api/faults/release", &json!({ "reason": reason })).await?;
+            reader.print(&answer, |answer| match answer["was_killed"].as_bool() {
+                Some(true) => "faults can be placed again\n".into(),
+                _ => "the kill switch was not on\n".into(),
+            })
+        }
+    }
+}
+
+fn owner_or_user(owner: Option<&str>) -> String {
+    let user = || std::env::var("USER").ok().filter(|user| !user.is_empty());
+    owner.map(Into::into).or_else(user).unwrap_or_else(|| "somebody".into())
+}
+
+async fn renew(client: &Client, id: &str, owner: &str, ttl: Duration) -> Result<Value, CallError> {
+    let body = json!({ "owner": owner, "ttl": format_duration(ttl) });
+    client.post(&format!("/api/faults/{}/renew", encode(id)), &body).await
+}
+
+async fn remove(client: &Client, id: &str) -> Result<Value, CallError> {
+    client.delete(&format!("/api/faults/{}", encode(id))).await
+}
+
+async fn place(args: &PlaceArgs) -> anyhow::Result<Ended> {
+    let client = args.reader.client()?;
+    let owner = owner_or_user(args.owner.as_deref());
+    // Heard from before there is a fault: one that is stopped in between takes it away all the same.
+    let signals = if args.hold { Some(Signals::new()?) } else { None };
+    let placed = client.post("/api/faults", &order(args, &owner)).await?;
+    let id = placed["id"].as_str().context("the node named no fault")?.to_owned();
+    args.reader.print(&placed, |placed| show::fault_placed(placed, args.hold))?;
+    match signals {
+        None => Ok(Ended::Well),
+        Some(signals) => hold(args, &client, (&id, &owner), signals).await,
+    }
+}
+
+fn order(args: &PlaceArgs, owner: &str) -> Value {
+    let PlaceArgs { scope, kind, jitter, portion, ttl, seed, .. } = args;
+    let header = scope.header.as_ref().map(|(name, value)| json!({ "name": name, "value": value }));
+    let kind = match (kind.latency, kind.abort) {
+        (Some(delay), _) => {
+            let jitter = format_duration(jitter.unwrap_or_default());
+            json!({ "latency": { "delay": format_duration(delay), "jitter": jitter } })
+        }
+        (None, Some(status)) => json!({ "abort": { "status": status } }),
+        (None, None) => {
+            let words = [("refuse", kind.refuse), ("hang", kind.hang), ("swallow", kind.swallow), ("cut", kind.cut)];
+            json!(words.iter().find(|(_, wanted)| *wanted).map(|(word, _)| word))
+        }
+    };
+    json!({
+        "owner": owner, "route": scope.route, "upstream": scope.upstream, "method": scope.method,
+        "path_prefix": scope.path_prefix, "header": header, "share": portion.share.map(|share| share.to_string()),
+        "first": portion.first, "every": portion.every, "kind": kind, "ttl": format_duration(*ttl), "seed": seed,
+    })
+}
+
+/// Renews until stopped, and takes the fault away then.
+async fn hold(
+    args: &PlaceArgs,
+    client: &Client,
+    (id, owner): (&str, &str),
+    mut signals: Signals,
+) -> anyhow::Result<Ended> {
+    let lost = tokio::select! {
+        () = signals.next() => None,
+        lost = keep_renewing(client, id, owner, args.ttl) => Some(lost),
+    };
+    if let Some(lost) = lost {
+        bail!("fault `{id}` is not held any more: {lost}");
+    }
+    let gone = remove(client, id).await.with_context(|| {
+        format!("cannot take fault `{id}` away; it goes by itself within {}", format_duration(args.ttl))
+    })?;
+    args.reader.print(&gone, show::fault_gone)
+}
+
+/// Ends when the node says no, or has not answered for as long as the fault lives.
+async fn keep_renewing(client: &Client, id: &str, owner: &str, ttl: Duration) -> CallError {
+    let mut unreached = Duration::ZERO;
+    let mut wait = ttl / 3;
+    loop {
+        tokio::time::sleep(wait).await;
+        match renew(client, id, owner, ttl).await {
+            Ok(_) => (wait, unreached) = (ttl / 3, Duration::ZERO),
+            Err(error @ CallError::Unreachable { .. }) if unreached < ttl => {
+                let _ = writeln!(io::stderr(), "seawall: {error}");
+                wait = AGAIN_AFTER.min(ttl / 3).max(Duration::from_millis(1));
+                unreached += wait;
+            }
+            Err(error) => return error,
+        }
+    }
+}
