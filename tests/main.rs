@@ -13,6 +13,7 @@ mod crash;
 mod demo;
 mod disk;
 mod examples;
+mod faults;
 mod house;
 mod input;
 mod ledger;
