@@ -9,7 +9,7 @@
 use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -195,7 +195,7 @@ pub(crate) struct Call {
     pub(crate) awaits_connection: bool,
     /// True if the caller said how long it waits: the upstream is told what is left.
     pub(crate) tells_patience: bool,
-    /// The faults, placed on purpose, that have touched a try of it.
+    /// The faults, placed on purpose, that have touched a try of it; [`Call::touched`] knows those of its copies too.
     pub(crate) touched: Vec<FaultId>,
     /// True if what the last try was answered with is a fault's work: nothing may be remembered of it.
     pub(crate) is_forged: bool,
@@ -209,6 +209,8 @@ pub(crate) struct Copies {
     tried: AtomicU64,
     /// True once the second has been answered, and the first has not.
     pub(crate) outrun: AtomicBool,
+    /// The faults that have touched one of them.
+    touched: Mutex<Vec<FaultId>>,
 }
 
 /// A write that must not be lost.
@@ -442,6 +444,16 @@ impl Call {
     /// True if sending it once more is safe.
     pub(crate) fn can_be_sent_again(&self) -> bool {
         self.body.replayable() && self.idempotent
+    }
+
+    /// The faults that have touched a try of it, each once.
+    pub(crate) fn touched(&self) -> Vec<FaultId> {
+        let mut touched = self.touched.clone();
+        if let Some(copies) = &self.copies {
+            let of_copies = copies.touched.lock().unwrap_or_else(PoisonError::into_inner);
+            of_copies.iter().for_each(|id| note_once(&mut touched, *id));
+        }
+        touched
     }
 
     fn whole_body(&self) -> Option<Bytes> {
@@ -719,7 +731,13 @@ async fn try_hedged(worker: &Arc<Worker>, call: &mut Call, upstream: UpstreamId,
     let copied = hedge::Call { started: clock.now(), hedges: 0, idempotent: call.can_be_sent_again() };
     let due = if call.write.is_some() { None } else { route.hedge_due(clock.now(), copied) };
     let Some(due) = due else { return try_once(worker, call, upstream, place).await };
-    let copies = Copies { started: copied.started, tried: AtomicU64::new(0), outrun: AtomicBool::new(false) };
+    call.touched = call.touched();
+    let copies = Copies {
+        started: copied.started,
+        tried: AtomicU64::new(0),
+        outrun: AtomicBool::new(false),
+        touched: Mutex::new(Vec::new()),
+    };
     let copies = Arc::new(copies);
     call.copies = Some(Arc::clone(&copies));
     let (mut twin, call_id) = (call.twin(), call.id);
@@ -761,9 +779,6 @@ async fn try_hedged(worker: &Arc<Worker>, call: &mut Call, upstream: UpstreamId,
     worker.counts[call.id.index()].hedges_won.add(1);
     call.may_have_arrived = true;
     call.is_forged = twin.is_forged;
-    let of_twin = twin.touched.iter().filter(|id| !call.touched.contains(id)).copied();
-    let of_twin: Vec<FaultId> = of_twin.collect();
-    call.touched.extend(of_twin);
     if let ResBody::Relay(relay) = &mut received.body {
         relay.keep_place(place.take());
     }
@@ -839,7 +854,9 @@ async fn try_with(
 /// The fault point: asks whether a fault lies in the way of this try, and marks its request.
 fn touch(worker: &Worker, call: &mut Call, upstream: UpstreamId, now: Mono) -> Option<Touch> {
     call.is_forged = false;
-    let faults = worker.node.faults.as_ref()?;
+    let faults = worker.node.faults.as_ref().filter(|faults| faults.is_any())?;
+    // Two copies may be on their way at the same time, and are one request.
+    let touched = call.touched();
     let has_header = |name: &str, value: &str| {
         call.headers.get_all(name).iter().any(|written| written.as_bytes() == value.as_bytes())
     };
@@ -849,17 +866,24 @@ fn touch(worker: &Worker, call: &mut Call, upstream: UpstreamId, now: Mono) -> O
         method: call.method.as_str(),
         path: call.target.path(),
         has_header: &has_header,
-        touched: &call.touched,
+        touched: &touched,
     };
     let (touch, told) = faults.touch(now, &it)?;
-    if call.touched.is_empty() {
+    if touched.is_empty() {
         worker.counts[call.id.index()].faulted.add(1);
     }
-    if !call.touched.contains(&touch.id) {
-        call.touched.push(touch.id);
+    note_once(&mut call.touched, touch.id);
+    if let Some(copies) = &call.copies {
+        note_once(&mut copies.touched.lock().unwrap_or_else(PoisonError::into_inner), touch.id);
     }
     told.iter().for_each(|told| call.route.touched(now, *told));
     Some(touch)
+}
+
+fn note_once(touched: &mut Vec<FaultId>, id: FaultId) {
+    if !touched.contains(&id) {
+        touched.push(id);
+    }
 }
 
 /// An exchange with a fault in its way. What comes of it is told to the guards like the real thing.
@@ -1125,7 +1149,7 @@ pub(crate) fn whole_answer(worker: &Arc<Worker>, mut call: Call, received: Recei
     headers::to_client(response.headers_mut(), &node.via);
     call.route.whole(now);
     finish(worker, &mut call, &mut response);
-    mark_faults(&call.touched, &mut response);
+    mark_faults(&call.touched(), &mut response);
     response
 }
 

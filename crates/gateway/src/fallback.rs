@@ -60,7 +60,7 @@ pub(crate) async fn apply(worker: &Arc<Worker>, mut call: Call, reason: Reason) 
             return mark(worker, &call, (fallback.name(), cause), &reason, answer);
         }
     }
-    let touched = std::mem::take(&mut call.touched);
+    let touched = call.touched();
     let mut answer = refused.unwrap_or_else(|| no_fallback(worker, call, reason));
     mark_faults(&touched, &mut answer);
     answer
@@ -93,7 +93,7 @@ fn mark(
         answer.headers_mut().insert(name, value);
     }
     answer.headers_mut().insert(PROXY_STATUS, reason_status(reason));
-    mark_faults(&call.touched, &mut answer);
+    mark_faults(&call.touched(), &mut answer);
     answer
 }
 

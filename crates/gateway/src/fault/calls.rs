@@ -140,12 +140,13 @@ impl CallFaults {
         self.0.book.with(|book| book.look(now))
     }
 
-    /// What becomes of a try, and the journal's entry about the fault that touches it. One atomic load while there is no
-    /// fault.
+    /// True while there may be a fault: one atomic load.
+    pub(crate) fn is_any(&self) -> bool {
+        self.0.book.is_any()
+    }
+
+    /// What becomes of a try, and the journal's entry about the fault that touches it.
     pub(crate) fn touch(&self, now: Mono, it: &Try<'_>) -> Option<(Touch, Option<Seq>)> {
-        if !self.0.book.is_any() {
-            return None;
-        }
         self.0.book.with(|book| {
             let touch = book.touch(now, it)?;
             let told = book.standing_at(now).find(|fault| fault.id == touch.id).and_then(|fault| fault.told);

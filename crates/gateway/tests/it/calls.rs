@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use seawall_core::fault::book::{Id, Kind as Fault, Order, Portion, Refused, Scope};
 use seawall_core::guard::health::HealthConfig;
+use seawall_core::guard::hedge::HedgeConfig;
 use seawall_core::journal::Kind;
 use seawall_core::outcome::Failure;
 use seawall_core::policy::{Fallback, Route};
@@ -370,6 +371,45 @@ fn the_kill_switch_is_told_and_released() {
     assert_eq!((killed.len(), released.len(), released[0].cause), (1, 1, Some(killed[0].seq)));
     assert_eq!((killed[0].fields["reason"].as_str(), released[0].fields["reason"].as_str()), ("pager", "over"));
     assert!(world.entries(Kind::FaultEnded).iter().all(|entry| entry.fields["why"] == "killed"));
+}
+
+/// Two copies of a call are two tries, and one request.
+#[test]
+fn a_second_copy_helps_against_a_fault_on_the_first() {
+    let server = Server::start(|_, _| ok("well"));
+    let world = world_of(&server, |route| {
+        let delay_max = Duration::from_millis(20);
+        route.guards.hedge = Some(HedgeConfig { samples_min: 20, delay_max, ..HedgeConfig::default() });
+    });
+    (0..20).for_each(|_| assert_eq!(world.get("/").body, "well"));
+    let id = put(&world, Fault::Hang, Portion::First(1));
+    let helped = world.get("/");
+    assert_eq!((helped.status, helped.must("seawall-fault")), (200, id.to_string()));
+    assert_eq!((world.route(0).hedges_won_total, touched(&world, id)), (1, (1, 1)));
+    world.faults.remove(id).unwrap();
+    let late = Fault::Latency { delay: Duration::from_millis(100), jitter: Duration::ZERO };
+    let both = put(&world, late, Portion::First(2));
+    assert_eq!(world.get("/").must("seawall-fault"), both.to_string(), "once, though it touched both");
+    assert_eq!(touched(&world, both), (1, 2));
+}
+
+/// A body that is passed on as it comes is still the client's when a fault answers.
+#[test]
+fn a_long_upload_meets_faults_too() {
+    let server = Server::start(|_, _| ok("well"));
+    let long = "x".repeat(200_000);
+    for (kind, status, arrives) in [
+        (Fault::Abort { status: 503 }, 503, 0),
+        (Fault::Refuse, 502, 0),
+        (Fault::Swallow, 502, 1),
+        (Fault::Latency { delay: Duration::from_millis(30), jitter: Duration::ZERO }, 200, 1),
+    ] {
+        let world = world_of(&server, |_| {});
+        let before = server.count();
+        put(&world, kind, Portion::First(1));
+        assert_eq!((world.post("/", "", &long).status, server.count() - before), (status, arrives), "{kind}");
+        assert_eq!(world.get("/").status, 200);
+    }
 }
 
 /// The budget sees what a fault does to it as it sees the real thing.
