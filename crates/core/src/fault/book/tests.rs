@@ -246,6 +246,8 @@ fn only_what_is_in_scope_is_seen() {
     let fits = Try { has_header: &has, ..a_try() };
     let others = [
         Try { route: RouteId(1), upstream: UpstreamId(1), ..fits },
+        // Another route to the same upstream.
+        Try { route: RouteId(1), ..fits },
         // What stands in for the route's own upstream is not its own.
         Try { upstream: UpstreamId(2), ..fits },
         Try { method: "GET", ..fits },
