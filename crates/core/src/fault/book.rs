@@ -33,7 +33,7 @@ const ENDED_MAX: usize = 32;
 /// How far faults may go.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Caps {
-    /// Most of the traffic in its scope a fault may touch.
+    /// Most of the traffic in its scope a fault may touch, together with those beside it that may meet the same requests.
     pub share_max: Ratio,
     /// Longest time until a lease must be renewed.
     pub ttl_max: Duration,
@@ -138,6 +138,17 @@ pub enum Portion {
     First(u64),
     /// Each n-th.
     Every(u64),
+}
+
+impl Portion {
+    /// Of the tries in scope, in the long run. The first few are none of many.
+    fn share(self) -> f64 {
+        match self {
+            Self::Share(share) => share.get(),
+            Self::First(_) => 0.0,
+            Self::Every(step) => 1.0 / step.max(1) as f64,
+        }
+    }
 }
 
 impl fmt::Display for Portion {
@@ -477,14 +488,16 @@ impl Book {
         self.check_portion(portion)?;
         check_kind(kind)?;
         let ttl = self.check_ttl(ttl)?;
-        let mut standing = self.held.iter().map(|held| &held.fault).filter(|fault| now < fault.until);
-        let is_same = |fault: &&Fault| fault.kind.name() == kind.name() && fault.scope == scope;
-        if let Some(same) = standing.clone().find(is_same) {
-            return Err(Refused::Same { id: same.id });
+        let standing: Vec<&Held> = self.held.iter().filter(|held| now < held.fault.until).collect();
+        let is_same = |held: &&&Held| held.fault.kind.name() == kind.name() && held.fault.scope == scope;
+        if let Some(same) = standing.iter().find(is_same) {
+            return Err(Refused::Same { id: same.fault.id });
         }
-        if standing.by_ref().count() >= self.caps.count_max {
+        if standing.len() >= self.caps.count_max {
             return Err(Refused::TooMany { count_max: self.caps.count_max });
         }
+        let beside = standing.iter().filter(|held| held.may_meet(route, upstream, &scope));
+        self.check_sum(portion, beside.map(|held| held.fault.portion.share()).sum())?;
         self.placed += 1;
         let id = Id { epoch: self.epoch, number: self.placed };
         // Short enough to be typed again.
@@ -621,6 +634,22 @@ impl Book {
         }
     }
 
+    /// Faults that may meet the same requests share the cap: many small ones are one large one to whoever is behind them.
+    fn check_sum(&self, portion: Portion, beside: f64) -> Result<(), Refused> {
+        let max = self.caps.share_max;
+        // Shares are sums of decimals: what differs by less was meant to be the same.
+        if portion.share() <= 0.0 || portion.share() + beside <= max.get() + 1e-9 {
+            return Ok(());
+        }
+        let field = if matches!(portion, Portion::Every(_)) { "every" } else { "share" };
+        let of = |share: f64| Ratio::new(share.clamp(0.0, 1.0)).unwrap_or(Ratio::ZERO);
+        let message = format!(
+            "with what lies there already ({}) it would be more than is allowed here (`faults.share_max` is {max})",
+            of(beside)
+        );
+        Err(Refused::invalid(field, message, [format!("at most {}", of(max.get() - beside))]))
+    }
+
     fn check_ttl(&self, ttl: Option<Duration>) -> Result<Duration, Refused> {
         let max = self.caps.ttl_max;
         let allowed = || [format!("more than 0s, at most {}", format_duration(max))];
@@ -683,6 +712,19 @@ impl Names {
 }
 
 impl Held {
+    /// True unless no try can be in both scopes.
+    fn may_meet(&self, route: Option<RouteId>, upstream: UpstreamId, scope: &Scope) -> bool {
+        let own = &self.fault.scope;
+        let routes = self.route.is_none() || route.is_none() || self.route == route;
+        let methods = own.method.is_none() || scope.method.is_none() || own.method == scope.method;
+        let paths = match (&own.path_prefix, &scope.path_prefix) {
+            (Some(one), Some(other)) => one.starts_with(other.as_str()) || other.starts_with(one.as_str()),
+            _ => true,
+        };
+        // A header may be there twice: two values keep nobody apart.
+        self.upstream == upstream && routes && methods && paths
+    }
+
     fn covers(&self, it: &Try<'_>) -> bool {
         let Scope { method, path_prefix, header, .. } = &self.fault.scope;
         self.upstream == it.upstream

@@ -360,7 +360,7 @@ fn the_kill_switch_is_told_and_released() {
     let server = Server::start(|_, _| ok("well"));
     let world = world_of(&server, |_| {});
     put(&world, Fault::Refuse, ALL);
-    put(&world, Fault::Hang, ALL);
+    put(&world, Fault::Hang, Portion::First(1));
     assert_eq!((world.faults.kill("pager").len(), world.faults.kill("again").len()), (2, 0));
     assert_eq!(world.get("/").status, 200);
     let refused = world.faults.place(order("r", Fault::Cut, ALL)).unwrap_err();

@@ -217,6 +217,38 @@ fn no_more_than_the_cap_and_none_twice() {
 }
 
 #[test]
+fn faults_that_may_meet_the_same_requests_share_the_cap() {
+    let share = |percent: u64| Portion::Share(Ratio::of(percent, 100).unwrap());
+    let mut book = book();
+    put(&mut book, at(0), order(Kind::Hang, share(30))).unwrap();
+    let narrowed = |kind, portion, change: fn(&mut Scope)| {
+        let mut order = order(kind, portion);
+        change(&mut order.scope);
+        order
+    };
+    let too_much = [
+        (order(Kind::Cut, share(21)), "share"),
+        (order(Kind::Cut, Portion::Every(4)), "every"),
+        (narrowed(Kind::Hang, share(21), |scope| scope.path_prefix = Some("/".into())), "share"),
+        (narrowed(Kind::Cut, share(21), |scope| (scope.route, scope.upstream) = (None, Some("queue".into()))), "share"),
+    ];
+    for (order, wanted) in too_much {
+        match put(&mut book, at(0), order) {
+            Err(Refused::Invalid { field, allowed, .. }) => {
+                assert_eq!((field, allowed[0].as_str()), (wanted, "at most 20%"));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    // Others' requests, and the first few, are no part of it.
+    put(&mut book, at(0), narrowed(Kind::Hang, share(50), |scope| scope.route = Some("quotes".into()))).unwrap();
+    put(&mut book, at(0), order(Kind::Refuse, Portion::First(9))).unwrap();
+    put(&mut book, at(0), narrowed(Kind::Cut, share(20), |scope| scope.method = Some("GET".into()))).unwrap();
+    put(&mut book, at(0), narrowed(Kind::Cut, share(20), |scope| scope.method = Some("PUT".into()))).unwrap();
+    assert!(put(&mut book, at(60), order(Kind::Cut, share(50))).is_ok(), "what has run out counts no more");
+}
+
+#[test]
 fn a_removed_fault_is_gone_and_its_name_with_it() {
     let mut book = book();
     let id = put(&mut book, at(0), order(Kind::Refuse, Portion::First(9))).unwrap();
@@ -344,7 +376,7 @@ fn op() -> impl Strategy<Value = Op> {
 fn one_of(kind: usize, ttl: u64) -> Order {
     let kinds =
         [Kind::Hang, Kind::Refuse, Kind::Swallow, Kind::Cut, Kind::Abort { status: 500 }, Kind::Abort { status: 404 }];
-    let mut order = order(kinds[kind / 2], Portion::Share(Ratio::of(1, 2).unwrap()));
+    let mut order = order(kinds[kind / 2], Portion::First(FIRST_MAX));
     order.scope.path_prefix = (kind % 2 == 1).then(|| "/events".into());
     order.ttl = Some(Duration::from_secs(ttl));
     order
