@@ -244,12 +244,14 @@ fn ask(address: SocketAddr) -> Result<(), StartError> {
 fn bind(address: SocketAddr, listeners: &mut [Vec<std::net::TcpListener>]) -> Result<SocketAddr, StartError> {
     let failed = |source| StartError::Listen { address, source };
     ask(address)?;
-    let mut actual = address;
-    for (index, listeners) in listeners.iter_mut().enumerate() {
+    // Asked for any port, the kernel may give a shared socket one that another node of ours shares already, and each of the
+    // two would get half of the other's connections. A socket that does not share finds one that is free.
+    let actual = match address.port() {
+        0 => listen_shared(address, false).and_then(|probe| probe.local_addr()).map_err(failed)?,
+        _ => address,
+    };
+    for listeners in listeners {
         let listener = listen_shared(actual, true).map_err(failed)?;
-        if index == 0 {
-            actual = listener.local_addr().map_err(failed)?;
-        }
         listeners.push(listener.into_std().map_err(failed)?);
     }
     Ok(actual)
