@@ -186,6 +186,15 @@ fn another_node_delivers_what_one_that_is_gone_left_in_the_replica() {
     assert_eq!(crate::process::code(node.process.wait()), 1);
     let lines = node.process.lines().join("\n");
     assert!(lines.contains("records are another's to deliver"), "{lines}");
+    // It does not start again, asked or not; what its directory holds can be taken in, and is known by its keys.
+    drop(cluster);
+    let said = gone.refused(&["run"]);
+    assert!(said.code == 1 && said.err.contains("`seawall spool adopt"), "{said:?}");
+    let said = heir.seawall(&["spool", "adopt", "--admin", &admin, &gone.data().to_string_lossy()]);
+    assert!(
+        said.code == 0 && said.out.contains("0 records of `gone`") && said.out.contains("1 were there already"),
+        "{said:?}"
+    );
 }
 
 #[test]

@@ -330,14 +330,17 @@ async fn listen_admin(config: &AdminConfig) -> anyhow::Result<TcpListener> {
     })
 }
 
-/// The first line of the token file.
 fn read_token(config: &AdminConfig) -> anyhow::Result<Option<String>> {
-    let Some(path) = &config.token_file else { return Ok(None) };
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read the admin token from `{}`", path.display()))?;
-    let token = text.lines().next().unwrap_or_default().trim();
-    anyhow::ensure!(!token.is_empty(), "the first line of the token file `{}` is empty", path.display());
-    Ok(Some(token.to_owned()))
+    config.token_file.as_deref().map(|path| read_first_line(path, "admin token", "token file")).transpose()
+}
+
+/// The first line of a file that holds a secret.
+pub(crate) fn read_first_line(path: &Path, what: &str, file: &str) -> anyhow::Result<String> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read the {what} from `{}`", path.display()))?;
+    let line = text.lines().next().unwrap_or_default().trim();
+    anyhow::ensure!(!line.is_empty(), "the first line of the {file} `{}` is empty", path.display());
+    Ok(line.to_owned())
 }
 
 /// Waits until the store has stopped for good: a spool or ledger that cannot sync must not go on promising.

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cli::get_json;
 use crate::clock::RealClock;
 use crate::config::{AppConfig, Finding, ReplicaConfig, Severity};
-use crate::lifecycle::{open_store, read_seal_keys};
+use crate::lifecycle::{open_store, read_first_line, read_seal_keys};
 
 /// How long a node with an empty directory waits for the servers that may know what it had.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -34,14 +34,8 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(5);
 
 /// How the store reaches the servers, for one node's records.
 pub(crate) fn options(config: &ReplicaConfig, node: &str) -> anyhow::Result<ReplicaOptions> {
-    let password = match &config.password_file {
-        None => String::new(),
-        Some(file) => {
-            let text = std::fs::read_to_string(file)
-                .with_context(|| format!("cannot read the password file `{}`", file.display()))?;
-            text.lines().next().unwrap_or_default().trim().to_owned()
-        }
-    };
+    let password = config.password_file.as_deref();
+    let password = password.map(|path| read_first_line(path, "password", "password file")).transpose()?;
     if let Some(file) = &config.ca_file {
         std::fs::metadata(file).with_context(|| format!("cannot read `store.ca_file` `{}`", file.display()))?;
     }
@@ -49,7 +43,7 @@ pub(crate) fn options(config: &ReplicaConfig, node: &str) -> anyhow::Result<Repl
         servers: config.servers.clone(),
         copies: config.copies,
         node: node.into(),
-        login: config.user.clone().map(|user| (user, Password(password))),
+        login: config.user.clone().map(|user| (user, Password(password.unwrap_or_default()))),
         ca_file: config.ca_file.clone(),
     })
 }
@@ -269,8 +263,9 @@ async fn ask_superseded(store: &Store, options: &ReplicaOptions) -> Option<Strin
 
 fn superseded_words(reason: &str, dir: &Path) -> String {
     format!(
-        "{reason}; `{}` keeps what it held (`seawall spool ls --data`), and an empty directory begins anew",
-        dir.display()
+        "{reason}; `{dir}` keeps what it held: `seawall spool adopt {dir}` at a node that runs takes in what it had accepted \
+         since, and with an empty directory this node begins anew",
+        dir = dir.display()
     )
 }
 

@@ -86,11 +86,6 @@ impl Holder {
         self.written = Some(begun);
     }
 
-    /// It was refused: somebody else has written.
-    pub fn refused(&mut self) {
-        self.written = None;
-    }
-
     /// True while nobody can take it for gone.
     #[must_use]
     pub fn holds(&self, now: Mono) -> bool {
@@ -135,8 +130,6 @@ mod tests {
         assert!(!holder.holds(at(0)));
         holder.written(at(1000));
         assert!(holder.holds(at(9999)) && !holder.holds(at(10_000)));
-        holder.refused();
-        assert!(!holder.holds(at(1001)));
     }
 
     proptest! {

@@ -636,7 +636,7 @@ fn read_hedge(field: Field<'_>) -> Option<HedgeConfig> {
 }
 
 /// `on` or `off`.
-fn read_switch(field: Field<'_>) -> bool {
+pub(super) fn read_switch(field: Field<'_>) -> bool {
     let switch = field.parsed(|text| match text {
         "on" | "true" => Ok(true),
         "off" | "false" => Ok(false),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::finding::Finding;
 use super::node::read_path;
+use super::policies::read_switch;
 use super::reader::{Field, Section};
 
 /// The replicated engine.
@@ -56,7 +57,7 @@ pub(super) fn read(section: &Section<'_>) -> Option<ReplicaConfig> {
         password_file: section.field("password_file").and_then(read_path),
         ca_file: section.field("ca_file").and_then(read_path),
         monitors,
-        accepts_unsynced: section.field("accept_unsynced").and_then(|field| field.parsed(parse_yes)).unwrap_or(false),
+        accepts_unsynced: section.field("accept_unsynced").is_some_and(read_switch),
     };
     if let (Some(field), None) = (section.field("password_file"), &config.user) {
         field.error_with("a password without a user", "add `user`");
@@ -124,13 +125,5 @@ fn parse_copies(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(copies @ (1 | 3 | 5)) => Ok(copies),
         _ => Err(format!("`{text}` copies cannot agree: 1, 3 or 5 can")),
-    }
-}
-
-fn parse_yes(text: &str) -> Result<bool, String> {
-    match text {
-        "true" | "on" => Ok(true),
-        "false" | "off" => Ok(false),
-        _ => Err(format!("`{text}` is neither true nor false")),
     }
 }

@@ -215,6 +215,11 @@ impl<D: Disk> SpoolEngine<D> {
     pub(crate) fn run_batch(&mut self, commands: impl IntoIterator<Item = Command>) -> bool {
         let mut questions = Vec::new();
         let mut closed = Vec::new();
+        if self.shared.is_failed() {
+            // Stopped from outside: what is here is another's. Nothing more is promised.
+            self.is_closing = true;
+            return false;
+        }
         self.pay_debts();
         for command in commands {
             match command {

@@ -429,6 +429,8 @@ fn a_second_writer_is_refused_and_says_why() {
                 assert!(reason.contains("another data directory writes under this node's name"), "{reason}");
                 let told = store.failure().expect("it takes nothing more");
                 assert!(told.contains("another data directory"), "{told}");
+                let told = store.spool.enqueue(&record(2, None, 9)).await.unwrap_err().to_string();
+                assert!(told.contains("another data directory"), "nothing more is promised: {told}");
             })
             .await;
             // A line is drawn: this one stops, too.
