@@ -17,6 +17,7 @@ use seawall_core::journal::Seq;
 use seawall_core::observation::{EndpointSnapshot, LimitSnapshot, NodeSnapshot, RouteSnapshot, UpstreamSnapshot};
 use seawall_core::policy::{Endpoint, Policy};
 use seawall_core::prng::Prng;
+use seawall_core::time::Mono;
 use seawall_core::traffic::Counts;
 use seawall_store::{Journal, Spool};
 use tokio_util::task::TaskTracker;
@@ -68,6 +69,8 @@ pub(crate) struct Node {
     pub(crate) stale: Stale,
     pub(crate) claims: Arc<Claims>,
     pub(crate) via: HeaderValue,
+    /// When its counts began.
+    pub(crate) since: Mono,
     pub(crate) traffic_every: Duration,
     pub(crate) faults: Option<CallFaults>,
     pub(crate) connections: Limiter,
@@ -128,6 +131,7 @@ impl Node {
             spool,
             journal,
             records,
+            since: clock.now(),
             clock,
             net,
             stale: Stale::default(),

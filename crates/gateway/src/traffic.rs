@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use seawall_core::journal::{Draft, Kind};
-use seawall_core::traffic::{Flow, Watch};
+use seawall_core::traffic::{Counts, Flow, Watch};
 use seawall_core::units::{Ratio, format_duration, four_digits};
 use tokio_util::sync::CancellationToken;
 
@@ -23,8 +23,8 @@ pub const TRAFFIC_EVERY: Duration = Duration::from_secs(60);
 /// Looks until stopped, and then once more.
 pub(crate) async fn watch_traffic(worker: Arc<Worker>, stop: CancellationToken) {
     let node = Arc::clone(&worker.node);
-    let now = node.clock.now();
-    let mut watches: Vec<Watch> = node.traffic().into_iter().map(|counts| Watch::new(now, counts)).collect();
+    // Since the node began, not since this task did: another worker may have answered before this one came to run.
+    let mut watches = vec![Watch::new(node.since, Counts::default()); node.routes.len()];
     loop {
         let stopped = tokio::select! {
             biased;
@@ -73,7 +73,7 @@ fn three_digits(duration: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use seawall_core::time::Mono;
-    use seawall_core::traffic::{Counts, bucket_of};
+    use seawall_core::traffic::bucket_of;
 
     use super::*;
 
