@@ -28,6 +28,7 @@ mod sick;
 mod simulate;
 mod spool;
 mod stop;
+mod tls;
 mod toxics;
 mod toxiproxy;
 mod zones;

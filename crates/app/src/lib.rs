@@ -2,7 +2,7 @@
 //!
 //! [`cli`] reads the command line, [`config`] the configuration; [`lifecycle`] runs a node, with the real clock
 //! ([`clock`]), the ledger at work ([`book`]), the replicated engine (`replica`), faults on calls (`faults`) and
-//! by Toxiproxy's API (`toxics`), and logs to stderr ([`logs`]).
+//! by Toxiproxy's API (`toxics`), certificates (`tls`), and logs to stderr ([`logs`]).
 
 pub mod book;
 pub mod cli;
@@ -12,4 +12,5 @@ mod faults;
 pub mod lifecycle;
 pub mod logs;
 mod replica;
+mod tls;
 mod toxics;

@@ -8,8 +8,8 @@ use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -26,14 +26,16 @@ use seawall_store::{Clock as _, Opened, RealDisk, RecoveryReport, SealKeys, Stor
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::book::Book;
 use crate::clock::RealClock;
-use crate::config::{AdminConfig, AppConfig, StoreConfig};
+use crate::config::{AdminConfig, AppConfig, Report, StoreConfig};
 use crate::faults;
 use crate::replica::{self, OpenedHere};
+use crate::tls;
 use crate::toxics::Listening;
 
 /// Calls to the admin API may end for this long after the data path has stopped.
@@ -70,6 +72,13 @@ async fn live(config: AppConfig, toxics: Option<Handle>) -> anyhow::Result<ExitC
     let hangups = signal(SignalKind::hangup()).context("cannot listen for signals")?;
     let clock = RealClock::new();
     let token = read_token(&config.admin)?;
+    let (tls, doors) = match tls::load(&config) {
+        Ok((tls, doors, doubts)) => {
+            doubts.iter().for_each(|doubt| tracing::warn!(at = doubt.line, "{}", doubt.message));
+            (tls, doors)
+        }
+        Err(findings) => anyhow::bail!("cannot use these certificates\n{}", Report::of(findings)),
+    };
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     // Before anything is written: a start that fails here leaves nothing behind.
     let admin_listener = listen_admin(&config.admin).await?;
@@ -124,14 +133,29 @@ async fn live(config: AppConfig, toxics: Option<Handle>) -> anyhow::Result<ExitC
             net: Net::Real,
             cause: Some(cause),
             traffic_every: seawall_gateway::TRAFFIC_EVERY,
+            tls,
             faults: faults.clone(),
         },
         workers,
     )
     .await
     .map_err(hinted(|error: &seawall_gateway::StartError| error.hint()))?;
+    let hung_up = Arc::new(Notify::new());
+    let certificates = doors.looks();
+    let wall = clock.clone();
+    let keeping = tls::keep(
+        doors,
+        Arc::clone(&certificates),
+        store.journal.clone(),
+        cause,
+        move || wall.wall(),
+        Arc::clone(&hung_up),
+        stop.clone(),
+    );
+    tasks.spawn(keeping);
     let draining = Arc::new(AtomicBool::new(false));
-    let seen = Seen { policy: &policy, gateway: &gateway, store: &store, book: &book, clock: &clock, faults };
+    let seen =
+        Seen { policy: &policy, gateway: &gateway, store: &store, book: &book, clock: &clock, certificates, faults };
     let admin = admin(seen, token, &draining);
     tasks.spawn({
         let (admin, stop) = (admin.clone(), stop.clone());
@@ -145,7 +169,7 @@ async fn live(config: AppConfig, toxics: Option<Handle>) -> anyhow::Result<ExitC
     }
     tracing::info!(address = %format_args!("http://{admin_address}/"), "overview and admin API");
 
-    tasks.spawn(ignore_hangups(hangups, stop.clone()));
+    tasks.spawn(heed_hangups(hangups, hung_up, stop.clone()));
     let failure = tokio::select! {
         () = signals.next() => None,
         failure = store_failed(&store) => Some(failure),
@@ -178,9 +202,10 @@ async fn live(config: AppConfig, toxics: Option<Handle>) -> anyhow::Result<ExitC
 }
 
 /// The terminal is gone, or somebody wants a reload: neither is a reason to drop requests.
-async fn ignore_hangups(mut hangup: Signal, stop: CancellationToken) {
+async fn heed_hangups(mut hangup: Signal, nudge: Arc<Notify>, stop: CancellationToken) {
     while let Some(Some(())) = stop.run_until_cancelled(hangup.recv()).await {
-        tracing::warn!("SIGHUP changes nothing: the configuration is read at start only; SIGTERM drains and stops");
+        tracing::warn!("SIGHUP: certificates are read again; the configuration is read at start only");
+        nudge.notify_one();
     }
 }
 
@@ -291,11 +316,12 @@ struct Seen<'n> {
     store: &'n Store,
     book: &'n Book,
     clock: &'n RealClock,
+    certificates: tls::Looks,
     faults: Option<CallFaults>,
 }
 
 fn admin(seen: Seen<'_>, token: Option<String>, draining: &Arc<AtomicBool>) -> Admin {
-    let Seen { policy, gateway, store, book, clock, faults } = seen;
+    let Seen { policy, gateway, store, book, clock, certificates, faults } = seen;
     let (watched, draining) = (store.clone(), Arc::clone(draining));
     let ready = move || match watched.failure() {
         Some(failure) => Err(format!("the store stopped: {failure}")),
@@ -319,6 +345,7 @@ fn admin(seen: Seen<'_>, token: Option<String>, draining: &Arc<AtomicBool>) -> A
         ledger: Arc::new(book.clone()),
         ready: Arc::new(ready),
         wall: Arc::new(move || -> Wall { wall_clock.wall() }),
+        certificates: Arc::new(move || certificates.lock().unwrap_or_else(PoisonError::into_inner).clone()),
         faults: faults.map(|faults| Arc::new(faults::Port(faults)) as Arc<dyn FaultPort>),
         token,
     })

@@ -44,6 +44,7 @@ pub fn render(parts: &AdminParts) -> String {
     routes(&mut text, &snapshot.routes);
     upstreams(&mut text, &snapshot);
     limits(&mut text, &snapshot);
+    certificates(&mut text, parts);
     faults(&mut text, parts, &snapshot.routes);
     spool(&mut text, parts);
     replica(&mut text, parts);
@@ -138,6 +139,15 @@ fn node(text: &mut Text, parts: &AdminParts, snapshot: &NodeSnapshot) {
     text.family("seawall_rejected_total", "counter", "Requests that matched no route or never became one, by reason.");
     for (reason, count) in &snapshot.rejected {
         text.sample("seawall_rejected_total", &[("reason", reason)], count);
+    }
+}
+
+fn certificates(text: &mut Text, parts: &AdminParts) {
+    let name = "seawall_certificate_expiry_timestamp_seconds";
+    text.family(name, "gauge", "Until when a certificate in use holds, in seconds since 1970.");
+    for certificate in (parts.certificates)() {
+        let labels = [("subject", certificate.subject.as_str()), ("file", &certificate.file)];
+        text.sample(name, &labels, certificate.not_after_ms / 1_000);
     }
 }
 

@@ -8,7 +8,7 @@ use axum::Router;
 use seawall_core::fault::book::{Fault, Id, Look, Order, Refused, Standing};
 use seawall_core::ledger::census::Salt;
 use seawall_core::ledger::{Counted, Place, Receipts, Summary};
-use seawall_core::observation::NodeSnapshot;
+use seawall_core::observation::{CertificateSnapshot, NodeSnapshot};
 use seawall_core::time::Wall;
 use seawall_store::{Journal, Spool};
 use tokio::net::TcpListener;
@@ -133,6 +133,8 @@ pub struct AdminParts {
     pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// The time as people write it.
     pub wall: Arc<dyn Fn() -> Wall + Send + Sync>,
+    /// The certificates in use.
+    pub certificates: Arc<dyn Fn() -> Vec<CertificateSnapshot> + Send + Sync>,
     /// Faults on calls, where the configuration allows them.
     pub faults: Option<Arc<dyn FaultPort>>,
     /// Asked for with every call but probes and metrics, if set.

@@ -24,6 +24,21 @@ pub struct NodeSnapshot {
     pub rejected: Vec<(&'static str, u64)>,
 }
 
+/// A certificate in use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CertificateSnapshot {
+    /// Who uses it: `listener:0.0.0.0:8443`, `upstream:carrier`.
+    pub subject: String,
+    /// The file it was read from.
+    pub file: String,
+    /// For whom it speaks, separated by spaces.
+    pub names: String,
+    /// Until when it holds, in milliseconds since 1970.
+    pub not_after_ms: u64,
+    /// The mark of its key, `sha256/BASE64`.
+    pub pin: String,
+}
+
 /// One route.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct RouteSnapshot {

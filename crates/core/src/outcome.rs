@@ -46,6 +46,10 @@ pub enum Failure {
     ConnectRefused,
     /// No connection within the time allowed.
     ConnectTimeout,
+    /// The endpoint's certificate is not one we trust, or not for its name.
+    TlsCertificate,
+    /// TLS came to nothing for another reason.
+    Tls,
     /// The connection broke before or while the answer came.
     ConnectionLost,
     /// No answer within the per-try timeout or the deadline.
@@ -68,6 +72,8 @@ impl Failure {
             Self::Dns => "dns_error",
             Self::ConnectRefused => "connection_refused",
             Self::ConnectTimeout => "connection_timeout",
+            Self::TlsCertificate => "tls_certificate_error",
+            Self::Tls => "tls_protocol_error",
             Self::ConnectionLost => "connection_terminated",
             Self::Timeout => "http_response_timeout",
             Self::Incomplete => "http_response_incomplete",
@@ -90,7 +96,7 @@ impl Failure {
     /// True when the upstream cannot have seen the request, so that even a non-idempotent one may be sent again.
     #[must_use]
     pub const fn never_sent(self) -> bool {
-        matches!(self, Self::Dns | Self::ConnectRefused | Self::ConnectTimeout)
+        matches!(self, Self::Dns | Self::ConnectRefused | Self::ConnectTimeout | Self::TlsCertificate | Self::Tls)
     }
 
     /// Its name in metrics and the journal.
@@ -100,6 +106,8 @@ impl Failure {
             Self::Dns => "dns",
             Self::ConnectRefused => "connect_refused",
             Self::ConnectTimeout => "connect_timeout",
+            Self::TlsCertificate => "tls_certificate",
+            Self::Tls => "tls",
             Self::ConnectionLost => "connection_lost",
             Self::Timeout => "timeout",
             Self::Incomplete => "incomplete",
@@ -110,10 +118,12 @@ impl Failure {
     }
 
     /// Every kind by name, for metrics that must show zeros too.
-    pub const NAMES: [&'static str; 9] = [
+    pub const NAMES: [&'static str; 11] = [
         "dns",
         "connect_refused",
         "connect_timeout",
+        "tls_certificate",
+        "tls",
         "connection_lost",
         "timeout",
         "incomplete",
@@ -129,6 +139,8 @@ impl fmt::Display for Failure {
             Self::Dns => f.write_str("the name does not resolve"),
             Self::ConnectRefused => f.write_str("connection refused"),
             Self::ConnectTimeout => f.write_str("no connection in time"),
+            Self::TlsCertificate => f.write_str("its certificate is not trusted"),
+            Self::Tls => f.write_str("no TLS connection could be made"),
             Self::ConnectionLost => f.write_str("connection lost"),
             Self::Timeout => f.write_str("no answer in time"),
             Self::Incomplete => f.write_str("the answer was cut"),
@@ -178,6 +190,8 @@ mod tests {
             Failure::Dns,
             Failure::ConnectRefused,
             Failure::ConnectTimeout,
+            Failure::TlsCertificate,
+            Failure::Tls,
             Failure::ConnectionLost,
             Failure::Timeout,
             Failure::Incomplete,

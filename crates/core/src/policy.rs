@@ -331,8 +331,10 @@ pub struct Upstream {
     pub connections_max: u32,
     /// A pooled connection is dropped after this long without use; keep it below the upstream's own.
     pub idle_timeout: Duration,
-    /// A connection attempt may take this long.
+    /// A connection attempt may take this long, TLS included.
     pub connect_timeout: Duration,
+    /// The `Host` it is asked for; the client's if absent.
+    pub host: Option<String>,
 }
 
 /// One address of an upstream.

@@ -51,6 +51,8 @@ use crate::{ejection, fallback};
 pub(crate) struct Peer {
     pub(crate) listener: usize,
     pub(crate) ip_text: HeaderValue,
+    /// True if it came by TLS.
+    pub(crate) sealed: bool,
 }
 
 /// What ends with an answer's last byte.
@@ -406,7 +408,7 @@ async fn prepare(
     if is_write && let Some(body) = call.whole_body() {
         Box::pin(begin_write(worker, &mut call, body, client_key)).await?;
     }
-    headers::to_upstream(&mut call.headers, present, &Hop { peer: &peer.ip_text, via: &node.via });
+    headers::to_upstream(&mut call.headers, present, &Hop { peer: &peer.ip_text, sealed: peer.sealed, via: &node.via });
     if !call.retried_above && call.can_be_sent_again() && call.route.policy.guards.retry.attempts_max > 1 {
         call.headers.insert(RETRY_OWNER, node.via.clone());
     }
@@ -978,14 +980,14 @@ async fn exchange(
     let clock = &worker.node.clock;
     let pool = worker.pool(upstream, endpoint);
     let mut link = pool.checkout(now, false, &mut call.awaits_connection).await?;
-    let mut answered = link.send(build(worker, call, now.until(until))).await;
+    let mut answered = link.send(build(worker, call, upstream, now.until(until))).await;
     if answered.is_err_and_stale(&link, call) {
         call.may_have_arrived |= !link.nothing_written();
         drop(link);
         worker.counts[call.id.index()].resends.add(1);
         let now = clock.now();
         link = pool.checkout(now, true, &mut call.awaits_connection).await?;
-        answered = link.send(build(worker, call, now.until(until))).await;
+        answered = link.send(build(worker, call, upstream, now.until(until))).await;
     }
     let (parts, incoming) = answered?.into_parts();
     // Nobody asked to switch; and an answer with two lengths is whole to one reader and cut to another.
@@ -1023,11 +1025,14 @@ fn has_two_framings(headers: &HeaderMap) -> bool {
     headers.contains_key(http::header::TRANSFER_ENCODING) && headers.contains_key(http::header::CONTENT_LENGTH)
 }
 
-fn build(worker: &Arc<Worker>, call: &mut Call, patience: Duration) -> Request<ReqBody> {
+fn build(worker: &Arc<Worker>, call: &mut Call, upstream: UpstreamId, patience: Duration) -> Request<ReqBody> {
     let mut request = Request::new(call.body.take());
     *request.method_mut() = call.method.clone();
     *request.uri_mut() = call.target.clone();
     *request.headers_mut() = call.headers.clone();
+    if let Some(host) = &worker.node.upstreams[upstream.index()].host {
+        request.headers_mut().insert(HOST, host.clone());
+    }
     if call.tells_patience {
         let millis = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
         request.headers_mut().insert(EXPECTED_TIMEOUT_MS, HeaderValue::from(millis));

@@ -20,6 +20,7 @@ mod records;
 mod relay;
 mod route;
 mod stale;
+pub mod tls;
 mod traffic;
 mod watch;
 mod writes;

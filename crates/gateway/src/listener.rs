@@ -17,11 +17,14 @@ use crate::chain::{Peer, serve};
 use crate::http::conn::{ClientIo, ConnState, Patience};
 use crate::net::{Listener, Stream};
 use crate::node::{Limiter, Worker};
+use crate::tls::Unsealed;
 
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nproxy-status: seawall; error=connection_limit_reached; \
     details=\"the limit `connections` is reached\"\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+const PLAIN: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\ncontent-length: 44\r\n\
+    connection: close\r\n\r\nthis port speaks TLS: ask again by https://\n";
 
 /// When to stop: softly, then hard.
 #[derive(Clone, Debug, Default)]
@@ -77,20 +80,53 @@ fn admit(worker: &Arc<Worker>, stream: Stream, peer: SocketAddr, index: usize, o
             let (worker_of_task, stop) = (Arc::clone(worker), stop.clone());
             worker.tasks.spawn(async move {
                 let _used = used;
+                let Some(stream) = unseal(&worker_of_task, stream, index, &stop).await else { return };
                 serve_connection(worker_of_task, stream, peer, index, state, stop).await;
             });
         }
         Err(_) => {
-            let mut stream = stream;
-            worker.tasks.spawn(async move {
-                let _ = tokio::time::timeout(Duration::from_secs(1), async {
-                    stream.write_all(TOO_MANY).await?;
-                    stream.shutdown().await
-                })
-                .await;
-            });
+            // Where TLS is spoken a plain answer would be noise: the end says as much.
+            if node.tls.listener(index).is_none() {
+                worker.tasks.spawn(say_and_close(stream, TOO_MANY));
+            }
         }
     }
+}
+
+/// The handshake, where the listener speaks TLS. Nothing is left of a client that does not come through it.
+async fn unseal(worker: &Worker, stream: Stream, index: usize, stop: &Stop) -> Option<Stream> {
+    let Some(side) = worker.node.tls.listener(index) else { return Some(stream) };
+    let handshake = tokio::time::timeout(worker.node.policy.limits.header_timeout, side.accept(stream));
+    let ended = tokio::select! {
+        biased;
+        ended = handshake => ended,
+        () = stop.now.cancelled() => return None,
+    };
+    match ended {
+        Ok(Ok(stream)) => Some(stream),
+        Ok(Err(Unsealed::Plain(stream))) => {
+            worker.rejections.plain.add(1);
+            say_and_close(stream, PLAIN).await;
+            None
+        }
+        Ok(Err(Unsealed::Failed(error))) => {
+            worker.rejections.handshakes.add(1);
+            tracing::debug!(%error, "a client's TLS handshake failed");
+            None
+        }
+        Err(_) => {
+            worker.rejections.handshakes_slow.add(1);
+            None
+        }
+    }
+}
+
+async fn say_and_close(mut stream: Stream, words: &[u8]) {
+    let _ = tokio::time::timeout(Duration::from_secs(1), async {
+        stream.write_all(words).await?;
+        stream.shutdown().await
+    })
+    .await;
 }
 
 async fn serve_connection(
@@ -104,7 +140,7 @@ async fn serve_connection(
     let node = &worker.node;
     let ip = peer.ip().to_canonical();
     let ip_text = HeaderValue::from_str(&ip.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
-    let peer = Arc::new(Peer { listener: index, ip_text });
+    let peer = Arc::new(Peer { listener: index, ip_text, sealed: stream.is_sealed() });
     let io = ClientIo::new(stream, node.gate_limits(), node.clock.clone(), Arc::clone(&state));
     let limits = &node.policy.limits;
     let service = service_fn(|request| serve(Arc::clone(&worker), Arc::clone(&state), Arc::clone(&peer), request));

@@ -1,5 +1,6 @@
 //! The only door to sockets. Here the simulator steps in: with the feature `sim`, a [`Net::Sim`] speaks to its world
-//! instead of the kernel's, and everything above notices nothing.
+//! instead of the kernel's, and everything above notices nothing. A sealed connection ([`Stream::Tls`]) is one on top of
+//! either.
 
 use std::fmt;
 use std::io;
@@ -8,6 +9,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio_rustls::TlsStream;
 
 /// Which network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +44,8 @@ pub enum Stream {
     /// The simulator's.
     #[cfg(feature = "sim")]
     Sim(turmoil::net::TcpStream),
+    /// Sealed, over one of the others.
+    Tls(Box<TlsStream<Stream>>),
 }
 
 impl Net {
@@ -168,7 +172,13 @@ impl Stream {
             }
             #[cfg(feature = "sim")]
             Self::Sim(_) => {}
+            Self::Tls(sealed) => sealed.get_ref().0.reset_on_close(),
         }
+    }
+
+    /// True if nobody on the way can read what passes.
+    pub(crate) fn is_sealed(&self) -> bool {
+        matches!(self, Self::Tls(_))
     }
 }
 
@@ -201,6 +211,7 @@ impl Stream {
             },
             #[cfg(feature = "sim")]
             Self::Sim(_) => std::future::pending().await,
+            Self::Tls(sealed) => Box::pin(sealed.get_ref().0.hung_up()).await,
         }
     }
 
@@ -213,6 +224,7 @@ impl Stream {
             Self::Real(stream) => drop(stream.ready(Interest::ERROR).await),
             #[cfg(feature = "sim")]
             Self::Sim(_) => std::future::pending().await,
+            Self::Tls(sealed) => Box::pin(sealed.get_ref().0.broken()).await,
         }
     }
 }
@@ -223,6 +235,7 @@ macro_rules! on_stream {
             Stream::Real($stream) => $call,
             #[cfg(feature = "sim")]
             Stream::Sim($stream) => $call,
+            Stream::Tls($stream) => $call,
         }
     };
 }

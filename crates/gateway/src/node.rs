@@ -31,6 +31,7 @@ use crate::pool::{EndpointLoad, EndpointPool};
 use crate::records::Records;
 use crate::route::{self, RouteState};
 use crate::stale::Stale;
+use crate::tls::Tls;
 use crate::writes::Claims;
 
 /// What a gateway is made of.
@@ -53,6 +54,8 @@ pub struct Parts {
     pub cause: Option<Seq>,
     /// How often the journal may hear that the traffic of a route has changed: [`crate::TRAFFIC_EVERY`].
     pub traffic_every: Duration,
+    /// What connections are sealed with.
+    pub tls: Tls,
     /// Faults on calls, where they are allowed.
     pub faults: Option<CallFaults>,
 }
@@ -72,6 +75,7 @@ pub(crate) struct Node {
     /// When its counts began.
     pub(crate) since: Mono,
     pub(crate) traffic_every: Duration,
+    pub(crate) tls: Tls,
     pub(crate) faults: Option<CallFaults>,
     pub(crate) connections: Limiter,
     pub(crate) pending: Limiter,
@@ -82,6 +86,8 @@ pub(crate) struct Node {
 
 pub(crate) struct UpstreamState {
     pub(crate) name: String,
+    /// The `Host` it is asked for, in place of the client's.
+    pub(crate) host: Option<HeaderValue>,
     pub(crate) endpoints: Vec<EndpointState>,
     pub(crate) outlier: Option<Mutex<Outlier>>,
 }
@@ -107,7 +113,7 @@ pub(crate) struct Worker {
 
 impl Node {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { policy, spool, journal, records, clock, net, cause, seed, traffic_every, faults } = parts;
+        let Parts { policy, spool, journal, records, clock, net, cause, seed, traffic_every, tls, faults } = parts;
         let upstreams: Vec<UpstreamState> =
             policy.upstreams.iter().map(|upstream| UpstreamState::new(upstream, clock.now(), cause)).collect();
         let budgets: Vec<_> = upstreams.iter().map(|_| Arc::new(Mutex::new(Budget::new(clock.now())))).collect();
@@ -138,6 +144,7 @@ impl Node {
             claims: Arc::new(Claims::default()),
             via: via.unwrap_or(HeaderValue::from_static("1.1 seawall")),
             traffic_every,
+            tls,
             faults,
             connections: Limiter::new("connections", policy.limits.connections_max.into()),
             pending: Limiter::new("pending", policy.limits.pending_max.into()),
@@ -241,7 +248,8 @@ impl UpstreamState {
             let outlier = Outlier::new(config, upstream.endpoints.len(), now);
             Mutex::new(outlier.expect("a policy's guards are checked where it is read"))
         });
-        Self { name: upstream.name.clone(), endpoints: endpoints.collect(), outlier }
+        let host = upstream.host.as_deref().and_then(|host| HeaderValue::from_str(host).ok());
+        Self { name: upstream.name.clone(), host, endpoints: endpoints.collect(), outlier }
     }
 
     fn snapshot(&self) -> UpstreamSnapshot {
@@ -260,11 +268,12 @@ impl UpstreamState {
 impl Worker {
     /// A worker of `workers` in all: each gets its share of the connections an endpoint may have.
     pub(crate) fn new(node: &Arc<Node>, workers: usize, seed: u64) -> Arc<Self> {
-        let pools = node.policy.upstreams.iter().zip(&node.upstreams).map(|(upstream, state)| {
+        let pools = node.policy.upstreams.iter().zip(&node.upstreams).enumerate().map(|(index, (upstream, state))| {
             let share = (upstream.connections_max as usize).div_ceil(workers);
             let pool = |endpoint: &EndpointState| {
                 let address = endpoint.endpoint.address.clone();
-                EndpointPool::new(address, node.net, node.clock.clone(), upstream, share, Arc::clone(&endpoint.load))
+                let (tls, load) = (node.tls.upstream(index), Arc::clone(&endpoint.load));
+                EndpointPool::new(address, node.net, node.clock.clone(), upstream, tls, share, load)
             };
             state.endpoints.iter().map(pool).collect()
         });

@@ -155,14 +155,30 @@ pub(crate) struct Rejections {
     verdicts: Vec<Count>,
     pub(crate) no_route: Count,
     pub(crate) looped: Count,
+    /// Handshakes of TLS that came to nothing.
+    pub(crate) handshakes: Count,
+    /// Those that took too long.
+    pub(crate) handshakes_slow: Count,
+    /// Clients that spoke plainly where TLS is spoken.
+    pub(crate) plain: Count,
 }
 
 impl Default for Rejections {
     fn default() -> Self {
         let verdicts = Verdict::ALL.iter().map(|_| Count::default()).collect();
-        Self { verdicts, no_route: Count::default(), looped: Count::default() }
+        Self {
+            verdicts,
+            no_route: Count::default(),
+            looped: Count::default(),
+            handshakes: Count::default(),
+            handshakes_slow: Count::default(),
+            plain: Count::default(),
+        }
     }
 }
+
+/// The names of what is counted beside the gate's verdicts.
+const OTHERS: [&str; 5] = ["no_route", "loop", "tls_handshake", "tls_handshake_timeout", "plain_on_tls"];
 
 impl Rejections {
     pub(crate) fn count(&self, verdict: Verdict) {
@@ -174,12 +190,12 @@ impl Rejections {
     }
 
     pub(crate) fn add_to(&self, sums: &mut Vec<(&'static str, u64)>) {
-        let names: Vec<&'static str> =
-            Verdict::ALL.iter().map(|verdict| verdict.name()).chain(["no_route", "loop"]).collect();
+        let names: Vec<&'static str> = Verdict::ALL.iter().map(|verdict| verdict.name()).chain(OTHERS).collect();
         if sums.is_empty() {
             sums.extend(names.iter().map(|name| (*name, 0)));
         }
-        let counts = self.verdicts.iter().chain([&self.no_route, &self.looped]);
+        let others = [&self.no_route, &self.looped, &self.handshakes, &self.handshakes_slow, &self.plain];
+        let counts = self.verdicts.iter().chain(others);
         for ((_, total), count) in sums.iter_mut().zip(counts) {
             *total += count.get();
         }

@@ -27,9 +27,12 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use crate::clock::Clock;
 use crate::http::body::ReqBody;
 use crate::net::{Net, Stream};
+use crate::tls::{ClientSide, Untrusted};
 
 /// Connections older than this are not used again: name and address drift apart over time.
 const AGE_MAX: Duration = Duration::from_secs(600);
+/// Why TLS fails is told no more often, for each endpoint and worker.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// What all workers share of an endpoint.
 #[derive(Debug, Default)]
@@ -43,6 +46,9 @@ pub(crate) struct EndpointPool {
     address: String,
     net: Net,
     clock: Clock,
+    tls: Option<Arc<ClientSide>>,
+    /// When a failed handshake was last told, in nanoseconds of [`Mono`]; zero for never.
+    told: AtomicU64,
     connect_timeout: Duration,
     idle_timeout: Duration,
     load: Arc<EndpointLoad>,
@@ -87,6 +93,7 @@ impl EndpointPool {
         net: Net,
         clock: Clock,
         upstream: &seawall_core::policy::Upstream,
+        tls: Option<Arc<ClientSide>>,
         connections_max: usize,
         load: Arc<EndpointLoad>,
     ) -> Self {
@@ -94,6 +101,8 @@ impl EndpointPool {
             address,
             net,
             clock,
+            tls,
+            told: AtomicU64::new(0),
             connect_timeout: upstream.connect_timeout,
             idle_timeout: upstream.idle_timeout,
             load,
@@ -199,11 +208,23 @@ impl EndpointPool {
         let mut failure = Failure::Dns;
         for address in addresses {
             match self.net.connect(address).await {
-                Ok(stream) => return Ok(stream),
+                Ok(stream) => return self.seal(stream).await,
                 Err(error) => failure = connect_failure(&error),
             }
         }
         Err(failure)
+    }
+
+    async fn seal(&self, stream: Stream) -> Result<Stream, Failure> {
+        let Some(tls) = &self.tls else { return Ok(stream) };
+        tls.connect(&self.address, stream).await.map_err(|Untrusted { failure, why }| {
+            let (now, last) = (self.clock.now(), self.told.load(Relaxed));
+            if last == 0 || now.since(Mono::from_nanos(last)) >= TOLD_EVERY {
+                self.told.store(now.as_nanos().max(1), Relaxed);
+                tracing::warn!(endpoint = self.address, why, "{failure}");
+            }
+            failure
+        })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Link>> {

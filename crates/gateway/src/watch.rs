@@ -65,8 +65,13 @@ async fn check(worker: &Worker, upstream: UpstreamId, endpoint: usize, config: &
     let mut link = pool.probe().await.map_err(|failure| failure.to_string())?;
     let mut request = Request::new(ReqBody::Empty);
     *request.uri_mut() = config.path.parse::<Uri>().map_err(|error| error.to_string())?;
-    let address = &worker.node.upstreams[upstream.index()].endpoints[endpoint].endpoint.address;
-    let host = HeaderValue::from_str(address).map_err(|error| error.to_string())?;
+    let state = &worker.node.upstreams[upstream.index()];
+    let host = match &state.host {
+        Some(host) => host.clone(),
+        None => {
+            HeaderValue::from_str(&state.endpoints[endpoint].endpoint.address).map_err(|error| error.to_string())?
+        }
+    };
     request.headers_mut().insert(HOST, host);
     request.headers_mut().insert(USER_AGENT, HeaderValue::from_static("seawall-health"));
     let response = link.send(request).await.map_err(|failure| failure.to_string())?;

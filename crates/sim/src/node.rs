@@ -83,6 +83,7 @@ async fn begin(stage: &Arc<Stage>, life: u64) -> Result<Node, String> {
         net: Net::Sim,
         cause: Some(cause),
         traffic_every: seawall_gateway::TRAFFIC_EVERY,
+        tls: seawall_gateway::tls::Tls::default(),
         faults: None,
     });
     let gateway = gateway.await.map_err(|error| error.to_string())?;
@@ -135,6 +136,7 @@ fn admin(stage: &Arc<Stage>, store: &Store, book: &Book, gateway: &Hosted) -> Ad
         ledger: Arc::new(book.clone()),
         ready: Arc::new(|| Ok(())),
         wall: Arc::new(move || wall.wall()),
+        certificates: Arc::new(Vec::new),
         faults: None,
         token: None,
     })

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
+use seawall_store::Clock as _;
+
 use super::{CONFIG_FILE, Ended, print, print_json};
+use crate::clock::RealClock;
 use crate::config::{self, Report};
 
 pub(super) const EXAMPLES: &str = "\
@@ -27,6 +30,10 @@ pub(super) struct CheckArgs {
 
 pub(super) fn run(args: &CheckArgs) -> anyhow::Result<Ended> {
     let mut checked = config::load(&args.config, &|name| std::env::var(name).ok())?.rehearsed();
+    if let Some(config) = &checked.config {
+        let findings = crate::tls::examine(config, RealClock::new().wall());
+        checked.report = Report::of([checked.report.findings, findings].concat());
+    }
     let look = checked.config.as_ref().and_then(|config| Some((config.store.replica.as_ref()?, config)));
     if let Some((replica, config)) = look {
         let examine = crate::replica::examine(replica, config.store.spool_bytes_max, &config.policy.node);

@@ -101,8 +101,11 @@ fn run_takes_its_configuration_from_a_file_or_the_command_line() {
     assert!(error.contains("cannot run with") && error.contains("`zone`: `a b` is not a name"), "{error}");
     let quick = run::configure(&run_args("run --listen :1 --upstream http://b --data /q"), &file).unwrap();
     assert_eq!((quick.policy.routes[0].name.as_str(), quick.store.path.as_path()), ("default", Path::new("/q")));
-    let error = run::configure(&run_args("run --listen :1 --upstream https://b"), &file).unwrap_err();
-    assert!(error.to_string().contains("plain HTTP") && exit_code(&error) == 2, "{error}");
+    let sealed = run::configure(&run_args("run --listen :1 --upstream https://B:444"), &file).unwrap();
+    assert!(sealed.tls.upstreams[0].as_ref().is_some_and(|tls| tls.verifies));
+    assert_eq!(sealed.policy.upstreams[0].host.as_deref(), Some("b:444"));
+    let error = run::configure(&run_args("run --listen :1 --upstream ftp://b"), &file).unwrap_err();
+    assert!(error.to_string().contains("`ftp` is not supported") && exit_code(&error) == 2, "{error}");
 }
 
 #[test]

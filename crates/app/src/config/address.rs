@@ -34,16 +34,27 @@ pub(super) fn parse_endpoint(text: &str) -> Result<String, String> {
     Ok(format!("{}:{}", host.to_ascii_lowercase(), parse_port(text, port, 1)?))
 }
 
-/// Reads `http://host:port` and gives back `host:port`.
-pub(super) fn parse_url(text: &str) -> Result<String, String> {
+/// Where a URL leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// `host:port`.
+    pub(super) address: String,
+    /// True for `https`.
+    pub(super) sealed: bool,
+    /// What a server there is asked for: the host, and the port if it is not the usual one.
+    pub(super) host: String,
+}
+
+/// Reads `http://host:port` or `https://host:port`.
+pub(super) fn parse_url(text: &str) -> Result<Place, String> {
     let Some((scheme, rest)) = text.split_once("://") else {
         return Err(format!("`{text}` is not a URL, such as `http://127.0.0.1:3000`"));
     };
-    match scheme.to_ascii_lowercase().as_str() {
-        "http" => {}
-        "https" => return Err(format!("`{text}`: this version speaks plain HTTP to upstreams, not HTTPS")),
-        _ => return Err(format!("`{text}`: `{scheme}` is not supported; upstreams are reached by `http://`")),
-    }
+    let (sealed, usual) = match scheme.to_ascii_lowercase().as_str() {
+        "http" => (false, 80),
+        "https" => (true, 443),
+        _ => return Err(format!("`{text}`: `{scheme}` is not supported; upstreams are reached by http or https")),
+    };
     let authority = rest.strip_suffix('/').unwrap_or(rest);
     if authority.contains('@') {
         return Err("a user name in the URL is not supported; remove it".into());
@@ -52,8 +63,10 @@ pub(super) fn parse_url(text: &str) -> Result<String, String> {
         return Err(format!("`{text}`: only the host and port are used; a request's own path is passed on as it is"));
     }
     let has_port = authority.rsplit_once(':').is_some_and(|(_, after)| !after.ends_with(']'));
-    let with_port = if has_port { authority.to_string() } else { format!("{authority}:80") };
-    parse_endpoint(&with_port)
+    let with_port = if has_port { authority.to_string() } else { format!("{authority}:{usual}") };
+    let address = parse_endpoint(&with_port)?;
+    let host = address.strip_suffix(&format!(":{usual}")).unwrap_or(&address).to_owned();
+    Ok(Place { address, sealed, host })
 }
 
 fn parse_port(text: &str, port: &str, least: u16) -> Result<u16, String> {
@@ -116,9 +129,20 @@ mod tests {
     fn where_upstreams_are() {
         assert_eq!(parse_endpoint("Queue.Example:80").unwrap(), "queue.example:80");
         assert_eq!(parse_endpoint("[::1]:80").unwrap(), "[::1]:80");
-        assert_eq!(parse_url("http://127.0.0.1:3000").unwrap(), "127.0.0.1:3000");
-        assert_eq!(parse_url("HTTP://api.example/").unwrap(), "api.example:80");
-        assert_eq!(parse_url("http://[::1]").unwrap(), "[::1]:80");
+        let place = |text: &str| {
+            let Place { address, sealed, host } = parse_url(text).unwrap();
+            (address, sealed, host)
+        };
+        for (text, address, sealed, host) in [
+            ("http://127.0.0.1:3000", "127.0.0.1:3000", false, "127.0.0.1:3000"),
+            ("HTTP://api.example/", "api.example:80", false, "api.example"),
+            ("http://[::1]", "[::1]:80", false, "[::1]"),
+            ("https://API.example", "api.example:443", true, "api.example"),
+            ("https://api.example:8443/", "api.example:8443", true, "api.example:8443"),
+        ] {
+            assert_eq!(place(text), (address.into(), sealed, host.into()), "{text}");
+        }
+        let parse_url = |text: &str| parse_url(text).map(|place| place.address);
         for (problem, words) in [
             (parse_endpoint("http://a:1"), "is a URL"),
             (parse_endpoint("a"), "write it as `a:80`"),
@@ -127,7 +151,6 @@ mod tests {
             (parse_endpoint("a b:80"), "`a b` is not a host name"),
             (parse_endpoint("[::zz]:80"), "`[::zz]` is not a host name"),
             (parse_url("a:80"), "is not a URL"),
-            (parse_url("https://a"), "plain HTTP to upstreams"),
             (parse_url("ftp://a"), "`ftp` is not supported"),
             (parse_url("http://me:secret@a"), "remove it"),
             (parse_url("http://a/path"), "only the host and port"),

@@ -11,6 +11,7 @@ use super::finding::Spot;
 use super::parse_name;
 use super::policies::{Policies, Rules, is_token};
 use super::reader::{Field, Keys, Reader};
+use super::tls::{self, ListenerTls};
 use super::tree::Data;
 use super::upstreams::Upstreams;
 
@@ -33,15 +34,16 @@ pub(super) fn read(
     upstreams: &Upstreams<'_>,
     policies: &Policies<'_>,
     taken: &[(&str, SocketAddr)],
-) -> (Vec<Listener>, Vec<Route>) {
-    let Some(field) = field else { return (Vec::new(), Vec::new()) };
+) -> (Vec<Listener>, Vec<Route>, Vec<Option<ListenerTls>>) {
+    let Some(field) = field else { return (Vec::new(), Vec::new(), Vec::new()) };
     let items = field.list();
     if items.is_empty() && matches!(field.node.data, Data::List(_)) {
         field.error("nothing listens anywhere");
     }
     let (mut listeners, mut written): (Vec<Listener>, Vec<Written<'_>>) = (Vec::new(), Vec::new());
+    let mut sealed = Vec::new();
     for item in items {
-        let Some((address, routes)) = read_listener(item, upstreams, policies) else { continue };
+        let Some((address, routes, tls)) = read_listener(item, upstreams, policies) else { continue };
         if let Some((field, address)) = address {
             check_address(field, address, &listeners, taken);
         }
@@ -50,15 +52,16 @@ pub(super) fn read(
         let address = address.map_or(SocketAddr::from(([0, 0, 0, 0], 0)), |(_, address)| address);
         listeners.push(Listener { address, routes: ids.collect() });
         written.extend(routes);
+        sealed.push(tls);
     }
     name_all(&mut written);
-    (listeners, written.into_iter().map(|written| written.route).collect())
+    (listeners, written.into_iter().map(|written| written.route).collect(), sealed)
 }
 
-const LISTENER: Keys = Keys { of: "this listener", known: &["address", "protocol", "routes"], later: &[] };
+const LISTENER: Keys = Keys { of: "this listener", known: &["address", "protocol", "tls", "routes"], later: &[] };
 
-/// What a listener says: its address, with the field to blame for it, and its routes.
-type ReadListener<'n> = (Option<(Field<'n>, SocketAddr)>, Vec<Written<'n>>);
+/// What a listener says: its address, with the field to blame for it, its routes, and what it shows.
+type ReadListener<'n> = (Option<(Field<'n>, SocketAddr)>, Vec<Written<'n>>, Option<ListenerTls>);
 
 fn read_listener<'n>(item: Field<'n>, upstreams: &Upstreams<'_>, policies: &Policies<'_>) -> Option<ReadListener<'n>> {
     if let Some(protocol) = item.protocol()
@@ -73,13 +76,16 @@ fn read_listener<'n>(item: Field<'n>, upstreams: &Upstreams<'_>, policies: &Poli
     let section = item.section(LISTENER);
     let address = section.required("address", "127.0.0.1:8080");
     let address = address.and_then(|field| Some((field, field.parsed(parse_listen)?)));
-    let Some(routes) = section.required("routes", "[{ upstream: NAME }]") else { return Some((address, Vec::new())) };
+    let tls = section.field("tls").filter(|field| !field.is_off()).and_then(tls::listener);
+    let Some(routes) = section.required("routes", "[{ upstream: NAME }]") else {
+        return Some((address, Vec::new(), tls));
+    };
     let items = routes.list();
     if items.is_empty() && matches!(routes.node.data, Data::List(_)) {
         routes.error("a listener without routes refuses everything");
     }
     let routes = items.into_iter().map(|route| read_route(route, upstreams, policies)).collect();
-    Some((address, routes))
+    Some((address, routes, tls))
 }
 
 impl<'n> Field<'n> {
@@ -218,7 +224,7 @@ fn parse_method(text: &str) -> Result<String, String> {
     if text == "CONNECT" { Err("`CONNECT` is not supported".into()) } else { Ok(text.into()) }
 }
 
-fn parse_host(text: &str) -> Result<String, String> {
+pub(super) fn parse_host(text: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
     let bracketed = text.starts_with('[') && text.ends_with(']');
     if bracketed || (!text.is_empty() && text.chars().all(allowed)) {

@@ -15,6 +15,7 @@ mod quick;
 mod reader;
 mod replica;
 mod suggest;
+mod tls;
 mod tree;
 mod upstreams;
 
@@ -36,11 +37,13 @@ use sha2::{Digest as _, Sha256};
 pub use finding::{Finding, Report, Severity, Spot};
 pub use quick::{Quick, admin_address, quick};
 pub use replica::ReplicaConfig;
+pub use tls::{FileAt, ListenerTls, PairAt, TlsConfig, UpstreamTls};
 pub use tree::Environment;
 
 pub(crate) use finding::Source;
 pub(crate) use policies::parse_rate_limit;
 pub(crate) use reader::hint_of;
+pub(crate) use tls::pin_text;
 
 use reader::{Drill, Field, Keys, Reader};
 
@@ -56,6 +59,8 @@ pub struct AppConfig {
     pub store: StoreConfig,
     /// Where people steer.
     pub admin: AdminConfig,
+    /// The files of what speaks TLS.
+    pub tls: TlsConfig,
     /// Faults by Toxiproxy's API, where they are wanted.
     pub toxiproxy: Option<ToxiproxyConfig>,
     /// How far faults on calls may go, where they are allowed.
@@ -271,7 +276,7 @@ fn resolve(root: Field<'_>) -> AppConfig {
     let upstreams =
         upstreams::Upstreams::read(top.required("upstreams", "{ api: { url: \"http://127.0.0.1:3000\" } }"), &place);
     let policies = policies::Policies::read(top.field("policies"), &upstreams, &store);
-    let (listeners, routes) = listeners::read(
+    let (listeners, routes, listeners_tls) = listeners::read(
         top.required("listeners", "[{ address: \"127.0.0.1:8080\", routes: [...] }]"),
         &upstreams,
         &policies,
@@ -279,17 +284,19 @@ fn resolve(root: Field<'_>) -> AppConfig {
     );
     upstreams.tell_unused();
     policies.tell_unused();
+    let (upstreams, upstreams_tls) = upstreams.resolved();
+    let tls = TlsConfig { listeners: listeners_tls, upstreams: upstreams_tls };
     let policy = Policy {
         node: place.node,
         zone: place.zone,
         zones: place.zones,
         listeners,
         routes,
-        upstreams: upstreams.resolved(),
+        upstreams,
         limits,
         digest: String::new(),
     };
-    AppConfig { policy, store, admin, toxiproxy, faults }
+    AppConfig { policy, store, admin, tls, toxiproxy, faults }
 }
 
 /// True for `[A-Za-z0-9_-]+` of a bearable length: what may stand in a record's id, a label and a journal subject.

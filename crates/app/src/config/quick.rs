@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::policy::{Endpoint, Limits, Listener, Match, Policy, Route, Upstream};
 
-use super::address::{clash, parse_listen, parse_url};
+use super::address::{Place, clash, parse_listen, parse_url};
 use super::finding::{Finding, Report, Severity, Source, Spot};
 use super::policies::Rules;
+use super::tls::{TlsConfig, UpstreamTls};
 use super::upstreams::{CONNECT_TIMEOUT, CONNECTIONS_MAX, IDLE_TIMEOUT};
 use super::{ADMIN_ADDRESS, AdminConfig, AppConfig, StoreConfig, digest};
 
@@ -32,7 +33,7 @@ pub struct Quick {
 pub fn quick(options: &Quick) -> Result<AppConfig, Report> {
     let mut findings = Vec::new();
     let listen = parse("--listen", &options.listen, parse_listen, &mut findings);
-    let address = parse("--upstream", &options.upstream, parse_url, &mut findings);
+    let there = parse("--upstream", &options.upstream, parse_url, &mut findings);
     let admin = options.admin.as_deref().unwrap_or(ADMIN_ADDRESS);
     let admin = parse("--admin", admin, parse_listen, &mut findings);
     if let (Some(listen), Some(admin)) = (listen, admin)
@@ -41,13 +42,16 @@ pub fn quick(options: &Quick) -> Result<AppConfig, Report> {
         let message = format!("`{listen}` is taken by the admin API on `{admin}`");
         findings.push(finding("--listen", &options.listen, message, Some("move one with `--listen` or `--admin`")));
     }
-    match (listen, address, admin) {
-        (Some(listen), Some(address), Some(admin)) if findings.is_empty() => {
+    match (listen, there, admin) {
+        (Some(listen), Some(there), Some(admin)) if findings.is_empty() => {
+            let at = finding("--upstream", &options.upstream, String::new(), None);
+            let upstream_tls = there.sealed.then(|| UpstreamTls::plain(at));
+            let tls = TlsConfig { listeners: vec![None], upstreams: vec![upstream_tls] };
             let store = StoreConfig::default();
             let path = options.data.clone().unwrap_or(store.path);
-            let policy = policy(Listener { address: listen, routes: vec![RouteId(0)] }, address, options);
+            let policy = policy(Listener { address: listen, routes: vec![RouteId(0)] }, there, options);
             let admin = AdminConfig { address: admin, token_file: None };
-            Ok(AppConfig { policy, store: StoreConfig { path, ..store }, admin, toxiproxy: None, faults: None })
+            Ok(AppConfig { policy, store: StoreConfig { path, ..store }, admin, tls, toxiproxy: None, faults: None })
         }
         _ => Err(Report { findings }),
     }
@@ -75,16 +79,17 @@ pub fn admin_address(text: &str, config: &AppConfig) -> Result<SocketAddr, Repor
     address.filter(|_| findings.is_empty()).ok_or(Report { findings })
 }
 
-fn policy(listener: Listener, address: String, options: &Quick) -> Policy {
+fn policy(listener: Listener, there: Place, options: &Quick) -> Policy {
     let Rules { guards, fallbacks, order_by, delivery, .. } = Rules::default();
     let upstream = Upstream {
         name: "default".into(),
-        endpoints: vec![Endpoint { address, zone: None }],
+        endpoints: vec![Endpoint { address: there.address, zone: None }],
         health: None,
         outlier: None,
         connections_max: CONNECTIONS_MAX,
         idle_timeout: IDLE_TIMEOUT,
         connect_timeout: CONNECT_TIMEOUT,
+        host: there.sealed.then_some(there.host),
     };
     let (name, matcher, upstream_id) = ("default".into(), Match::default(), UpstreamId(0));
     Policy {
@@ -152,13 +157,13 @@ mod tests {
 
     #[test]
     fn every_option_that_is_wrong_is_told_at_once() {
-        let report = quick(&options("8080", "https://api.example", Some(":x"))).unwrap_err();
+        let report = quick(&options("8080", "ftp://api.example", Some(":x"))).unwrap_err();
         assert_eq!(report.errors(), 3);
         assert_eq!(
             report.to_string(),
             "--listen: `8080` has no port; write an address such as `127.0.0.1:8080` or `:8080`\n   |  8080\n   |  ^^^^\n\
-             --upstream: `https://api.example`: this version speaks plain HTTP to upstreams, not HTTPS\n   \
-             |  https://api.example\n   |  ^^^^^^^^^^^^^^^^^^^\n\
+             --upstream: `ftp://api.example`: `ftp` is not supported; upstreams are reached by http or https\n   \
+             |  ftp://api.example\n   |  ^^^^^^^^^^^^^^^^^\n\
              --admin: `:x`: `x` is not a port, 0 to 65535\n   |  :x\n   |  ^^\n"
         );
         let report = quick(&options(":9900", "http://a", None)).unwrap_err().to_string();

@@ -15,6 +15,8 @@ use seawall_core::outcome::Failure;
 use seawall_core::policy::{Fallback, Limits, PathMatch};
 use seawall_core::units::Ratio;
 
+use seawall_gateway::tls::Oldest;
+
 use super::policies::Rules;
 use super::*;
 
@@ -79,14 +81,25 @@ fn every_mistake_is_told_with_its_spot() {
 
 #[test]
 fn the_whole_grammar_is_understood() {
-    let AppConfig { policy, store, admin, toxiproxy, faults } = config(include_str!("tests/whole.yaml"));
+    let AppConfig { policy, store, admin, toxiproxy, faults, tls } = config(include_str!("tests/whole.yaml"));
     assert_eq!((policy.node.as_str(), policy.zone.as_str()), ("us-east-1", "us-east"));
     assert_eq!(policy.zones, ["us-east", "us-west", "eu-central"]);
     assert_eq!(policy.digest.len(), 64);
     let names: Vec<&str> = policy.routes.iter().map(|route| route.name.as_str()).collect();
-    assert_eq!(names, ["events", "carrier", "queue", "queue-2", "carrier-2"]);
+    assert_eq!(names, ["events", "carrier", "queue", "queue-2", "inner", "carrier-2"]);
     assert_eq!(policy.listeners[0].routes, [RouteId(0), RouteId(1), RouteId(2), RouteId(3)]);
     assert_eq!(policy.listeners[1].address.to_string(), "[::1]:8081");
+    let [None, Some(shown)] = tls.listeners.as_slice() else { panic!("{:?}", tls.listeners) };
+    let files = shown.pairs.iter().map(|pair| format!("{} {}", pair.cert.path.display(), pair.key.path.display()));
+    assert_eq!(files.collect::<Vec<_>>(), ["a.pem a.key", "b.pem b.key"]);
+    assert_eq!(shown.client_ca.as_ref().unwrap().path.to_str(), Some("clients.pem"));
+    assert_eq!((shown.client_required, shown.oldest), (false, Oldest::V13));
+    let [None, Some(plain), Some(said)] = tls.upstreams.as_slice() else { panic!("{:?}", tls.upstreams) };
+    assert!(plain.verifies && plain.ca.is_none() && plain.pair.is_none() && plain.pins.is_empty());
+    assert_eq!((said.name.as_deref(), said.pins.as_slice()), (Some("inner.example"), &[[0; 32]][..]));
+    assert_eq!(said.pair.as_ref().map(|pair| pair.cert.path.to_str().unwrap()), Some("us.pem"));
+    let hosts: Vec<_> = policy.upstreams.iter().map(|upstream| upstream.host.as_deref()).collect();
+    assert_eq!(hosts, [Some("inner:81"), Some("api.example"), None]);
     let events = policy.route(RouteId(0));
     assert_eq!(events.matcher.path, PathMatch::Exact("/events".into()));
     assert_eq!(events.matcher.methods, ["POST"]);
@@ -149,7 +162,7 @@ fn the_whole_grammar_is_understood() {
     assert_eq!(policy.upstream(UpstreamId(1)).outlier, Some(OutlierConfig::default()));
     let health = queue.health.as_ref().unwrap();
     assert_eq!((health.path.as_str(), health.unhealthy_after, health.healthy_after), ("/healthz", 5, 1));
-    assert_eq!(policy.upstream(UpstreamId(1)).endpoints[0].address, "127.0.0.1:7002");
+    assert_eq!(policy.upstream(UpstreamId(1)).endpoints[0].address, "api.example:443");
     assert_eq!(policy.upstream(UpstreamId(1)).health, None);
     assert_eq!(policy.limits.grace, Duration::from_secs(5));
     assert_eq!(policy.limits.header_bytes_max, 16 << 10);
@@ -179,10 +192,11 @@ fn faults_are_off_unless_they_are_allowed() {
 
 #[test]
 fn what_is_not_written_takes_its_default() {
-    let AppConfig { policy, store, admin, toxiproxy, faults } = config(&REST.map(|(_, rest)| rest).concat());
+    let AppConfig { policy, store, admin, toxiproxy, faults, tls } = config(&REST.map(|(_, rest)| rest).concat());
     assert_eq!((policy.node.as_str(), policy.zone.as_str()), ("seawall", "local"));
     assert_eq!(policy.zones, ["local"]);
     assert_eq!(policy.limits, Limits::default());
+    assert!(tls.listeners.iter().all(Option::is_none) && tls.upstreams.iter().all(Option::is_none));
     assert_eq!((store, admin, toxiproxy, faults), (StoreConfig::default(), AdminConfig::default(), None, None));
     let (route, rules) = (&policy.routes[0], Rules::default());
     assert_eq!((route.guards.timeout, route.guards.breaker.clone()), (rules.guards.timeout, rules.guards.breaker));

@@ -14,6 +14,7 @@ use super::finding::Spot;
 use super::node::{Place, read_zone};
 use super::parse_name;
 use super::reader::{Field, Keys, Reader, hint_of};
+use super::tls::{self, UpstreamTls};
 
 /// Connections per endpoint unless told otherwise.
 pub(super) const CONNECTIONS_MAX: u32 = 256;
@@ -36,6 +37,7 @@ struct Named<'n> {
     reader: &'n Reader<'n>,
     spot: Spot,
     upstream: Upstream,
+    tls: Option<UpstreamTls>,
     used: Cell<bool>,
 }
 
@@ -43,11 +45,9 @@ impl<'n> Upstreams<'n> {
     pub(super) fn read(field: Option<Field<'n>>, place: &Place) -> Self {
         let Some(field) = field else { return Self { list: Vec::new(), written: false } };
         let entries = field.entries();
-        let list = entries.into_iter().map(|entry| Named {
-            reader: entry.reader,
-            spot: entry.key_spot,
-            upstream: read_upstream(entry, place),
-            used: Cell::new(false),
+        let list = entries.into_iter().map(|entry| {
+            let (upstream, tls) = read_upstream(entry, place);
+            Named { reader: entry.reader, spot: entry.key_spot, upstream, tls, used: Cell::new(false) }
         });
         Self { list: list.collect(), written: true }
     }
@@ -78,25 +78,26 @@ impl<'n> Upstreams<'n> {
         }
     }
 
-    pub(super) fn resolved(self) -> Vec<Upstream> {
-        self.list.into_iter().map(|named| named.upstream).collect()
+    pub(super) fn resolved(self) -> (Vec<Upstream>, Vec<Option<UpstreamTls>>) {
+        self.list.into_iter().map(|named| (named.upstream, named.tls)).unzip()
     }
 }
 
 const UPSTREAM: Keys = Keys {
     of: "this upstream",
-    known: &["url", "endpoints", "health", "outlier", "connections", "idle_timeout", "connect_timeout"],
+    known: &["url", "endpoints", "health", "outlier", "connections", "idle_timeout", "connect_timeout", "tls", "host"],
     later: &[],
 };
 
-fn read_upstream(entry: Field<'_>, place: &Place) -> Upstream {
+fn read_upstream(entry: Field<'_>, place: &Place) -> (Upstream, Option<UpstreamTls>) {
     if let Err(problem) = parse_name(entry.key) {
         entry.reader.error(entry.key_spot, problem);
     }
     let section = entry.section(UPSTREAM);
+    let url = section.field("url").and_then(|url| Some((url, url.parsed(parse_url)?)));
     let endpoints = match (section.field("url"), section.field("endpoints")) {
-        (Some(url), None) => {
-            url.parsed(parse_url).map(|address| Endpoint { address, zone: None }).into_iter().collect()
+        (Some(_), None) => {
+            url.iter().map(|(_, there)| Endpoint { address: there.address.clone(), zone: None }).collect()
         }
         (None, Some(list)) => read_endpoints(list, place),
         (Some(url), Some(_)) => {
@@ -115,7 +116,15 @@ fn read_upstream(entry: Field<'_>, place: &Place) -> Upstream {
             "add endpoints, or remove this",
         );
     }
-    Upstream {
+    let https = url.as_ref().filter(|(_, there)| there.sealed);
+    let tls = tls::upstream(section.field("tls"), https.map(|(url, _)| *url));
+    let host = match section.field("host") {
+        Some(field) if field.peek() == Some("client") => None,
+        Some(field) => field.parsed(parse_authority),
+        // A server that is known by its certificate is asked for by the name it has there.
+        None => https.map(|(_, there)| there.host.clone()),
+    };
+    let upstream = Upstream {
         name: entry.key.into(),
         endpoints,
         health: section.field("health").and_then(read_health),
@@ -123,7 +132,15 @@ fn read_upstream(entry: Field<'_>, place: &Place) -> Upstream {
         connections_max: section.count("connections", CONNECTIONS_MAX, 1..=65_535),
         idle_timeout: section.duration("idle_timeout", IDLE_TIMEOUT, MILLISECOND..=HOUR),
         connect_timeout: section.duration("connect_timeout", CONNECT_TIMEOUT, MILLISECOND..=HOUR),
-    }
+        host,
+    };
+    (upstream, tls)
+}
+
+/// A host, with or without a port, as it may stand in `Host`.
+fn parse_authority(text: &str) -> Result<String, String> {
+    let has_port = text.rsplit_once(':').is_some_and(|(_, after)| !after.ends_with(']'));
+    if has_port { parse_endpoint(text) } else { super::listeners::parse_host(text) }
 }
 
 fn read_endpoints(list: Field<'_>, place: &Place) -> Vec<Endpoint> {

@@ -39,6 +39,7 @@ impl FakeFaults {
             connections_max: 1,
             idle_timeout: Duration::ZERO,
             connect_timeout: Duration::ZERO,
+            host: None,
         };
         let policy = Policy {
             node: "n".into(),

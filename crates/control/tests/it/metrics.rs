@@ -78,6 +78,7 @@ async fn they_say_what_the_snapshot_says_zeros_included() {
         r#"seawall_ledger_verdict{verdict="unknown"} 1"#,
         r#"seawall_ledger_verdict{verdict="balanced"} 0"#,
         r#"seawall_rejected_total{reason="no_route"} 9"#,
+        r#"seawall_certificate_expiry_timestamp_seconds{subject="listener:0.0.0.0:8443",file="server.pem"} 1800000000"#,
         r#"seawall_build_info{version="0.1.0",git="unknown",node="us-east-1",zone="us-east"} 1"#,
         r#"seawall_ready 1"#,
         r#"seawall_client_connections_total 44"#,

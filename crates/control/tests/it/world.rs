@@ -7,6 +7,7 @@ use std::time::Duration;
 use seawall_control::{Admin, AdminParts, BoxFuture, FaultPort, LedgerPort, LedgerRefusal, NodeInfo};
 use seawall_core::ledger::census::{Census, Member, Salt};
 use seawall_core::ledger::{Counted, Counts, Place, Receipts, State, StreamSummary, Summary, Verdict};
+use seawall_core::observation::CertificateSnapshot;
 use seawall_core::observation::{
     BreakerSnapshot, EndpointSnapshot, LimitSnapshot, NodeSnapshot, RouteSnapshot, UpstreamSnapshot,
 };
@@ -148,6 +149,15 @@ async fn world_of(token: Option<&str>, faults: Option<FakeFaults>) -> World {
             Arc::new(move || ready.lock().unwrap().clone())
         },
         wall: Arc::new(wall),
+        certificates: Arc::new(|| {
+            vec![CertificateSnapshot {
+                subject: "listener:0.0.0.0:8443".into(),
+                file: "server.pem".into(),
+                names: "api.example".into(),
+                not_after_ms: 1_800_000_000_000,
+                pin: "sha256/AAAA".into(),
+            }]
+        }),
         faults: faults.map(|faults| Arc::new(faults) as Arc<dyn FaultPort>),
         token: token.map(Into::into),
     });

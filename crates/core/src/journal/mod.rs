@@ -114,6 +114,12 @@ kinds! {
     NodeStopped = "node_stopped",
     /// A configuration is in force; its digest is in the fields.
     ConfigLoaded = "config_loaded",
+    /// A listener or an upstream uses other certificates from now on; which files is in the fields.
+    CertificateChanged = "certificate_changed",
+    /// Files of certificates changed and cannot be used: the old ones stay; why is in the fields.
+    CertificateRefused = "certificate_refused",
+    /// A certificate in use runs out soon, or has; when is in the fields.
+    CertificateExpiring = "certificate_expiring",
     /// The store was opened; what it found is in the fields.
     StoreRecovered = "store_recovered",
     /// A breaker refuses calls.

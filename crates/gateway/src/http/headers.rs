@@ -139,6 +139,8 @@ fn strip_connection(headers: &mut HeaderMap) {
 pub(crate) struct Hop<'a> {
     /// The client's address as text.
     pub(crate) peer: &'a HeaderValue,
+    /// True if it asked by TLS.
+    pub(crate) sealed: bool,
     pub(crate) via: &'a HeaderValue,
 }
 
@@ -164,7 +166,7 @@ pub(crate) fn to_upstream(headers: &mut HeaderMap, present: Present, hop: &Hop<'
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
     headers.insert(X_FORWARDED_FOR, hop.peer.clone());
-    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if hop.sealed { "https" } else { "http" }));
     match headers.get(HOST).cloned() {
         Some(host) => headers.insert(X_FORWARDED_HOST, host),
         None => headers.remove(X_FORWARDED_HOST),
@@ -265,7 +267,11 @@ mod tests {
             ("accept", "*/*"),
         ]);
         let present = Present::look(&headers);
-        to_upstream(&mut headers, present, &Hop { peer: &HeaderValue::from_static("10.0.0.7"), via: &VIA_OURS });
+        to_upstream(
+            &mut headers,
+            present,
+            &Hop { peer: &HeaderValue::from_static("10.0.0.7"), sealed: true, via: &VIA_OURS },
+        );
         assert_eq!(
             names(&headers),
             [
@@ -281,7 +287,7 @@ mod tests {
         );
         assert_eq!(headers["te"], "trailers");
         assert_eq!(headers["x-forwarded-for"], "10.0.0.7");
-        assert_eq!(headers["via"], "1.1 seawall-a");
+        assert_eq!((&headers["via"], &headers["x-forwarded-proto"]), (&VIA_OURS, &HeaderValue::from_static("https")));
     }
 
     #[test]
@@ -296,7 +302,11 @@ mod tests {
     fn without_a_host_none_is_forwarded() {
         let mut headers = map(&[("x-forwarded-host", "forged")]);
         let present = Present::look(&headers);
-        to_upstream(&mut headers, present, &Hop { peer: &HeaderValue::from_static("::1"), via: &VIA_OURS });
+        to_upstream(
+            &mut headers,
+            present,
+            &Hop { peer: &HeaderValue::from_static("::1"), sealed: false, via: &VIA_OURS },
+        );
         assert!(!headers.contains_key("x-forwarded-host"));
     }
 

@@ -155,6 +155,7 @@ fn a_port_that_is_taken_is_told_with_a_hint() {
         net: Net::Real,
         cause: None,
         traffic_every: seawall_gateway::TRAFFIC_EVERY,
+        tls: seawall_gateway::tls::Tls::default(),
         faults: None,
     };
     let error = world.block_on(seawall_gateway::Gateway::start(parts, 1)).err().unwrap();

@@ -1,7 +1,7 @@
 //! The world of a test: upstreams that do as they are told, a gateway in front of them, and a client that sees bytes.
 
 use std::collections::VecDeque;
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -22,6 +22,7 @@ use seawall_core::time::Wall;
 use seawall_core::units::Ratio;
 use seawall_gateway::fault::CallFaults;
 use seawall_gateway::net::Net;
+use seawall_gateway::tls::Tls;
 use seawall_gateway::{Clock, Fate, Gateway, Parts, Records, TRAFFIC_EVERY};
 use seawall_store::{ClockFn, EngineThreads, RealDisk, Store, StoreOptions};
 
@@ -186,7 +187,7 @@ fn act(stream: &mut TcpStream, what: Do) -> bool {
 }
 
 /// Head and decoded body of the next message; `None` at the end.
-pub fn read_message(stream: &mut TcpStream, buffer: &mut Vec<u8>, bodiless: bool) -> Option<(String, Vec<u8>)> {
+pub fn read_message(stream: &mut impl Read, buffer: &mut Vec<u8>, bodiless: bool) -> Option<(String, Vec<u8>)> {
     let end = loop {
         if let Some(at) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
             break at + 4;
@@ -223,7 +224,7 @@ pub fn read_message(stream: &mut TcpStream, buffer: &mut Vec<u8>, bodiless: bool
     Some((head, body))
 }
 
-fn read_line(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<String> {
+fn read_line(stream: &mut impl Read, buffer: &mut Vec<u8>) -> Option<String> {
     loop {
         if let Some(at) = buffer.windows(2).position(|window| window == b"\r\n") {
             let line = String::from_utf8_lossy(&buffer[..at]).into_owned();
@@ -234,7 +235,7 @@ fn read_line(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<String> {
     }
 }
 
-fn fill(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<()> {
+fn fill(stream: &mut impl Read, buffer: &mut Vec<u8>) -> Option<()> {
     let mut chunk = [0; 64 << 10];
     match stream.read(&mut chunk) {
         Ok(0) | Err(_) => None,
@@ -323,6 +324,7 @@ pub fn upstream(name: &str, endpoints: &[SocketAddr]) -> Upstream {
         connections_max: 64,
         idle_timeout: Duration::from_secs(10),
         connect_timeout: Duration::from_secs(1),
+        host: None,
     }
 }
 
@@ -361,15 +363,20 @@ impl World {
     }
 
     pub fn with_store(policy: Policy, tune: impl FnOnce(&mut StoreOptions)) -> Self {
-        Self::with(policy, TRAFFIC_EVERY, tune)
+        Self::with(policy, Tls::default(), TRAFFIC_EVERY, tune)
     }
 
     /// Whose journal may hear of its traffic this often.
     pub fn watched(policy: Policy, traffic_every: Duration) -> Self {
-        Self::with(policy, traffic_every, |_| {})
+        Self::with(policy, Tls::default(), traffic_every, |_| {})
     }
 
-    fn with(policy: Policy, traffic_every: Duration, tune: impl FnOnce(&mut StoreOptions)) -> Self {
+    /// Whose connections are sealed like this.
+    pub fn sealed(policy: Policy, tls: Tls) -> Self {
+        Self::with(policy, tls, TRAFFIC_EVERY, |_| {})
+    }
+
+    fn with(policy: Policy, tls: Tls, traffic_every: Duration, tune: impl FnOnce(&mut StoreOptions)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let origin = tokio::time::Instant::now();
@@ -393,6 +400,7 @@ impl World {
             net: Net::Real,
             cause: None,
             traffic_every,
+            tls,
             faults: Some(faults.clone()),
         };
         let gateway = runtime.block_on(Gateway::start(parts, 2)).unwrap();
@@ -473,8 +481,8 @@ pub fn post(target: &str, headers: &str, body: &str) -> String {
 }
 
 /// A client that sees bytes.
-pub struct Client {
-    pub stream: TcpStream,
+pub struct Client<S = TcpStream> {
+    pub stream: S,
     buffer: Vec<u8>,
 }
 
@@ -501,6 +509,12 @@ impl Client {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
+        Self::over(stream)
+    }
+}
+
+impl<S: Read + Write> Client<S> {
+    pub fn over(stream: S) -> Self {
         Self { stream, buffer: Vec::new() }
     }
 

@@ -27,6 +27,7 @@ fn policy() -> Policy {
         connections_max: 1,
         idle_timeout: Duration::ZERO,
         connect_timeout: Duration::ZERO,
+        host: None,
     };
     Policy {
         node: "n".into(),
