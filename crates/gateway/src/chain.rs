@@ -38,18 +38,20 @@ use crate::http::headers::{
     self, EXPECTED_TIMEOUT_MS, Hop, IDEMPOTENCY_KEY, PROXY_STATUS, Present, RETRY_OWNER, SEAWALL_DURABILITY,
     SEAWALL_FAULT, SEAWALL_RECORD, X_REQUEST_ID,
 };
-use crate::node::{Limiter, Node, Used, Worker};
+use crate::node::{Node, Used, Worker};
 use crate::pool::{EndpointLoad, Link};
 use crate::records::Fate;
 use crate::relay::{Early, Relay, Wish};
 use crate::route::{Pass, Place, Retry, RouteState};
+use crate::seat::Door;
 use crate::stale;
 use crate::writes::{BadKey, Claimed, Claiming, DoneAnswer, Identity, Stamped};
 use crate::{ejection, fallback};
 
 /// Who is at the other end of a client's connection, and where it came in.
 pub(crate) struct Peer {
-    pub(crate) listener: usize,
+    /// Which door: it may go by another number under another policy.
+    pub(crate) door: Arc<Door>,
     pub(crate) ip_text: HeaderValue,
     /// True if it came by TLS.
     pub(crate) sealed: bool,
@@ -79,7 +81,7 @@ pub(crate) async fn serve(
     let started = node.clock.now();
     conn.set_in_request(started, true);
     let mut ending = Ending { conn: Arc::clone(&conn), node: Arc::clone(node), _pending: None };
-    let response = match Limiter::take(node, |node| &node.pending) {
+    let response = match node.pending.take() {
         Ok(pending) => {
             ending._pending = Some(pending);
             respond(&worker, &conn, &peer, request, started).await
@@ -112,7 +114,7 @@ async fn respond(
     }
     let host = host_of(&request);
     let path = request.uri().path();
-    let Some(id) = worker.route(peer.listener, &host, path, request.method().as_str()) else {
+    let Some(id) = worker.route(&peer.door, &host, path, request.method().as_str()) else {
         worker.rejections.no_route.add(1);
         let detail = format!("no route takes {} {path}", request.method());
         return Answer::new(404, "destination_not_found", "no_route", detail).build();
@@ -376,7 +378,9 @@ async fn prepare(
         Box::pin(keep_body(worker, conn, &route, is_write, &parts.headers, body, deadline)).await?
     };
     let stale_key = match route.policy.stale_for() {
-        Some(_) if parts.method == Method::GET => stale::Key::new(id, &parts.uri, &parts.headers),
+        Some(_) if parts.method == Method::GET => {
+            stale::Key::new((&route.policy.name, &route.upstream_name), &parts.uri, &parts.headers)
+        }
         _ => None,
     };
     let client_key = present.has(Present::IDEMPOTENCY_KEY);
@@ -863,6 +867,7 @@ fn touch(worker: &Worker, call: &mut Call, upstream: UpstreamId, now: Mono) -> O
         call.headers.get_all(name).iter().any(|written| written.as_bytes() == value.as_bytes())
     };
     let it = Try {
+        generation: worker.node.generation,
         route: call.id,
         upstream,
         method: call.method.as_str(),

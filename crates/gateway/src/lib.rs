@@ -19,6 +19,7 @@ mod pool;
 mod records;
 mod relay;
 mod route;
+mod seat;
 mod stale;
 pub mod tls;
 mod traffic;
@@ -30,21 +31,22 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use seawall_core::id::UpstreamId;
 use seawall_core::journal::Seq;
 use seawall_core::observation::NodeSnapshot;
 use seawall_core::policy::Policy;
 use seawall_core::prng::Prng;
-use tokio_util::task::TaskTracker;
 
 pub use clock::Clock;
 pub use node::Parts;
 pub use records::{Fate, NoRecords, Records};
+pub use seat::Prepared;
 pub use traffic::TRAFFIC_EVERY;
 
-use crate::listener::{Open, Stop};
-use crate::net::{Listener, listen_shared};
+use crate::listener::Stop;
+use crate::net::listen_shared;
 use crate::node::{Node, Worker};
+use crate::seat::{Door, Hall, Opening, Seat};
+use crate::tls::Tls;
 
 /// A gateway could not begin.
 #[derive(Debug, thiserror::Error)]
@@ -85,11 +87,8 @@ impl StartError {
 
 /// A running gateway.
 pub struct Gateway {
-    node: Arc<Node>,
-    addresses: Vec<SocketAddr>,
-    stop: Stop,
+    hall: Arc<Hall>,
     threads: Vec<std::thread::JoinHandle<()>>,
-    grace: Duration,
 }
 
 impl Gateway {
@@ -98,26 +97,36 @@ impl Gateway {
     /// # Errors
     /// [`StartError`]; nothing goes on then.
     pub async fn start(parts: Parts, workers: usize) -> Result<Self, StartError> {
-        let (mut prng, cause) = (Prng::new(parts.seed), parts.cause);
-        let node = Arc::new(Node::new(parts));
-        let grace = node.policy.limits.grace;
+        let (mut prng, cause, workers) = (Prng::new(parts.seed), parts.cause, workers.max(1));
         let stop = Stop::default();
-        let mut listeners: Vec<Vec<std::net::TcpListener>> = (0..workers.max(1)).map(|_| Vec::new()).collect();
-        let mut addresses = Vec::new();
-        for wanted in &node.policy.listeners {
-            addresses.push(bind(wanted.address, &mut listeners)?);
+        let mut sockets: Vec<Vec<(Arc<Door>, Opening)>> = (0..workers).map(|_| Vec::new()).collect();
+        let mut doors = Vec::new();
+        for wanted in &parts.policy.listeners {
+            let (door, openings) = bind(wanted.address, workers, &stop)?;
+            for (sockets, opening) in sockets.iter_mut().zip(openings) {
+                sockets.push((Arc::clone(&door), opening));
+            }
+            doors.push(door);
         }
+        let node = Arc::new(Node::new(parts, doors));
+        let seats = (0..workers).map(|_| Seat::new(Worker::new(&node, workers, prng.next_u64()))).collect();
+        let hall = Arc::new(Hall::new(node, seats, stop.clone()));
+        let (works, working) = std::sync::mpsc::sync_channel(workers);
         let mut threads = Vec::new();
-        for (index, listeners) in listeners.into_iter().enumerate() {
-            let worker = Worker::new(&node, workers.max(1), prng.next_u64());
-            let job = Job { worker, stop: stop.clone(), first: index == 0, cause };
+        for (index, (seat, sockets)) in hall.seats().iter().zip(sockets).enumerate() {
+            let job = Job { seat: Arc::clone(seat), sockets, first: index == 0, stop: stop.clone() };
+            let works = works.clone();
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
-                .spawn(move || run_worker(job, listeners))
+                .spawn(move || run_worker(job, &works))
                 .map_err(|source| StartError::Worker { index, source })?;
             threads.push(thread);
         }
-        Ok(Self { node, addresses, stop, threads, grace })
+        drop(works);
+        // Each says once that it works; one that does not come up hangs up.
+        let _ = tokio::task::spawn_blocking(move || working.iter().take(workers).for_each(drop)).await;
+        hall.begin(cause);
+        Ok(Self { hall, threads })
     }
 
     /// Asks whether every listener of a policy could listen now, for those who want to know before they write anything.
@@ -130,43 +139,81 @@ impl Gateway {
 
     /// Where it listens, in the policy's order: tells the port where port 0 was asked for.
     #[must_use]
-    pub fn addresses(&self) -> &[SocketAddr] {
-        &self.addresses
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.hall.node().doors.iter().map(|door| door.address).collect()
     }
 
     /// Everything seen so far.
     #[must_use]
     pub fn snapshot(&self) -> NodeSnapshot {
-        self.node.snapshot()
+        self.hall.node().snapshot()
     }
 
     /// A door to [`Gateway::snapshot`] for others.
     #[must_use]
     pub fn view(&self) -> Arc<dyn Fn() -> NodeSnapshot + Send + Sync> {
-        let node = Arc::clone(&self.node);
-        Arc::new(move || node.snapshot())
+        let hall = Arc::clone(&self.hall);
+        Arc::new(move || hall.node().snapshot())
+    }
+
+    /// What changes the policy while the gateway runs.
+    #[must_use]
+    pub fn changer(&self) -> Changer {
+        Changer(Arc::clone(&self.hall))
     }
 
     /// Stops: no new connections, requests in work may end within the grace period, or until `hurry` is done. Tells
     /// how many connections were cut off.
     pub async fn stop(self, hurry: impl Future<Output = ()>) -> u64 {
-        self.stop.drain.cancel();
+        self.hall.stop.drain.cancel();
+        let node = self.hall.node();
+        let used = || node.connections.used.load(std::sync::atomic::Ordering::Relaxed);
         let drained = async {
-            while self.node.connections.used.load(std::sync::atomic::Ordering::Relaxed) > 0 {
+            while used() > 0 {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
         tokio::select! {
             biased;
             () = drained => {}
-            () = tokio::time::sleep(self.grace) => {}
+            () = tokio::time::sleep(node.policy.limits.grace) => {}
             () = hurry => {}
         }
-        let cut_off = self.node.connections.used.load(std::sync::atomic::Ordering::Relaxed);
-        self.stop.now.cancel();
+        let cut_off = used();
+        self.hall.stop.now.cancel();
         let threads = self.threads;
         let _ = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join()))).await;
         cut_off
+    }
+}
+
+/// Changes the policy of a running gateway. Cheap to clone.
+#[derive(Clone)]
+pub struct Changer(Arc<Hall>);
+
+impl Changer {
+    /// Does all that can fail: binds the sockets of listeners that are new. Nothing is different yet; dropped, nothing
+    /// was.
+    ///
+    /// # Errors
+    /// [`StartError::Listen`].
+    pub fn prepare(&self, policy: Arc<Policy>) -> Result<Prepared, StartError> {
+        let known = self.0.doors_for(&policy);
+        let mut doors = Vec::new();
+        for (wanted, known) in policy.listeners.iter().zip(known) {
+            doors.push(match known {
+                Some(door) => (door, Vec::new()),
+                None => bind(wanted.address, self.0.seats().len(), &self.0.stop)?,
+            });
+        }
+        Ok(self.0.prepared(policy, doors))
+    }
+
+    /// Puts the prepared policy in force: requests from now on go by it, those in work end by the one before.
+    /// Connections stay, and so does what is known of routes and endpoints that have not changed. `cause` is the journal's
+    /// entry about it.
+    pub fn change(&self, prepared: Prepared, tls: Tls, cause: Option<Seq>, seed: u64) {
+        self.0.change(prepared, tls, cause, seed);
     }
 }
 
@@ -174,9 +221,8 @@ impl Gateway {
 /// process does.
 #[cfg(feature = "sim")]
 pub struct Hosted {
-    node: Arc<Node>,
-    stop: Stop,
-    tasks: TaskTracker,
+    hall: Arc<Hall>,
+    net: net::Net,
 }
 
 #[cfg(feature = "sim")]
@@ -184,23 +230,43 @@ impl Hosted {
     /// A door to everything seen so far.
     #[must_use]
     pub fn view(&self) -> Arc<dyn Fn() -> NodeSnapshot + Send + Sync> {
-        let node = Arc::clone(&self.node);
-        Arc::new(move || node.snapshot())
+        let hall = Arc::clone(&self.hall);
+        Arc::new(move || hall.node().snapshot())
+    }
+
+    /// Puts another policy in force, as [`Changer`] does.
+    ///
+    /// # Errors
+    /// [`StartError::Listen`]; nothing is different then.
+    pub async fn change(&self, policy: Arc<Policy>, cause: Option<Seq>, seed: u64) -> Result<(), StartError> {
+        let known = self.hall.doors_for(&policy);
+        let mut doors = Vec::new();
+        for (wanted, known) in policy.listeners.iter().zip(known) {
+            doors.push(match known {
+                Some(door) => (door, Vec::new()),
+                None => bind_here(self.net, wanted.address, &self.hall.stop).await?,
+            });
+        }
+        let prepared = self.hall.prepared(policy, doors);
+        self.hall.change(prepared, Tls::default(), cause, seed);
+        Ok(())
     }
 
     /// Stops as [`Gateway::stop`] does: requests in work may end within the grace period. Tells how many connections
     /// were cut off.
     pub async fn stop(self) -> u64 {
-        let used = || self.node.connections.used.load(std::sync::atomic::Ordering::Relaxed);
-        self.stop.drain.cancel();
-        let until = tokio::time::Instant::now() + self.node.policy.limits.grace;
+        let node = self.hall.node();
+        let used = || node.connections.used.load(std::sync::atomic::Ordering::Relaxed);
+        self.hall.stop.drain.cancel();
+        let until = tokio::time::Instant::now() + node.policy.limits.grace;
         while used() > 0 && tokio::time::Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let cut_off = used();
-        self.stop.now.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
+        self.hall.stop.now.cancel();
+        let tasks = &self.hall.seats()[0].tasks;
+        tasks.close();
+        tasks.wait().await;
         cut_off
     }
 }
@@ -211,26 +277,34 @@ impl Hosted {
 /// [`StartError::Listen`]; nothing goes on then.
 #[cfg(feature = "sim")]
 pub async fn run_here(parts: Parts) -> Result<Hosted, StartError> {
-    let (net, seed, cause) = (parts.net, parts.seed, parts.cause);
-    let node = Arc::new(Node::new(parts));
-    let worker = Worker::new(&node, 1, seed);
-    let mut listeners = Vec::new();
-    for wanted in &node.policy.listeners {
-        let address = wanted.address;
-        listeners.push(net.listen(address).await.map_err(|source| StartError::Listen { address, source })?);
+    let (net, seed, cause, stop) = (parts.net, parts.seed, parts.cause, Stop::default());
+    let mut opened = Vec::new();
+    for wanted in &parts.policy.listeners {
+        let (door, mut openings) = bind_here(net, wanted.address, &stop).await?;
+        opened.extend(openings.pop().and_then(Opening::listener).map(|listener| (door, listener)));
     }
-    let stop = Stop::default();
-    let tasks = spawn_all(Job { worker, stop: stop.clone(), first: true, cause }, listeners);
-    Ok(Hosted { node, stop, tasks })
+    let node = Arc::new(Node::new(parts, opened.iter().map(|(door, _)| Arc::clone(door)).collect()));
+    let seat = Seat::new(Worker::new(&node, 1, seed));
+    let hall = Arc::new(Hall::new(node, vec![Arc::clone(&seat)], stop.clone()));
+    seat.begin(opened, true, &stop);
+    hall.begin(cause);
+    Ok(Hosted { hall, net })
+}
+
+#[cfg(feature = "sim")]
+async fn bind_here(net: net::Net, address: SocketAddr, stop: &Stop) -> Result<(Arc<Door>, Vec<Opening>), StartError> {
+    let listener = net.listen(address).await.map_err(|source| StartError::Listen { address, source })?;
+    let actual = listener.local_addr().unwrap_or(address);
+    Ok((Door::new(address, actual, stop), vec![Opening::Ready(listener)]))
 }
 
 /// What a worker's thread runs.
 struct Job {
-    worker: Arc<Worker>,
-    stop: Stop,
+    seat: Arc<Seat>,
+    sockets: Vec<(Arc<Door>, Opening)>,
     /// The first worker also forwards, checks and watches.
     first: bool,
-    cause: Option<Seq>,
+    stop: Stop,
 }
 
 /// Sharing a port among our workers would also share it with another node of the same user: asked first, alone.
@@ -241,8 +315,8 @@ fn ask(address: SocketAddr) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Listens once per worker on the same address.
-fn bind(address: SocketAddr, listeners: &mut [Vec<std::net::TcpListener>]) -> Result<SocketAddr, StartError> {
+/// Opens a door: a socket for each worker on the same address.
+fn bind(address: SocketAddr, workers: usize, stop: &Stop) -> Result<(Arc<Door>, Vec<Opening>), StartError> {
     let failed = |source| StartError::Listen { address, source };
     ask(address)?;
     // Asked for any port, the kernel may give a shared socket one that another node of ours shares already, and each of the
@@ -251,14 +325,12 @@ fn bind(address: SocketAddr, listeners: &mut [Vec<std::net::TcpListener>]) -> Re
         0 => listen_shared(address, false).and_then(|probe| probe.local_addr()).map_err(failed)?,
         _ => address,
     };
-    for listeners in listeners {
-        let listener = listen_shared(actual, true).map_err(failed)?;
-        listeners.push(listener.into_std().map_err(failed)?);
-    }
-    Ok(actual)
+    let open = || listen_shared(actual, true)?.into_std().map(Opening::Std);
+    let openings = (0..workers).map(|_| open().map_err(failed)).collect::<Result<_, _>>()?;
+    Ok((Door::new(address, actual, stop), openings))
 }
 
-fn run_worker(job: Job, listeners: Vec<std::net::TcpListener>) {
+fn run_worker(job: Job, works: &std::sync::mpsc::SyncSender<()>) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -267,49 +339,16 @@ fn run_worker(job: Job, listeners: Vec<std::net::TcpListener>) {
         }
     };
     runtime.block_on(async move {
-        let listeners = listeners.into_iter().filter_map(|listener| {
-            tokio::net::TcpListener::from_std(listener)
-                .inspect_err(|error| tracing::error!(%error, "a listener was lost"))
-                .ok()
-                .map(Listener::Real)
-        });
-        let stop = job.stop.clone();
-        let tasks = spawn_all(job, listeners.collect());
+        let Job { seat, sockets, first, stop } = job;
+        let doors = sockets.into_iter().filter_map(|(door, opening)| Some((door, opening.listener()?)));
+        seat.begin(doors.collect(), first, &stop);
+        let _ = works.send(());
         stop.now.cancelled().await;
-        tasks.close();
-        if tokio::time::timeout(Duration::from_secs(2), tasks.wait()).await.is_err() {
-            tracing::warn!(left = tasks.len(), "tasks did not end in time");
+        seat.tasks.close();
+        if tokio::time::timeout(Duration::from_secs(2), seat.tasks.wait()).await.is_err() {
+            tracing::warn!(left = seat.tasks.len(), "tasks did not end in time");
         }
     });
     // A name that is still being looked up on a thread of its own is nobody's any more.
     runtime.shutdown_background();
-}
-
-fn spawn_all(job: Job, listeners: Vec<Listener>) -> TaskTracker {
-    let Job { worker, stop, first, cause } = job;
-    let tasks = worker.tasks.clone();
-    let open = Arc::new(Open::default());
-    for (index, listener) in listeners.into_iter().enumerate() {
-        tasks.spawn(listener::accept(Arc::clone(&worker), listener, index, Arc::clone(&open), stop.clone()));
-    }
-    tasks.spawn(listener::sweep(Arc::clone(&worker), open, stop.now.clone()));
-    tasks.spawn(watch::sweep_pools(Arc::clone(&worker), stop.now.clone()));
-    if first {
-        tasks.spawn(watch::watch_spool(Arc::clone(&worker), stop.now.clone()));
-        tasks.spawn(watch::watch_guards(Arc::clone(&worker), stop.now.clone()));
-        tasks.spawn(watch::watch_limits(Arc::clone(&worker), stop.now.clone()));
-        if let Some(faults) = worker.node.faults.clone() {
-            tasks.spawn(faults.keep_swept(stop.now.clone()));
-        }
-        tasks.spawn(traffic::watch_traffic(Arc::clone(&worker), stop.now.clone()));
-        for (place, upstream) in worker.node.policy.upstreams.iter().enumerate() {
-            let id = UpstreamId(u32::try_from(place).unwrap_or(u32::MAX));
-            tasks.spawn(forwarder::forward(Arc::clone(&worker), id, stop.clone()));
-            for endpoint in 0..upstream.endpoints.len() {
-                let checks = watch::check_endpoint(Arc::clone(&worker), id, endpoint, cause, stop.now.clone());
-                tasks.spawn(checks);
-            }
-        }
-    }
-    tasks
 }

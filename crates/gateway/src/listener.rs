@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 use crate::chain::{Peer, serve};
 use crate::http::conn::{ClientIo, ConnState, Patience};
 use crate::net::{Listener, Stream};
-use crate::node::{Limiter, Worker};
+use crate::node::Worker;
+use crate::seat::{Door, Seat};
 use crate::tls::Unsealed;
 
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
@@ -40,16 +41,16 @@ pub(crate) struct Stop {
 pub(crate) struct Open(Mutex<Vec<std::sync::Weak<ConnState>>>);
 
 /// Accepts on one listener until the drain begins.
-pub(crate) async fn accept(worker: Arc<Worker>, listener: Listener, index: usize, open: Arc<Open>, stop: Stop) {
+pub(crate) async fn accept(seat: Arc<Seat>, door: Arc<Door>, listener: Listener, stop: Stop) {
     loop {
         let accepted = tokio::select! {
             biased;
-            () = stop.drain.cancelled() => return,
+            () = door.drain.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => admit(&worker, stream, peer, index, &open, &stop),
-            Err(error) => pause_after(&worker, &error).await,
+            Ok((stream, peer)) => admit(&seat, stream, peer, &door, &stop),
+            Err(error) => pause_after(&seat.worker(), &error).await,
         }
     }
 }
@@ -70,32 +71,32 @@ async fn pause_after(worker: &Worker, error: &io::Error) {
     }
 }
 
-fn admit(worker: &Arc<Worker>, stream: Stream, peer: SocketAddr, index: usize, open: &Arc<Open>, stop: &Stop) {
-    let node = &worker.node;
+fn admit(seat: &Arc<Seat>, stream: Stream, peer: SocketAddr, door: &Arc<Door>, stop: &Stop) {
+    let node = Arc::clone(&seat.worker().node);
     node.connections_total.fetch_add(1, Relaxed);
-    match Limiter::take(node, |node| &node.connections) {
+    match node.connections.take() {
         Ok(used) => {
             let state = Arc::new(ConnState::default());
-            open.0.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&state));
-            let (worker_of_task, stop) = (Arc::clone(worker), stop.clone());
-            worker.tasks.spawn(async move {
+            seat.open.0.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&state));
+            let (seat_of_task, door, stop) = (Arc::clone(seat), Arc::clone(door), stop.clone());
+            seat.tasks.spawn(async move {
                 let _used = used;
-                let Some(stream) = unseal(&worker_of_task, stream, index, &stop).await else { return };
-                serve_connection(worker_of_task, stream, peer, index, state, stop).await;
+                let Some(stream) = unseal(&seat_of_task.worker(), stream, &door, &stop).await else { return };
+                serve_connection(seat_of_task, stream, peer, door, state, stop).await;
             });
         }
         Err(_) => {
             // Where TLS is spoken a plain answer would be noise: the end says as much.
-            if node.tls.listener(index).is_none() {
-                worker.tasks.spawn(say_and_close(stream, TOO_MANY));
+            if node.tls_of(door).is_none() {
+                seat.tasks.spawn(say_and_close(stream, TOO_MANY));
             }
         }
     }
 }
 
 /// The handshake, where the listener speaks TLS. Nothing is left of a client that does not come through it.
-async fn unseal(worker: &Worker, stream: Stream, index: usize, stop: &Stop) -> Option<Stream> {
-    let Some(side) = worker.node.tls.listener(index) else { return Some(stream) };
+async fn unseal(worker: &Worker, stream: Stream, door: &Arc<Door>, stop: &Stop) -> Option<Stream> {
+    let Some(side) = worker.node.tls_of(door) else { return Some(stream) };
     let handshake = tokio::time::timeout(worker.node.policy.limits.header_timeout, side.accept(stream));
     let ended = tokio::select! {
         biased;
@@ -130,20 +131,21 @@ async fn say_and_close(mut stream: Stream, words: &[u8]) {
 }
 
 async fn serve_connection(
-    worker: Arc<Worker>,
+    seat: Arc<Seat>,
     stream: Stream,
     peer: SocketAddr,
-    index: usize,
+    door: Arc<Door>,
     state: Arc<ConnState>,
     stop: Stop,
 ) {
-    let node = &worker.node;
+    let node = Arc::clone(&seat.worker().node);
     let ip = peer.ip().to_canonical();
     let ip_text = HeaderValue::from_str(&ip.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
-    let peer = Arc::new(Peer { listener: index, ip_text, sealed: stream.is_sealed() });
+    let peer = Arc::new(Peer { door: Arc::clone(&door), ip_text, sealed: stream.is_sealed() });
     let io = ClientIo::new(stream, node.gate_limits(), node.clock.clone(), Arc::clone(&state));
     let limits = &node.policy.limits;
-    let service = service_fn(|request| serve(Arc::clone(&worker), Arc::clone(&state), Arc::clone(&peer), request));
+    // Each request by the policy in force when it comes.
+    let service = service_fn(|request| serve(seat.worker(), Arc::clone(&state), Arc::clone(&peer), request));
     let mut builder = http1::Builder::new();
     builder
         .max_headers(limits.headers_max as usize + 8)
@@ -161,7 +163,7 @@ async fn serve_connection(
                 return;
             }
             () = state.nudge.notified() => {}
-            () = stop.drain.cancelled(), if !draining => {
+            () = door.drain.cancelled(), if !draining => {
                 draining = true;
                 connection.as_mut().graceful_shutdown();
             }
@@ -170,19 +172,19 @@ async fn serve_connection(
     }
 }
 
-/// Marks overdue connections of a worker, until stopped.
-pub(crate) async fn sweep(worker: Arc<Worker>, open: Arc<Open>, stop: CancellationToken) {
-    let limits = worker.node.policy.limits.clone();
-    let patience =
-        Patience { header: limits.header_timeout, idle: limits.idle_timeout, body: limits.body_idle_timeout };
+/// Marks overdue connections of a seat, until stopped.
+pub(crate) async fn sweep(seat: Arc<Seat>, stop: CancellationToken) {
     loop {
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
             () = tokio::time::sleep(SWEEP_EVERY) => {}
         }
-        let now = worker.node.clock.now();
-        let mut open = open.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let node = Arc::clone(&seat.worker().node);
+        let (limits, now) = (&node.policy.limits, node.clock.now());
+        let patience =
+            Patience { header: limits.header_timeout, idle: limits.idle_timeout, body: limits.body_idle_timeout };
+        let mut open = seat.open.0.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|state| match state.upgrade() {
             Some(state) => {
                 state.sweep(now, patience);

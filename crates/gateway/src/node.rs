@@ -1,21 +1,22 @@
 //! What the parts of a gateway share: the policy, the routes' guards, the endpoints, the store's handles, the limits.
 //!
-//! A [`Node`] is one per process and shared by all workers; a [`Worker`] is one per thread and owns its connections
-//! and its counters.
+//! A [`Node`] is shared by all workers; a [`Worker`] is one per thread and has its connections and its counters. Both are
+//! of one policy: under the next one another takes over what has not changed (`seat.rs`).
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use http::HeaderValue;
 use seawall_core::balance::{Candidate, choose};
 use seawall_core::guard::Refusal;
 use seawall_core::guard::budget::Budget;
+use seawall_core::guard::health::Health;
 use seawall_core::guard::outlier::Outlier;
 use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::journal::Seq;
 use seawall_core::observation::{EndpointSnapshot, LimitSnapshot, NodeSnapshot, RouteSnapshot, UpstreamSnapshot};
-use seawall_core::policy::{Endpoint, Policy};
+use seawall_core::policy::{Endpoint, Policy, Upstream};
 use seawall_core::prng::Prng;
 use seawall_core::time::Mono;
 use seawall_core::traffic::Counts;
@@ -30,8 +31,9 @@ use crate::observe::{Rejections, RouteCounts, finish};
 use crate::pool::{EndpointLoad, EndpointPool};
 use crate::records::Records;
 use crate::route::{self, RouteState};
+use crate::seat::Door;
 use crate::stale::Stale;
-use crate::tls::Tls;
+use crate::tls::{ServerSide, Tls};
 use crate::writes::Claims;
 
 /// What a gateway is made of.
@@ -60,8 +62,13 @@ pub struct Parts {
     pub faults: Option<CallFaults>,
 }
 
+/// What a gateway goes by under one policy.
 pub(crate) struct Node {
     pub(crate) policy: Arc<Policy>,
+    /// Counted from 0: ids mean nothing under another one.
+    pub(crate) generation: u64,
+    /// One for each listener of the policy.
+    pub(crate) doors: Vec<Arc<Door>>,
     pub(crate) routes: Vec<Arc<RouteState>>,
     pub(crate) upstreams: Vec<UpstreamState>,
     pub(crate) spool: Spool,
@@ -69,33 +76,37 @@ pub(crate) struct Node {
     pub(crate) records: Arc<dyn Records>,
     pub(crate) clock: Clock,
     pub(crate) net: Net,
-    pub(crate) stale: Stale,
+    pub(crate) stale: Arc<Stale>,
     pub(crate) claims: Arc<Claims>,
     pub(crate) via: HeaderValue,
-    /// When its counts began.
+    /// When the policy came into force.
     pub(crate) since: Mono,
     pub(crate) traffic_every: Duration,
     pub(crate) tls: Tls,
     pub(crate) faults: Option<CallFaults>,
-    pub(crate) connections: Limiter,
-    pub(crate) pending: Limiter,
-    pub(crate) descriptors_reached: AtomicU64,
-    pub(crate) connections_total: AtomicU64,
-    workers: Mutex<Vec<Arc<Worker>>>,
+    pub(crate) connections: Arc<Limiter>,
+    pub(crate) pending: Arc<Limiter>,
+    pub(crate) descriptors_reached: Arc<AtomicU64>,
+    pub(crate) connections_total: Arc<AtomicU64>,
+    /// Weakly: a worker holds its node.
+    workers: Mutex<Vec<Weak<Worker>>>,
 }
 
 pub(crate) struct UpstreamState {
     pub(crate) name: String,
     /// The `Host` it is asked for, in place of the client's.
     pub(crate) host: Option<HeaderValue>,
-    pub(crate) endpoints: Vec<EndpointState>,
-    pub(crate) outlier: Option<Mutex<Outlier>>,
+    pub(crate) endpoints: Vec<Arc<EndpointState>>,
+    pub(crate) outlier: Option<Arc<Mutex<Outlier>>>,
+    budget: Arc<Mutex<Budget>>,
 }
 
 pub(crate) struct EndpointState {
     pub(crate) endpoint: Endpoint,
     pub(crate) load: Arc<EndpointLoad>,
     pub(crate) healthy: AtomicBool,
+    /// What its checks have come to.
+    pub(crate) health: Mutex<Health>,
     /// Ejected as an outlier, and that is heeded.
     pub(crate) ejected: AtomicBool,
     /// The entry that last told of its ejection or return, at first the config's: the cause of the next.
@@ -104,34 +115,27 @@ pub(crate) struct EndpointState {
 
 pub(crate) struct Worker {
     pub(crate) node: Arc<Node>,
-    pub(crate) pools: Vec<Vec<EndpointPool>>,
-    pub(crate) counts: Vec<RouteCounts>,
-    pub(crate) rejections: Rejections,
+    pub(crate) pools: Vec<Vec<Arc<EndpointPool>>>,
+    pub(crate) counts: Vec<Arc<RouteCounts>>,
+    pub(crate) rejections: Arc<Rejections>,
     pub(crate) prng: Mutex<Prng>,
     pub(crate) tasks: TaskTracker,
 }
 
 impl Node {
-    pub(crate) fn new(parts: Parts) -> Self {
+    pub(crate) fn new(parts: Parts, doors: Vec<Arc<Door>>) -> Self {
         let Parts { policy, spool, journal, records, clock, net, cause, seed, traffic_every, tls, faults } = parts;
         let upstreams: Vec<UpstreamState> =
             policy.upstreams.iter().map(|upstream| UpstreamState::new(upstream, clock.now(), cause)).collect();
-        let budgets: Vec<_> = upstreams.iter().map(|_| Arc::new(Mutex::new(Budget::new(clock.now())))).collect();
         let mut seeds = Prng::new(seed).fork();
         let routes = policy.routes.iter().map(|route| {
-            let upstream = route.upstream.index();
-            let shared = route::Shared {
-                upstream_name: upstreams[upstream].name.clone(),
-                budget: Arc::clone(&budgets[upstream]),
-                journal: journal.clone(),
-                clock: clock.clone(),
-                cause,
-                seed: seeds.next_u64(),
-            };
-            Arc::new(RouteState::new(route.clone(), shared))
+            let upstream = &upstreams[route.upstream.index()];
+            Arc::new(RouteState::new(route.clone(), upstream.shared(&journal, &clock, cause, seeds.next_u64())))
         });
         let via = HeaderValue::from_str(&format!("1.1 seawall-{}", policy.node));
         Self {
+            generation: 0,
+            doors,
             routes: routes.collect(),
             upstreams,
             spool,
@@ -140,19 +144,103 @@ impl Node {
             since: clock.now(),
             clock,
             net,
-            stale: Stale::default(),
+            stale: Arc::default(),
             claims: Arc::new(Claims::default()),
             via: via.unwrap_or(HeaderValue::from_static("1.1 seawall")),
             traffic_every,
             tls,
             faults,
-            connections: Limiter::new("connections", policy.limits.connections_max.into()),
-            pending: Limiter::new("pending", policy.limits.pending_max.into()),
-            descriptors_reached: AtomicU64::new(0),
-            connections_total: AtomicU64::new(0),
+            connections: Arc::new(Limiter::new("connections", policy.limits.connections_max.into())),
+            pending: Arc::new(Limiter::new("pending", policy.limits.pending_max.into())),
+            descriptors_reached: Arc::default(),
+            connections_total: Arc::default(),
             workers: Mutex::new(Vec::new()),
             policy,
         }
+    }
+
+    /// The same node under another policy. What is called the same and has not changed stays what it is: breakers and
+    /// windows of routes, health and ejections of endpoints, answers kept, counts. Whoever is counted by a limit stays
+    /// counted.
+    pub(crate) fn succeed(
+        &self,
+        policy: Arc<Policy>,
+        doors: Vec<Arc<Door>>,
+        tls: Tls,
+        cause: Option<Seq>,
+        seed: u64,
+    ) -> Self {
+        let now = self.clock.now();
+        let upstreams: Vec<UpstreamState> = policy
+            .upstreams
+            .iter()
+            .map(|upstream| match self.known_upstream(&upstream.name) {
+                Some((id, state)) => state.succeed(self.policy.upstream(id), upstream, now, cause),
+                None => UpstreamState::new(upstream, now, cause),
+            })
+            .collect();
+        let mut seeds = Prng::new(seed).fork();
+        let routes = policy.routes.iter().map(|route| {
+            let upstream = &upstreams[route.upstream.index()];
+            let shared = upstream.shared(&self.journal, &self.clock, cause, seeds.next_u64());
+            Arc::new(match self.routes.iter().find(|old| old.policy.name == route.name) {
+                Some(old) => old.succeed(route.clone(), shared),
+                None => RouteState::new(route.clone(), shared),
+            })
+        });
+        self.connections.value.store(policy.limits.connections_max.into(), Relaxed);
+        self.pending.value.store(policy.limits.pending_max.into(), Relaxed);
+        Self {
+            generation: self.generation + 1,
+            doors,
+            routes: routes.collect(),
+            upstreams,
+            spool: self.spool.clone(),
+            journal: self.journal.clone(),
+            records: Arc::clone(&self.records),
+            since: now,
+            clock: self.clock.clone(),
+            net: self.net,
+            stale: Arc::clone(&self.stale),
+            claims: Arc::clone(&self.claims),
+            via: self.via.clone(),
+            traffic_every: self.traffic_every,
+            tls,
+            faults: self.faults.clone(),
+            connections: Arc::clone(&self.connections),
+            pending: Arc::clone(&self.pending),
+            descriptors_reached: Arc::clone(&self.descriptors_reached),
+            connections_total: Arc::clone(&self.connections_total),
+            workers: Mutex::new(Vec::new()),
+            policy,
+        }
+    }
+
+    /// New pools for the endpoints of an upstream, for one worker of `workers`.
+    fn pools_of(&self, upstream: usize, workers: usize) -> Vec<Arc<EndpointPool>> {
+        let (state, policy) = (&self.upstreams[upstream], &self.policy.upstreams[upstream]);
+        let share = (policy.connections_max as usize).div_ceil(workers);
+        let pool = |endpoint: &Arc<EndpointState>| {
+            let address = endpoint.endpoint.address.clone();
+            let (tls, load) = (self.tls.upstream(upstream), Arc::clone(&endpoint.load));
+            Arc::new(EndpointPool::new(address, self.net, self.clock.clone(), policy, tls, share, load))
+        };
+        state.endpoints.iter().map(pool).collect()
+    }
+
+    fn known_upstream(&self, name: &str) -> Option<(UpstreamId, &UpstreamState)> {
+        let place = self.upstreams.iter().position(|state| state.name == name)?;
+        Some((UpstreamId(u32::try_from(place).ok()?), &self.upstreams[place]))
+    }
+
+    /// Which of the policy's listeners a door is; none if the policy does not have it.
+    fn listener_of(&self, door: &Arc<Door>) -> Option<usize> {
+        self.doors.iter().position(|known| Arc::ptr_eq(known, door))
+    }
+
+    /// What a door is sealed with.
+    pub(crate) fn tls_of(&self, door: &Arc<Door>) -> Option<Arc<ServerSide>> {
+        self.tls.listener(self.listener_of(door)?)
     }
 
     pub(crate) fn gate_limits(&self) -> GateLimits {
@@ -166,7 +254,7 @@ impl Node {
 
     /// Everything seen, all workers added up.
     pub(crate) fn snapshot(&self) -> NodeSnapshot {
-        let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let workers = self.workers();
         let mut rejected = Vec::new();
         workers.iter().for_each(|worker| worker.rejections.add_to(&mut rejected));
         NodeSnapshot {
@@ -179,6 +267,10 @@ impl Node {
         }
     }
 
+    fn workers(&self) -> Vec<Arc<Worker>> {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect()
+    }
+
     fn route_snapshot(&self, index: usize, workers: &[Arc<Worker>]) -> RouteSnapshot {
         let mut snapshot = self.routes[index].look(self.clock.now());
         workers.iter().for_each(|worker| worker.counts[index].add_to(&mut snapshot));
@@ -188,7 +280,7 @@ impl Node {
 
     /// What passed each route so far, in the policy's order.
     pub(crate) fn traffic(&self) -> Vec<Counts> {
-        let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let workers = self.workers();
         let of_route = |index: usize| {
             let mut sum = Counts::default();
             workers.iter().for_each(|worker| worker.counts[index].add_traffic_to(&mut sum));
@@ -236,20 +328,54 @@ fn descriptors_max() -> u64 {
 }
 
 impl UpstreamState {
-    fn new(upstream: &seawall_core::policy::Upstream, now: seawall_core::time::Mono, cause: Option<Seq>) -> Self {
-        let endpoints = upstream.endpoints.iter().map(|endpoint| EndpointState {
-            endpoint: endpoint.clone(),
-            load: Arc::new(EndpointLoad::default()),
-            healthy: AtomicBool::new(true),
-            ejected: AtomicBool::new(false),
-            told: Mutex::new(cause),
+    fn new(upstream: &Upstream, now: Mono, cause: Option<Seq>) -> Self {
+        let endpoints = upstream.endpoints.iter().map(|endpoint| {
+            Arc::new(EndpointState {
+                endpoint: endpoint.clone(),
+                load: Arc::new(EndpointLoad::default()),
+                healthy: AtomicBool::new(true),
+                health: Mutex::default(),
+                ejected: AtomicBool::new(false),
+                told: Mutex::new(cause),
+            })
         });
         let outlier = upstream.outlier.map(|config| {
             let outlier = Outlier::new(config, upstream.endpoints.len(), now);
-            Mutex::new(outlier.expect("a policy's guards are checked where it is read"))
+            Arc::new(Mutex::new(outlier.expect("a policy's guards are checked where it is read")))
         });
+        let budget = Arc::new(Mutex::new(Budget::new(now)));
         let host = upstream.host.as_deref().and_then(|host| HeaderValue::from_str(host).ok());
-        Self { name: upstream.name.clone(), host, endpoints: endpoints.collect(), outlier }
+        Self { name: upstream.name.clone(), host, endpoints: endpoints.collect(), outlier, budget }
+    }
+
+    /// The same upstream under another policy: endpoints that stay keep their health, their load and, where all stay,
+    /// what they are compared by.
+    fn succeed(&self, old: &Upstream, new: &Upstream, now: Mono, cause: Option<Seq>) -> Self {
+        let fresh = Self::new(new, now, cause);
+        let compared_alike = old.outlier == new.outlier && old.endpoints == new.endpoints;
+        let endpoints = fresh.endpoints.into_iter().map(|endpoint| {
+            let known = self.endpoints.iter().find(|known| known.endpoint == endpoint.endpoint);
+            let Some(known) = known.filter(|_| old.health == new.health) else { return endpoint };
+            if !compared_alike {
+                known.ejected.store(false, Relaxed);
+            }
+            Arc::clone(known)
+        });
+        let endpoints = endpoints.collect();
+        let outlier = if compared_alike { self.outlier.clone() } else { fresh.outlier };
+        Self { name: fresh.name, host: fresh.host, endpoints, outlier, budget: Arc::clone(&self.budget) }
+    }
+
+    /// What a route to it shares with others.
+    fn shared(&self, journal: &Journal, clock: &Clock, cause: Option<Seq>, seed: u64) -> route::Shared {
+        route::Shared {
+            upstream_name: self.name.clone(),
+            budget: Arc::clone(&self.budget),
+            journal: journal.clone(),
+            clock: clock.clone(),
+            cause,
+            seed,
+        }
     }
 
     fn snapshot(&self) -> UpstreamSnapshot {
@@ -268,24 +394,59 @@ impl UpstreamState {
 impl Worker {
     /// A worker of `workers` in all: each gets its share of the connections an endpoint may have.
     pub(crate) fn new(node: &Arc<Node>, workers: usize, seed: u64) -> Arc<Self> {
-        let pools = node.policy.upstreams.iter().zip(&node.upstreams).enumerate().map(|(index, (upstream, state))| {
-            let share = (upstream.connections_max as usize).div_ceil(workers);
-            let pool = |endpoint: &EndpointState| {
-                let address = endpoint.endpoint.address.clone();
-                let (tls, load) = (node.tls.upstream(index), Arc::clone(&endpoint.load));
-                EndpointPool::new(address, node.net, node.clock.clone(), upstream, tls, share, load)
-            };
-            state.endpoints.iter().map(pool).collect()
+        let pools = (0..node.upstreams.len()).map(|upstream| node.pools_of(upstream, workers));
+        Self::at(
+            node,
+            Self {
+                node: Arc::clone(node),
+                pools: pools.collect(),
+                counts: node.routes.iter().map(|_| Arc::default()).collect(),
+                rejections: Arc::default(),
+                prng: Mutex::new(Prng::new(seed)),
+                tasks: TaskTracker::new(),
+            },
+        )
+    }
+
+    /// The same worker under another policy: connections to endpoints that stay are kept, and so are counts of routes.
+    pub(crate) fn succeed(&self, node: &Arc<Node>, workers: usize) -> Arc<Self> {
+        let old = &self.node;
+        let pools = (0..node.upstreams.len()).map(|upstream| {
+            let mut pools = node.pools_of(upstream, workers);
+            let (state, policy) = (&node.upstreams[upstream], &node.policy.upstreams[upstream]);
+            let Some((id, known)) = old.known_upstream(&state.name) else { return pools };
+            if !reaches_alike(old, id, node, upstream, policy) {
+                return pools;
+            }
+            for (pool, endpoint) in pools.iter_mut().zip(&state.endpoints) {
+                // The very same: one that was forgotten and found again counts its load anew.
+                if let Some(place) = known.endpoints.iter().position(|other| Arc::ptr_eq(other, endpoint)) {
+                    *pool = Arc::clone(&self.pools[id.index()][place]);
+                }
+            }
+            pools
         });
-        let worker = Arc::new(Self {
-            node: Arc::clone(node),
-            pools: pools.collect(),
-            counts: node.routes.iter().map(|_| RouteCounts::default()).collect(),
-            rejections: Rejections::default(),
-            prng: Mutex::new(Prng::new(seed)),
-            tasks: TaskTracker::new(),
+        let counts = node.routes.iter().map(|route| {
+            let place = old.routes.iter().position(|known| known.policy.name == route.policy.name);
+            place.map_or_else(Arc::default, |place| Arc::clone(&self.counts[place]))
         });
-        node.workers.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&worker));
+        let fork = self.prng.lock().unwrap_or_else(PoisonError::into_inner).fork();
+        Self::at(
+            node,
+            Self {
+                node: Arc::clone(node),
+                pools: pools.collect(),
+                counts: counts.collect(),
+                rejections: Arc::clone(&self.rejections),
+                prng: Mutex::new(fork),
+                tasks: self.tasks.clone(),
+            },
+        )
+    }
+
+    fn at(node: &Arc<Node>, worker: Self) -> Arc<Self> {
+        let worker = Arc::new(worker);
+        node.workers.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&worker));
         worker
     }
 
@@ -308,46 +469,58 @@ impl Worker {
     }
 
     /// The first route of a listener that takes the request.
-    pub(crate) fn route(&self, listener: usize, host: &str, path: &str, method: &str) -> Option<RouteId> {
+    pub(crate) fn route(&self, door: &Arc<Door>, host: &str, path: &str, method: &str) -> Option<RouteId> {
         let policy = &self.node.policy;
         let fits = |id: &&RouteId| policy.route(**id).matcher.takes(host, path, method);
-        policy.listeners[listener].routes.iter().find(fits).copied()
+        policy.listeners[self.node.listener_of(door)?].routes.iter().find(fits).copied()
     }
+}
+
+/// True if connections to an upstream's endpoints are made and kept under one policy as under the other.
+fn reaches_alike(old: &Node, id: UpstreamId, new: &Node, upstream: usize, policy: &Upstream) -> bool {
+    let was = old.policy.upstream(id);
+    let tls = match (old.tls.upstream(id.index()), new.tls.upstream(upstream)) {
+        (None, None) => true,
+        (Some(one), Some(other)) => Arc::ptr_eq(&one, &other),
+        _ => false,
+    };
+    tls && was.connections_max == policy.connections_max
+        && was.idle_timeout == policy.idle_timeout
+        && was.connect_timeout == policy.connect_timeout
 }
 
 /// A limit of the node with what is used of it.
 #[derive(Debug)]
 pub(crate) struct Limiter {
     name: &'static str,
-    value: u64,
+    value: AtomicU64,
     pub(crate) used: AtomicU64,
     reached: AtomicU64,
 }
 
 /// One used; given back when dropped.
-pub(crate) struct Used(Arc<Node>, fn(&Node) -> &Limiter);
+pub(crate) struct Used(Arc<Limiter>);
 
 impl Limiter {
     fn new(name: &'static str, value: u64) -> Self {
-        Self { name, value, used: AtomicU64::new(0), reached: AtomicU64::new(0) }
+        Self { name, value: AtomicU64::new(value), used: AtomicU64::new(0), reached: AtomicU64::new(0) }
     }
 
     /// Takes one.
-    pub(crate) fn take(node: &Arc<Node>, which: fn(&Node) -> &Self) -> Result<Used, Refusal> {
-        let limiter = which(node);
-        if limiter.used.fetch_add(1, Relaxed) >= limiter.value {
-            limiter.used.fetch_sub(1, Relaxed);
-            limiter.reached.fetch_add(1, Relaxed);
-            let retry_in = Duration::from_secs(1);
-            return Err(Refusal::LimitReached { limit: limiter.name, value: limiter.value, retry_in });
+    pub(crate) fn take(self: &Arc<Self>) -> Result<Used, Refusal> {
+        let value = self.value.load(Relaxed);
+        if self.used.fetch_add(1, Relaxed) >= value {
+            self.used.fetch_sub(1, Relaxed);
+            self.reached.fetch_add(1, Relaxed);
+            return Err(Refusal::LimitReached { limit: self.name, value, retry_in: Duration::from_secs(1) });
         }
-        Ok(Used(Arc::clone(node), which))
+        Ok(Used(Arc::clone(self)))
     }
 
     fn snapshot(&self) -> LimitSnapshot {
         LimitSnapshot {
             name: self.name,
-            value: self.value,
+            value: self.value.load(Relaxed),
             used: Some(self.used.load(Relaxed)),
             reached_total: self.reached.load(Relaxed),
         }
@@ -356,6 +529,6 @@ impl Limiter {
 
 impl Drop for Used {
     fn drop(&mut self) {
-        (self.1)(&self.0).used.fetch_sub(1, Relaxed);
+        self.0.used.fetch_sub(1, Relaxed);
     }
 }

@@ -39,11 +39,18 @@ pub(crate) struct RouteState {
     pub(crate) policy: Route,
     pub(crate) upstream_name: String,
     guards: Pipeline,
+    /// What outlives a change of the configuration.
+    life: Arc<Life>,
+    voice: Arc<Voice>,
+    clock: Clock,
+}
+
+/// A route's memory beside its guards'.
+#[derive(Default)]
+struct Life {
     /// Who waits for a place.
     /// Those evicted stay until they have heard of it, without a way to be admitted.
     waiters: Mutex<BTreeMap<Ticket, Option<oneshot::Sender<()>>>>,
-    voice: Arc<Voice>,
-    clock: Clock,
     /// Since when answers are reduced, in milliseconds of [`Wall`]; zero while whole.
     degraded_since: AtomicU64,
     /// When an answer was last reduced, in nanoseconds of [`Mono`].
@@ -78,20 +85,27 @@ impl RouteState {
         let guards = policy.guards.clone();
         let guards = Pipeline::new(guards, budget, (seed, SHEETS), clock.now(), move |told| hears.tell(told))
             .expect("a policy's guards are checked where it is read");
-        Self {
-            policy,
-            upstream_name,
-            guards,
-            waiters: Mutex::new(BTreeMap::new()),
-            voice,
-            clock,
-            degraded_since: AtomicU64::new(0),
-            degraded_last: AtomicU64::new(0),
+        Self { policy, upstream_name, guards, life: Arc::default(), voice, clock }
+    }
+
+    /// The same route under another policy: its guards keep what they know. One that leads to another upstream is
+    /// another route, for what is known is known of the upstream.
+    pub(crate) fn succeed(&self, policy: Route, shared: Shared) -> Self {
+        if shared.upstream_name != self.upstream_name {
+            return Self::new(policy, shared);
         }
+        let Shared { upstream_name, budget, clock, cause, seed, .. } = shared;
+        let voice = Arc::clone(&self.voice);
+        voice.follow(cause);
+        let hears = Arc::clone(&voice);
+        let guards = policy.guards.clone();
+        let guards = self.guards.succeed(guards, budget, (seed, SHEETS), clock.now(), move |told| hears.tell(told));
+        let guards = guards.expect("a policy's guards are checked where it is read");
+        Self { policy, upstream_name, guards, life: Arc::clone(&self.life), voice, clock }
     }
 
     fn waiters(&self) -> MutexGuard<'_, BTreeMap<Ticket, Option<oneshot::Sender<()>>>> {
-        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+        self.life.waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts a request and gets it a place, waiting for one if need be.
@@ -197,13 +211,13 @@ impl RouteState {
 
     /// Notes a reduced answer. Tells since when answers have been reduced.
     pub(crate) fn degraded(&self, how: &str, cause: Option<Seq>) -> Wall {
-        self.degraded_last.store(self.clock.now().as_nanos(), Relaxed);
-        let since = self.degraded_since.load(Relaxed);
+        self.life.degraded_last.store(self.clock.now().as_nanos(), Relaxed);
+        let since = self.life.degraded_since.load(Relaxed);
         if since != 0 {
             return Wall::from_millis(since);
         }
         let wall = self.clock.wall();
-        if self.degraded_since.compare_exchange(0, wall.as_millis().max(1), Relaxed, Relaxed).is_ok() {
+        if self.life.degraded_since.compare_exchange(0, wall.as_millis().max(1), Relaxed, Relaxed).is_ok() {
             self.voice.say_degraded(how, cause);
         }
         wall
@@ -211,17 +225,17 @@ impl RouteState {
 
     /// Notes a whole answer: after a while without reduced ones, the route is whole again.
     pub(crate) fn whole(&self, now: Mono) {
-        let since = self.degraded_since.load(Relaxed);
-        if since == 0 || now.since(Mono::from_nanos(self.degraded_last.load(Relaxed))) < DEGRADED_LINGER {
+        let since = self.life.degraded_since.load(Relaxed);
+        if since == 0 || now.since(Mono::from_nanos(self.life.degraded_last.load(Relaxed))) < DEGRADED_LINGER {
             return;
         }
-        if self.degraded_since.compare_exchange(since, 0, Relaxed, Relaxed).is_ok() {
+        if self.life.degraded_since.compare_exchange(since, 0, Relaxed, Relaxed).is_ok() {
             self.voice.say_whole(self.clock.wall().since(Wall::from_millis(since)));
         }
     }
 
     pub(crate) fn degraded_since(&self) -> Option<Wall> {
-        Some(self.degraded_since.load(Relaxed)).filter(|since| *since != 0).map(Wall::from_millis)
+        Some(self.life.degraded_since.load(Relaxed)).filter(|since| *since != 0).map(Wall::from_millis)
     }
 
     /// How its guards stand; what calls came to is counted by workers.
@@ -298,6 +312,12 @@ impl Said {
 impl Voice {
     fn said(&self) -> MutexGuard<'_, Said> {
         self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What comes next comes because of another configuration.
+    fn follow(&self, cause: Option<Seq>) {
+        let mut said = self.said();
+        (said.last, said.begun) = (said.last.max(cause), cause.or(said.begun));
     }
 
     fn tell(&self, told: &Told) {

@@ -10,7 +10,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{AGE, AUTHORIZATION, CACHE_CONTROL, COOKIE, HeaderMap, HeaderValue, SET_COOKIE, VARY};
 use http::{Response, StatusCode, Uri};
-use seawall_core::id::RouteId;
 use seawall_core::time::Mono;
 
 use crate::http::body::ResBody;
@@ -43,13 +42,13 @@ struct Entry {
 
 impl Key {
     /// `None` if answers to this request must not be kept or shown.
-    pub(crate) fn new(route: RouteId, uri: &Uri, headers: &HeaderMap) -> Option<Self> {
+    pub(crate) fn new((route, upstream): (&str, &str), uri: &Uri, headers: &HeaderMap) -> Option<Self> {
         if headers.contains_key(AUTHORIZATION) || headers.contains_key(COOKIE) {
             return None;
         }
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let varying = ["host", "accept", "accept-encoding", "accept-language"].map(text).join("\n");
-        Some(Self(format!("{}\n{uri}\n{varying}", route.0)))
+        Some(Self(format!("{route}\n{upstream}\n{uri}\n{varying}")))
     }
 }
 
@@ -139,7 +138,7 @@ mod tests {
     }
 
     fn key(path: &str) -> Key {
-        Key::new(RouteId(0), &path.parse().unwrap(), &HeaderMap::new()).unwrap()
+        Key::new(("r", "u"), &path.parse().unwrap(), &HeaderMap::new()).unwrap()
     }
 
     fn keeps(lines: &[(&'static str, &'static str)], status: StatusCode) -> bool {
@@ -157,9 +156,9 @@ mod tests {
         assert!(!keeps(&[("vary", "x-tenant")], StatusCode::OK));
         assert!(!keeps(&[("vary", "*")], StatusCode::OK));
         let uri = "/".parse().unwrap();
-        assert_eq!(Key::new(RouteId(0), &uri, &headers(&[("authorization", "x")])), None);
-        assert_eq!(Key::new(RouteId(0), &uri, &headers(&[("cookie", "x")])), None);
-        assert_ne!(Key::new(RouteId(0), &uri, &headers(&[("accept", "a/b")])), Some(key("/")));
+        assert_eq!(Key::new(("r", "u"), &uri, &headers(&[("authorization", "x")])), None);
+        assert_eq!(Key::new(("r", "u"), &uri, &headers(&[("cookie", "x")])), None);
+        assert_ne!(Key::new(("r", "u"), &uri, &headers(&[("accept", "a/b")])), Some(key("/")));
     }
 
     #[test]

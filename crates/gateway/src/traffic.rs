@@ -7,6 +7,7 @@
 //! the calls: refusals, fallbacks, answers of our own, and a 429, which tells of a limit.
 //! Not here: whether it has changed (`core::traffic`), the counting (`observe.rs`).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,32 +16,35 @@ use seawall_core::traffic::{Counts, Flow, Watch};
 use seawall_core::units::{Ratio, format_duration, four_digits};
 use tokio_util::sync::CancellationToken;
 
-use crate::node::{Node, Worker};
+use crate::node::Node;
+use crate::seat::Seat;
 
 /// How often a node looks whether the traffic of its routes has changed.
 pub const TRAFFIC_EVERY: Duration = Duration::from_secs(60);
 
 /// Looks until stopped, and then once more.
-pub(crate) async fn watch_traffic(worker: Arc<Worker>, stop: CancellationToken) {
-    let node = Arc::clone(&worker.node);
-    // Since the node began, not since this task did: another worker may have answered before this one came to run.
-    let mut watches = vec![Watch::new(node.since, Counts::default()); node.routes.len()];
+pub(crate) async fn watch_traffic(seat: Arc<Seat>, stop: CancellationToken) {
+    let mut watches = BTreeMap::new();
     loop {
         let stopped = tokio::select! {
             biased;
             () = stop.cancelled() => true,
-            () = tokio::time::sleep(node.traffic_every) => false,
+            () = tokio::time::sleep(seat.worker().node.traffic_every) => false,
         };
-        look(&node, &mut watches);
+        look(&seat.worker().node, &mut watches);
         if stopped {
             return;
         }
     }
 }
 
-fn look(node: &Node, watches: &mut [Watch]) {
+fn look(node: &Node, watches: &mut BTreeMap<String, Watch>) {
     let now = node.clock.now();
-    for ((route, watch), counts) in node.routes.iter().zip(watches).zip(node.traffic()) {
+    watches.retain(|name, _| node.routes.iter().any(|route| route.policy.name == *name));
+    for (route, counts) in node.routes.iter().zip(node.traffic()) {
+        // Since there is the route, not since somebody looks: another worker may have answered before the first look.
+        let begin = || Watch::new(node.since, Counts::default());
+        let watch = watches.entry(route.policy.name.clone()).or_insert_with(begin);
         if let Some(flow) = watch.look(now, counts) {
             node.journal.record(draft(route.subject(), &flow).because(route.cause()));
         }

@@ -1,13 +1,13 @@
 //! Looks from the side: health checks of endpoints, and the level of the spool, told to the journal when they change.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use http::header::{HOST, HeaderValue, USER_AGENT};
 use http::{Request, Uri};
-use seawall_core::guard::health::{Health, HealthConfig};
+use seawall_core::guard::health::HealthConfig;
 use seawall_core::id::UpstreamId;
 use seawall_core::journal::{Draft, Kind, Seq};
 use seawall_core::time::Mono;
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::ejection;
 use crate::http::body::ReqBody;
 use crate::node::Worker;
+use crate::seat::Seat;
 
 const LEVEL_EVERY: Duration = Duration::from_millis(100);
 const LIMITS_EVERY: Duration = Duration::from_millis(250);
@@ -34,7 +35,7 @@ pub(crate) async fn check_endpoint(
     let Some(config) = node.policy.upstream(upstream).health.clone() else { return };
     let state = &node.upstreams[upstream.index()].endpoints[endpoint];
     let subject = format!("endpoint:{}/{}", node.upstreams[upstream.index()].name, state.endpoint.address);
-    let (mut health, mut last) = (Health::default(), cause);
+    let mut last = cause;
     loop {
         let checked = tokio::time::timeout(config.timeout, check(&worker, upstream, endpoint, &config)).await;
         let failed = match &checked {
@@ -42,7 +43,8 @@ pub(crate) async fn check_endpoint(
             Ok(Err(reason)) => Some(reason.clone()),
             Err(_) => Some("no answer in time".to_owned()),
         };
-        if let Some(healthy) = health.on_check(&config, failed.is_none()) {
+        let judged = state.health.lock().unwrap_or_else(PoisonError::into_inner).on_check(&config, failed.is_none());
+        if let Some(healthy) = judged {
             state.healthy.store(healthy, Relaxed);
             ejection::on_health(&node.upstreams[upstream.index()], endpoint, healthy);
             let kind = if healthy { Kind::EndpointHealthy } else { Kind::EndpointUnhealthy };
@@ -81,8 +83,9 @@ async fn check(worker: &Worker, upstream: UpstreamId, endpoint: usize, config: &
 }
 
 /// Lets the breakers' time pass: an upstream that hangs answers nothing, and traffic that has stopped asks nothing.
-pub(crate) async fn watch_guards(worker: Arc<Worker>, stop: CancellationToken) {
+pub(crate) async fn watch_guards(seat: Arc<Seat>, stop: CancellationToken) {
     loop {
+        let worker = seat.worker();
         let now = worker.node.clock.now();
         worker.node.routes.iter().for_each(|route| route.on_time(now));
         ejection::on_time(&worker, now);
@@ -95,10 +98,10 @@ pub(crate) async fn watch_guards(worker: Arc<Worker>, stop: CancellationToken) {
 }
 
 /// Tells the journal when the spool begins to fill, is empty again, is nearly full, or refuses.
-pub(crate) async fn watch_spool(worker: Arc<Worker>, stop: CancellationToken) {
-    let node = Arc::clone(&worker.node);
-    let (mut level, mut work) = (Level::default(), node.spool.work_signal());
+pub(crate) async fn watch_spool(seat: Arc<Seat>, stop: CancellationToken) {
+    let (mut level, mut work) = (Level::default(), seat.worker().node.spool.work_signal());
     loop {
+        let node = Arc::clone(&seat.worker().node);
         let depth = node.spool.depth();
         let held = depth.waiting + depth.leased;
         let share = depth.bytes as f64 / depth.bytes_max.max(1) as f64;
@@ -150,10 +153,10 @@ impl Level {
 }
 
 /// Tells the journal which limits are being reached: at once, then at most every [`TOLD_EVERY`] while it goes on.
-pub(crate) async fn watch_limits(worker: Arc<Worker>, stop: CancellationToken) {
-    let node = Arc::clone(&worker.node);
+pub(crate) async fn watch_limits(seat: Arc<Seat>, stop: CancellationToken) {
     let mut told: BTreeMap<&'static str, (u64, Mono)> = BTreeMap::new();
     loop {
+        let node = Arc::clone(&seat.worker().node);
         let now = node.clock.now();
         for limit in node.snapshot().limits.into_iter().filter(|limit| limit.reached_total > 0) {
             let known = told.get(limit.name);
@@ -175,14 +178,14 @@ pub(crate) async fn watch_limits(worker: Arc<Worker>, stop: CancellationToken) {
 }
 
 /// Closes idle connections of every pool now and then.
-pub(crate) async fn sweep_pools(worker: Arc<Worker>, stop: CancellationToken) {
+pub(crate) async fn sweep_pools(seat: Arc<Seat>, stop: CancellationToken) {
     loop {
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
             () = tokio::time::sleep(Duration::from_millis(500)) => {}
         }
-        worker.pools.iter().flatten().for_each(crate::pool::EndpointPool::sweep);
+        seat.worker().pools.iter().flatten().for_each(|pool| pool.sweep());
     }
 }
 

@@ -78,6 +78,7 @@ impl FaultPort for FakeFaults {
         book.touch(
             self.now(),
             &Try {
+                generation: 0,
                 route: RouteId(0),
                 upstream: UpstreamId(0),
                 method: "POST",

@@ -315,6 +315,8 @@ pub struct Fault {
 /// A try that is about to be sent.
 #[derive(Clone, Copy)]
 pub struct Try<'a> {
+    /// Under which policy, counted from 0: ids of another one mean something else.
+    pub generation: u64,
     /// Of which route.
     pub route: RouteId,
     /// To which upstream.
@@ -364,6 +366,8 @@ pub enum Why {
     Removed,
     /// The kill switch took it away.
     Killed,
+    /// What it lay on is gone from the configuration.
+    Reconfigured,
 }
 
 impl Why {
@@ -374,6 +378,7 @@ impl Why {
             Self::Expired => "expired",
             Self::Removed => "removed",
             Self::Killed => "killed",
+            Self::Reconfigured => "reconfigured",
         }
     }
 }
@@ -440,6 +445,7 @@ struct Held {
 pub struct Book {
     caps: Caps,
     names: Names,
+    generation: u64,
     epoch: u64,
     /// By age.
     held: Vec<Held>,
@@ -452,19 +458,23 @@ impl Book {
     /// An empty one for the routes and upstreams of a policy. `epoch` is a number no earlier start of the node has had.
     #[must_use]
     pub fn new(caps: Caps, policy: &Policy, epoch: u64) -> Self {
-        let route = |route: &crate::policy::Route| {
-            let other = |fallback: &Fallback| match fallback {
-                Fallback::Upstream(other) => Some(*other),
-                _ => None,
-            };
-            let others = route.fallbacks.iter().filter_map(other);
-            RouteName { name: route.name.clone(), upstreams: [route.upstream].into_iter().chain(others).collect() }
-        };
-        let names = Names {
-            routes: policy.routes.iter().map(route).collect(),
-            upstreams: policy.upstreams.iter().map(|upstream| upstream.name.clone()).collect(),
-        };
-        Self { caps, names, epoch, held: Vec::new(), ended: Vec::new(), placed: 0, killed: None }
+        let names = Names::of(policy);
+        Self { caps, names, generation: 0, epoch, held: Vec::new(), ended: Vec::new(), placed: 0, killed: None }
+    }
+
+    /// Goes on under the next policy. Faults stay on what is still called the same; tells those that are gone with what
+    /// they lay on.
+    pub fn follow(&mut self, policy: &Policy) -> Vec<Fault> {
+        (self.names, self.generation) = (Names::of(policy), self.generation + 1);
+        let names = &self.names;
+        let mut lost = Vec::new();
+        for held in &mut self.held {
+            match names.find(&held.fault.scope) {
+                Ok(found) => (held.route, held.upstream) = found,
+                Err(_) => lost.push(held.fault.id),
+            }
+        }
+        self.take(|held| lost.contains(&held.fault.id))
     }
 
     /// The kill switch, if it is on.
@@ -586,6 +596,9 @@ impl Book {
 
     /// What becomes of a try: the oldest fault that chooses it touches it.
     pub fn touch(&mut self, now: Mono, it: &Try<'_>) -> Option<Touch> {
+        if it.generation != self.generation {
+            return None;
+        }
         let mut touch = None;
         for held in &mut self.held {
             if held.fault.until <= now || !held.covers(it) {
@@ -670,6 +683,21 @@ impl Book {
 }
 
 impl Names {
+    fn of(policy: &Policy) -> Self {
+        let route = |route: &crate::policy::Route| {
+            let other = |fallback: &Fallback| match fallback {
+                Fallback::Upstream(other) => Some(*other),
+                _ => None,
+            };
+            let others = route.fallbacks.iter().filter_map(other);
+            RouteName { name: route.name.clone(), upstreams: [route.upstream].into_iter().chain(others).collect() }
+        };
+        Self {
+            routes: policy.routes.iter().map(route).collect(),
+            upstreams: policy.upstreams.iter().map(|upstream| upstream.name.clone()).collect(),
+        }
+    }
+
     /// What a scope's names mean: with a route alone, the tries to its own upstream.
     fn find(&self, scope: &Scope) -> Result<(Option<RouteId>, UpstreamId), Refused> {
         let routes = || self.routes.iter().map(|route| route.name.as_str());

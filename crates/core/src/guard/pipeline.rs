@@ -75,14 +75,14 @@ const fn each(name: &'static str, rule: &'static str, question: &'static str) ->
 /// The guards of one route at run time.
 pub struct Pipeline {
     guards: Guards,
-    breaker: Option<SharedBreaker>,
-    bulkhead: Mutex<Bulkhead>,
+    breaker: Option<Arc<SharedBreaker>>,
+    bulkhead: Arc<Mutex<Bulkhead>>,
     /// Shared by every route to the same destination.
     budget: Arc<Mutex<Budget>>,
-    limits: Option<Mutex<Limits>>,
-    hedge: Option<Mutex<Hedge>>,
+    limits: Option<Arc<Mutex<Limits>>>,
+    hedge: Option<Arc<Mutex<Hedge>>>,
     /// How long such calls usually take, where anybody asks.
-    usual: Option<Mutex<Latencies>>,
+    usual: Option<Arc<Mutex<Latencies>>>,
 }
 
 /// How far back "usually" looks.
@@ -97,6 +97,28 @@ struct Limits {
     learned: Option<Learned>,
     concurrency: Option<Concurrency>,
     prng: Prng,
+}
+
+impl Limits {
+    /// Those that are configured; nothing if none is.
+    fn of(guards: &Guards, prng: Prng, now: Mono) -> Result<Option<Arc<Mutex<Self>>>, Invalid> {
+        let limits = Self {
+            throttle: guards.throttle.clone().map(|config| Throttle::new(config, now)).transpose()?,
+            rate: guards.rate.map(Rate::new).transpose()?,
+            learned: guards.learned_limit.map(|config| Learned::new(config, now)).transpose()?,
+            concurrency: guards.concurrency.map(|config| Concurrency::new(config, now)).transpose()?,
+            prng,
+        };
+        Ok(limits.any().then(|| shared(limits)))
+    }
+}
+
+fn usual_of(guards: &Guards, now: Mono) -> Result<Option<Arc<Mutex<Latencies>>>, Invalid> {
+    Ok(if guards.look_ahead { Some(shared(Latencies::new(USUAL_WINDOW, now)?)) } else { None })
+}
+
+fn shared<T>(it: T) -> Arc<Mutex<T>> {
+    Arc::new(Mutex::new(it))
 }
 
 /// Leave to make one try. Give it back with [`Pipeline::report`] or [`Pipeline::release`].
@@ -156,26 +178,55 @@ impl Pipeline {
         guards.check()?;
         let mut prng = Prng::new(seed);
         let breaker = match guards.breaker.clone() {
-            Some(config) => Some(SharedBreaker::new(config, prng.next_u64(), sheets, now, tell)?),
+            Some(config) => Some(Arc::new(SharedBreaker::new(config, prng.next_u64(), sheets, now, tell)?)),
             None => None,
         };
-        let limits = Limits {
-            throttle: guards.throttle.clone().map(|config| Throttle::new(config, now)).transpose()?,
-            rate: guards.rate.map(Rate::new).transpose()?,
-            learned: guards.learned_limit.map(|config| Learned::new(config, now)).transpose()?,
-            concurrency: guards.concurrency.map(|config| Concurrency::new(config, now)).transpose()?,
-            prng: prng.fork(),
-        };
-        let usual = if guards.look_ahead { Some(Mutex::new(Latencies::new(USUAL_WINDOW, now)?)) } else { None };
-        let hedge = guards.hedge.map(|config| Hedge::new(config, now)).transpose()?.map(Mutex::new);
         Ok(Self {
             breaker,
-            bulkhead: Mutex::new(Bulkhead::new(guards.bulkhead)),
+            bulkhead: shared(Bulkhead::new(guards.bulkhead)),
             budget,
-            limits: limits.any().then(|| Mutex::new(limits)),
-            hedge,
-            usual,
+            limits: Limits::of(&guards, prng.fork(), now)?,
+            hedge: guards.hedge.map(|config| Hedge::new(config, now)).transpose()?.map(shared),
+            usual: usual_of(&guards, now)?,
             guards,
+        })
+    }
+
+    /// The same keepers under other rules, while calls of the present ones are still on their way. The breaker keeps its
+    /// state and the bulkhead who is inside; whatever else is configured as before keeps what it knows, and the rest
+    /// begins anew. What was given by the present pipeline is given back to it.
+    ///
+    /// # Errors
+    /// [`Invalid`] with the first number that makes no guard; nothing has changed then.
+    pub fn succeed(
+        &self,
+        guards: Guards,
+        budget: Arc<Mutex<Budget>>,
+        (seed, sheets): (u64, usize),
+        now: Mono,
+        tell: impl Fn(&Told) + Send + Sync + 'static,
+    ) -> Result<Self, Invalid> {
+        let fresh = Self::new(guards, budget, (seed, sheets), now, tell)?;
+        let (old, new) = (&self.guards, &fresh.guards);
+        let limits = |guards: &Guards| (guards.throttle.clone(), guards.rate, guards.learned_limit, guards.concurrency);
+        let breaker = match (&self.breaker, &new.breaker) {
+            (Some(breaker), Some(config)) => {
+                if old.breaker.as_ref() != Some(config) {
+                    breaker.reconfigure(config.clone(), now)?;
+                }
+                Some(Arc::clone(breaker))
+            }
+            _ => fresh.breaker,
+        };
+        lock(&self.bulkhead).reconfigure(new.bulkhead);
+        Ok(Self {
+            breaker,
+            bulkhead: Arc::clone(&self.bulkhead),
+            budget: fresh.budget,
+            limits: if limits(old) == limits(new) { self.limits.clone() } else { fresh.limits },
+            hedge: if old.hedge == new.hedge { self.hedge.clone() } else { fresh.hedge },
+            usual: if old.look_ahead == new.look_ahead { self.usual.clone() } else { fresh.usual },
+            guards: fresh.guards,
         })
     }
 
@@ -188,7 +239,7 @@ impl Pipeline {
     /// The breaker, if there is one.
     #[must_use]
     pub fn breaker(&self) -> Option<&SharedBreaker> {
-        self.breaker.as_ref()
+        self.breaker.as_deref()
     }
 
     /// Counts a request and asks for a place. Every request that was counted, refused ones too, is ended with
@@ -204,7 +255,7 @@ impl Pipeline {
 
     /// The median of recent calls, where it is asked for and enough are known.
     fn usual(&self, now: Mono) -> Option<Duration> {
-        let mut usual = lock(self.usual.as_ref()?);
+        let mut usual = lock(self.usual.as_deref()?);
         if usual.count(now) < USUAL_MIN { None } else { usual.quantile(now, Ratio::new(0.5)?) }
     }
 
@@ -369,7 +420,7 @@ impl Pipeline {
     /// When a try may be admitted, as far as the breaker knows: `None` for now.
     #[must_use]
     pub fn admits_at(&self) -> Option<Mono> {
-        self.breaker.as_ref().and_then(SharedBreaker::admits_at)
+        self.breaker.as_deref().and_then(SharedBreaker::admits_at)
     }
 
     /// What the breaker would say to a call that came now, without counting it.
@@ -538,6 +589,48 @@ mod tests {
         assert!(pipeline.belief().is_some());
         assert_eq!(pipeline.guards().rate, every_limit().rate);
         assert!(format!("{pipeline:?}").starts_with("Pipeline"));
+    }
+
+    #[test]
+    fn a_successor_knows_what_has_not_changed_and_begins_the_rest_anew() {
+        let (now, deadline) = (Mono::from_millis(1), Deadline::new(Mono::ZERO, Duration::from_secs(1), None));
+        let old = pipeline(Guards { rate: None, ..every_limit() });
+        assert_eq!(old.enter(now, &deadline, Priority::Normal), Ok(Entry::Admitted));
+        let leaves: Vec<Leave> = (0..4).map(|_| old.admit(now).unwrap()).collect();
+        let follow = |guards| {
+            let budget = Arc::new(Mutex::new(Budget::new(now)));
+            old.succeed(guards, budget, (2, 1), now, |_| {}).unwrap()
+        };
+        let slower = follow(Guards { timeout: Duration::from_secs(9), rate: None, ..every_limit() });
+        let off = follow(Guards { breaker: None, ..every_limit() });
+        // The last one: its bulkhead is the one in force.
+        let other = follow(Guards {
+            breaker: Some(BreakerConfig { calls_min: 2, ..every_limit().breaker.unwrap() }),
+            bulkhead: BulkheadConfig { calls_max: 2, ..every_limit().bulkhead },
+            concurrency: None,
+            rate: None,
+            ..every_limit()
+        });
+        // Calls that were on their way under the old rules fail: every breaker there is has seen them.
+        for leave in leaves {
+            old.report(now, leave, Outcome::Failure(Failure::Timeout), Duration::ZERO, Answered::default());
+        }
+        assert_eq!([&slower, &other].map(|it| it.admit(now).unwrap_err().rule()), ["breaker"; 2]);
+        assert!(off.admit(now).is_ok());
+        assert_eq!(slower.load(), (1, 0), "who is inside stays inside");
+        assert_eq!(other.enter(now, &deadline, Priority::Normal), Ok(Entry::Admitted), "there is more room now");
+        assert_eq!((slower.leave(), old.load()), (None, (1, 0)));
+        assert!(slower.concurrency().is_some() && other.concurrency().is_none());
+        assert!(
+            old.succeed(
+                Guards { bulkhead: BulkheadConfig { calls_max: 0, ..every_limit().bulkhead }, ..every_limit() },
+                Arc::new(Mutex::new(Budget::new(now))),
+                (2, 1),
+                now,
+                |_| {}
+            )
+            .is_err()
+        );
     }
 
     #[test]

@@ -68,6 +68,7 @@ fn faults_allocate_nothing_whether_there_are_any_or_not() {
     let book = SharedBook::new(Book::new(Caps::default(), &policy(), 1));
     let has_header = |_: &str, _: &str| false;
     let it = Try {
+        generation: 0,
         route: RouteId(0),
         upstream: UpstreamId(0),
         method: "POST",

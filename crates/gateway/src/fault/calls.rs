@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use seawall_core::fault::book::{Book, Fault, Id, Look, Order, Refused, SharedBook, Standing, Touch, Try, Why};
 use seawall_core::journal::{Draft, Kind, Seq};
+use seawall_core::policy::Policy;
 use seawall_core::prng::Prng;
 use seawall_core::time::Mono;
 use seawall_core::units::format_duration;
@@ -130,6 +131,12 @@ impl CallFaults {
             self.0.journal.record(draft);
         }
         killed.is_some()
+    }
+
+    /// Goes on under the next policy: faults stay on what is called the same there, and the others are gone.
+    pub(crate) fn follow(&self, policy: &Policy) {
+        let gone = self.0.book.with(|book| book.follow(policy));
+        self.gone(&gone, Why::Reconfigured);
     }
 
     /// How things are now.

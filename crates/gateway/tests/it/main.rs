@@ -9,6 +9,7 @@ mod framing;
 mod guards;
 mod limits;
 mod pipeline;
+mod reload;
 mod tls;
 mod traffic;
 mod world;

@@ -23,7 +23,7 @@ use seawall_core::units::Ratio;
 use seawall_gateway::fault::CallFaults;
 use seawall_gateway::net::Net;
 use seawall_gateway::tls::Tls;
-use seawall_gateway::{Clock, Fate, Gateway, Parts, Records, TRAFFIC_EVERY};
+use seawall_gateway::{Clock, Fate, Gateway, Parts, Records, StartError, TRAFFIC_EVERY};
 use seawall_store::{ClockFn, EngineThreads, RealDisk, Store, StoreOptions};
 
 /// How long a test waits for what must happen; only a broken build ever waits that long.
@@ -449,6 +449,23 @@ impl World {
 
     pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         self.runtime.block_on(future)
+    }
+
+    /// Puts another policy in force.
+    pub fn change(&self, policy: Policy) {
+        self.try_change(policy).unwrap();
+    }
+
+    pub fn try_change(&self, policy: Policy) -> Result<(), StartError> {
+        let changer = self.gateway.as_ref().unwrap().changer();
+        let _runtime = self.runtime.enter();
+        let prepared = changer.prepare(Arc::new(policy))?;
+        changer.change(prepared, Tls::default(), None, 2);
+        Ok(())
+    }
+
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.gateway.as_ref().unwrap().addresses()
     }
 
     /// Stops the gateway and tells how many connections were cut off.

@@ -72,6 +72,7 @@ fn no_header(_: &str, _: &str) -> bool {
 /// A try of `events` to its own upstream.
 fn a_try() -> Try<'static> {
     Try {
+        generation: 0,
         route: RouteId(0),
         upstream: UpstreamId(0),
         method: "POST",
@@ -481,4 +482,23 @@ proptest! {
         let allowed = 6.0 * (10_000.0 * share * (1.0 - share)).sqrt();
         prop_assert!((hits - 10_000.0 * share).abs() <= allowed, "{hits} of 10000 at {percent} %");
     }
+}
+
+#[test]
+fn under_another_policy_a_fault_stays_on_what_is_called_the_same() {
+    let mut book = book();
+    let stays = put(&mut book, at(1), order(Kind::Cut, Portion::First(9))).unwrap();
+    let scope = Scope { upstream: Some("carrier".into()), ..Scope::default() };
+    let goes = put(&mut book, at(1), Order { scope, ..order(Kind::Cut, Portion::First(9)) }).unwrap();
+    let mut next = policy();
+    // `quotes` and `carrier` are gone, and `events` and `other` go by other numbers.
+    next.routes = vec![Route { name: "more".into(), upstream: UpstreamId(1), ..next.routes[0].clone() }];
+    next.routes.push(Route { upstream: UpstreamId(1), fallbacks: Vec::new(), ..policy().routes[0].clone() });
+    next.upstreams = vec![next.upstreams[2].clone(), next.upstreams[0].clone()];
+    next.routes[0].fallbacks.clear();
+    let gone = book.follow(&next);
+    assert_eq!(gone.iter().map(|fault| fault.id).collect::<Vec<_>>(), [goes]);
+    let moved = Try { generation: 1, route: RouteId(1), upstream: UpstreamId(1), ..a_try() };
+    assert_eq!(book.touch(at(1), &moved).map(|touch| touch.id), Some(stays));
+    assert_eq!(book.touch(at(1), &a_try()), None, "a try of before goes by other numbers");
 }

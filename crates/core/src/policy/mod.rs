@@ -1,6 +1,8 @@
 //! What should be: routes, upstreams and guards, resolved and checked. The configuration file becomes this in one
 //! place (`app`), the gateway reads it as one snapshot per request and never sees a file.
 
+mod change;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -56,7 +58,7 @@ impl Policy {
 }
 
 /// An address and the routes tried there, in order: the first match wins.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Listener {
     /// Where to listen.
     pub address: SocketAddr,
@@ -111,7 +113,7 @@ impl PathMatch {
 }
 
 /// One route: what it takes, where it goes, how it is guarded.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Route {
     /// Its name in metrics, journal and ledger: `[A-Za-z0-9_-]+`.
     pub name: String,
@@ -153,7 +155,7 @@ impl Route {
 }
 
 /// Every guard of a route.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Guards {
     /// Total time for a request, all tries and waits included.
     pub timeout: Duration,
@@ -317,7 +319,7 @@ impl Default for Delivery {
 }
 
 /// A dependency.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Upstream {
     /// Its name.
     pub name: String,
