@@ -12,6 +12,7 @@ mod conformance;
 mod crash;
 mod demo;
 mod disk;
+mod dist;
 mod examples;
 mod faults;
 mod house;

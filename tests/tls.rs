@@ -9,7 +9,7 @@ use crate::house::{Node, Place, port, wait_for};
 use crate::nginx::Nginx;
 
 /// A folder with an authority, as `openssl` makes one.
-struct Authority(tempfile::TempDir);
+pub struct Authority(tempfile::TempDir);
 
 fn openssl(arguments: &[&str]) {
     let output = Command::new("openssl").args(arguments).output().expect("openssl runs");
@@ -17,7 +17,7 @@ fn openssl(arguments: &[&str]) {
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let authority = Self(tempfile::tempdir().unwrap());
         let [key, cert] = ["ca.key", "ca.pem"].map(|name| authority.path(name));
         openssl(&[
@@ -42,12 +42,12 @@ impl Authority {
         authority
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
     /// A certificate `NAME.pem` with its key `NAME.key`.
-    fn pass(&self, name: &str, names: &str, days: &str) {
+    pub fn pass(&self, name: &str, names: &str, days: &str) {
         let [key, asked, cert, names_file] =
             ["key", "csr", "pem", "ext"].map(|end| self.path(&format!("{name}.{end}")));
         std::fs::write(&names_file, format!("subjectAltName={names}\n")).unwrap();
