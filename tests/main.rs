@@ -22,6 +22,7 @@ mod nats;
 mod nginx;
 mod process;
 mod refused;
+mod reload;
 mod replica;
 mod seen;
 mod server;

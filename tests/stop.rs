@@ -303,7 +303,10 @@ fn a_terminal_that_goes_away_takes_nothing_with_it() {
     let (mut node, _place) = place(&server, "5s").node_of();
     node.process.signal(Signal::HUP);
     wait_until("it is told", || {
-        node.process.lines().iter().any(|line| line.contains("SIGHUP: certificates are read again"))
+        node.process
+            .lines()
+            .iter()
+            .any(|line| line.contains("SIGHUP: the configuration and its certificates are read again"))
     });
     assert_eq!(node.get("/").status, 200);
     assert!(node.process.ended().is_none());

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
@@ -78,6 +78,8 @@ struct Shared {
     journal: Journal,
     reserve: mpsc::Sender<Event>,
     wall: WallClock,
+    /// The one that numbers are given out in.
+    epoch: OnceLock<u64>,
     /// Of the last snapshot: the log is not replaced by what is as long as itself.
     snapshot_bytes: AtomicU64,
 }
@@ -122,22 +124,44 @@ impl Book {
         if let Err(error) = book.keep(&Event::Began { epoch }).await? {
             tracing::error!(%error, "the ledger refused to begin an epoch: nothing will be numbered");
         }
-        for stream in streams {
-            let issuer =
-                Issuer::new(&*stream, producer, epoch).map_err(OpenBookError::named(&stream))?.with_block(BLOCK);
-            let began = {
-                let mut books = book.lock();
-                let began = books.census.begin(&stream);
-                books.issuers.insert(stream, issuer);
-                began
-            };
-            if let Err(error) = book.keep(&began).await? {
-                tracing::error!(%error, "the ledger does not count the keys of a stream");
-            }
-        }
+        let _ = book.0.epoch.set(epoch);
+        book.begin_streams(streams, epoch).await?;
         book.recall(&store.spool).await?;
         book.reserve_all().await?;
         Ok((book.clone(), Keeper { book, reservations }))
+    }
+
+    /// Gives out numbers for these streams too, from now on; for those it does already nothing changes.
+    ///
+    /// # Errors
+    /// [`OpenBookError`]; streams named before the one it tells of are counted already, which harms nobody.
+    pub async fn count_also(&self, streams: impl IntoIterator<Item = String>) -> Result<(), OpenBookError> {
+        let Some(epoch) = self.0.epoch.get() else { return Ok(()) };
+        let new: Vec<String> = {
+            let books = self.lock();
+            streams.into_iter().filter(|stream| !books.issuers.contains_key(stream)).collect()
+        };
+        if new.is_empty() {
+            return Ok(());
+        }
+        self.begin_streams(new, *epoch).await?;
+        Ok(self.reserve_all().await?)
+    }
+
+    async fn begin_streams(&self, streams: impl IntoIterator<Item = String>, epoch: u64) -> Result<(), OpenBookError> {
+        for stream in streams {
+            let issuer = Issuer::new(&*stream, &*self.0.producer, epoch).map_err(OpenBookError::named(&stream))?;
+            let began = {
+                let mut books = self.lock();
+                let began = books.census.begin(&stream);
+                books.issuers.insert(stream, issuer.with_block(BLOCK));
+                began
+            };
+            if let Err(error) = self.keep(&began).await? {
+                tracing::error!(%error, "the ledger does not count the keys of a stream");
+            }
+        }
+        Ok(())
     }
 
     /// Reads a stopped node's account back, to be looked at: no epoch begins and no number is given out.
@@ -169,6 +193,7 @@ impl Book {
             journal: store.journal.clone(),
             reserve,
             wall,
+            epoch: OnceLock::new(),
             snapshot_bytes: AtomicU64::new(0),
         })))
     }

@@ -2,7 +2,8 @@
 //!
 //! [`cli`] reads the command line, [`config`] the configuration; [`lifecycle`] runs a node, with the real clock
 //! ([`clock`]), the ledger at work ([`book`]), the replicated engine (`replica`), faults on calls (`faults`) and
-//! by Toxiproxy's API (`toxics`), certificates (`tls`), and logs to stderr ([`logs`]).
+//! by Toxiproxy's API (`toxics`), certificates (`tls`), the
+//! configuration taken in anew ([`reload`]), and logs to stderr ([`logs`]).
 
 pub mod book;
 pub mod cli;
@@ -11,6 +12,7 @@ pub mod config;
 mod faults;
 pub mod lifecycle;
 pub mod logs;
+pub mod reload;
 mod replica;
 mod tls;
 mod toxics;

@@ -8,8 +8,8 @@ use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -34,6 +34,7 @@ use crate::book::Book;
 use crate::clock::RealClock;
 use crate::config::{AdminConfig, AppConfig, Report, StoreConfig};
 use crate::faults;
+use crate::reload::{self, Origin, Rules};
 use crate::replica::{self, OpenedHere};
 use crate::tls;
 use crate::toxics::Listening;
@@ -47,7 +48,7 @@ const WATCH_STORE_EVERY: Duration = Duration::from_millis(200);
 /// # Errors
 /// When something a node needs is not to be had: its data directory, an address, a token file. Each says what, and
 /// what to do.
-pub fn run(mut config: AppConfig) -> anyhow::Result<ExitCode> {
+pub fn run(mut config: AppConfig, origin: Option<Origin>) -> anyhow::Result<ExitCode> {
     raise_open_files();
     fit_connections(&mut config);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -58,7 +59,7 @@ pub fn run(mut config: AppConfig) -> anyhow::Result<ExitCode> {
         .context("cannot start the runtime")?;
     let toxics = config.toxiproxy.as_ref().map(|_| tokio::runtime::Builder::new_multi_thread().enable_all().build());
     let toxics = toxics.transpose().context("cannot start the runtime of `toxiproxy`")?;
-    let ended = runtime.block_on(live(config, toxics.as_ref().map(|toxics| toxics.handle().clone())));
+    let ended = runtime.block_on(live(config, origin, toxics.as_ref().map(|toxics| toxics.handle().clone())));
     runtime.shutdown_background();
     if let Some(toxics) = toxics {
         toxics.shutdown_background();
@@ -66,16 +67,16 @@ pub fn run(mut config: AppConfig) -> anyhow::Result<ExitCode> {
     ended
 }
 
-async fn live(config: AppConfig, toxics: Option<Handle>) -> anyhow::Result<ExitCode> {
+async fn live(config: AppConfig, origin: Option<Origin>, toxics: Option<Handle>) -> anyhow::Result<ExitCode> {
     // Asked for before anything is open: a signal that comes early must not find us without ears.
     let mut signals = Signals::new()?;
     let hangups = signal(SignalKind::hangup()).context("cannot listen for signals")?;
     let clock = RealClock::new();
     let token = read_token(&config.admin)?;
-    let (tls, doors) = match tls::load(&config) {
-        Ok((tls, doors, doubts)) => {
+    let doors = match tls::load(&config) {
+        Ok((doors, doubts)) => {
             doubts.iter().for_each(|doubt| tracing::warn!(at = doubt.line, "{}", doubt.message));
-            (tls, doors)
+            doors
         }
         Err(findings) => anyhow::bail!("cannot use these certificates\n{}", Report::of(findings)),
     };
@@ -90,7 +91,8 @@ async fn live(config: AppConfig, toxics: Option<Handle>) -> anyhow::Result<ExitC
     let OpenedHere { opened, taken_over } = replica::open(&config, &clock).await?;
     let Opened { store, engine, report, ledger_records } = opened;
     let threads = engine.spawn_threads().context("cannot start the store's threads")?;
-    let cause = begin_journal(&store, &config, &report);
+    let file = origin.as_ref().map(|origin| origin.file.as_path());
+    let cause = begin_journal(&store, &config, file, &report);
     if let Some(entries) = taken_over {
         let draft = Draft::new(Kind::ReplicaTakenOver, "replica").because(Some(cause));
         store
@@ -98,7 +100,7 @@ async fn live(config: AppConfig, toxics: Option<Handle>) -> anyhow::Result<ExitC
             .record(draft.with("entries", entries).with("waiting", report.waiting).with("parked", report.parked));
     }
     let kept = replica::keep(&config, &store, &clock)?;
-    let policy = Arc::new(config.policy);
+    let policy = Arc::new(config.policy.clone());
     let streams = policy.routes.iter().filter(|route| route.spools()).map(|route| route.name.clone());
     let wall = clock.clone();
     let wall = Arc::new(move || -> Wall { wall.wall() });
@@ -133,7 +135,7 @@ async fn live(config: AppConfig, toxics: Option<Handle>) -> anyhow::Result<ExitC
             net: Net::Real,
             cause: Some(cause),
             traffic_every: seawall_gateway::TRAFFIC_EVERY,
-            tls,
+            tls: doors.tls(policy.listeners.len(), policy.upstreams.len()),
             faults: faults.clone(),
         },
         workers,
@@ -141,21 +143,24 @@ async fn live(config: AppConfig, toxics: Option<Handle>) -> anyhow::Result<ExitC
     .await
     .map_err(hinted(|error: &seawall_gateway::StartError| error.hint()))?;
     let hung_up = Arc::new(Notify::new());
-    let certificates = doors.looks();
+    let certificates = tls::Shared::new(doors);
     let wall = clock.clone();
-    let keeping = tls::keep(
-        doors,
-        Arc::clone(&certificates),
-        store.journal.clone(),
-        cause,
-        move || wall.wall(),
-        Arc::clone(&hung_up),
-        stop.clone(),
-    );
+    let keeping = tls::keep(certificates.clone(), store.journal.clone(), cause, move || wall.wall(), stop.clone());
     tasks.spawn(keeping);
+    let in_force = (config.clone(), cause);
+    let rules = Rules::new(origin, in_force, &gateway, store.journal.clone(), book.clone(), certificates.clone());
+    tasks.spawn(Arc::clone(&rules).follow(Arc::clone(&hung_up), stop.clone()));
     let draining = Arc::new(AtomicBool::new(false));
-    let seen =
-        Seen { policy: &policy, gateway: &gateway, store: &store, book: &book, clock: &clock, certificates, faults };
+    let seen = Seen {
+        policy: &policy,
+        gateway: &gateway,
+        store: &store,
+        book: &book,
+        clock: &clock,
+        certificates,
+        rules,
+        faults,
+    };
     let admin = admin(seen, token, &draining);
     tasks.spawn({
         let (admin, stop) = (admin.clone(), stop.clone());
@@ -204,7 +209,7 @@ async fn live(config: AppConfig, toxics: Option<Handle>) -> anyhow::Result<ExitC
 /// The terminal is gone, or somebody wants a reload: neither is a reason to drop requests.
 async fn heed_hangups(mut hangup: Signal, nudge: Arc<Notify>, stop: CancellationToken) {
     while let Some(Some(())) = stop.run_until_cancelled(hangup.recv()).await {
-        tracing::warn!("SIGHUP: certificates are read again; the configuration is read at start only");
+        tracing::info!("SIGHUP: the configuration and its certificates are read again");
         nudge.notify_one();
     }
 }
@@ -270,7 +275,7 @@ pub(crate) fn read_seal_keys(file: &Path) -> anyhow::Result<SealKeys> {
     SealKeys::parse(&text).with_context(named)
 }
 
-fn begin_journal(store: &Store, config: &AppConfig, report: &RecoveryReport) -> Seq {
+fn begin_journal(store: &Store, config: &AppConfig, file: Option<&Path>, report: &RecoveryReport) -> Seq {
     let journal = &store.journal;
     let started = journal.record(
         Draft::new(Kind::NodeStarted, "node")
@@ -305,8 +310,7 @@ fn begin_journal(store: &Store, config: &AppConfig, report: &RecoveryReport) -> 
     if report.is_damaged() {
         tracing::error!(?report, "the store was damaged; what could be saved goes on");
     }
-    let loaded = Draft::new(Kind::ConfigLoaded, "config").because(Some(started));
-    journal.record(loaded.with("digest", &config.policy.digest))
+    journal.record(reload::loaded(&config.policy, file, started))
 }
 
 /// What the admin side shows and moves.
@@ -316,12 +320,13 @@ struct Seen<'n> {
     store: &'n Store,
     book: &'n Book,
     clock: &'n RealClock,
-    certificates: tls::Looks,
+    certificates: tls::Shared,
+    rules: Arc<Rules>,
     faults: Option<CallFaults>,
 }
 
 fn admin(seen: Seen<'_>, token: Option<String>, draining: &Arc<AtomicBool>) -> Admin {
-    let Seen { policy, gateway, store, book, clock, certificates, faults } = seen;
+    let Seen { policy, gateway, store, book, clock, certificates, rules, faults } = seen;
     let (watched, draining) = (store.clone(), Arc::clone(draining));
     let ready = move || match watched.failure() {
         Some(failure) => Err(format!("the store stopped: {failure}")),
@@ -336,7 +341,6 @@ fn admin(seen: Seen<'_>, token: Option<String>, draining: &Arc<AtomicBool>) -> A
             zones: policy.zones.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             git: option_env!("SEAWALL_GIT").map(Into::into),
-            config_digest: policy.digest.clone(),
             started_at: clock.wall(),
         },
         view: gateway.view(),
@@ -345,7 +349,8 @@ fn admin(seen: Seen<'_>, token: Option<String>, draining: &Arc<AtomicBool>) -> A
         ledger: Arc::new(book.clone()),
         ready: Arc::new(ready),
         wall: Arc::new(move || -> Wall { wall_clock.wall() }),
-        certificates: Arc::new(move || certificates.lock().unwrap_or_else(PoisonError::into_inner).clone()),
+        config: rules,
+        certificates: Arc::new(move || certificates.snapshot()),
         faults: faults.map(|faults| Arc::new(faults::Port(faults)) as Arc<dyn FaultPort>),
         token,
     })
@@ -412,7 +417,7 @@ pub(crate) fn connections_fitting(others: u64) -> Option<u64> {
 
 /// No more client connections than there are files for them and for the calls they make: what runs out instead would
 /// be the store's.
-fn fit_connections(config: &mut AppConfig) {
+pub(crate) fn fit_connections(config: &mut AppConfig) {
     // All that may be left out for something else.
     let others = if config.toxiproxy.is_some() { u64::MAX } else { 0 };
     let (Some(open_files), Some(fitting)) = (open_files(), connections_fitting(others)) else {

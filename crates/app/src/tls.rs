@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -36,13 +36,17 @@ const TOLD_AHEAD: [Duration; 4] =
     [Duration::from_secs(30 * 86_400), Duration::from_secs(7 * 86_400), DAY, Duration::ZERO];
 
 /// Who uses a file.
+#[derive(Clone)]
 enum Side {
     Listener(Box<ListenerTls>, Arc<ServerSide>),
     Upstream(Box<UpstreamTls>, Arc<ClientSide>),
 }
 
 /// One listener or upstream that speaks TLS.
+#[derive(Clone)]
 struct Door {
+    /// Its place among the policy's listeners, or upstreams.
+    index: usize,
     /// As the journal and the metrics name it.
     subject: String,
     side: Side,
@@ -52,6 +56,7 @@ struct Door {
 }
 
 /// A certificate in use.
+#[derive(Clone)]
 struct Shown {
     file: PathBuf,
     facts: Facts,
@@ -61,6 +66,7 @@ struct Shown {
 }
 
 /// Everything that speaks TLS, and its files.
+#[derive(Default)]
 pub(crate) struct Doors(Vec<Door>);
 
 /// What a door's files hold.
@@ -214,30 +220,26 @@ fn of_upstream(tls: &UpstreamTls) -> Gathering<ClientMaterial> {
 ///
 /// # Errors
 /// What is wrong, each at its place in the configuration. What is only doubtful comes along with the doors.
-pub(crate) fn load(config: &AppConfig) -> Result<(Tls, Doors, Vec<Finding>), Vec<Finding>> {
-    let (mut tls, mut doors, mut findings) = (Tls::default(), Vec::new(), Vec::new());
-    for (listener, said) in config.policy.listeners.iter().zip(&config.tls.listeners) {
-        let side = said.as_ref().and_then(|said| {
-            let opened = open(of_listener(said), ServerSide::new, &said.pairs[0].cert.at, &mut findings)?;
-            let side = Arc::clone(&opened.side);
-            let subject = format!("listener:{}", listener.address);
-            doors.push(opened.door(subject, |side| Side::Listener(Box::new(said.clone()), side)));
-            Some(side)
-        });
-        tls.listeners.push(side);
+pub(crate) fn load(config: &AppConfig) -> Result<(Doors, Vec<Finding>), Vec<Finding>> {
+    let (mut doors, mut findings) = (Vec::new(), Vec::new());
+    let listeners = config.policy.listeners.iter().zip(&config.tls.listeners).enumerate();
+    for (index, (listener, said)) in listeners {
+        let Some(said) = said else { continue };
+        let opened = open(of_listener(said), ServerSide::new, &said.pairs[0].cert.at, &mut findings);
+        let subject = format!("listener:{}", listener.address);
+        let side = |side| Side::Listener(Box::new(said.clone()), side);
+        doors.extend(opened.map(|opened| opened.door(index, subject, side)));
     }
-    for (upstream, said) in config.policy.upstreams.iter().zip(&config.tls.upstreams) {
-        let side = said.as_ref().and_then(|said| {
-            let opened = open(of_upstream(said), ClientSide::new, &said.at, &mut findings)?;
-            let side = Arc::clone(&opened.side);
-            let subject = format!("upstream:{}", upstream.name);
-            doors.push(opened.door(subject, |side| Side::Upstream(Box::new(said.clone()), side)));
-            Some(side)
-        });
-        tls.upstreams.push(side);
+    let upstreams = config.policy.upstreams.iter().zip(&config.tls.upstreams).enumerate();
+    for (index, (upstream, said)) in upstreams {
+        let Some(said) = said else { continue };
+        let opened = open(of_upstream(said), ClientSide::new, &said.at, &mut findings);
+        let subject = format!("upstream:{}", upstream.name);
+        let side = |side| Side::Upstream(Box::new(said.clone()), side);
+        doors.extend(opened.map(|opened| opened.door(index, subject, side)));
     }
     let is_sound = findings.iter().all(|finding| finding.severity != Severity::Error);
-    if is_sound { Ok((tls, Doors(doors), findings)) } else { Err(findings) }
+    if is_sound { Ok((Doors(doors), findings)) } else { Err(findings) }
 }
 
 /// A side made of its files.
@@ -248,8 +250,8 @@ struct Opened<S> {
 }
 
 impl<S> Opened<S> {
-    fn door(self, subject: String, side: impl FnOnce(Arc<S>) -> Side) -> Door {
-        Door { subject, side: side(self.side), seen: self.digest, shown: self.shown }
+    fn door(self, index: usize, subject: String, side: impl FnOnce(Arc<S>) -> Side) -> Door {
+        Door { index, subject, side: side(self.side), seen: self.digest, shown: self.shown }
     }
 }
 
@@ -281,7 +283,7 @@ fn open<M, S>(
 pub(crate) fn examine(config: &AppConfig, now: Wall) -> Vec<Finding> {
     match load(config) {
         Err(findings) => findings,
-        Ok((_, doors, mut findings)) => {
+        Ok((doors, mut findings)) => {
             findings.extend(doors.0.iter().flat_map(|door| &door.shown).filter_map(|shown| shown.doubt(now)));
             findings
         }
@@ -322,12 +324,112 @@ fn day(at: Wall) -> String {
     timestamp.map_or_else(|| "a day beyond all calendars".into(), |at| at.strftime("%Y-%m-%d").to_string())
 }
 
-/// What is in use now, for the metrics.
-pub(crate) type Looks = Arc<Mutex<Vec<CertificateSnapshot>>>;
+impl Side {
+    /// What the configuration says of it, wherever it says so.
+    fn said(&self) -> String {
+        let file = |file: &Option<FileAt>| format!("{:?}", file.as_ref().map(|file| &file.path));
+        let pair = |pair: &PairAt| format!("{:?} {:?}", pair.cert.path, pair.key.path);
+        match self {
+            Self::Listener(said, _) => {
+                let ListenerTls { pairs, client_ca, client_required, oldest } = &**said;
+                let pairs: Vec<_> = pairs.iter().map(pair).collect();
+                format!("{pairs:?} {} {client_required} {oldest:?}", file(client_ca))
+            }
+            Self::Upstream(said, _) => {
+                let UpstreamTls { ca, pair: own, name, pins, verifies, oldest, at: _ } = &**said;
+                format!("{} {:?} {name:?} {pins:?} {verifies} {oldest:?}", file(ca), own.as_ref().map(pair))
+            }
+        }
+    }
+}
+
+/// The doors of a running node. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    doors: Arc<Mutex<Doors>>,
+    nudge: Arc<Notify>,
+}
+
+/// Doors that could be the next ones.
+pub(crate) struct Next {
+    doors: Doors,
+    changed: Vec<String>,
+    listeners: usize,
+    upstreams: usize,
+}
+
+impl Next {
+    /// What is different, a line each.
+    pub(crate) fn changes(&self) -> Vec<String> {
+        self.changed.clone()
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(doors: Doors) -> Self {
+        Self { doors: Arc::new(Mutex::new(doors)), nudge: Arc::default() }
+    }
+
+    /// The files are looked at now.
+    pub(crate) fn look_now(&self) {
+        self.nudge.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Doors> {
+        self.doors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is in use now, for the metrics.
+    pub(crate) fn snapshot(&self) -> Vec<CertificateSnapshot> {
+        self.lock().snapshot()
+    }
+
+    /// Reads the files of another configuration. A door of which it says the same stays the very same, and what clients
+    /// and upstreams have agreed on with it.
+    ///
+    /// # Errors
+    /// What is wrong with the files.
+    pub(crate) fn next(&self, config: &AppConfig) -> Result<Next, Vec<Finding>> {
+        let (mut doors, _) = load(config)?;
+        let (mut known, mut changed) = (self.lock().0.clone(), Vec::new());
+        for door in &mut doors.0 {
+            let place = known.iter().position(|known| known.subject == door.subject);
+            match place.map(|place| known.remove(place)) {
+                Some(same) if same.side.said() == door.side.said() => *door = Door { index: door.index, ..same },
+                _ => changed.push(format!("{}: tls", door.subject.replacen(':', " ", 1))),
+            }
+        }
+        let policy = &config.policy;
+        let stays = |subject: &str| {
+            policy.listeners.iter().any(|it| subject == format!("listener:{}", it.address))
+                || policy.upstreams.iter().any(|it| subject == format!("upstream:{}", it.name))
+        };
+        let gone = known.iter().filter(|gone| stays(&gone.subject));
+        changed.extend(gone.map(|gone| format!("{}: tls off", gone.subject.replacen(':', " ", 1))));
+        Ok(Next { doors, changed, listeners: policy.listeners.len(), upstreams: policy.upstreams.len() })
+    }
+
+    /// Looks after these from now on.
+    pub(crate) fn take(&self, next: Next) -> Tls {
+        let tls = next.doors.tls(next.listeners, next.upstreams);
+        *self.lock() = next.doors;
+        // A door that stays may have files that have changed.
+        self.look_now();
+        tls
+    }
+}
 
 impl Doors {
-    pub(crate) fn looks(&self) -> Looks {
-        Arc::new(Mutex::new(self.snapshot()))
+    /// As the gateway wants them.
+    pub(crate) fn tls(&self, listeners: usize, upstreams: usize) -> Tls {
+        let mut tls = Tls { listeners: vec![None; listeners], upstreams: vec![None; upstreams] };
+        for door in &self.0 {
+            match &door.side {
+                Side::Listener(_, side) => tls.listeners[door.index] = Some(Arc::clone(side)),
+                Side::Upstream(_, side) => tls.upstreams[door.index] = Some(Arc::clone(side)),
+            }
+        }
+        tls
     }
 
     fn snapshot(&self) -> Vec<CertificateSnapshot> {
@@ -430,36 +532,23 @@ impl Shown {
 
 /// Looks again and again, and when nudged, until stopped.
 pub(crate) async fn keep(
-    mut doors: Doors,
-    looks: Looks,
+    doors: Shared,
     journal: Journal,
     cause: Seq,
     wall: impl Fn() -> Wall + Send + 'static,
-    nudge: Arc<Notify>,
     stop: CancellationToken,
 ) {
-    if doors.0.is_empty() {
-        return;
-    }
     loop {
-        let (journal, now) = (journal.clone(), wall());
+        let (of_look, journal, now) = (doors.clone(), journal.clone(), wall());
         // Files are read on a thread that may wait for a disk.
-        let looked = tokio::task::spawn_blocking(move || {
-            doors.look(&journal, cause, now);
-            doors
-        });
-        match looked.await {
-            Ok(back) => doors = back,
-            Err(error) => {
-                tracing::error!(%error, "certificates are not looked at any more");
-                return;
-            }
+        let looked = tokio::task::spawn_blocking(move || of_look.lock().look(&journal, cause, now));
+        if let Err(error) = looked.await {
+            tracing::error!(%error, "a look at the certificates failed");
         }
-        *looks.lock().unwrap_or_else(PoisonError::into_inner) = doors.snapshot();
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            () = nudge.notified() => {}
+            () = doors.nudge.notified() => {}
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
     }

@@ -20,6 +20,7 @@ pub mod toxiproxy;
 pub mod ui;
 
 mod adopt;
+mod config;
 mod events;
 mod faults;
 mod guard;
@@ -27,7 +28,9 @@ mod serve;
 mod status;
 mod text;
 
-pub use parts::{Admin, AdminParts, BoxFuture, FaultPort, LedgerPort, LedgerRefusal, NodeInfo};
+pub use parts::{
+    Admin, AdminParts, BoxFuture, ConfigPort, FaultPort, LedgerPort, LedgerRefusal, NodeInfo, NotReloaded, Reloaded,
+};
 pub use serve::CONNECTIONS_MAX;
 pub use status::Status;
 

@@ -127,7 +127,7 @@ fn node(text: &mut Text, parts: &AdminParts, snapshot: &NodeSnapshot) {
     let labels = [("version", info.version.as_str()), ("git", git), ("node", &info.node), ("zone", &info.zone)];
     text.sample("seawall_build_info", &labels, 1);
     text.family("seawall_config_info", "gauge", "Digest of the configuration in force; always 1.");
-    text.sample("seawall_config_info", &[("digest", &info.config_digest)], 1);
+    text.sample("seawall_config_info", &[("digest", &parts.config.digest())], 1);
     let started = info.started_at.as_millis() as f64 / 1_000.0;
     text.single("seawall_start_time_seconds", "gauge", "When the node started, in seconds since 1970.", started);
     let ready = u8::from((parts.ready)().is_ok());

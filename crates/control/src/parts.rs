@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::{STREAMS_MAX, api, events, faults, guard, metrics, serve, ui};
+use crate::{STREAMS_MAX, api, config, events, faults, guard, metrics, serve, ui};
 
 /// A future in a box, for traits used as objects.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -34,8 +34,6 @@ pub struct NodeInfo {
     pub version: String,
     /// The commit it was built from, if known.
     pub git: Option<String>,
-    /// SHA-256 of the configuration in force, hex.
-    pub config_digest: String,
     /// When it started.
     pub started_at: Wall,
 }
@@ -116,6 +114,37 @@ pub trait FaultPort: Send + Sync {
     fn release(&self, reason: &str) -> bool;
 }
 
+/// The configuration as the admin side needs it.
+pub trait ConfigPort: Send + Sync {
+    /// SHA-256 of the one in force, hex.
+    fn digest(&self) -> String;
+
+    /// Takes the file in anew, or only says what that would change.
+    fn reload(&self, dry_run: bool) -> BoxFuture<'_, Result<Reloaded, NotReloaded>>;
+}
+
+/// A configuration that is in force now, or could be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reloaded {
+    /// SHA-256, hex.
+    pub digest: String,
+    /// What is different, a line each.
+    pub changed: Vec<String>,
+    /// What is doubtful in it.
+    pub warnings: Vec<String>,
+}
+
+/// Why the one before stays in force.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NotReloaded {
+    /// In one line.
+    pub error: String,
+    /// Place by place, as `seawall check` prints it.
+    pub report: String,
+    /// Place by place, as `seawall check --json` has it.
+    pub findings: Vec<serde_json::Value>,
+}
+
 /// Everything the admin side shows and moves.
 #[derive(Clone)]
 pub struct AdminParts {
@@ -133,6 +162,8 @@ pub struct AdminParts {
     pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// The time as people write it.
     pub wall: Arc<dyn Fn() -> Wall + Send + Sync>,
+    /// The configuration.
+    pub config: Arc<dyn ConfigPort>,
     /// The certificates in use.
     pub certificates: Arc<dyn Fn() -> Vec<CertificateSnapshot> + Send + Sync>,
     /// Faults on calls, where the configuration allows them.
@@ -171,8 +202,12 @@ impl Admin {
     /// Every endpoint, with the guards around them.
     pub fn router(&self) -> Router {
         let open = Router::new().merge(api::probes()).merge(metrics::router());
-        let closed =
-            Router::new().merge(api::router()).merge(faults::router()).merge(ui::router()).merge(events::router());
+        let closed = Router::new()
+            .merge(api::router())
+            .merge(faults::router())
+            .merge(config::router())
+            .merge(ui::router())
+            .merge(events::router());
         let closed = closed.layer(axum::middleware::from_fn_with_state(self.clone(), guard::check));
         open.merge(closed).fallback(api::no_such_path).with_state(self.clone())
     }

@@ -99,7 +99,7 @@ impl Status {
             zone: info.zone.clone(),
             version: info.version.clone(),
             git: info.git.clone(),
-            config_digest: info.config_digest.clone(),
+            config_digest: parts.config.digest(),
             started_at: rfc3339(info.started_at),
             uptime_s: now.since(info.started_at).as_secs_f64(),
             ready: ready.is_ok(),

@@ -9,7 +9,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use seawall_app::book::{Book, Keeper, OpenBookError};
-use seawall_control::{Admin, AdminParts, NodeInfo};
+use seawall_control::{Admin, AdminParts, BoxFuture, ConfigPort, NodeInfo, NotReloaded, Reloaded};
 use seawall_core::journal::{Draft, Kind};
 use seawall_gateway::net::Net;
 use seawall_gateway::{Clock, Hosted, Parts, run_here};
@@ -127,7 +127,6 @@ fn admin(stage: &Arc<Stage>, store: &Store, book: &Book, gateway: &Hosted) -> Ad
             zones: vec!["here".into()],
             version: "sim".into(),
             git: None,
-            config_digest: "0".repeat(64),
             started_at: stage.wall(),
         },
         view: gateway.view(),
@@ -136,6 +135,7 @@ fn admin(stage: &Arc<Stage>, store: &Store, book: &Book, gateway: &Hosted) -> Ad
         ledger: Arc::new(book.clone()),
         ready: Arc::new(|| Ok(())),
         wall: Arc::new(move || wall.wall()),
+        config: Arc::new(Unchanging),
         certificates: Arc::new(Vec::new),
         faults: None,
         token: None,
@@ -183,5 +183,19 @@ impl Node {
         engine.close();
         engine.wait().await;
         stage.tell(NODE, format_args!("life {life} has stopped, {cut_off} connections cut off"));
+    }
+}
+
+/// A configuration that stays as it is.
+struct Unchanging;
+
+impl ConfigPort for Unchanging {
+    fn digest(&self) -> String {
+        "0".repeat(64)
+    }
+
+    fn reload(&self, _: bool) -> BoxFuture<'_, Result<Reloaded, NotReloaded>> {
+        let error = "a simulated node has no file".to_owned();
+        Box::pin(async { Err(NotReloaded { error, report: String::new(), findings: Vec::new() }) })
     }
 }

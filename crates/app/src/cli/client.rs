@@ -31,12 +31,18 @@ pub(super) enum CallError {
         reason: String,
     },
     /// It said no.
-    #[error("the node refused: {error}{}", allowed.as_ref().map(|it| format!(" (allowed: {it})")).unwrap_or_default())]
+    #[error(
+        "the node refused: {error}{}{}",
+        allowed.as_ref().map(|it| format!(" (allowed: {it})")).unwrap_or_default(),
+        report.as_ref().map(|it| format!("\n{it}")).unwrap_or_default()
+    )]
     Refused {
         /// What it said.
         error: String,
         /// What it would have taken.
         allowed: Option<String>,
+        /// What is wrong in a configuration, place by place.
+        report: Option<String>,
     },
     /// Somebody else is there.
     #[error("what answers at `{url}` is not a node of Seawall: {reason}")]
@@ -136,7 +142,8 @@ impl Client {
             let words: Vec<&str> = allowed.iter().filter_map(Value::as_str).collect();
             words.join(", ")
         });
-        Err(CallError::Refused { error: error.into(), allowed })
+        let report = value["report"].as_str().filter(|report| !report.is_empty()).map(|it| it.trim_end().to_owned());
+        Err(CallError::Refused { error: error.into(), allowed, report })
     }
 
     async fn exchange(&self, method: Method, target: &str, body: Bytes) -> Result<(u16, Bytes), String> {

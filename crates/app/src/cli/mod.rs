@@ -9,6 +9,7 @@ mod init;
 mod ledger;
 mod offline;
 mod read;
+mod reload;
 mod rows;
 mod run;
 mod show;
@@ -87,6 +88,9 @@ enum Command {
     /// What happened, and because of what
     #[command(after_help = read::JOURNAL_EXAMPLES)]
     Journal(read::JournalArgs),
+    /// Have a running node take in its configuration anew
+    #[command(after_help = reload::EXAMPLES)]
+    Reload(reload::ReloadArgs),
     /// What waits to be delivered, and the dead letters
     #[command(subcommand, after_help = spool::EXAMPLES)]
     Spool(spool::SpoolCommand),
@@ -150,6 +154,7 @@ fn perform(command: Command) -> anyhow::Result<ExitCode> {
         Command::Explain(args) => explain::run(&args)?,
         Command::Simulate(args) => simulate::run(&args)?,
         Command::Init(args) => init::run(&args)?,
+        Command::Reload(args) => block_on(reload::run(&args))?,
         Command::Status(args) => block_on(read::status(&args))?,
         Command::Journal(args) => block_on(read::journal(&args))?,
         Command::Spool(command) => block_on(spool::run(&command))?,

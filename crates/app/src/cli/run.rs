@@ -9,9 +9,10 @@ use clap::Args;
 use seawall_store::OnDamage;
 
 use super::{CONFIG_FILE, UsageError};
-use crate::config::{self, AppConfig, Quick};
+use crate::config::{self, AppConfig, Quick, Report};
 use crate::lifecycle;
 use crate::logs::{self, Format, Level};
+use crate::reload::{Origin, Unfit};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -42,6 +43,9 @@ pub(super) struct RunArgs {
     /// Go on with what can be saved of a damaged data directory; damaged files are kept as `*.damaged`
     #[arg(long)]
     quarantine: bool,
+    /// Take the configuration in anew on SIGHUP and by `seawall reload` only, not whenever its file changes
+    #[arg(long)]
+    no_watch: bool,
     /// How log lines look
     #[arg(long, value_enum, default_value_t = Format::Text)]
     log: Format,
@@ -56,7 +60,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         config.store.on_damage = OnDamage::Quarantine;
     }
     logs::begin(args.log, args.log_level);
-    lifecycle::run(config)
+    lifecycle::run(config, origin(args, Path::new(CONFIG_FILE)))
 }
 
 /// The configuration in force: the file's or the command line's.
@@ -66,17 +70,41 @@ pub(super) fn configure(args: &RunArgs, default_file: &Path) -> anyhow::Result<A
         return config::quick(&quick).map_err(|report| UsageError(format!("cannot run like this\n{report}")).into());
     }
     let file = args.config.as_deref().unwrap_or(default_file);
-    let (mut config, warnings) = match config::load(file, &|name| std::env::var(name).ok())?.into_result() {
+    let (config, warnings) = match config::load(file, &|name| std::env::var(name).ok())?.into_result() {
         Ok(read) => read,
         Err(report) => bail!("cannot run with `{}`\n{report}", file.display(), report = report.without_audit()),
     };
     let _ = write!(std::io::stderr(), "{}", warnings.without_audit());
+    overridden(config, args).map_err(|report| UsageError(report.to_string()).into())
+}
+
+/// What the command line says before the file.
+fn overridden(mut config: AppConfig, args: &RunArgs) -> Result<AppConfig, Report> {
     if let Some(admin) = &args.admin {
-        config.admin.address =
-            config::admin_address(admin, &config).map_err(|report| UsageError(report.to_string()))?;
+        config.admin.address = config::admin_address(admin, &config)?;
     }
     if let Some(data) = &args.data {
         config.store.path.clone_from(data);
     }
     Ok(config)
+}
+
+/// The file a node can take in anew, if it has one.
+fn origin(args: &RunArgs, default_file: &Path) -> Option<Origin> {
+    if args.listen.is_some() {
+        return None;
+    }
+    let file = args.config.clone().unwrap_or_else(|| default_file.to_owned());
+    let (said, of_read) = (args.clone(), file.clone());
+    let read = move || {
+        let wrong = |report: Report| Unfit {
+            error: format!("cannot run with `{}`", of_read.display()),
+            findings: report.without_audit().findings,
+        };
+        let checked = config::load(&of_read, &|name| std::env::var(name).ok())
+            .map_err(|error| Unfit { error: format!("{error:#}"), findings: Vec::new() })?;
+        let (config, report) = checked.into_result().map_err(wrong)?;
+        Ok((overridden(config, &said).map_err(wrong)?, report))
+    };
+    Some(Origin { file, watched: !args.no_watch, read: Box::new(read) })
 }

@@ -24,8 +24,9 @@ pub(super) fn render(parts: &AdminParts) -> String {
     let last = entries.last().map_or(0, |entry| entry.seq.0);
     let list: String = entries.iter().rev().map(|entry| entry_html(entry)).collect();
     let (node, zone) = (Escaped(&info.node), Escaped(&info.zone));
-    let (version, digest) = (Escaped(&info.version), Escaped(&info.config_digest));
-    let short = Escaped(info.config_digest.chars().take(12).collect::<String>());
+    let in_force = parts.config.digest();
+    let (version, digest) = (Escaped(&info.version), Escaped(&in_force));
+    let short = Escaped(in_force.chars().take(12).collect::<String>());
     let started = rfc3339(info.started_at);
     let Parts { summary, routes, dependencies, spool, ledger } = part;
     format!(

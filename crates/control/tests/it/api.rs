@@ -166,6 +166,28 @@ async fn another_method_is_told_the_right_one() {
 }
 
 #[tokio::test]
+async fn a_configuration_is_rehearsed_and_refused() {
+    let world = world().await;
+    let rehearsed = world.post("/api/reload", r#"{"dry_run": true}"#).await;
+    assert_eq!(rehearsed.status, 200);
+    let told =
+        json!({"dry_run": true, "digest": "cd".repeat(32), "changed": ["route r: timeout"], "warnings": ["hm\n"]});
+    assert_eq!(rehearsed.json(), told);
+    for body in ["", "{}", r#"{"dry_run": false}"#] {
+        let refused = world.post("/api/reload", body).await;
+        assert_eq!(refused.status, 422, "{body}");
+        let told = json!({"error": "it is wrong", "report": "f:3:1: no", "findings": [{"line": 3}]});
+        assert_eq!(refused.json(), told);
+    }
+    for (body, field) in [("[]", "body"), (r#"{"dry": true}"#, "dry"), (r#"{"dry_run": 1}"#, "dry_run")] {
+        let refused = world.post("/api/reload", body).await;
+        assert_eq!((refused.status, refused.json()["field"].as_str().unwrap()), (400, field), "{body}");
+    }
+    assert_eq!(world.get("/api/reload").await.status, 405);
+    world.end().await;
+}
+
+#[tokio::test]
 async fn a_dead_letter_is_shown_without_its_payload_and_can_be_retried() {
     let world = world().await;
     let id = world.park("7").await;

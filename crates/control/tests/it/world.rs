@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use seawall_control::{Admin, AdminParts, BoxFuture, FaultPort, LedgerPort, LedgerRefusal, NodeInfo};
+use seawall_control::{
+    Admin, AdminParts, BoxFuture, ConfigPort, FaultPort, LedgerPort, LedgerRefusal, NodeInfo, NotReloaded, Reloaded,
+};
 use seawall_core::ledger::census::{Census, Member, Salt};
 use seawall_core::ledger::{Counted, Counts, Place, Receipts, State, StreamSummary, Summary, Verdict};
 use seawall_core::observation::CertificateSnapshot;
@@ -134,7 +136,6 @@ async fn world_of(token: Option<&str>, faults: Option<FakeFaults>) -> World {
             zones: vec!["us-east".into(), "us-west".into()],
             version: "0.1.0".into(),
             git: None,
-            config_digest: "ab".repeat(32),
             started_at: START,
         },
         view: {
@@ -149,6 +150,7 @@ async fn world_of(token: Option<&str>, faults: Option<FakeFaults>) -> World {
             Arc::new(move || ready.lock().unwrap().clone())
         },
         wall: Arc::new(wall),
+        config: Arc::new(FakeConfig),
         certificates: Arc::new(|| {
             vec![CertificateSnapshot {
                 subject: "listener:0.0.0.0:8443".into(),
@@ -331,5 +333,25 @@ impl Answer {
     /// True if the head has this line, in lower case.
     pub(crate) fn has(&self, line: &str) -> bool {
         self.head.lines().any(|known| known == line)
+    }
+}
+
+/// A file that can be taken in once it is asked for without a rehearsal.
+struct FakeConfig;
+
+impl ConfigPort for FakeConfig {
+    fn digest(&self) -> String {
+        "ab".repeat(32)
+    }
+
+    fn reload(&self, dry_run: bool) -> BoxFuture<'_, Result<Reloaded, NotReloaded>> {
+        Box::pin(async move {
+            if dry_run {
+                let (changed, warnings) = (vec!["route r: timeout".into()], vec!["hm\n".into()]);
+                return Ok(Reloaded { digest: "cd".repeat(32), changed, warnings });
+            }
+            let findings = vec![serde_json::json!({ "line": 3 })];
+            Err(NotReloaded { error: "it is wrong".into(), report: "f:3:1: no".into(), findings })
+        })
     }
 }

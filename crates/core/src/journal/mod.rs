@@ -114,6 +114,8 @@ kinds! {
     NodeStopped = "node_stopped",
     /// A configuration is in force; its digest is in the fields.
     ConfigLoaded = "config_loaded",
+    /// Another configuration was to come into force and cannot be used: the one before stays; why is in the fields.
+    ConfigRefused = "config_refused",
     /// A listener or an upstream uses other certificates from now on; which files is in the fields.
     CertificateChanged = "certificate_changed",
     /// Files of certificates changed and cannot be used: the old ones stay; why is in the fields.
