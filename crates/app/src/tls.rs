@@ -15,6 +15,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use seawall_core::journal::{Draft, Kind, Seq};
 use seawall_core::observation::CertificateSnapshot;
+use seawall_core::policy::{Protocol, Route};
 use seawall_core::time::Wall;
 use seawall_gateway::tls::{
     Authorities, ClientMaterial, ClientSide, Clients, Facts, Identity, ServerMaterial, ServerSide, Tls, TlsError,
@@ -47,6 +48,7 @@ enum Side {
 struct Door {
     /// Its place among the policy's listeners, or upstreams.
     index: usize,
+    speaks_http: bool,
     /// As the journal and the metrics name it.
     subject: String,
     side: Side,
@@ -168,7 +170,12 @@ impl Files {
 
 type Gathering<M> = Result<Gathered<M>, (Vec<Finding>, [u8; 32])>;
 
-fn of_listener(tls: &ListenerTls) -> Gathering<ServerMaterial> {
+/// What is offered where requests are carried; connections may be of any protocol.
+fn protocols(speaks_http: bool) -> Vec<&'static [u8]> {
+    if speaks_http { vec![b"http/1.1"] } else { Vec::new() }
+}
+
+fn of_listener(tls: &ListenerTls, speaks_http: bool) -> Gathering<ServerMaterial> {
     let mut files = Files::default();
     let identities: Vec<_> = tls.pairs.iter().map(|pair| files.pair(pair)).collect();
     let clients = tls.client_ca.as_ref().map(|file| files.authorities(file));
@@ -182,12 +189,12 @@ fn of_listener(tls: &ListenerTls) -> Gathering<ServerMaterial> {
         identities,
         clients,
         oldest: tls.oldest,
-        protocols: vec![b"http/1.1"],
+        protocols: protocols(speaks_http),
     });
     files.done(material)
 }
 
-fn of_upstream(tls: &UpstreamTls) -> Gathering<ClientMaterial> {
+fn of_upstream(tls: &UpstreamTls, speaks_http: bool) -> Gathering<ClientMaterial> {
     let mut files = Files::default();
     let authorities = match (&tls.ca, tls.verifies) {
         (_, false) => Some(None),
@@ -212,6 +219,7 @@ fn of_upstream(tls: &UpstreamTls) -> Gathering<ClientMaterial> {
         identity,
         oldest: tls.oldest,
         name: tls.name.clone(),
+        protocols: protocols(speaks_http),
     });
     files.done(material)
 }
@@ -225,18 +233,21 @@ pub(crate) fn load(config: &AppConfig) -> Result<(Doors, Vec<Finding>), Vec<Find
     let listeners = config.policy.listeners.iter().zip(&config.tls.listeners).enumerate();
     for (index, (listener, said)) in listeners {
         let Some(said) = said else { continue };
-        let opened = open(of_listener(said), ServerSide::new, &said.pairs[0].cert.at, &mut findings);
+        let speaks_http = config.policy.tcp_route(index).is_none();
+        let opened = open(of_listener(said, speaks_http), ServerSide::new, &said.pairs[0].cert.at, &mut findings);
         let subject = format!("listener:{}", listener.address);
         let side = |side| Side::Listener(Box::new(said.clone()), side);
-        doors.extend(opened.map(|opened| opened.door(index, subject, side)));
+        doors.extend(opened.map(|opened| opened.door((index, speaks_http), subject, side)));
     }
     let upstreams = config.policy.upstreams.iter().zip(&config.tls.upstreams).enumerate();
     for (index, (upstream, said)) in upstreams {
         let Some(said) = said else { continue };
-        let opened = open(of_upstream(said), ClientSide::new, &said.at, &mut findings);
+        let is_of_connections = |route: &Route| route.upstream.index() == index && route.protocol == Protocol::Tcp;
+        let speaks_http = !config.policy.routes.iter().any(is_of_connections);
+        let opened = open(of_upstream(said, speaks_http), ClientSide::new, &said.at, &mut findings);
         let subject = format!("upstream:{}", upstream.name);
         let side = |side| Side::Upstream(Box::new(said.clone()), side);
-        doors.extend(opened.map(|opened| opened.door(index, subject, side)));
+        doors.extend(opened.map(|opened| opened.door((index, speaks_http), subject, side)));
     }
     let is_sound = findings.iter().all(|finding| finding.severity != Severity::Error);
     if is_sound { Ok((Doors(doors), findings)) } else { Err(findings) }
@@ -250,8 +261,8 @@ struct Opened<S> {
 }
 
 impl<S> Opened<S> {
-    fn door(self, index: usize, subject: String, side: impl FnOnce(Arc<S>) -> Side) -> Door {
-        Door { index, subject, side: side(self.side), seen: self.digest, shown: self.shown }
+    fn door(self, (index, speaks_http): (usize, bool), subject: String, side: impl FnOnce(Arc<S>) -> Side) -> Door {
+        Door { index, speaks_http, subject, side: side(self.side), seen: self.digest, shown: self.shown }
     }
 }
 
@@ -395,7 +406,9 @@ impl Shared {
         for door in &mut doors.0 {
             let place = known.iter().position(|known| known.subject == door.subject);
             match place.map(|place| known.remove(place)) {
-                Some(same) if same.side.said() == door.side.said() => *door = Door { index: door.index, ..same },
+                Some(same) if same.side.said() == door.side.said() && same.speaks_http == door.speaks_http => {
+                    *door = Door { index: door.index, ..same }
+                }
                 _ => changed.push(format!("{}: tls", door.subject.replacen(':', " ", 1))),
             }
         }
@@ -467,8 +480,12 @@ impl Doors {
 impl Door {
     fn look(&mut self, journal: &Journal, cause: Seq) {
         let taken = match &self.side {
-            Side::Listener(said, side) => take(self.seen, of_listener(said), |material| side.replace(material)),
-            Side::Upstream(said, side) => take(self.seen, of_upstream(said), |material| side.replace(material)),
+            Side::Listener(said, side) => {
+                take(self.seen, of_listener(said, self.speaks_http), |material| side.replace(material))
+            }
+            Side::Upstream(said, side) => {
+                take(self.seen, of_upstream(said, self.speaks_http), |material| side.replace(material))
+            }
         };
         let draft = |kind| Draft::new(kind, self.subject.clone()).because(Some(cause));
         match taken {

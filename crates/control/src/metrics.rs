@@ -14,8 +14,9 @@ use axum::routing::get;
 use seawall_core::guard::Refusal;
 use seawall_core::guard::breaker::StateName;
 use seawall_core::ledger::{Counts, Summary, Verdict};
-use seawall_core::observation::{LATENCY_BUCKETS_S, NodeSnapshot, RouteSnapshot};
+use seawall_core::observation::{DURATION_BUCKETS_S, Ended, LATENCY_BUCKETS_S, NodeSnapshot, RouteSnapshot};
 use seawall_core::outcome::Failure;
+use seawall_core::policy::Protocol;
 use seawall_core::spool::Depth;
 
 use crate::Admin;
@@ -42,6 +43,7 @@ pub fn render(parts: &AdminParts) -> String {
     let snapshot = (parts.view)();
     node(&mut text, parts, &snapshot);
     routes(&mut text, &snapshot.routes);
+    connections(&mut text, &snapshot.routes);
     upstreams(&mut text, &snapshot);
     limits(&mut text, &snapshot);
     certificates(&mut text, parts);
@@ -82,9 +84,9 @@ impl Text {
     }
 
     /// One sample a route.
-    fn per_route<V: Display>(
+    fn per_route<'r, V: Display>(
         &mut self,
-        routes: &[RouteSnapshot],
+        routes: impl IntoIterator<Item = &'r RouteSnapshot>,
         name: &str,
         kind: &str,
         help: &str,
@@ -94,6 +96,21 @@ impl Text {
         for route in routes {
             self.sample(name, &[("route", &route.name)], value(route));
         }
+    }
+
+    /// One histogram of a route, from counts that are not cumulative, the rest last.
+    fn histogram(&mut self, name: &str, route: &str, bounds: &[f64], counts: &[u64], sum: f64) {
+        let bucket = format!("{name}_bucket");
+        let mut counts = counts.iter().copied().chain(std::iter::repeat(0));
+        let mut cumulative = 0;
+        for bound in bounds {
+            cumulative += counts.next().unwrap_or(0);
+            self.sample(&bucket, &[("route", route), ("le", &bound.to_string())], cumulative);
+        }
+        cumulative += counts.next().unwrap_or(0);
+        self.sample(&bucket, &[("route", route), ("le", "+Inf")], cumulative);
+        self.sample(&format!("{name}_sum"), &[("route", route)], sum);
+        self.sample(&format!("{name}_count"), &[("route", route)], cumulative);
     }
 
     /// Samples of a route by a second label, with a zero for each known word that has not come up.
@@ -151,33 +168,39 @@ fn certificates(text: &mut Text, parts: &AdminParts) {
     }
 }
 
+/// Those that carry requests; what is counted of requests and answers is theirs alone.
+fn of_requests(routes: &[RouteSnapshot]) -> impl Iterator<Item = &RouteSnapshot> + Clone {
+    routes.iter().filter(|route| route.protocol == Protocol::Http)
+}
+
 fn routes(text: &mut Text, routes: &[RouteSnapshot]) {
-    let name = "seawall_requests_total";
+    let (name, http) = ("seawall_requests_total", of_requests(routes));
     text.family(name, "counter", "Requests answered, by class of status.");
-    for route in routes {
+    for route in http.clone() {
         for (class, count) in CLASSES.iter().zip(route.answers) {
             text.sample(name, &[("route", &route.name), ("class", class)], count);
         }
     }
-    latency(text, routes);
+    let help = "Time from a request's head to its answer's end.";
+    latency(text, "seawall_request_duration_seconds", help, http.clone());
     breakers(text, routes);
     failures(text, routes);
     let help = "Retries sent.";
     text.per_route(routes, "seawall_retries_total", "counter", help, |route| route.retries_total);
     let help = "Second copies sent of calls that were slow to answer.";
-    text.per_route(routes, "seawall_hedges_total", "counter", help, |route| route.hedges_total);
+    text.per_route(http.clone(), "seawall_hedges_total", "counter", help, |route| route.hedges_total);
     let help = "Second copies that answered first.";
-    text.per_route(routes, "seawall_hedges_won_total", "counter", help, |route| route.hedges_won_total);
+    text.per_route(http.clone(), "seawall_hedges_won_total", "counter", help, |route| route.hedges_won_total);
     let help = "Retries that the budget refused.";
     text.per_route(routes, "seawall_retries_refused_total", "counter", help, |route| route.retries_refused_total);
     let help = "Free resends after a pooled connection turned out to be closed.";
-    text.per_route(routes, "seawall_resends_total", "counter", help, |route| route.resends_total);
+    text.per_route(http.clone(), "seawall_resends_total", "counter", help, |route| route.resends_total);
     let help = "Requests whose client went away first.";
-    text.per_route(routes, "seawall_cancelled_total", "counter", help, |route| route.cancelled_total);
+    text.per_route(http.clone(), "seawall_cancelled_total", "counter", help, |route| route.cancelled_total);
     let help = "Answers whose body broke after its head had gone to the client.";
-    text.per_route(routes, "seawall_cut_total", "counter", help, |route| route.cut_total);
+    text.per_route(http.clone(), "seawall_cut_total", "counter", help, |route| route.cut_total);
     let help = "Answers whose trailers were left out because the answer had not announced them.";
-    text.per_route(routes, "seawall_trailers_dropped_total", "counter", help, |route| route.trailers_dropped_total);
+    text.per_route(http, "seawall_trailers_dropped_total", "counter", help, |route| route.trailers_dropped_total);
     let name = "seawall_learned_limit";
     text.family(name, "gauge", "Calls per second that the upstream is thought to allow, where one was felt.");
     for (route, limit) in routes.iter().filter_map(|route| Some((route, route.learned_limit_per_s?))) {
@@ -188,27 +211,45 @@ fn routes(text: &mut Text, routes: &[RouteSnapshot]) {
     for (route, limit) in routes.iter().filter_map(|route| Some((route, route.concurrency_limit?))) {
         text.sample(name, &[("route", &route.name)], limit);
     }
-    let help = "Calls on their way now.";
+    let help = "Calls on their way now, and connections.";
     text.per_route(routes, "seawall_in_flight", "gauge", help, |route| route.in_flight);
-    let help = "Calls that wait for a place now.";
+    let help = "Calls and connections that wait for a place now.";
     text.per_route(routes, "seawall_waiting", "gauge", help, |route| route.waiting);
 }
 
-fn latency(text: &mut Text, routes: &[RouteSnapshot]) {
-    let name = "seawall_request_duration_seconds";
-    text.family(name, "histogram", "Time from a request's head to its answer's end.");
+/// Routes of connections.
+fn connections(text: &mut Text, routes: &[RouteSnapshot]) {
+    let tcp = routes.iter().filter(|route| route.protocol == Protocol::Tcp);
+    let help = "Connections accepted.";
+    let name = "seawall_connections_opened_total";
+    text.per_route(tcp.clone(), name, "counter", help, |route| route.connections.opened_total);
+    let help = "Connections open now, those that do not stand yet included.";
+    text.per_route(tcp.clone(), "seawall_connections_open", "gauge", help, |route| route.connections.open);
+    let name = "seawall_connections_ended_total";
+    text.family(name, "counter", "Connections that have ended, by how.");
+    for route in tcp.clone() {
+        text.by_word(name, &route.name, "how", &Ended::ALL.map(Ended::name), &route.connections.ended);
+    }
+    let name = "seawall_connection_bytes_total";
+    text.family(name, "counter", "Bytes handed on, to the upstream (up) and to clients (down).");
+    for route in tcp.clone() {
+        text.sample(name, &[("route", &route.name), ("direction", "up")], route.connections.bytes_up_total);
+        text.sample(name, &[("route", &route.name), ("direction", "down")], route.connections.bytes_down_total);
+    }
+    let help = "Time from a client's connection to the upstream's.";
+    latency(text, "seawall_connect_duration_seconds", help, tcp.clone());
+    let name = "seawall_connection_duration_seconds";
+    text.family(name, "histogram", "How long connections lasted that reached the upstream and have ended.");
+    for route in tcp {
+        let seen = &route.connections;
+        text.histogram(name, &route.name, &DURATION_BUCKETS_S, &seen.duration_counts, seen.duration_sum_s);
+    }
+}
+
+fn latency<'r>(text: &mut Text, name: &str, help: &str, routes: impl Iterator<Item = &'r RouteSnapshot>) {
+    text.family(name, "histogram", help);
     for route in routes {
-        let mut counts = route.latency_counts.iter().copied().chain(std::iter::repeat(0));
-        let mut cumulative = 0;
-        for bound in LATENCY_BUCKETS_S {
-            cumulative += counts.next().unwrap_or(0);
-            let bound = bound.to_string();
-            text.sample(&format!("{name}_bucket"), &[("route", &route.name), ("le", &bound)], cumulative);
-        }
-        cumulative += counts.next().unwrap_or(0);
-        text.sample(&format!("{name}_bucket"), &[("route", &route.name), ("le", "+Inf")], cumulative);
-        text.sample(&format!("{name}_sum"), &[("route", &route.name)], route.latency_sum_s);
-        text.sample(&format!("{name}_count"), &[("route", &route.name)], cumulative);
+        text.histogram(name, &route.name, &LATENCY_BUCKETS_S, &route.latency_counts, route.latency_sum_s);
     }
 }
 
@@ -224,7 +265,9 @@ fn breakers(text: &mut Text, routes: &[RouteSnapshot]) {
     let help = "How often the breaker opened.";
     text.per_route(routes, "seawall_breaker_opened_total", "counter", help, |route| route.breaker.opened_total);
     let help = "1 while answers are reduced.";
-    text.per_route(routes, "seawall_degraded", "gauge", help, |route| u8::from(route.degraded_since_ms.is_some()));
+    text.per_route(of_requests(routes), "seawall_degraded", "gauge", help, |route| {
+        u8::from(route.degraded_since_ms.is_some())
+    });
 }
 
 fn failures(text: &mut Text, routes: &[RouteSnapshot]) {
@@ -232,12 +275,12 @@ fn failures(text: &mut Text, routes: &[RouteSnapshot]) {
     for route in routes {
         text.by_word("seawall_failures_total", &route.name, "kind", &Failure::NAMES, &route.failures);
     }
-    text.family("seawall_refused_total", "counter", "Requests refused by a guard, by rule.");
+    text.family("seawall_refused_total", "counter", "Requests and connections refused by a guard, by rule.");
     for route in routes {
         text.by_word("seawall_refused_total", &route.name, "rule", &Refusal::RULES, &route.refused);
     }
     text.family("seawall_degraded_total", "counter", "Reduced answers, by what stood in.");
-    for route in routes {
+    for route in of_requests(routes) {
         text.by_word("seawall_degraded_total", &route.name, "how", &FALLBACKS, &route.degraded);
     }
 }
@@ -301,7 +344,7 @@ fn faults(text: &mut Text, parts: &AdminParts, routes: &[RouteSnapshot]) {
         text.sample(name, &[("fault", &fault.id.to_string()), ("kind", fault.kind.name())], fault.requests);
     }
     let help = "Requests of a route that a fault has touched, and deliveries from the spool.";
-    text.per_route(routes, "seawall_faulted_total", "counter", help, |route| route.faulted_total);
+    text.per_route(of_requests(routes), "seawall_faulted_total", "counter", help, |route| route.faulted_total);
 }
 
 /// The copy of the spool in the replicated engine, where one is kept.

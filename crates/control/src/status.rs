@@ -1,6 +1,9 @@
 //! `GET /api/status`: one node at a glance, drawn from the same snapshot as metrics and page.
 
-use seawall_core::observation::{NodeSnapshot, RouteSnapshot, UpstreamSnapshot};
+use std::collections::BTreeMap;
+
+use seawall_core::observation::{ConnectionsSnapshot, NodeSnapshot, RouteSnapshot, UpstreamSnapshot};
+use seawall_core::policy::Protocol;
 use seawall_core::time::Wall;
 use seawall_store::{ReplicaState, ReplicaStatus, SpoolDepth};
 use serde::Serialize;
@@ -34,6 +37,7 @@ pub struct Status {
 struct Route {
     name: String,
     upstream: String,
+    protocol: Protocol,
     breaker: seawall_core::observation::BreakerSnapshot,
     degraded_since: Option<String>,
     requests_total: u64,
@@ -46,6 +50,30 @@ struct Route {
     waiting: u64,
     latency_p50_ms: f64,
     latency_p99_ms: f64,
+    /// Of a route of connections; the time of latency is then the time until they stand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connections: Option<Connections>,
+}
+
+#[derive(Debug, Serialize)]
+struct Connections {
+    opened_total: u64,
+    open: u64,
+    ended: BTreeMap<&'static str, u64>,
+    bytes_up_total: u64,
+    bytes_down_total: u64,
+}
+
+impl Connections {
+    fn of(seen: ConnectionsSnapshot) -> Self {
+        Self {
+            opened_total: seen.opened_total,
+            open: seen.open,
+            ended: seen.ended.into_iter().collect(),
+            bytes_up_total: seen.bytes_up_total,
+            bytes_down_total: seen.bytes_down_total,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -119,6 +147,8 @@ impl Route {
             degraded_since: route.degraded_since_ms.map(|millis| rfc3339(Wall::from_millis(millis))),
             name: route.name,
             upstream: route.upstream,
+            protocol: route.protocol,
+            connections: (route.protocol == Protocol::Tcp).then(|| Connections::of(route.connections)),
             breaker: route.breaker,
             requests_total: route.requests_total,
             failures_total: route.failures_total,

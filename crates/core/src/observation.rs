@@ -3,9 +3,64 @@
 
 use serde::Serialize;
 
+use crate::policy::Protocol;
+
 /// Upper bounds of the latency histogram's buckets, in seconds; a last bucket takes the rest.
 pub const LATENCY_BUCKETS_S: [f64; 16] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+
+/// Upper bounds of the buckets for how long connections last, in seconds; a last bucket takes the rest.
+pub const DURATION_BUCKETS_S: [f64; 9] = [0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3_600.0, 21_600.0, 86_400.0];
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Both sides had said all they wanted.
+    Done,
+    /// The client broke it off.
+    ClientReset,
+    /// The upstream broke it off.
+    UpstreamReset,
+    /// Nobody had said anything for too long.
+    Idle,
+    /// The node stopped, and its grace was over.
+    Cut,
+    /// A guard or a limit said no.
+    Refused,
+    /// No endpoint could be reached.
+    Failed,
+    /// The client had gone before an endpoint was reached.
+    Left,
+}
+
+impl Ended {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Done,
+        Self::ClientReset,
+        Self::UpstreamReset,
+        Self::Idle,
+        Self::Cut,
+        Self::Refused,
+        Self::Failed,
+        Self::Left,
+    ];
+
+    /// Its word in metrics and status.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::ClientReset => "client_reset",
+            Self::UpstreamReset => "upstream_reset",
+            Self::Idle => "idle",
+            Self::Cut => "cut",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::Left => "left",
+        }
+    }
+}
 
 /// Everything seen on the data path of one node.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -46,6 +101,9 @@ pub struct RouteSnapshot {
     pub name: String,
     /// Its upstream's name.
     pub upstream: String,
+    /// What it carries. Of a route of connections, requests and answers are never counted, and latency is the time from a
+    /// client's connection to the upstream's.
+    pub protocol: Protocol,
     /// True if writes it cannot deliver are kept in the spool, and delivered from there.
     pub spools: bool,
     /// Its breaker.
@@ -82,6 +140,8 @@ pub struct RouteSnapshot {
     pub cut_total: u64,
     /// Requests that a fault placed on purpose has touched, and deliveries from the spool.
     pub faulted_total: u64,
+    /// Connections.
+    pub connections: ConnectionsSnapshot,
     /// Answers whose trailers ended here because the answer had not announced them (`Trailer`).
     pub trailers_dropped_total: u64,
     /// Calls per second that the upstream is thought to allow; `None` without `learned_limit`, or before any was felt.
@@ -100,6 +160,26 @@ pub struct RouteSnapshot {
     pub latency_p50_ms: f64,
     /// 99th percentile of latency in milliseconds, to the bucket.
     pub latency_p99_ms: f64,
+}
+
+/// Connections whose bytes are carried as they come. All that were opened are open, or have ended in one of the ways.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct ConnectionsSnapshot {
+    /// Accepted.
+    pub opened_total: u64,
+    /// Open now, those on their way to the upstream included.
+    pub open: u64,
+    /// Ended, by [`Ended::name`].
+    pub ended: Vec<(&'static str, u64)>,
+    /// Bytes handed on to the upstream.
+    pub bytes_up_total: u64,
+    /// Bytes handed on to clients.
+    pub bytes_down_total: u64,
+    /// How long those lasted that reached the upstream and have ended: counts per bucket of [`DURATION_BUCKETS_S`] (not
+    /// cumulative), the rest last.
+    pub duration_counts: Vec<u64>,
+    /// Sum of how long they lasted, in seconds.
+    pub duration_sum_s: f64,
 }
 
 /// A breaker at a glance.

@@ -950,7 +950,7 @@ fn note_outlier(
     ejection::note(worker, (upstream, endpoint), outcome, took, call.route.cause());
 }
 
-fn no_healthy_endpoint(worker: &Worker, upstream: UpstreamId) -> Refusal {
+pub(crate) fn no_healthy_endpoint(worker: &Worker, upstream: UpstreamId) -> Refusal {
     let upstream = worker.node.policy.upstream(upstream);
     Refusal::NoHealthyEndpoint {
         endpoints: u32::try_from(upstream.endpoints.len()).unwrap_or(u32::MAX),
@@ -1189,7 +1189,7 @@ pub(crate) fn mark_faults(touched: &[FaultId], response: &mut Response<ResBody>)
 pub(crate) struct InFlight(Arc<EndpointLoad>);
 
 impl InFlight {
-    fn new(load: &Arc<EndpointLoad>) -> Self {
+    pub(crate) fn new(load: &Arc<EndpointLoad>) -> Self {
         load.in_flight.fetch_add(1, Relaxed);
         Self(Arc::clone(load))
     }

@@ -6,6 +6,7 @@
 
 mod chain;
 mod clock;
+mod duplex;
 mod ejection;
 mod fallback;
 pub mod fault;
@@ -21,6 +22,7 @@ mod relay;
 mod route;
 mod seat;
 mod stale;
+mod tcp;
 pub mod tls;
 mod traffic;
 mod watch;

@@ -18,6 +18,7 @@ use crate::http::conn::{ClientIo, ConnState, Patience};
 use crate::net::{Listener, Stream};
 use crate::node::Worker;
 use crate::seat::{Door, Seat};
+use crate::tcp;
 use crate::tls::Unsealed;
 
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
@@ -74,6 +75,9 @@ async fn pause_after(worker: &Worker, error: &io::Error) {
 fn admit(seat: &Arc<Seat>, stream: Stream, peer: SocketAddr, door: &Arc<Door>, stop: &Stop) {
     let node = Arc::clone(&seat.worker().node);
     node.connections_total.fetch_add(1, Relaxed);
+    if let Some(route) = node.tcp_route_of(door) {
+        return tcp::admit(seat, stream, door, route, stop);
+    }
     match node.connections.take() {
         Ok(used) => {
             let state = Arc::new(ConnState::default());
@@ -95,7 +99,7 @@ fn admit(seat: &Arc<Seat>, stream: Stream, peer: SocketAddr, door: &Arc<Door>, s
 }
 
 /// The handshake, where the listener speaks TLS. Nothing is left of a client that does not come through it.
-async fn unseal(worker: &Worker, stream: Stream, door: &Arc<Door>, stop: &Stop) -> Option<Stream> {
+pub(crate) async fn unseal(worker: &Worker, stream: Stream, door: &Arc<Door>, stop: &Stop) -> Option<Stream> {
     let Some(side) = worker.node.tls_of(door) else { return Some(stream) };
     let handshake = tokio::time::timeout(worker.node.policy.limits.header_timeout, side.accept(stream));
     let ended = tokio::select! {

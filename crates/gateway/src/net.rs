@@ -7,6 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio_rustls::TlsStream;
@@ -168,7 +169,7 @@ impl Stream {
     pub(crate) fn reset_on_close(&self) {
         match self {
             Self::Real(stream) => {
-                let _ = socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
+                let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
             }
             #[cfg(feature = "sim")]
             Self::Sim(_) => {}
@@ -179,6 +180,36 @@ impl Stream {
     /// True if nobody on the way can read what passes.
     pub(crate) fn is_sealed(&self) -> bool {
         matches!(self, Self::Tls(_))
+    }
+}
+
+/// A connection that may be silent for long is asked whether its peer is still there after this long, ...
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+/// ... and again after each of these; the kernel gives it up after nine that were not answered.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
+
+impl Stream {
+    /// Has the kernel find out when a silent peer has vanished.
+    pub(crate) fn keep_alive(&self) {
+        match self {
+            Self::Real(stream) => {
+                let asked = socket2::TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY);
+                let _ = socket2::SockRef::from(stream).set_tcp_keepalive(&asked);
+            }
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => {}
+            Self::Tls(sealed) => sealed.get_ref().0.keep_alive(),
+        }
+    }
+
+    /// True if the peer has broken off: tells once.
+    pub(crate) fn is_broken(&self) -> bool {
+        match self {
+            Self::Real(stream) => !matches!(stream.take_error(), Ok(None)),
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => false,
+            Self::Tls(sealed) => sealed.get_ref().0.is_broken(),
+        }
     }
 }
 

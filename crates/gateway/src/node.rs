@@ -16,7 +16,7 @@ use seawall_core::guard::outlier::Outlier;
 use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::journal::Seq;
 use seawall_core::observation::{EndpointSnapshot, LimitSnapshot, NodeSnapshot, RouteSnapshot, UpstreamSnapshot};
-use seawall_core::policy::{Endpoint, Policy, Upstream};
+use seawall_core::policy::{Endpoint, Policy, Protocol, Upstream};
 use seawall_core::prng::Prng;
 use seawall_core::time::Mono;
 use seawall_core::traffic::Counts;
@@ -238,6 +238,11 @@ impl Node {
         self.doors.iter().position(|known| Arc::ptr_eq(known, door))
     }
 
+    /// The route of a door whose bytes nobody reads.
+    pub(crate) fn tcp_route_of(&self, door: &Arc<Door>) -> Option<RouteId> {
+        self.policy.tcp_route(self.listener_of(door)?)
+    }
+
     /// What a door is sealed with.
     pub(crate) fn tls_of(&self, door: &Arc<Door>) -> Option<Arc<ServerSide>> {
         self.tls.listener(self.listener_of(door)?)
@@ -278,12 +283,16 @@ impl Node {
         snapshot
     }
 
-    /// What passed each route so far, in the policy's order.
+    /// What passed each route so far, in the policy's order. Of connections, each is a request.
     pub(crate) fn traffic(&self) -> Vec<Counts> {
         let workers = self.workers();
         let of_route = |index: usize| {
             let mut sum = Counts::default();
-            workers.iter().for_each(|worker| worker.counts[index].add_traffic_to(&mut sum));
+            let is_tcp = self.routes[index].policy.protocol == Protocol::Tcp;
+            for worker in &workers {
+                worker.counts[index].add_traffic_to(&mut sum);
+                sum.requests += if is_tcp { worker.counts[index].connections.opened.get() } else { 0 };
+            }
             sum
         };
         (0..self.routes.len()).map(of_route).collect()

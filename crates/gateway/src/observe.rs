@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use seawall_core::guard::Refusal;
-use seawall_core::observation::{LATENCY_BUCKETS_S, RouteSnapshot, quantile_s};
+use seawall_core::observation::{
+    ConnectionsSnapshot, DURATION_BUCKETS_S, Ended, LATENCY_BUCKETS_S, RouteSnapshot, quantile_s,
+};
 use seawall_core::outcome::{Failure, Outcome};
 use seawall_core::traffic::{BUCKETS, Counts, bucket_of};
 
@@ -43,10 +45,55 @@ pub(crate) struct RouteCounts {
     pub(crate) cut: Count,
     pub(crate) faulted: Count,
     pub(crate) trailers_dropped: Count,
+    pub(crate) connections: ConnectionCounts,
     latency: [Count; LATENCY_BUCKETS_S.len() + 1],
     latency_nanos: Count,
     calls_failed: Count,
     calls_answered: Answered,
+}
+
+/// What one worker counted of a route's connections.
+#[derive(Debug, Default)]
+pub(crate) struct ConnectionCounts {
+    pub(crate) opened: Count,
+    ended: [Count; Ended::ALL.len()],
+    /// Handed on to the upstream.
+    pub(crate) bytes_up: Count,
+    /// Handed on to clients.
+    pub(crate) bytes_down: Count,
+    durations: [Count; DURATION_BUCKETS_S.len() + 1],
+    duration_nanos: Count,
+}
+
+impl ConnectionCounts {
+    pub(crate) fn ended(&self, how: Ended) {
+        self.ended[how as usize].add(1);
+    }
+
+    /// One that had reached the upstream is over.
+    pub(crate) fn lasted(&self, duration: Duration) {
+        let seconds = duration.as_secs_f64();
+        self.durations[DURATION_BUCKETS_S.partition_point(|bound| *bound < seconds)].add(1);
+        self.duration_nanos.add(nanos(duration));
+    }
+
+    fn add_to(&self, sum: &mut ConnectionsSnapshot) {
+        let ended: u64 = self.ended.iter().map(Count::get).sum();
+        sum.opened_total += self.opened.get();
+        sum.open += self.opened.get().saturating_sub(ended);
+        add_named(&mut sum.ended, &Ended::ALL.map(Ended::name), &self.ended);
+        sum.bytes_up_total += self.bytes_up.get();
+        sum.bytes_down_total += self.bytes_down.get();
+        sum.duration_counts.resize(self.durations.len(), 0);
+        for (total, count) in sum.duration_counts.iter_mut().zip(&self.durations) {
+            *total += count.get();
+        }
+        sum.duration_sum_s += self.duration_nanos.get() as f64 / 1e9;
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Calls to the route's upstream that were answered well, by the time to the answer.
@@ -62,10 +109,15 @@ impl Default for Answered {
 impl RouteCounts {
     pub(crate) fn answered(&self, status: u16, took: Duration) {
         self.answers[usize::from(status / 100).clamp(1, 5) - 1].add(1);
+        self.took(took);
+    }
+
+    /// Takes in how long an answer took, or a connection to come about.
+    pub(crate) fn took(&self, took: Duration) {
         let seconds = took.as_secs_f64();
         let bucket = LATENCY_BUCKETS_S.partition_point(|bound| *bound < seconds);
         self.latency[bucket].add(1);
-        self.latency_nanos.add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+        self.latency_nanos.add(nanos(took));
     }
 
     /// Counts a call to the route's own upstream, not a fallback's: one place for it each. An upstream that asks us to
@@ -121,6 +173,7 @@ impl RouteCounts {
         sum.cut_total += self.cut.get();
         sum.faulted_total += self.faulted.get();
         sum.trailers_dropped_total += self.trailers_dropped.get();
+        self.connections.add_to(&mut sum.connections);
         sum.latency_counts.resize(self.latency.len(), 0);
         for (total, count) in sum.latency_counts.iter_mut().zip(&self.latency) {
             *total += count.get();
@@ -238,6 +291,25 @@ mod tests {
         counts.iter().for_each(|counts| counts.add_traffic_to(&mut sum));
         assert_eq!((sum.requests, sum.failed, sum.answered.iter().sum::<u64>()), (2, 1, 1));
         assert_eq!(sum.answered[bucket_of(Duration::from_millis(3))], 1);
+    }
+
+    #[test]
+    fn connections_are_open_or_have_ended() {
+        let counts = [RouteCounts::default(), RouteCounts::default()];
+        counts[0].connections.opened.add(3);
+        counts[1].connections.opened.add(1);
+        counts[1].connections.ended(Ended::Refused);
+        counts[0].connections.ended(Ended::Done);
+        counts[0].connections.lasted(Duration::from_secs(2));
+        counts[0].connections.bytes_up.add(7);
+        counts[1].connections.bytes_down.add(9);
+        let mut sum = RouteSnapshot::default();
+        counts.iter().for_each(|counts| counts.add_to(&mut sum));
+        let seen = sum.connections;
+        assert_eq!((seen.opened_total, seen.open, seen.bytes_up_total, seen.bytes_down_total), (4, 2, 7, 9));
+        let ended: Vec<_> = seen.ended.iter().filter(|(_, count)| *count > 0).collect();
+        assert_eq!(ended, [&("done", 1), &("refused", 1)]);
+        assert_eq!((seen.duration_counts, seen.duration_sum_s), (vec![0, 0, 0, 1, 0, 0, 0, 0, 0, 0], 2.0));
     }
 
     #[test]

@@ -79,7 +79,7 @@ pub(crate) struct Traffic {
 }
 
 /// Counts an open connection for as long as it lives.
-struct OpenCount(Arc<EndpointLoad>);
+pub(crate) struct OpenCount(Arc<EndpointLoad>);
 
 impl Drop for OpenCount {
     fn drop(&mut self) {
@@ -140,6 +140,18 @@ impl EndpointPool {
                 }
             }
         }
+    }
+
+    /// Counts a connection beside the pool, which is about to be made, if fewer than `most` are open.
+    pub(crate) fn reserve(&self, most: u32) -> Option<OpenCount> {
+        let open = OpenCount(Arc::clone(&self.load));
+        if self.load.connections.fetch_add(1, Relaxed) < most { Some(open) } else { None }
+    }
+
+    /// A connection beside the pool, for bytes as they come.
+    pub(crate) async fn dial_in_time(&self) -> Result<Stream, Failure> {
+        let dialled = tokio::time::timeout(self.connect_timeout, self.dial()).await;
+        dialled.unwrap_or(Err(Failure::ConnectTimeout))
     }
 
     /// A connection beside the pool, for looking at an endpoint as a new caller would see it.

@@ -258,6 +258,7 @@ impl RouteState {
         RouteSnapshot {
             name: self.policy.name.clone(),
             upstream: self.upstream_name.clone(),
+            protocol: self.policy.protocol,
             spools: self.policy.spools(),
             breaker,
             degraded_since_ms: self.degraded_since().map(Wall::as_millis),

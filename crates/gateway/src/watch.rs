@@ -64,9 +64,12 @@ pub(crate) async fn check_endpoint(
 
 async fn check(worker: &Worker, upstream: UpstreamId, endpoint: usize, config: &HealthConfig) -> Result<(), String> {
     let pool = worker.pool(upstream, endpoint);
+    let Some(path) = &config.path else {
+        return pool.dial_in_time().await.map(drop).map_err(|failure| failure.to_string());
+    };
     let mut link = pool.probe().await.map_err(|failure| failure.to_string())?;
     let mut request = Request::new(ReqBody::Empty);
-    *request.uri_mut() = config.path.parse::<Uri>().map_err(|error| error.to_string())?;
+    *request.uri_mut() = path.parse::<Uri>().map_err(|error| error.to_string())?;
     let state = &worker.node.upstreams[upstream.index()];
     let host = match &state.host {
         Some(host) => host.clone(),

@@ -10,7 +10,7 @@ use seawall_core::guard::health::HealthConfig;
 use seawall_core::guard::retry::RetryConfig;
 use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::policy::{
-    Delivery, Endpoint, Fallback, Guards, Limits, Listener, Match, PathMatch, Policy, Route, Upstream,
+    Delivery, Endpoint, Fallback, Guards, Limits, Listener, Match, PathMatch, Policy, Protocol, Route, Upstream,
 };
 use seawall_core::units::Ratio;
 use seawall_store::StoreOptions;
@@ -50,6 +50,7 @@ pub(crate) fn policy() -> Policy {
 fn events() -> Route {
     Route {
         name: "events".into(),
+        protocol: Protocol::Http,
         matcher: Match { path: PathMatch::Exact("/events".into()), ..Match::default() },
         upstream: UpstreamId(0),
         guards: Guards {

@@ -19,6 +19,7 @@ Examples:
   seawall run                                                 with ./seawall.yaml
   seawall run --config prod.yaml --log json
   seawall run --listen :8080 --upstream http://localhost:3000 without a file
+  seawall run --listen tcp://:6379 --upstream tcp://cache:6379 connections instead of requests
 
 The first SIGTERM or Ctrl-C drains within `limits.grace`, the second stops at once.
 Exit status: 0 stopped as asked; 1 could not start or go on; 2 the command line cannot be understood.";
@@ -28,10 +29,10 @@ pub(super) struct RunArgs {
     /// The configuration [default: ./seawall.yaml]
     #[arg(long, value_name = "FILE", conflicts_with_all = ["listen", "upstream"])]
     config: Option<PathBuf>,
-    /// Listen here, without a configuration: `127.0.0.1:8080`, or `:8080` for every interface
+    /// Listen here, without a configuration: `127.0.0.1:8080`, `:8080` for every interface, `tcp://:6379` for connections
     #[arg(long, value_name = "ADDRESS", requires = "upstream")]
     listen: Option<String>,
-    /// Send everything there, without a configuration: `http://127.0.0.1:3000`
+    /// Send everything there, without a configuration: `http://127.0.0.1:3000`, or `tcp://127.0.0.1:6380`
     #[arg(long, value_name = "URL", requires = "listen")]
     upstream: Option<String>,
     /// The admin API's address, before what the configuration says

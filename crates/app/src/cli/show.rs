@@ -74,7 +74,12 @@ pub(super) fn status(status: &Value, paint: Paint) -> String {
         ("started", format!("{} ({} ago)", text(&status["started_at"]), seconds(&status["uptime_s"]))),
     ]);
     out.push('\n');
-    out.push_str(&routes(list(status, "routes"), paint));
+    let (tcp, http): (Vec<&Value>, Vec<&Value>) =
+        list(status, "routes").iter().partition(|route| route["protocol"] == "tcp");
+    if !http.is_empty() {
+        out.push_str(&routes(&http, paint));
+    }
+    out.push_str(&connections(&tcp, !http.is_empty(), paint));
     out.push_str(&found_out(list(status, "routes")));
     out.push('\n');
     out.push_str(&endpoints(list(status, "upstreams"), paint));
@@ -104,8 +109,49 @@ fn replica_facts(replica: &Value, paint: Paint) -> String {
     facts(&[("replica", format!("{}{why}, {held} held there, {behind} to be told", paint.state(state)))])
 }
 
-fn routes(routes: &[Value], paint: Paint) -> String {
-    let row = |route: &Value| {
+/// Routes of connections: no answers, but bytes.
+fn connections(routes: &[&Value], follows: bool, paint: Paint) -> String {
+    let row = |route: &&Value| {
+        let (breaker, seen) = (&route["breaker"], &route["connections"]);
+        let size = |key: &str| size(&seen[key]);
+        vec![
+            text(&route["name"]),
+            text(&route["upstream"]),
+            text(&breaker["state"]),
+            percent(&breaker["failure_rate"]),
+            text(&seen["open"]),
+            text(&seen["opened_total"]),
+            text(&seen["ended"]["refused"]),
+            text(&seen["ended"]["failed"]),
+            text(&route["retries_total"]),
+            size("bytes_up_total"),
+            size("bytes_down_total"),
+            format!("{}ms", text(&route["latency_p99_ms"])),
+        ]
+    };
+    let headings = [
+        "ROUTE (TCP)",
+        "UPSTREAM",
+        "BREAKER",
+        "FAILED",
+        "OPEN",
+        "OPENED",
+        "REFUSED",
+        "UNREACHED",
+        "RETRIES",
+        "UP",
+        "DOWN",
+        "CONNECT P99",
+    ];
+    if routes.is_empty() {
+        return String::new();
+    }
+    let rows: Vec<Vec<String>> = routes.iter().map(row).collect();
+    format!("{}{}", if follows { "\n" } else { "" }, painted(&table(&headings, &rows), paint))
+}
+
+fn routes(routes: &[&Value], paint: Paint) -> String {
+    let row = |route: &&Value| {
         let breaker = &route["breaker"];
         vec![
             text(&route["name"]),

@@ -69,6 +69,23 @@ pub(super) fn parse_url(text: &str) -> Result<Place, String> {
     Ok(Place { address, sealed, host })
 }
 
+/// True for an address that says by its scheme that bytes are passed as they come.
+pub(super) fn is_tcp(text: &str) -> bool {
+    text.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("tcp://"))
+}
+
+/// Reads `tcp://host:port` and gives back `host:port`.
+pub(super) fn parse_tcp_url(text: &str) -> Result<String, String> {
+    let authority = if is_tcp(text) { &text[6..] } else { text };
+    if authority.contains(['/', '?', '#', '@']) {
+        return Err(format!("`{text}`: connections have a host and a port, and nothing else: `tcp://host:port`"));
+    }
+    if !authority.contains(':') {
+        return Err(format!("`{text}` has no port; write it as `tcp://{authority}:6379`, say"));
+    }
+    parse_endpoint(authority)
+}
+
 fn parse_port(text: &str, port: &str, least: u16) -> Result<u16, String> {
     let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
     match port.parse::<u16>() {
@@ -142,6 +159,8 @@ mod tests {
         ] {
             assert_eq!(place(text), (address.into(), sealed, host.into()), "{text}");
         }
+        assert_eq!(parse_tcp_url("TCP://Cache.example:6379").unwrap(), "cache.example:6379");
+        assert_eq!(parse_tcp_url("tcp://[::1]:5432").unwrap(), "[::1]:5432");
         let parse_url = |text: &str| parse_url(text).map(|place| place.address);
         for (problem, words) in [
             (parse_endpoint("http://a:1"), "is a URL"),
@@ -155,6 +174,9 @@ mod tests {
             (parse_url("http://me:secret@a"), "remove it"),
             (parse_url("http://a/path"), "only the host and port"),
             (parse_url("http://"), "`` is not a host name"),
+            (parse_tcp_url("tcp://a"), "`tcp://a` has no port; write it as `tcp://a:6379`"),
+            (parse_tcp_url("TCP://a:1/path"), "a host and a port, and nothing else"),
+            (parse_tcp_url("tcp://a b:1"), "`a b` is not a host name"),
         ] {
             let problem = problem.unwrap_err();
             assert!(problem.contains(words), "{problem}");

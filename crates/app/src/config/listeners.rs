@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::outcome::is_idempotent;
-use seawall_core::policy::{Fallback, Listener, Match, PathMatch, Route};
+use seawall_core::policy::{Fallback, Listener, Match, PathMatch, Protocol, Route};
 
 use super::address::{clash, parse_listen};
 use super::finding::Spot;
@@ -58,22 +58,32 @@ pub(super) fn read(
     (listeners, written.into_iter().map(|written| written.route).collect(), sealed)
 }
 
-const LISTENER: Keys = Keys { of: "this listener", known: &["address", "protocol", "tls", "routes"], later: &[] };
+const LISTENER: Keys = Keys {
+    of: "this listener",
+    known: &["address", "protocol", "tls", "routes", "upstream", "policy", "name"],
+    later: &[],
+};
 
 /// What a listener says: its address, with the field to blame for it, its routes, and what it shows.
 type ReadListener<'n> = (Option<(Field<'n>, SocketAddr)>, Vec<Written<'n>>, Option<ListenerTls>);
 
 fn read_listener<'n>(item: Field<'n>, upstreams: &Upstreams<'_>, policies: &Policies<'_>) -> Option<ReadListener<'n>> {
-    if let Some(protocol) = item.protocol()
-        && protocol.peek().is_some_and(|protocol| protocol != "http")
-    {
-        protocol.error_with(
-            format!("`{}` is not supported by this version yet", protocol.peek().unwrap_or_default()),
-            "only `http` is; remove this listener",
-        );
-        return None;
+    let protocol = item.protocol();
+    match protocol.map(|field| (field, field.peek())) {
+        None | Some((_, Some("http"))) => {}
+        Some((_, Some("tcp"))) => return Some(read_tcp_listener(item, upstreams, policies)),
+        Some((field, _)) => {
+            field.parsed(|text| Err::<(), _>(format!("`{text}` is no protocol; known are http and tcp")));
+            return None;
+        }
     }
     let section = item.section(LISTENER);
+    for key in ["upstream", "policy", "name"] {
+        if let Some(field) = section.field(key) {
+            let message = format!("`{key}` stands in a route, or in a listener with `protocol: tcp`");
+            field.reader.error_with(field.key_spot, message, "write `routes: [{ upstream: NAME }]`");
+        }
+    }
     let address = section.required("address", "127.0.0.1:8080");
     let address = address.and_then(|field| Some((field, field.parsed(parse_listen)?)));
     let tls = section.field("tls").filter(|field| !field.is_off()).and_then(tls::listener);
@@ -88,13 +98,47 @@ fn read_listener<'n>(item: Field<'n>, upstreams: &Upstreams<'_>, policies: &Poli
     Some((address, routes, tls))
 }
 
+/// A listener of connections is a route, too: without a match, as it takes all of them.
+fn read_tcp_listener<'n>(item: Field<'n>, upstreams: &Upstreams<'_>, policies: &Policies<'_>) -> ReadListener<'n> {
+    let section = item.section(LISTENER);
+    if let Some(field) = section.field("routes") {
+        let hint = "write `upstream: NAME`, or `protocol: http`";
+        field.reader.error_with(field.key_spot, "connections have no requests that routes could tell apart", hint);
+    }
+    let address = section.required("address", "127.0.0.1:6379");
+    let address = address.and_then(|field| Some((field, field.parsed(parse_listen)?)));
+    let tls = section.field("tls").filter(|field| !field.is_off()).and_then(tls::listener);
+    let name = section.field("name").and_then(|field| field.parsed(parse_name));
+    let upstream = section.required("upstream", "NAME").and_then(|field| upstreams.refer_connections(field));
+    let connect_timeout = upstream.map(|id| upstreams.connect_timeout(id));
+    let rules = section
+        .field("policy")
+        .and_then(|field| policies.refer_connections(field, item.node.spot.line, connect_timeout));
+    let Rules { guards, fallbacks, order_by, delivery, .. } = rules.cloned().unwrap_or_default();
+    let written = Written {
+        reader: item.reader,
+        spot: section.field("name").map_or(section.spot(), |field| field.spot()),
+        name,
+        upstream_name: upstream.map_or("route", |id| upstreams.name(id)).to_string(),
+        is_sound: false,
+        route: Route {
+            name: String::new(),
+            protocol: Protocol::Tcp,
+            matcher: Match::default(),
+            upstream: upstream.unwrap_or(UpstreamId(0)),
+            guards,
+            fallbacks,
+            order_by,
+            delivery,
+        },
+    };
+    (address, vec![written], tls)
+}
+
 impl<'n> Field<'n> {
     /// What a listener speaks, looked at before its other keys, which depend on it.
-    fn protocol(&self) -> Option<Field<'n>> {
-        let Data::Map(entries) = &self.node.data else { return None };
-        let is_protocol = |key: &Data| matches!(key, Data::Text(name) if name == "protocol");
-        let (key, node) = entries.iter().find(|(key, _)| is_protocol(&key.data))?;
-        Some(Field { reader: self.reader, key: "protocol", key_spot: key.spot, node })
+    fn protocol(self) -> Option<Field<'n>> {
+        self.known_entries().find(|field| field.key == "protocol")
     }
 }
 
@@ -121,6 +165,11 @@ fn read_route<'n>(item: Field<'n>, upstreams: &Upstreams<'_>, policies: &Policie
     let upstream = upstream_field.and_then(|field| upstreams.refer(field));
     let policy = section.field("policy");
     let rules = policy.and_then(|field| policies.refer(field)).cloned().unwrap_or_default();
+    if let Some(field) = policy.filter(|_| rules.guards.idle_timeout.is_some()) {
+        let hint = "`limits.idle_timeout` is for clients that ask nothing; use a policy without it";
+        field
+            .error_with("its `idle_timeout` is for connections (`protocol: tcp`), and this route takes requests", hint);
+    }
     if let Some(field) = policy {
         check_fallbacks(field, &rules, &matcher, upstream, upstreams);
     }
@@ -130,7 +179,8 @@ fn read_route<'n>(item: Field<'n>, upstreams: &Upstreams<'_>, policies: &Policie
     }
     let Rules { guards, fallbacks, order_by, delivery, .. } = rules;
     let upstream = upstream.unwrap_or(UpstreamId(0));
-    let route = Route { name: String::new(), matcher, upstream, guards, fallbacks, order_by, delivery };
+    let (name_later, protocol) = (String::new(), Protocol::Http);
+    let route = Route { name: name_later, protocol, matcher, upstream, guards, fallbacks, order_by, delivery };
     if let Some(policy) = policy.and_then(|field| field.text()) {
         item.reader.follows(policy, route.may_repeat(), name.as_deref().unwrap_or_default());
     }

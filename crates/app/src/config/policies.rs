@@ -71,22 +71,49 @@ pub(super) struct Policies<'n> {
 struct Named<'n> {
     entry: Field<'n>,
     rules: Rules,
+    /// What is said of its traffic, if its numbers were understood: arithmetic on others would only confuse.
+    expects: Option<Expects>,
     used: Cell<bool>,
+    /// Used by routes of requests.
+    called: Cell<bool>,
+    /// The least time that connections have which use it, if any do.
+    connects_in: Cell<Option<Duration>>,
 }
 
 impl<'n> Policies<'n> {
     pub(super) fn read(field: Option<Field<'n>>, upstreams: &Upstreams<'_>, store: &StoreConfig) -> Self {
         let entries = field.map(|field| field.entries()).unwrap_or_default();
-        let list = entries.into_iter().map(|entry| Named {
-            entry,
-            rules: read_policy(entry, upstreams, store),
-            used: Cell::new(false),
+        let list = entries.into_iter().map(|entry| {
+            let (rules, expects) = read_policy(entry, upstreams, store);
+            let (used, called, connects_in) = Default::default();
+            Named { entry, rules, expects, used, called, connects_in }
         });
         Self { list: list.collect() }
     }
 
-    /// The rules a field names, which are thereby in use.
+    /// The rules a field names, which are thereby in use for requests.
     pub(super) fn refer(&self, field: Field<'_>) -> Option<&Rules> {
+        let named = self.find(field)?;
+        named.called.set(true);
+        Some(&named.rules)
+    }
+
+    /// As [`Self::refer`], for the connections of the listener in a line: what they cannot use is told where it stands.
+    pub(super) fn refer_connections(
+        &self,
+        field: Field<'_>,
+        line: usize,
+        connect_timeout: Option<Duration>,
+    ) -> Option<&Rules> {
+        let (named, time) = (self.find(field)?, connect_timeout.unwrap_or(Duration::MAX));
+        if named.connects_in.get().is_none() {
+            tell_what_connections_cannot_use(named.entry, line);
+        }
+        named.connects_in.set(Some(named.connects_in.get().map_or(time, |least| least.min(time))));
+        Some(&named.rules)
+    }
+
+    fn find(&self, field: Field<'_>) -> Option<&Named<'n>> {
         let name = field.text()?;
         let found = self.list.iter().find(|named| named.entry.key == name);
         match found {
@@ -96,13 +123,32 @@ impl<'n> Policies<'n> {
                 field.error_with(format!("policy `{name}` is not defined"), hint);
             }
         }
-        found.map(|named| &named.rules)
+        found
     }
 
+    /// What can be told only once it is known who uses which.
     pub(super) fn tell_unused(&self) {
         for Named { entry, .. } in self.list.iter().filter(|named| !named.used.get()) {
             let message = format!("no route uses the policy `{}`", entry.key);
             entry.reader.warning(entry.key_spot, message, "name it in a route, or remove it");
+        }
+        self.list.iter().for_each(Named::tell_what_cannot_work);
+    }
+}
+
+impl Named<'_> {
+    /// What plain arithmetic finds. Only what was written is blamed: defaults suit most.
+    fn tell_what_cannot_work(&self) {
+        let Some(expects) = &self.expects else { return };
+        let mut guards = self.rules.guards.clone();
+        if let (Some(time), false) = (self.connects_in.get(), self.called.get()) {
+            guards.try_timeout = guards.try_timeout.min(time);
+        }
+        let field = |key| self.entry.known_entries().find(|field| field.key == key);
+        for line in audit(&guards, expects) {
+            let of_traffic = field("expects").filter(|_| line.of_traffic);
+            let Some(field) = field(line.key).or(of_traffic) else { continue };
+            field.reader.audit(field.spot(), line.message, line.fix);
         }
     }
 }
@@ -112,6 +158,7 @@ const POLICY: Keys = Keys {
     known: &[
         "timeout",
         "try_timeout",
+        "idle_timeout",
         "retry",
         "breaker",
         "bulkhead",
@@ -131,7 +178,7 @@ const POLICY: Keys = Keys {
     later: &[],
 };
 
-fn read_policy(entry: Field<'_>, upstreams: &Upstreams<'_>, store: &StoreConfig) -> Rules {
+fn read_policy(entry: Field<'_>, upstreams: &Upstreams<'_>, store: &StoreConfig) -> (Rules, Option<Expects>) {
     if let Err(problem) = parse_name(entry.key) {
         entry.reader.error(entry.key_spot, problem);
     }
@@ -142,6 +189,10 @@ fn read_policy(entry: Field<'_>, upstreams: &Upstreams<'_>, store: &StoreConfig)
     let guards = Guards {
         timeout,
         try_timeout: read_try_timeout(&section, timeout),
+        idle_timeout: section
+            .field("idle_timeout")
+            .filter(|field| !field.is_off())
+            .and_then(|field| field.duration(MILLISECOND..=7 * DAY)),
         retry,
         budget,
         breaker: section.field("breaker").map_or(default.guards.breaker, read_breaker),
@@ -163,11 +214,60 @@ fn read_policy(entry: Field<'_>, upstreams: &Upstreams<'_>, store: &StoreConfig)
     let rules = Rules { guards, fallbacks, order_by, delivery, wants_repeats };
     warn_of_idle_settings(&section, &rules, store);
     let expects = section.field("expects").map(read_expects).unwrap_or_default();
-    // Arithmetic on numbers that were not understood would only confuse.
-    if entry.reader.count() == told_before {
-        warn_of_what_cannot_work(entry, &section, &rules, &expects);
+    let is_understood = entry.reader.count() == told_before;
+    if is_understood {
+        note_what_can_be_played(entry, &section, &rules, &expects);
     }
-    rules
+    (rules, is_understood.then_some(expects))
+}
+
+/// Keys of a policy that belong to requests and answers, and why connections have no use for them.
+const OF_REQUESTS: [(&str, &str); 11] = [
+    ("concurrency", "it is found out from how fast requests are answered"),
+    ("throttle", "it goes by answers"),
+    ("learned_limit", "it is learned from statuses and headers"),
+    ("hedge", "what is sent goes to one endpoint"),
+    ("look_ahead", "their callers do not say how long they wait"),
+    ("replay_max", "what was sent once is not sent again"),
+    ("answer_max", "bytes are passed on as they come"),
+    ("fallback", "there is no answer that anything could stand in for"),
+    ("order_by", "nothing of them is kept in the spool"),
+    ("delivery", "nothing of them is kept in the spool"),
+    ("expects", "a rehearsal plays requests"),
+];
+
+/// Failures that a connection can begin with.
+const OF_CONNECTING: [&str; 4] = ["dns", "connect_refused", "connect_timeout", "connection_lost"];
+
+fn tell_what_connections_cannot_use(policy: Field<'_>, line: usize) {
+    let tell = |field: &Field<'_>, name: &str, why: &str| {
+        let message = format!("`{name}` means nothing to the connections of the listener in line {line}: {why}");
+        policy.reader.error_with(field.key_spot, message, "remove it, or give that listener a policy of its own");
+    };
+    for field in policy.known_entries().filter(|field| !field.is_off()) {
+        if let Some((key, why)) = OF_REQUESTS.iter().find(|(key, _)| *key == field.key) {
+            tell(&field, key, why);
+        }
+        for inner in field.known_entries().filter(|inner| !inner.is_off()) {
+            match (field.key, inner.key) {
+                ("retry" | "breaker", "retry_after_max") => {
+                    tell(&inner, "retry_after_max", "nobody sends `Retry-After`")
+                }
+                ("retry", "on") => {
+                    let kinds = match &inner.node.data {
+                        Data::List(_) => inner.list(),
+                        _ => vec![inner],
+                    };
+                    for kind in kinds.iter().filter(|kind| kind.peek().is_some_and(|it| !OF_CONNECTING.contains(&it))) {
+                        let known = OF_CONNECTING.join(", ");
+                        let why = format!("once connected, nothing is tried again; left are {known}");
+                        tell(&Field { key_spot: kind.spot(), ..*kind }, kind.peek().unwrap_or_default(), &why);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
 }
 
 const EXPECTS: Keys =
@@ -185,13 +285,8 @@ fn read_expects(field: Field<'_>) -> Expects {
     }
 }
 
-/// What plain arithmetic finds, and what there is to play. Only what was written is blamed: defaults suit most.
-fn warn_of_what_cannot_work(entry: Field<'_>, policy: &Section<'_>, rules: &Rules, expects: &Expects) {
-    for line in audit(&rules.guards, expects) {
-        let of_traffic = policy.field("expects").filter(|_| line.of_traffic);
-        let Some(field) = policy.field(line.key).or(of_traffic) else { continue };
-        entry.reader.audit(field.spot(), line.message, line.fix);
-    }
+/// Only what was written may be blamed: defaults suit most.
+fn note_what_can_be_played(entry: Field<'_>, policy: &Section<'_>, rules: &Rules, expects: &Expects) {
     let place = |key| policy.field(key).map(|field| (key, field.spot()));
     let places: Vec<_> = ["breaker", "retry", "expects"].into_iter().filter_map(place).collect();
     entry.reader.drill(entry.key, &rules.guards, expects, &places);

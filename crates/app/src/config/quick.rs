@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use seawall_core::id::{RouteId, UpstreamId};
-use seawall_core::policy::{Endpoint, Limits, Listener, Match, Policy, Route, Upstream};
+use seawall_core::policy::{Endpoint, Limits, Listener, Match, Policy, Protocol, Route, Upstream};
 
-use super::address::{Place, clash, parse_listen, parse_url};
+use super::address::{Place, clash, is_tcp, parse_listen, parse_tcp_url, parse_url};
 use super::finding::{Finding, Report, Severity, Source, Spot};
 use super::policies::Rules;
 use super::tls::{TlsConfig, UpstreamTls};
@@ -16,9 +16,9 @@ use super::{ADMIN_ADDRESS, AdminConfig, AppConfig, StoreConfig, digest};
 /// What the command line says in place of a file.
 #[derive(Clone, Debug, Default)]
 pub struct Quick {
-    /// `--listen`, such as `127.0.0.1:8080` or `:8080`.
+    /// `--listen`, such as `127.0.0.1:8080`, `:8080` or `tcp://:6379`.
     pub listen: String,
-    /// `--upstream`, such as `http://127.0.0.1:3000`.
+    /// `--upstream`, such as `http://127.0.0.1:3000` or `tcp://127.0.0.1:6380`.
     pub upstream: String,
     /// `--admin`, if given.
     pub admin: Option<String>,
@@ -26,14 +26,26 @@ pub struct Quick {
     pub data: Option<PathBuf>,
 }
 
-/// The configuration for one catch-all route, called `default`.
+/// The configuration for one catch-all route, called `default`; of connections where the upstream is a `tcp://`.
 ///
 /// # Errors
 /// Everything that is wrong with the options, at once.
 pub fn quick(options: &Quick) -> Result<AppConfig, Report> {
     let mut findings = Vec::new();
-    let listen = parse("--listen", &options.listen, parse_listen, &mut findings);
-    let there = parse("--upstream", &options.upstream, parse_url, &mut findings);
+    let protocol = if is_tcp(&options.upstream) { Protocol::Tcp } else { Protocol::Http };
+    let where_to_listen = options.listen.strip_prefix("tcp://").unwrap_or(&options.listen);
+    let listen = parse("--listen", where_to_listen, parse_listen, &mut findings);
+    let there = match protocol {
+        Protocol::Tcp => {
+            let plain = |text: &str| Ok(Place { address: parse_tcp_url(text)?, sealed: false, host: String::new() });
+            parse("--upstream", &options.upstream, plain, &mut findings)
+        }
+        Protocol::Http => parse("--upstream", &options.upstream, parse_url, &mut findings),
+    };
+    if is_tcp(&options.listen) && protocol == Protocol::Http {
+        let message = "connections go to an upstream of connections".into();
+        findings.push(finding("--upstream", &options.upstream, message, Some("write `tcp://host:port`")));
+    }
     let admin = options.admin.as_deref().unwrap_or(ADMIN_ADDRESS);
     let admin = parse("--admin", admin, parse_listen, &mut findings);
     if let (Some(listen), Some(admin)) = (listen, admin)
@@ -49,7 +61,7 @@ pub fn quick(options: &Quick) -> Result<AppConfig, Report> {
             let tls = TlsConfig { listeners: vec![None], upstreams: vec![upstream_tls] };
             let store = StoreConfig::default();
             let path = options.data.clone().unwrap_or(store.path);
-            let policy = policy(Listener { address: listen, routes: vec![RouteId(0)] }, there, options);
+            let policy = policy(Listener { address: listen, routes: vec![RouteId(0)] }, protocol, there, options);
             let admin = AdminConfig { address: admin, token_file: None };
             Ok(AppConfig { policy, store: StoreConfig { path, ..store }, admin, tls, toxiproxy: None, faults: None })
         }
@@ -79,7 +91,7 @@ pub fn admin_address(text: &str, config: &AppConfig) -> Result<SocketAddr, Repor
     address.filter(|_| findings.is_empty()).ok_or(Report { findings })
 }
 
-fn policy(listener: Listener, there: Place, options: &Quick) -> Policy {
+fn policy(listener: Listener, protocol: Protocol, there: Place, options: &Quick) -> Policy {
     let Rules { guards, fallbacks, order_by, delivery, .. } = Rules::default();
     let upstream = Upstream {
         name: "default".into(),
@@ -98,7 +110,7 @@ fn policy(listener: Listener, there: Place, options: &Quick) -> Policy {
         zone: "local".into(),
         zones: vec!["local".into()],
         listeners: vec![listener],
-        routes: vec![Route { name, matcher, upstream: upstream_id, guards, fallbacks, order_by, delivery }],
+        routes: vec![Route { name, protocol, matcher, upstream: upstream_id, guards, fallbacks, order_by, delivery }],
         upstreams: vec![upstream],
         limits: Limits::default(),
         digest: digest(format!("--listen {} --upstream {}", options.listen, options.upstream).as_bytes()),
@@ -142,6 +154,19 @@ mod tests {
         assert_eq!(config.store.path, Path::new("/data"));
         assert_eq!(config.admin, AdminConfig::default());
         assert_eq!(config.policy.digest.len(), 64);
+    }
+
+    #[test]
+    fn one_listener_takes_every_connection() {
+        for listen in ["tcp://127.0.0.1:6379", "127.0.0.1:6379"] {
+            let policy = quick(&options(listen, "tcp://localhost:6380", None)).unwrap().policy;
+            assert_eq!((policy.tcp_route(0), policy.listeners[0].address.port()), (Some(RouteId(0)), 6_379));
+            assert_eq!(policy.upstreams[0].endpoints[0].address, "localhost:6380");
+        }
+        let told = quick(&options("tcp://127.0.0.1:6379", "http://localhost:1", None)).unwrap_err().to_string();
+        assert!(told.starts_with("--upstream: connections go to an upstream of connections"), "{told}");
+        let told = quick(&options("tcp://127.0.0.1", "tcp://localhost", None)).unwrap_err();
+        assert_eq!(told.errors(), 2, "{told}");
     }
 
     #[test]

@@ -302,6 +302,15 @@ impl<'n> Field<'n> {
         fields
     }
 
+    /// The entries of a mapping that has been read already: nothing is told again. None if it is not one.
+    pub(super) fn known_entries(self) -> impl Iterator<Item = Field<'n>> {
+        let entries = if let Data::Map(entries) = &self.node.data { entries.as_slice() } else { &[] };
+        entries.iter().filter_map(move |(key, node)| match &key.data {
+            Data::Text(name) => Some(Field { reader: self.reader, key: name, key_spot: key.spot, node }),
+            _ => None,
+        })
+    }
+
     /// A mapping with these keys and no others.
     pub(super) fn section(&self, keys: Keys) -> Section<'n> {
         let readable = matches!(self.node.data, Data::Map(_));

@@ -86,20 +86,20 @@ fn the_whole_grammar_is_understood() {
     assert_eq!(policy.zones, ["us-east", "us-west", "eu-central"]);
     assert_eq!(policy.digest.len(), 64);
     let names: Vec<&str> = policy.routes.iter().map(|route| route.name.as_str()).collect();
-    assert_eq!(names, ["events", "carrier", "queue", "queue-2", "inner", "carrier-2"]);
+    assert_eq!(names, ["events", "carrier", "queue", "queue-2", "inner", "carrier-2", "sessions"]);
     assert_eq!(policy.listeners[0].routes, [RouteId(0), RouteId(1), RouteId(2), RouteId(3)]);
     assert_eq!(policy.listeners[1].address.to_string(), "[::1]:8081");
-    let [None, Some(shown)] = tls.listeners.as_slice() else { panic!("{:?}", tls.listeners) };
+    let [None, Some(shown), None] = tls.listeners.as_slice() else { panic!("{:?}", tls.listeners) };
     let files = shown.pairs.iter().map(|pair| format!("{} {}", pair.cert.path.display(), pair.key.path.display()));
     assert_eq!(files.collect::<Vec<_>>(), ["a.pem a.key", "b.pem b.key"]);
     assert_eq!(shown.client_ca.as_ref().unwrap().path.to_str(), Some("clients.pem"));
     assert_eq!((shown.client_required, shown.oldest), (false, Oldest::V13));
-    let [None, Some(plain), Some(said)] = tls.upstreams.as_slice() else { panic!("{:?}", tls.upstreams) };
+    let [None, Some(plain), Some(said), None] = tls.upstreams.as_slice() else { panic!("{:?}", tls.upstreams) };
     assert!(plain.verifies && plain.ca.is_none() && plain.pair.is_none() && plain.pins.is_empty());
     assert_eq!((said.name.as_deref(), said.pins.as_slice()), (Some("inner.example"), &[[0; 32]][..]));
     assert_eq!(said.pair.as_ref().map(|pair| pair.cert.path.to_str().unwrap()), Some("us.pem"));
     let hosts: Vec<_> = policy.upstreams.iter().map(|upstream| upstream.host.as_deref()).collect();
-    assert_eq!(hosts, [Some("inner:81"), Some("api.example"), None]);
+    assert_eq!(hosts, [Some("inner:81"), Some("api.example"), None, None]);
     let events = policy.route(RouteId(0));
     assert_eq!(events.matcher.path, PathMatch::Exact("/events".into()));
     assert_eq!(events.matcher.methods, ["POST"]);
@@ -161,9 +161,19 @@ fn the_whole_grammar_is_understood() {
     assert_eq!((outlier.ejection_base, outlier.ejected_max.to_string()), (Duration::from_secs(10), "50%".into()));
     assert_eq!(policy.upstream(UpstreamId(1)).outlier, Some(OutlierConfig::default()));
     let health = queue.health.as_ref().unwrap();
-    assert_eq!((health.path.as_str(), health.unhealthy_after, health.healthy_after), ("/healthz", 5, 1));
+    assert_eq!((health.path.as_deref(), health.unhealthy_after, health.healthy_after), (Some("/healthz"), 5, 1));
     assert_eq!(policy.upstream(UpstreamId(1)).endpoints[0].address, "api.example:443");
     assert_eq!(policy.upstream(UpstreamId(1)).health, None);
+    assert_eq!((policy.tcp_route(1), policy.tcp_route(2)), (None, Some(RouteId(6))));
+    let sessions = policy.route(RouteId(6));
+    let guards = &sessions.guards;
+    assert_eq!((guards.idle_timeout, guards.timeout), (Some(Duration::from_secs(3_600)), Duration::from_secs(5)));
+    assert!(guards.retry.on.takes(Failure::ConnectRefused) && !guards.retry.on.takes(Failure::ConnectTimeout));
+    let cache = policy.upstream(sessions.upstream);
+    assert_eq!(
+        (cache.endpoints[0].address.as_str(), cache.health.as_ref().unwrap().path.as_ref()),
+        ("cache.example:6379", None)
+    );
     assert_eq!(policy.limits.grace, Duration::from_secs(5));
     assert_eq!(policy.limits.header_bytes_max, 16 << 10);
     assert_eq!(policy.limits.headers_max, Limits::default().headers_max);
@@ -179,6 +189,21 @@ fn the_whole_grammar_is_understood() {
     assert_eq!(toxiproxy.unwrap().listen.to_string(), "127.0.0.1:8474");
     let faults = faults.unwrap();
     assert_eq!((faults.share_max, faults.ttl_max, faults.count_max), (Ratio::ONE, Duration::from_secs(3_600), 3));
+}
+
+/// Of an upstream that requests go to as well, health is asked for as HTTP.
+#[test]
+fn health_is_a_connection_where_only_connections_go() {
+    let path = |listeners: &str, health: &str| {
+        let upstreams = format!("upstreams: {{ a: {{ endpoints: [\"h:1\"], health: {{ {health} }} }} }}\n");
+        let config = config(&format!("listeners: [{listeners}]\n{upstreams}"));
+        config.policy.upstream(UpstreamId(0)).health.as_ref().unwrap().path.clone()
+    };
+    let tcp = "{ address: \":1\", protocol: tcp, upstream: a }";
+    let http = "{ address: \":2\", routes: [{ upstream: a }] }";
+    assert_eq!(path(tcp, "every: 1s"), None);
+    assert_eq!(path(tcp, "path: /up").as_deref(), Some("/up"), "who says so knows");
+    assert_eq!(path(&format!("{tcp}, {http}"), "every: 1s").as_deref(), Some("/healthz"));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use seawall_core::id::UpstreamId;
 use seawall_core::policy::{Endpoint, Upstream};
 use seawall_core::units::Ratio;
 
-use super::address::{parse_endpoint, parse_url};
+use super::address::{is_tcp, parse_endpoint, parse_tcp_url, parse_url};
 use super::finding::Spot;
 use super::node::{Place, read_zone};
 use super::parse_name;
@@ -39,6 +39,18 @@ struct Named<'n> {
     upstream: Upstream,
     tls: Option<UpstreamTls>,
     used: Cell<bool>,
+    /// Used by routes of requests.
+    called: Cell<bool>,
+    written: WhatIsWritten,
+}
+
+/// What is understood only once it is known who uses an upstream.
+#[derive(Clone, Copy, Default)]
+struct WhatIsWritten {
+    /// `url: tcp://...`
+    is_tcp: bool,
+    has_health_path: bool,
+    idle_timeout: Option<Spot>,
 }
 
 impl<'n> Upstreams<'n> {
@@ -46,14 +58,28 @@ impl<'n> Upstreams<'n> {
         let Some(field) = field else { return Self { list: Vec::new(), written: false } };
         let entries = field.entries();
         let list = entries.into_iter().map(|entry| {
-            let (upstream, tls) = read_upstream(entry, place);
-            Named { reader: entry.reader, spot: entry.key_spot, upstream, tls, used: Cell::new(false) }
+            let (upstream, tls, written) = read_upstream(entry, place);
+            let (used, called) = (Cell::new(false), Cell::new(false));
+            Named { reader: entry.reader, spot: entry.key_spot, upstream, tls, used, called, written }
         });
         Self { list: list.collect(), written: true }
     }
 
-    /// The upstream a field names, which is thereby in use.
+    /// The upstream a field names, which is thereby in use for requests.
     pub(super) fn refer(&self, field: Field<'_>) -> Option<UpstreamId> {
+        let id = self.refer_connections(field)?;
+        let named = &self.list[id.index()];
+        named.called.set(true);
+        if named.written.is_tcp {
+            let hint = "use it in a listener with `protocol: tcp`, or write `url: http://...` there";
+            field
+                .error_with(format!("`{}` is a `tcp://` upstream, which takes no requests", named.upstream.name), hint);
+        }
+        Some(id)
+    }
+
+    /// The upstream a field names, which is thereby in use for connections.
+    pub(super) fn refer_connections(&self, field: Field<'_>) -> Option<UpstreamId> {
         let name = field.text()?;
         let found = self.list.iter().position(|named| named.upstream.name == name);
         match found {
@@ -71,15 +97,38 @@ impl<'n> Upstreams<'n> {
         &self.list[id.index()].upstream.name
     }
 
+    pub(super) fn connect_timeout(&self, id: UpstreamId) -> Duration {
+        self.list[id.index()].upstream.connect_timeout
+    }
+
     pub(super) fn tell_unused(&self) {
         for named in self.list.iter().filter(|named| !named.used.get()) {
             let message = format!("no route goes to the upstream `{}`", named.upstream.name);
             named.reader.warning(named.spot, message, "name it in a route, or remove it");
         }
+        for named in self.list.iter().filter(|named| named.takes_only_connections()) {
+            let Some(spot) = named.written.idle_timeout else { continue };
+            let message =
+                "`idle_timeout` is for connections that are kept for the next request, and no request comes here";
+            named.reader.error_with(spot, message, "remove it; `idle_timeout` of a policy cuts silent connections");
+        }
     }
 
     pub(super) fn resolved(self) -> (Vec<Upstream>, Vec<Option<UpstreamTls>>) {
-        self.list.into_iter().map(|named| (named.upstream, named.tls)).unzip()
+        let resolve = |mut named: Named<'_>| {
+            let asks_nothing = named.takes_only_connections() && !named.written.has_health_path;
+            if let Some(health) = named.upstream.health.as_mut().filter(|_| asks_nothing) {
+                health.path = None;
+            }
+            (named.upstream, named.tls)
+        };
+        self.list.into_iter().map(resolve).unzip()
+    }
+}
+
+impl Named<'_> {
+    fn takes_only_connections(&self) -> bool {
+        self.used.get() && !self.called.get()
     }
 }
 
@@ -89,13 +138,17 @@ const UPSTREAM: Keys = Keys {
     later: &[],
 };
 
-fn read_upstream(entry: Field<'_>, place: &Place) -> (Upstream, Option<UpstreamTls>) {
+fn read_upstream(entry: Field<'_>, place: &Place) -> (Upstream, Option<UpstreamTls>, WhatIsWritten) {
     if let Err(problem) = parse_name(entry.key) {
         entry.reader.error(entry.key_spot, problem);
     }
     let section = entry.section(UPSTREAM);
-    let url = section.field("url").and_then(|url| Some((url, url.parsed(parse_url)?)));
+    let url = section.field("url").filter(|url| !url.peek().is_some_and(is_tcp));
+    let url = url.and_then(|url| Some((url, url.parsed(parse_url)?)));
     let endpoints = match (section.field("url"), section.field("endpoints")) {
+        (Some(url), None) if url.peek().is_some_and(is_tcp) => {
+            url.parsed(parse_tcp_url).map(|address| Endpoint { address, zone: None }).into_iter().collect()
+        }
         (Some(_), None) => {
             url.iter().map(|(_, there)| Endpoint { address: there.address.clone(), zone: None }).collect()
         }
@@ -124,6 +177,11 @@ fn read_upstream(entry: Field<'_>, place: &Place) -> (Upstream, Option<UpstreamT
         // A server that is known by its certificate is asked for by the name it has there.
         None => https.map(|(_, there)| there.host.clone()),
     };
+    let written = WhatIsWritten {
+        is_tcp: section.field("url").and_then(|url| url.peek()).is_some_and(is_tcp),
+        has_health_path: section.field("health").is_some_and(|it| it.known_entries().any(|it| it.key == "path")),
+        idle_timeout: section.field("idle_timeout").map(|field| field.key_spot),
+    };
     let upstream = Upstream {
         name: entry.key.into(),
         endpoints,
@@ -134,7 +192,7 @@ fn read_upstream(entry: Field<'_>, place: &Place) -> (Upstream, Option<UpstreamT
         connect_timeout: section.duration("connect_timeout", CONNECT_TIMEOUT, MILLISECOND..=HOUR),
         host,
     };
-    (upstream, tls)
+    (upstream, tls, written)
 }
 
 /// A host, with or without a port, as it may stand in `Host`.
@@ -234,7 +292,7 @@ fn read_health(field: Field<'_>) -> Option<HealthConfig> {
     let (section, default) = (field.section(HEALTH), HealthConfig::default());
     let path = section.field("path").and_then(|field| field.parsed(super::listeners::parse_path));
     Some(HealthConfig {
-        path: path.unwrap_or(default.path),
+        path: path.or(default.path),
         every: section.duration("every", default.every, Duration::from_millis(10)..=HOUR),
         timeout: section.duration("timeout", default.timeout, MILLISECOND..=HOUR),
         unhealthy_after: section.count("unhealthy_after", default.unhealthy_after, 1..=1_000),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use seawall_core::journal::Entry;
 use seawall_core::ledger::{Summary, Verdict};
 use seawall_core::observation::{EndpointSnapshot, NodeSnapshot, RouteSnapshot, UpstreamSnapshot};
+use seawall_core::policy::Protocol;
 use seawall_core::time::Wall;
 use serde_json::{Value, json};
 
@@ -173,12 +174,21 @@ fn route_row(route: &RouteSnapshot, now: Wall) -> String {
     let opened = route.breaker.opened_total;
     let degraded = route.degraded_since_ms.map(|since| rough(now.since(Wall::from_millis(since))));
     let answers = match degraded {
+        _ if route.protocol == Protocol::Tcp => "connections".into(),
         Some(since) => format!(r#"<span class="state warn">reduced for {since}</span>"#),
         None => r#"<span class="state good">in full</span>"#.into(),
     };
     let (failed, slow) = (share(route.breaker.failure_rate), share(route.breaker.slow_rate));
     let (p50, p99) = (millis(route.latency_p50_ms), millis(route.latency_p99_ms));
-    let (requests, retries) = (route.requests_total, route.retries_total);
+    let requests = match route.protocol {
+        Protocol::Http => route.requests_total.to_string(),
+        Protocol::Tcp => {
+            let seen = &route.connections;
+            let (up, down) = (rough_size(seen.bytes_up_total), rough_size(seen.bytes_down_total));
+            format!("{} <small>{up} up, {down} down</small>", seen.opened_total)
+        }
+    };
+    let retries = route.retries_total;
     let waiting = if route.waiting > 0 { format!(" + {} waiting", route.waiting) } else { String::new() };
     let in_flight = route.in_flight;
     format!(

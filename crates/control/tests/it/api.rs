@@ -41,7 +41,7 @@ async fn status_has_the_shape_of_the_contract() {
     assert_eq!(
         status["routes"][0],
         json!({
-            "name": "events", "upstream": "queue",
+            "name": "events", "upstream": "queue", "protocol": "http",
             "breaker": {"state": "closed", "failure_rate": 0.25, "slow_rate": null, "since_s": 3.0, "opened_total": 2},
             "degraded_since": "2023-11-14T22:13:20.500Z", "requests_total": 100, "failures_total": 5,
             "retries_total": 3, "degraded_total": 6, "in_flight": 0, "waiting": 0,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use seawall_control::FaultPort;
 use seawall_core::fault::book::{Book, Caps, Fault, Id, Look, Order, Refused, Standing, Try};
 use seawall_core::id::{RouteId, UpstreamId};
-use seawall_core::policy::{Delivery, Guards, Limits, Match, Policy, Route, Upstream};
+use seawall_core::policy::{Delivery, Guards, Limits, Match, Policy, Protocol, Route, Upstream};
 use seawall_core::prng::Prng;
 use seawall_core::time::Mono;
 use serde_json::{Value, json};
@@ -24,6 +24,7 @@ impl FakeFaults {
     fn new() -> Self {
         let route = |name: &str, upstream| Route {
             name: name.into(),
+            protocol: Protocol::Http,
             matcher: Match::default(),
             upstream: UpstreamId(upstream),
             guards: Guards::default(),

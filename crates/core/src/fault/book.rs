@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use crate::id::{RouteId, UpstreamId};
 use crate::journal::Seq;
-use crate::policy::{Fallback, Policy};
+use crate::policy::{Fallback, Policy, Protocol};
 use crate::prng::Prng;
 use crate::time::Mono;
 use crate::units::{Ratio, format_duration};
@@ -424,6 +424,7 @@ struct Names {
 #[derive(Clone, Debug)]
 struct RouteName {
     name: String,
+    protocol: Protocol,
     /// Its own upstream first, then those that stand in for it.
     upstreams: Vec<UpstreamId>,
 }
@@ -690,7 +691,8 @@ impl Names {
                 _ => None,
             };
             let others = route.fallbacks.iter().filter_map(other);
-            RouteName { name: route.name.clone(), upstreams: [route.upstream].into_iter().chain(others).collect() }
+            let (name, protocol) = (route.name.clone(), route.protocol);
+            RouteName { name, protocol, upstreams: [route.upstream].into_iter().chain(others).collect() }
         };
         Self {
             routes: policy.routes.iter().map(route).collect(),
@@ -698,8 +700,28 @@ impl Names {
         }
     }
 
-    /// What a scope's names mean: with a route alone, the tries to its own upstream.
+    /// As [`Self::look_up`], where there are calls: bytes of connections pass no fault of this book.
     fn find(&self, scope: &Scope) -> Result<(Option<RouteId>, UpstreamId), Refused> {
+        let (route, upstream) = self.look_up(scope)?;
+        let has_calls = |named: &RouteName| named.protocol == Protocol::Http;
+        let leads_there = |named: &&RouteName| named.upstreams.contains(&upstream);
+        let (field, carries_none) = match route {
+            Some(route) => ("route", !has_calls(&self.routes[route.index()])),
+            None => {
+                let mut there = self.routes.iter().filter(leads_there).peekable();
+                ("upstream", there.peek().is_some() && !there.any(has_calls))
+            }
+        };
+        if carries_none {
+            let message = "connections carry no calls that a fault could touch; Toxiproxy's API has faults for them";
+            let calls = self.routes.iter().filter(|named| has_calls(named)).map(|named| named.name.as_str());
+            return Err(Refused::invalid(field, message, calls));
+        }
+        Ok((route, upstream))
+    }
+
+    /// What a scope's names mean: with a route alone, the tries to its own upstream.
+    fn look_up(&self, scope: &Scope) -> Result<(Option<RouteId>, UpstreamId), Refused> {
         let routes = || self.routes.iter().map(|route| route.name.as_str());
         let place = |found: usize| u32::try_from(found).unwrap_or(u32::MAX);
         let route = match &scope.route {
@@ -727,7 +749,7 @@ impl Names {
             (None, Some(upstream)) => Ok((None, upstream)),
             (Some(route), None) => Ok((Some(RouteId(place(route))), self.routes[route].upstreams[0])),
             (Some(route), Some(upstream)) => {
-                let RouteName { name, upstreams } = &self.routes[route];
+                let RouteName { name, upstreams, .. } = &self.routes[route];
                 if upstreams.contains(&upstream) {
                     return Ok((Some(RouteId(place(route))), upstream));
                 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 /// How to check, and how often a result must repeat before it counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthConfig {
-    /// Path asked for with GET; any 2xx or 3xx is well.
-    pub path: String,
+    /// Path asked for with GET; any 2xx or 3xx is well. `None` where it is enough that a connection comes about.
+    pub path: Option<String>,
     /// Time between checks.
     pub every: Duration,
     /// Time for one check.
@@ -20,7 +20,7 @@ pub struct HealthConfig {
 impl Default for HealthConfig {
     fn default() -> Self {
         Self {
-            path: "/healthz".into(),
+            path: Some("/healthz".into()),
             every: Duration::from_secs(2),
             timeout: Duration::from_secs(1),
             unhealthy_after: 3,

@@ -78,6 +78,7 @@ fn named<T>(
 }
 
 fn route((was, old): &(&Route, &Policy), (is, new): &(&Route, &Policy), tell: &mut dyn FnMut(&str, bool)) {
+    tell("protocol", was.protocol != is.protocol);
     tell("match", was.matcher != is.matcher);
     tell("upstream", old.leads_to(was) != new.leads_to(is));
     // Upstreams that stand in are compared by name above.
@@ -94,6 +95,7 @@ fn route((was, old): &(&Route, &Policy), (is, new): &(&Route, &Policy), tell: &m
 fn guards(was: &Guards, is: &Guards, tell: &mut dyn FnMut(&str, bool)) {
     tell("timeout", was.timeout != is.timeout);
     tell("try_timeout", was.try_timeout != is.try_timeout);
+    tell("idle_timeout", was.idle_timeout != is.idle_timeout);
     tell("retry", was.retry != is.retry || was.budget != is.budget);
     tell("breaker", was.breaker != is.breaker);
     tell("bulkhead", was.bulkhead != is.bulkhead);
@@ -136,6 +138,7 @@ mod tests {
     fn policy() -> Policy {
         let route = |name: &str, upstream| Route {
             name: name.into(),
+            protocol: crate::policy::Protocol::Http,
             matcher: Match::default(),
             upstream: UpstreamId(upstream),
             guards: Guards::default(),

@@ -6,6 +6,8 @@ mod change;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use crate::guard::Invalid;
 use crate::guard::breaker::BreakerConfig;
 use crate::guard::budget::BudgetConfig;
@@ -50,6 +52,13 @@ impl Policy {
         &self.routes[id.index()]
     }
 
+    /// The route of a listener's connections, by the listener's place; `None` where it takes requests.
+    #[must_use]
+    pub fn tcp_route(&self, listener: usize) -> Option<RouteId> {
+        let first = self.listeners.get(listener)?.routes.first()?;
+        (self.route(*first).protocol == Protocol::Tcp).then_some(*first)
+    }
+
     /// The upstream with this id.
     #[must_use]
     pub fn upstream(&self, id: UpstreamId) -> &Upstream {
@@ -57,7 +66,8 @@ impl Policy {
     }
 }
 
-/// An address and the routes tried there, in order: the first match wins.
+/// An address and the routes tried there, in order: the first match wins. Connections whose bytes nobody reads have one
+/// route, and it takes all of them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Listener {
     /// Where to listen.
@@ -112,12 +122,25 @@ impl PathMatch {
     }
 }
 
+/// What a route carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// Requests and their answers.
+    #[default]
+    Http,
+    /// Connections: bytes both ways, as they come.
+    Tcp,
+}
+
 /// One route: what it takes, where it goes, how it is guarded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Route {
     /// Its name in metrics, journal and ledger: `[A-Za-z0-9_-]+`.
     pub name: String,
-    /// Which requests.
+    /// What it carries.
+    pub protocol: Protocol,
+    /// Which requests; of connections all.
     pub matcher: Match,
     /// Where to.
     pub upstream: UpstreamId,
@@ -161,6 +184,8 @@ pub struct Guards {
     pub timeout: Duration,
     /// Time for one try; never beyond what is left of `timeout`.
     pub try_timeout: Duration,
+    /// A connection without a byte in either direction for this long is cut; `None` to let it be silent for ever.
+    pub idle_timeout: Option<Duration>,
     /// Tries and the waits between them.
     pub retry: RetryConfig,
     /// How many retries the route's traffic affords.
@@ -194,6 +219,7 @@ impl Default for Guards {
         Self {
             timeout: Duration::from_secs(30),
             try_timeout: Duration::from_secs(30),
+            idle_timeout: None,
             retry: RetryConfig::default(),
             budget: BudgetConfig::default(),
             breaker: Some(BreakerConfig::default()),
@@ -411,6 +437,34 @@ mod tests {
         assert!(!route.takes("api.example", "/events/1", "PUT"));
         assert!(!route.takes("api.example", "/events", "GET"));
         assert!(Match::default().takes("any", "/any", "ANY"));
+    }
+
+    #[test]
+    fn a_listener_of_connections_has_a_route_of_its_own() {
+        let route = |protocol| Route {
+            name: "r".into(),
+            protocol,
+            matcher: Match::default(),
+            upstream: UpstreamId(0),
+            guards: Guards::default(),
+            fallbacks: Vec::new(),
+            order_by: None,
+            delivery: Delivery::default(),
+        };
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let listener = |route| Listener { address, routes: vec![RouteId(route)] };
+        let policy = Policy {
+            node: "n".into(),
+            zone: "z".into(),
+            zones: Vec::new(),
+            listeners: vec![listener(0), listener(1), Listener { address, routes: Vec::new() }],
+            routes: vec![route(Protocol::Http), route(Protocol::Tcp)],
+            upstreams: Vec::new(),
+            limits: Limits::default(),
+            digest: String::new(),
+        };
+        let found = [0, 1, 2, 3].map(|listener| policy.tcp_route(listener));
+        assert_eq!(found, [None, Some(RouteId(1)), None, None]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use seawall_core::guard::breaker::{BreakerConfig, SharedBreaker};
 use seawall_core::id::{RecordId, RouteId, UpstreamId};
 use seawall_core::ledger::{Arrival, Class, Event, Ledger, ReceiptBatch, RecordRef};
 use seawall_core::outcome::{Failure, Outcome};
-use seawall_core::policy::{Delivery, Guards, Limits, Match, Policy, Route, Upstream};
+use seawall_core::policy::{Delivery, Guards, Limits, Match, Policy, Protocol, Route, Upstream};
 use seawall_core::prng::Prng;
 use seawall_core::spool::index::{Admission, Footprint, Index, IndexConfig};
 use seawall_core::spool::{FingerprintHalf, KeyHash, LaneKey, Terms};
@@ -34,6 +34,7 @@ fn a_breaker_allocates_nothing_while_closed() {
 fn policy() -> Policy {
     let route = Route {
         name: "events".into(),
+        protocol: Protocol::Http,
         matcher: Match::default(),
         upstream: UpstreamId(0),
         guards: Guards::default(),

@@ -333,6 +333,8 @@ pub struct ClientMaterial {
     pub oldest: Oldest,
     /// The name its certificate must have, in place of the endpoint's.
     pub name: Option<String>,
+    /// The protocols offered, the liked one first (ALPN); none to leave it open.
+    pub protocols: Vec<&'static [u8]>,
 }
 
 /// An upstream's side.
@@ -420,7 +422,7 @@ fn client(material: &ClientMaterial) -> Result<Client, TlsError> {
             builder.with_client_auth_cert(chain, key).map_err(TlsError::KeyMismatch)?
         }
     };
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = material.protocols.iter().map(|name| name.to_vec()).collect();
     let name = material.name.as_deref().map(server_name).transpose().map_err(TlsError::Refused)?;
     Ok(Client { config: Arc::new(config), name })
 }

@@ -164,7 +164,7 @@ fn the_healthy_endpoint_gets_the_calls() {
     let well = Server::start(|_, _| ok("well"));
     let mut upstream = upstream("u", &[sick.address, well.address]);
     upstream.health = Some(HealthConfig {
-        path: "/healthz".into(),
+        path: Some("/healthz".into()),
         every: Duration::from_millis(20),
         timeout: Duration::from_millis(500),
         unhealthy_after: 2,

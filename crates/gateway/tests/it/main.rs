@@ -10,6 +10,7 @@ mod guards;
 mod limits;
 mod pipeline;
 mod reload;
+mod tcp;
 mod tls;
 mod traffic;
 mod world;

@@ -89,6 +89,7 @@ fn trusts(authority: &Authority) -> ClientMaterial {
         identity: None,
         oldest: Oldest::V12,
         name: None,
+        protocols: vec![b"http/1.1"],
     }
 }
 

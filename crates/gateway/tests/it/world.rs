@@ -16,7 +16,7 @@ use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::journal::Kind;
 use seawall_core::observation::{NodeSnapshot, RouteSnapshot};
 use seawall_core::policy::{
-    Delivery, Endpoint, Fallback, Guards, Limits, Listener, Match, PathMatch, Policy, Route, Upstream,
+    Delivery, Endpoint, Fallback, Guards, Limits, Listener, Match, PathMatch, Policy, Protocol, Route, Upstream,
 };
 use seawall_core::time::Wall;
 use seawall_core::units::Ratio;
@@ -266,6 +266,7 @@ impl Records for Account {
 pub fn route(name: &str, upstream: u32) -> Route {
     Route {
         name: name.into(),
+        protocol: Protocol::Http,
         matcher: Match::default(),
         upstream: UpstreamId(upstream),
         guards: Guards {

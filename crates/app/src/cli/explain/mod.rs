@@ -1,6 +1,7 @@
 //! `seawall explain ROUTE`: what a request of a route meets, in which order, with which numbers, and the worst that can
 //! come of it.
 
+mod connections;
 mod worst;
 
 use std::fmt::Write as _;
@@ -12,7 +13,7 @@ use seawall_core::guard::breaker::{BreakerConfig, WindowConfig};
 use seawall_core::guard::bulkhead::Order;
 use seawall_core::guard::pipeline::STAGES;
 use seawall_core::guard::retry::{Jitter, RetryOn};
-use seawall_core::policy::{Fallback, Guards, Policy, Route, Upstream};
+use seawall_core::policy::{Fallback, Guards, Policy, Protocol, Route, Upstream};
 use seawall_core::units::format_duration;
 use serde_json::{Value, json};
 
@@ -46,6 +47,9 @@ pub(super) fn run(args: &ExplainArgs) -> anyhow::Result<Ended> {
 }
 
 fn as_json(policy: &Policy, route: &Route) -> Value {
+    if route.protocol == Protocol::Tcp {
+        return connections::as_json(policy, route);
+    }
     let ms = |duration: Duration| duration.as_secs_f64() * 1_000.0;
     let worst = Worst::of(route);
     let stages: Vec<Value> = STAGES
@@ -69,6 +73,7 @@ fn as_json(policy: &Policy, route: &Route) -> Value {
         .collect();
     json!({
         "route": route.name,
+        "protocol": route.protocol,
         "takes": which::matched(&route.matcher),
         "upstream": policy.upstream(route.upstream).name,
         "stages": stages,
@@ -91,6 +96,9 @@ fn as_json(policy: &Policy, route: &Route) -> Value {
 }
 
 fn as_text(policy: &Policy, route: &Route) -> String {
+    if route.protocol == Protocol::Tcp {
+        return connections::as_text(policy, route);
+    }
     let upstream = policy.upstream(route.upstream);
     let mut text = format!("{}: {}, to {}\n", route.name, which::matched(&route.matcher), upstream.name);
     let width = STAGES.iter().map(|stage| stage.name.len()).max().unwrap_or(0);
@@ -231,8 +239,8 @@ fn endpoint_words(upstream: &Upstream) -> String {
     match &upstream.health {
         None => format!("{endpoints}, never asked how they are"),
         Some(health) => format!(
-            "{endpoints}; GET {} every {}, out after {} failures, back after {} successes",
-            health.path,
+            "{endpoints}; {} every {}, out after {} failures, back after {} successes",
+            health.path.as_ref().map_or_else(|| "a connection".into(), |path| format!("GET {path}")),
             format_duration(health.every),
             health.unhealthy_after,
             health.healthy_after

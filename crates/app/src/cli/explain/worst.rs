@@ -115,7 +115,7 @@ mod tests {
     use seawall_core::guard::bulkhead::BulkheadConfig;
     use seawall_core::guard::hedge::HedgeConfig;
     use seawall_core::id::UpstreamId;
-    use seawall_core::policy::{Delivery, Match};
+    use seawall_core::policy::{Delivery, Match, Protocol};
     use seawall_core::units::Ratio;
 
     use super::*;
@@ -125,7 +125,8 @@ mod tests {
 
     fn route(guards: Guards, fallbacks: Vec<Fallback>) -> Route {
         let (matcher, delivery) = (Match::default(), Delivery::default());
-        Route { name: "r".into(), matcher, upstream: UpstreamId(0), guards, fallbacks, order_by: None, delivery }
+        let (name, protocol, upstream) = ("r".into(), Protocol::Http, UpstreamId(0));
+        Route { name, protocol, matcher, upstream, guards, fallbacks, order_by: None, delivery }
     }
 
     /// Two seconds for four tries of half a second, waits of 50, 100 and 200 ms: 0.5 + 0.05 + 0.5 + 0.1 + 0.5 + 0.2 =

@@ -18,6 +18,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use seawall_core::guard::rate::RateConfig;
+use seawall_core::policy::Protocol;
 use seawall_core::time::Mono;
 use seawall_core::units::{Ratio, parse_duration, parse_rate, parse_ratio};
 use seawall_core::whatif::{Report, Scenario, Stretch, Traffic, Trouble};
@@ -220,6 +221,10 @@ fn subject(args: &SimulateArgs, file: Option<&Path>) -> anyhow::Result<Subject> 
         (Some(file), route) => {
             let policy = which::load(file)?;
             let route = which::find_or_only(&policy, route.as_deref(), file)?;
+            if route.protocol == Protocol::Tcp {
+                let message = format!("`{}` carries connections; requests and answers can be played", route.name);
+                return Err(UsageError(message).into());
+            }
             Ok(Subject::of(&file.display().to_string(), route))
         }
         (None, None) => Ok(Subject::default_guards()),

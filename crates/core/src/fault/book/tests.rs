@@ -6,12 +6,13 @@ use std::net::SocketAddr;
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::{Delivery, Guards, Limits, Listener, Match, Route, Upstream};
+use crate::policy::{Delivery, Guards, Limits, Listener, Match, Protocol, Route, Upstream};
 
 /// Routes `events` (to `queue`, then `other`) and `quotes` (to `carrier`).
 fn policy() -> Policy {
     let route = |name: &str, upstream, fallbacks| Route {
         name: name.into(),
+        protocol: Protocol::Http,
         matcher: Match::default(),
         upstream: UpstreamId(upstream),
         guards: Guards::default(),
@@ -501,4 +502,22 @@ fn under_another_policy_a_fault_stays_on_what_is_called_the_same() {
     let moved = Try { generation: 1, route: RouteId(1), upstream: UpstreamId(1), ..a_try() };
     assert_eq!(book.touch(at(1), &moved).map(|touch| touch.id), Some(stays));
     assert_eq!(book.touch(at(1), &a_try()), None, "a try of before goes by other numbers");
+}
+
+#[test]
+fn connections_carry_no_calls_to_touch() {
+    let mut policy = policy();
+    policy.routes[1].protocol = Protocol::Tcp;
+    let mut book = Book::new(Caps::default(), &policy, 7);
+    let mut place = |route: Option<&str>, upstream: Option<&str>| {
+        let scope = Scope { route: route.map(Into::into), upstream: upstream.map(Into::into), ..Scope::default() };
+        let order = Order { scope, ..order(Kind::Hang, Portion::Share(Ratio::ONE)) };
+        book.place(at(0), order, &mut Prng::new(1)).map(drop)
+    };
+    for (route, upstream, field) in [(Some("quotes"), None, "route"), (None, Some("carrier"), "upstream")] {
+        let Err(Refused::Invalid { field: told, message, allowed }) = place(route, upstream) else { panic!("placed") };
+        assert_eq!((told, allowed), (field, vec!["events".to_owned()]));
+        assert!(message.starts_with("connections carry no calls"), "{message}");
+    }
+    assert!(!matches!(place(Some("events"), None), Err(Refused::Invalid { field: "route" | "upstream", .. })));
 }

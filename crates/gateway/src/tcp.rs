@@ -1,0 +1,327 @@
+//! The way of a TCP connection: limit of connections → bulkhead → attempt loop { breaker → rate → endpoint → connection }
+//! within the retry budget → both joined, until they have ended.
+//!
+//! Picture a switchboard. The guards stand around the connecting; once two lines are joined, nobody listens. A call to an
+//! upstream is judged by how it came about: refused, timed out, or broken off before a byte came back is a failure, and its
+//! time is the time to connect. Nothing of the client's has been sent until then, so another endpoint may be tried. A
+//! connection holds its place in the bulkhead until it has ended.
+//! Whoever is refused is reset: a plain close would look like an orderly answer of nothing.
+//! Not here: the bytes (`duplex.rs`), what a guard decides (`core::guard`).
+
+use std::pin::pin;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use seawall_core::guard::Refusal;
+use seawall_core::guard::deadline::Deadline;
+use seawall_core::guard::pipeline::{Answered, NoRetry};
+use seawall_core::guard::retry::{Tried as TriedFacts, Waits};
+use seawall_core::id::{RouteId, UpstreamId};
+use seawall_core::observation::Ended;
+use seawall_core::outcome::{Failure, Outcome};
+use seawall_core::time::Mono;
+use tokio_util::sync::CancellationToken;
+
+use crate::chain::{InFlight, no_healthy_endpoint};
+use crate::duplex::{Duplex, End, Moved, Peer};
+use crate::ejection;
+use crate::listener::{Stop, unseal};
+use crate::net::Stream;
+use crate::node::Worker;
+use crate::observe::ConnectionCounts;
+use crate::pool::OpenCount;
+use crate::route::{Pass, Place, RouteState};
+use crate::seat::{Door, Seat};
+
+/// A connection that has stood for so long came about well, whether or not anybody has said anything.
+const SETTLED_AFTER: Duration = Duration::from_secs(1);
+
+/// Takes a client's connection on, or refuses it.
+pub(crate) fn admit(seat: &Arc<Seat>, client: Stream, door: &Arc<Door>, id: RouteId, stop: &Stop) {
+    let worker = seat.worker();
+    let counts = &worker.counts[id.index()];
+    counts.connections.opened.add(1);
+    match worker.node.connections.take() {
+        Ok(used) => {
+            let (worker, door, stop) = (Arc::clone(&worker), Arc::clone(door), stop.clone());
+            seat.tasks.spawn(async move {
+                let _used = used;
+                match unseal(&worker, client, &door, &stop).await {
+                    Some(client) => serve(worker, id, client, stop.now).await,
+                    None => worker.counts[id.index()].connections.ended(Ended::Left),
+                }
+            });
+        }
+        Err(refusal) => {
+            client.reset_on_close();
+            counts.refused(&refusal);
+            counts.connections.ended(Ended::Refused);
+        }
+    }
+}
+
+async fn serve(worker: Arc<Worker>, id: RouteId, client: Stream, stop: CancellationToken) {
+    let (clock, counts) = (&worker.node.clock, &worker.counts[id.index()]);
+    let started = clock.now();
+    let standing = tokio::select! {
+        biased;
+        () = stop.cancelled() => Err(Ended::Cut),
+        () = client.broken() => Err(Ended::Left),
+        standing = connect(&worker, id, started) => standing,
+    };
+    let ended = match standing {
+        Ok((upstream, standing)) => {
+            counts.took(clock.now().since(started));
+            let idle_timeout = standing.route.policy.guards.idle_timeout;
+            let duplex = Duplex::new(clock.clone(), [client, upstream], Default::default(), idle_timeout);
+            let ended = carry(&counts.connections, duplex, Some(standing), &stop).await;
+            counts.connections.lasted(clock.now().since(started));
+            ended
+        }
+        Err(ended) => {
+            client.reset_on_close();
+            ended
+        }
+    };
+    counts.connections.ended(ended);
+}
+
+/// Lets both sides speak until they have ended, or the node stops. Tells how it ended.
+pub(crate) async fn carry(
+    counts: &ConnectionCounts,
+    mut duplex: Duplex,
+    mut standing: Option<Standing>,
+    stop: &CancellationToken,
+) -> Ended {
+    let mut settled = pin!(tokio::time::sleep(SETTLED_AFTER));
+    let ended = loop {
+        let is_open = standing.as_ref().is_some_and(Standing::is_open);
+        let hear = |peer, moved| {
+            match (peer, moved) {
+                (Peer::Client, Moved::Bytes(bytes)) => counts.bytes_up.add(bytes as u64),
+                (Peer::Upstream, Moved::Bytes(bytes)) => counts.bytes_down.add(bytes as u64),
+                (_, Moved::End) => {}
+            }
+            standing.iter_mut().for_each(|standing| standing.hear(peer, moved));
+        };
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => break Ended::Cut,
+            end = duplex.run(hear) => break match end {
+                End::Done => return Ended::Done,
+                End::Reset(Peer::Client) => Ended::ClientReset,
+                End::Reset(Peer::Upstream) => Ended::UpstreamReset,
+                End::Idle => Ended::Idle,
+            },
+            () = &mut settled, if is_open => {}
+        }
+        standing.iter_mut().for_each(Standing::well);
+    };
+    if let (Ended::UpstreamReset, Some(standing)) = (ended, &mut standing) {
+        standing.ill();
+    }
+    duplex.reset();
+    ended
+}
+
+/// A connection to an upstream that has come about, and what it holds until it ends.
+pub(crate) struct Standing {
+    worker: Arc<Worker>,
+    id: RouteId,
+    route: Arc<RouteState>,
+    endpoint: (UpstreamId, usize),
+    /// Until it is known how it came about.
+    pass: Option<Pass>,
+    began: Mono,
+    connected: Mono,
+    client_has_ended: bool,
+    _held: (Place, InFlight, OpenCount),
+}
+
+impl Standing {
+    /// True while it is not known how it came about.
+    fn is_open(&self) -> bool {
+        self.pass.is_some()
+    }
+
+    fn hear(&mut self, peer: Peer, moved: Moved) {
+        match (peer, moved) {
+            (Peer::Upstream, Moved::Bytes(_)) => self.well(),
+            // Whoever hangs up on a caller who is still there has not taken the call: what stands in front of a dead
+            // server often does that.
+            (Peer::Upstream, Moved::End) if !self.client_has_ended => self.ill(),
+            (Peer::Upstream, Moved::End) => self.well(),
+            (Peer::Client, Moved::End) => self.client_has_ended = true,
+            (Peer::Client, Moved::Bytes(_)) => {}
+        }
+    }
+
+    fn well(&mut self) {
+        let Some(pass) = self.pass.take() else { return };
+        let (counts, now) = (&self.worker.counts[self.id.index()], self.worker.node.clock.now());
+        pass.report(counts, now, self.connected, Outcome::Success, Answered::default());
+        let took = self.connected.since(self.began);
+        ejection::note(&self.worker, self.endpoint, Outcome::Success, took, self.route.cause());
+    }
+
+    fn ill(&mut self) {
+        let Some(pass) = self.pass.take() else { return };
+        let failure = Failure::ConnectionLost;
+        note_failure(&self.worker, (self.id, &self.route), self.endpoint, pass, self.began, failure);
+        let now = self.worker.node.clock.now();
+        self.route.failing(now, &failure.to_string());
+    }
+}
+
+/// What became of one try.
+enum Tried {
+    Stands(Stream, Box<Standing>),
+    Refused(Refusal),
+    Failed(Failure),
+}
+
+/// Finds the client a connection, or tells why there is none.
+async fn connect(worker: &Arc<Worker>, id: RouteId, started: Mono) -> Result<(Stream, Standing), Ended> {
+    let (clock, counts) = (&worker.node.clock, &worker.counts[id.index()]);
+    let route = &worker.node.routes[id.index()];
+    let deadline = Deadline::new(started, route.policy.guards.timeout, None);
+    let refused = |refusal: Refusal| {
+        counts.refused(&refusal);
+        // The breaker has told already.
+        if !matches!(refusal, Refusal::BreakerOpen { .. }) {
+            route.failing(clock.now(), &refusal.to_string());
+        }
+        Ended::Refused
+    };
+    let mut place = Some(route.enter(started, deadline).await.map_err(refused)?);
+    let (mut tried, mut attempts, mut waits) = (0, 0, Waits::default());
+    // Held while a retry waits and while it is made: both are load that the budget must know of.
+    let mut _retry = None;
+    loop {
+        attempts += 1;
+        let failure = match try_once(worker, id, &deadline, &mut tried, &mut place).await {
+            Tried::Stands(upstream, standing) => return Ok((upstream, *standing)),
+            Tried::Refused(refusal) => return Err(refused(refusal)),
+            Tried::Failed(failure) => failure,
+        };
+        let facts = TriedFacts {
+            attempts,
+            failure,
+            // Nothing has been sent.
+            idempotent: true,
+            replayable: true,
+            owned_above: false,
+            elapsed: clock.now().since(started),
+            pushback: None,
+        };
+        let next = {
+            let mut prng = worker.prng.lock().unwrap_or_else(PoisonError::into_inner);
+            route.next_try(clock.now(), facts, &mut waits, &deadline, &mut prng)
+        };
+        let gives_up = match next {
+            Ok((wait, retry)) => {
+                _retry = Some(retry);
+                tokio::time::sleep(wait).await;
+                counts.retries.add(1);
+                continue;
+            }
+            Err(NoRetry::NotAfforded(refusal)) => Some(refusal),
+            Err(NoRetry::GaveUp(_) | NoRetry::TooLate) => None,
+        };
+        gives_up.iter().for_each(|refusal| counts.refused(refusal));
+        route.failing(clock.now(), &failure.to_string());
+        return Err(Ended::Failed);
+    }
+}
+
+/// One try: breaker, limits, endpoint, connection under its timeout.
+async fn try_once(
+    worker: &Arc<Worker>,
+    id: RouteId,
+    deadline: &Deadline,
+    tried: &mut u64,
+    place: &mut Option<Place>,
+) -> Tried {
+    let (node, clock) = (&worker.node, &worker.node.clock);
+    let route = &node.routes[id.index()];
+    let (upstream, began) = (route.policy.upstream, clock.now());
+    let mut pass = match route.admit(began) {
+        Ok(pass) => pass,
+        Err(refusal) => return Tried::Refused(refusal),
+    };
+    let (endpoint, open) = match choose(worker, upstream, *tried) {
+        Ok(chosen) => chosen,
+        Err(refusal) => return Tried::Refused(refusal),
+    };
+    *tried |= bit(endpoint);
+    let load = InFlight::new(&node.upstreams[upstream.index()].endpoints[endpoint].load);
+    let until = clock.instant(deadline.of_try(began, route.policy.guards.try_timeout));
+    let dialled = tokio::time::timeout_at(until, worker.pool(upstream, endpoint).dial_in_time()).await;
+    match (dialled.unwrap_or(Err(Failure::ConnectTimeout)), place.take()) {
+        (Ok(stream), Some(place)) => {
+            // From here on a silent upstream is nobody's fault.
+            pass.answered();
+            let standing = Standing {
+                worker: Arc::clone(worker),
+                id,
+                route: Arc::clone(route),
+                endpoint: (upstream, endpoint),
+                pass: Some(pass),
+                began,
+                connected: clock.now(),
+                client_has_ended: false,
+                _held: (place, load, open),
+            };
+            Tried::Stands(stream, Box::new(standing))
+        }
+        (Err(failure), kept) => {
+            *place = kept;
+            note_failure(worker, (id, route), (upstream, endpoint), pass, began, failure);
+            Tried::Failed(failure)
+        }
+        (Ok(_), None) => {
+            unreachable!("a place is given up to a connection that stands, and then there is no other try")
+        }
+    }
+}
+
+fn note_failure(
+    worker: &Worker,
+    (id, route): (RouteId, &RouteState),
+    endpoint: (UpstreamId, usize),
+    pass: Pass,
+    began: Mono,
+    failure: Failure,
+) {
+    let (counts, now) = (&worker.counts[id.index()], worker.node.clock.now());
+    counts.failed(failure);
+    pass.record(counts, now, Outcome::Failure(failure));
+    ejection::note(worker, endpoint, Outcome::Failure(failure), now.since(began), route.cause());
+}
+
+/// The less loaded of two healthy endpoints that may have one more connection; those already tried come last.
+fn choose(worker: &Worker, upstream: UpstreamId, tried: u64) -> Result<(usize, OpenCount), Refusal> {
+    let most = worker.node.policy.upstream(upstream).connections_max;
+    let mut full = 0;
+    // What is full goes to the end of the line; once only such are left, those tried before are asked again.
+    for not_these in [tried, 0] {
+        loop {
+            let endpoint = worker.choose(upstream, not_these | full);
+            let endpoint = endpoint.ok_or_else(|| no_healthy_endpoint(worker, upstream))?;
+            if full & bit(endpoint) != 0 {
+                break;
+            }
+            match worker.pool(upstream, endpoint).reserve(most) {
+                Some(open) => return Ok((endpoint, open)),
+                None => full |= bit(endpoint),
+            }
+        }
+    }
+    let limit = "connections of the upstream";
+    Err(Refusal::LimitReached { limit, value: most.into(), retry_in: Duration::from_secs(1) })
+}
+
+/// Beyond 64 endpoints a bit stands for several.
+const fn bit(endpoint: usize) -> u64 {
+    1 << (endpoint as u64 % 64)
+}
