@@ -230,7 +230,7 @@ listeners:
       - { name: a, match: { path: /a, method: POST }, upstream: queue, policy: writes }
       - { name: a, match: { path: /b }, upstream: que }
       - { match: { path: /a, method: POST }, upstream: queue, policy: reads }
-  - { address: \"127.0.0.1:8081\", protocol: tcp, routes: [] }
+  - { address: \"127.0.0.1:8081\", protocol: mqtt, routes: [] }
 upstreams:
   queue: { url: \"https://queue.example\" }
   other: { endpoints: [{ address: \"127.0.0.1\", zone: mars }], connections: 0 }
@@ -265,7 +265,7 @@ fn check_tells_every_mistake_at_once() {
         (11, "`que`"),
         (11, "`a`"),
         (12, "`reads`"),
-        (13, "tcp"),
+        (13, "no protocol"),
         (15, "plain HTTP"),
         (16, "`127.0.0.1` has no port"),
         (16, "mars"),

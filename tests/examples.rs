@@ -41,7 +41,8 @@ fn at(address: SocketAddr) -> String {
     address.to_string()
 }
 
-const TESTED: [&str; 5] = ["first.yaml", "logistics.yaml", "reads.yaml", "two-zones.yaml", "writes.yaml"];
+const TESTED: [&str; 6] =
+    ["connections.yaml", "first.yaml", "logistics.yaml", "reads.yaml", "two-zones.yaml", "writes.yaml"];
 
 #[test]
 fn each_has_a_test_and_stands_as_it_is() {
@@ -63,6 +64,25 @@ fn first() {
     let environment = [("LISTEN", anywhere()), ("ADMIN", anywhere()), ("UPSTREAM", at(server.address))];
     let (node, _place) = start("first.yaml", &environment);
     assert_eq!(node.get("/").body, "hello");
+}
+
+#[test]
+fn connections() {
+    let (cache, second) = (Server::start(|_| ok("from the cache")), Server::start(|_| ok("from the second")));
+    let environment = [
+        ("CACHE_LISTEN", anywhere()),
+        ("DB_LISTEN", anywhere()),
+        ("ADMIN", anywhere()),
+        ("CACHE", at(cache.address)),
+        ("DB_FIRST", nobody()),
+        ("DB_SECOND", at(second.address)),
+    ];
+    let (node, _place) = start("connections.yaml", &environment);
+    let ask = |address| Client::new(address).ask("GET / HTTP/1.1\r\nHost: h\r\n\r\n").body;
+    assert_eq!(ask(node.addresses[0]), "from the cache");
+    for _ in 0..5 {
+        assert_eq!(ask(node.addresses[1]), "from the second", "the first cannot be reached");
+    }
 }
 
 #[test]
