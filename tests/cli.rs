@@ -232,7 +232,7 @@ listeners:
       - { match: { path: /a, method: POST }, upstream: queue, policy: reads }
   - { address: \"127.0.0.1:8081\", protocol: mqtt, routes: [] }
 upstreams:
-  queue: { url: \"https://queue.example\" }
+  queue: { url: \"ftp://queue.example\" }
   other: { endpoints: [{ address: \"127.0.0.1\", zone: mars }], connections: 0 }
 policies:
   writes:
@@ -266,7 +266,7 @@ fn check_tells_every_mistake_at_once() {
         (11, "`a`"),
         (12, "`reads`"),
         (13, "no protocol"),
-        (15, "plain HTTP"),
+        (15, "`ftp` is not supported"),
         (16, "`127.0.0.1` has no port"),
         (16, "mars"),
         (16, "`connections`"),

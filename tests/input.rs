@@ -40,7 +40,7 @@ fn every_refusal_names_its_rule_and_is_counted() {
         ("POST /r HTTP/1.1\r\nHost: h\r\nContent-Length: 200000\r\n\r\n".into(), 413, "body_bytes"),
         ("CONNECT h:80 HTTP/1.1\r\nHost: h:80\r\n\r\n".into(), 405, "method"),
         ("TRACE /r HTTP/1.1\r\nHost: h\r\n\r\n".into(), 405, "method"),
-        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), 505, "version"),
+        ("PRI * HTTP/2.0\r\nHost: h\r\n\r\n".into(), 505, "version"),
         (get.to_owned() + "\r\n", 400, "host"),
         (format!("{get}Host: a\r\nHost: b\r\n\r\n"), 400, "host"),
         ("GET  /r HTTP/1.1\r\nHost: h\r\n\r\n".into(), 400, "request_line"),

@@ -214,7 +214,7 @@ fn without_a_file_and_with_values_that_make_no_sense() {
         (":99999", "http://127.0.0.1:1", "is not a port"),
         ("nowhere:1", "http://127.0.0.1:1", "--listen: "),
         ("127.0.0.1:0", "127.0.0.1:1", "--upstream: "),
-        ("127.0.0.1:0", "https://127.0.0.1:1", "plain HTTP"),
+        ("127.0.0.1:0", "ftp://127.0.0.1:1", "`ftp` is not supported"),
         ("127.0.0.1:0", "http://", "--upstream: "),
         ("127.0.0.1:0", "http://a b", "--upstream: "),
         ("", "", "--listen: "),

@@ -9,7 +9,7 @@ use crate::house::{Node, Place, port, wait_for};
 use crate::nginx::Nginx;
 
 /// A folder with an authority, as `openssl` makes one.
-pub struct Authority(tempfile::TempDir);
+pub struct Authority(pub tempfile::TempDir);
 
 fn openssl(arguments: &[&str]) {
     let output = Command::new("openssl").args(arguments).output().expect("openssl runs");

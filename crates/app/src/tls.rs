@@ -48,7 +48,7 @@ enum Side {
 struct Door {
     /// Its place among the policy's listeners, or upstreams.
     index: usize,
-    speaks_http: bool,
+    speech: Speech,
     /// As the journal and the metrics name it.
     subject: String,
     side: Side,
@@ -170,12 +170,32 @@ impl Files {
 
 type Gathering<M> = Result<Gathered<M>, (Vec<Finding>, [u8; 32])>;
 
-/// What is offered where requests are carried; connections may be of any protocol.
-fn protocols(speaks_http: bool) -> Vec<&'static [u8]> {
-    if speaks_http { vec![b"http/1.1"] } else { Vec::new() }
+/// What is spoken behind a door.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Speech {
+    /// Requests by either version, as the client likes.
+    Either,
+    /// HTTP/1.1.
+    Lines,
+    /// HTTP/2.
+    Frames,
+    /// Bytes of any protocol.
+    Bytes,
 }
 
-fn of_listener(tls: &ListenerTls, speaks_http: bool) -> Gathering<ServerMaterial> {
+impl Speech {
+    /// What is offered, the liked one first (ALPN).
+    fn protocols(self) -> Vec<&'static [u8]> {
+        match self {
+            Self::Either => vec![b"h2", b"http/1.1"],
+            Self::Lines => vec![b"http/1.1"],
+            Self::Frames => vec![b"h2"],
+            Self::Bytes => Vec::new(),
+        }
+    }
+}
+
+fn of_listener(tls: &ListenerTls, speech: Speech) -> Gathering<ServerMaterial> {
     let mut files = Files::default();
     let identities: Vec<_> = tls.pairs.iter().map(|pair| files.pair(pair)).collect();
     let clients = tls.client_ca.as_ref().map(|file| files.authorities(file));
@@ -189,12 +209,12 @@ fn of_listener(tls: &ListenerTls, speaks_http: bool) -> Gathering<ServerMaterial
         identities,
         clients,
         oldest: tls.oldest,
-        protocols: protocols(speaks_http),
+        protocols: speech.protocols(),
     });
     files.done(material)
 }
 
-fn of_upstream(tls: &UpstreamTls, speaks_http: bool) -> Gathering<ClientMaterial> {
+fn of_upstream(tls: &UpstreamTls, speech: Speech) -> Gathering<ClientMaterial> {
     let mut files = Files::default();
     let authorities = match (&tls.ca, tls.verifies) {
         (_, false) => Some(None),
@@ -219,7 +239,7 @@ fn of_upstream(tls: &UpstreamTls, speaks_http: bool) -> Gathering<ClientMaterial
         identity,
         oldest: tls.oldest,
         name: tls.name.clone(),
-        protocols: protocols(speaks_http),
+        protocols: speech.protocols(),
     });
     files.done(material)
 }
@@ -233,21 +253,25 @@ pub(crate) fn load(config: &AppConfig) -> Result<(Doors, Vec<Finding>), Vec<Find
     let listeners = config.policy.listeners.iter().zip(&config.tls.listeners).enumerate();
     for (index, (listener, said)) in listeners {
         let Some(said) = said else { continue };
-        let speaks_http = config.policy.tcp_route(index).is_none();
-        let opened = open(of_listener(said, speaks_http), ServerSide::new, &said.pairs[0].cert.at, &mut findings);
+        let speech = if config.policy.tcp_route(index).is_some() { Speech::Bytes } else { Speech::Either };
+        let opened = open(of_listener(said, speech), ServerSide::new, &said.pairs[0].cert.at, &mut findings);
         let subject = format!("listener:{}", listener.address);
         let side = |side| Side::Listener(Box::new(said.clone()), side);
-        doors.extend(opened.map(|opened| opened.door((index, speaks_http), subject, side)));
+        doors.extend(opened.map(|opened| opened.door((index, speech), subject, side)));
     }
     let upstreams = config.policy.upstreams.iter().zip(&config.tls.upstreams).enumerate();
     for (index, (upstream, said)) in upstreams {
         let Some(said) = said else { continue };
         let is_of_connections = |route: &Route| route.upstream.index() == index && route.protocol == Protocol::Tcp;
-        let speaks_http = !config.policy.routes.iter().any(is_of_connections);
-        let opened = open(of_upstream(said, speaks_http), ClientSide::new, &said.at, &mut findings);
+        let speech = match config.policy.routes.iter().any(is_of_connections) {
+            true => Speech::Bytes,
+            false if upstream.http2 => Speech::Frames,
+            false => Speech::Lines,
+        };
+        let opened = open(of_upstream(said, speech), ClientSide::new, &said.at, &mut findings);
         let subject = format!("upstream:{}", upstream.name);
         let side = |side| Side::Upstream(Box::new(said.clone()), side);
-        doors.extend(opened.map(|opened| opened.door((index, speaks_http), subject, side)));
+        doors.extend(opened.map(|opened| opened.door((index, speech), subject, side)));
     }
     let is_sound = findings.iter().all(|finding| finding.severity != Severity::Error);
     if is_sound { Ok((Doors(doors), findings)) } else { Err(findings) }
@@ -261,8 +285,8 @@ struct Opened<S> {
 }
 
 impl<S> Opened<S> {
-    fn door(self, (index, speaks_http): (usize, bool), subject: String, side: impl FnOnce(Arc<S>) -> Side) -> Door {
-        Door { index, speaks_http, subject, side: side(self.side), seen: self.digest, shown: self.shown }
+    fn door(self, (index, speech): (usize, Speech), subject: String, side: impl FnOnce(Arc<S>) -> Side) -> Door {
+        Door { index, speech, subject, side: side(self.side), seen: self.digest, shown: self.shown }
     }
 }
 
@@ -406,7 +430,7 @@ impl Shared {
         for door in &mut doors.0 {
             let place = known.iter().position(|known| known.subject == door.subject);
             match place.map(|place| known.remove(place)) {
-                Some(same) if same.side.said() == door.side.said() && same.speaks_http == door.speaks_http => {
+                Some(same) if same.side.said() == door.side.said() && same.speech == door.speech => {
                     *door = Door { index: door.index, ..same }
                 }
                 _ => changed.push(format!("{}: tls", door.subject.replacen(':', " ", 1))),
@@ -481,10 +505,10 @@ impl Door {
     fn look(&mut self, journal: &Journal, cause: Seq) {
         let taken = match &self.side {
             Side::Listener(said, side) => {
-                take(self.seen, of_listener(said, self.speaks_http), |material| side.replace(material))
+                take(self.seen, of_listener(said, self.speech), |material| side.replace(material))
             }
             Side::Upstream(said, side) => {
-                take(self.seen, of_upstream(said, self.speaks_http), |material| side.replace(material))
+                take(self.seen, of_upstream(said, self.speech), |material| side.replace(material))
             }
         };
         let draft = |kind| Draft::new(kind, self.subject.clone()).because(Some(cause));

@@ -195,6 +195,8 @@ pub(crate) struct Call {
     pub(crate) conn: Option<Arc<ConnState>>,
     /// True if the client speaks HTTP/1.1: interim answers mean something to it, and a cut answer shows.
     pub(crate) speaks_1_1: bool,
+    /// True if the client speaks HTTP/2: trailers need no announcement.
+    pub(crate) speaks_2: bool,
     /// True while it waits for one of the connections an upstream may have.
     pub(crate) awaits_connection: bool,
     /// True if the caller said how long it waits: the upstream is told what is left.
@@ -402,7 +404,8 @@ async fn prepare(
         write: None,
         stale_key,
         conn: Some(Arc::clone(conn)),
-        speaks_1_1: parts.version == http::Version::HTTP_11,
+        speaks_1_1: parts.version >= http::Version::HTTP_11,
+        speaks_2: parts.version == http::Version::HTTP_2,
         awaits_connection: false,
         tells_patience: told_patience,
         touched: Vec::new(),
@@ -493,7 +496,8 @@ async fn keep_body(
     // A body of unknown length is read whole only for writes: elsewhere it may be a conversation.
     let keep = known.map_or(is_write, |length| length <= limit);
     if !keep {
-        return Ok(Kept::Once(Some(body), Arc::new(Progress::default())));
+        let progress = Progress::new(conn, worker.node.policy.limits.body_bytes_max);
+        return Ok(Kept::Once(Some(body), Arc::new(progress)));
     }
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let collected = Limited::new(body, limit).collect();
@@ -1019,8 +1023,7 @@ impl Stale for Result<Response<Incoming>, Failure> {
     /// True if a reused connection failed before one byte of an answer, and sending again is safe.
     fn is_err_and_stale(&self, link: &Link, call: &Call) -> bool {
         matches!(self, Err(Failure::ConnectionLost))
-            && link.reused
-            && link.nothing_read()
+            && link.may_be_stale()
             && call.body.replayable()
             && (call.idempotent || link.nothing_written())
     }
@@ -1107,7 +1110,7 @@ fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, r
                 pass.take().into_iter().for_each(|pass| pass.report(counts, now, now, outcome, answered));
             }
             pass.iter_mut().for_each(Pass::answered);
-            let announced = headers::announces_trailers(&parts.headers);
+            let announced = call.speaks_2 || headers::announces_trailers(&parts.headers);
             ResBody::Relay(Box::new(Relay {
                 incoming,
                 link: Some(link),

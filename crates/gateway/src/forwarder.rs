@@ -220,6 +220,7 @@ fn call(route: &Arc<RouteState>, id: RouteId, record: &NewRecord, now: Mono) -> 
         stale_key: None,
         conn: None,
         speaks_1_1: false,
+        speaks_2: false,
         awaits_connection: false,
         tells_patience: false,
         touched: Vec::new(),

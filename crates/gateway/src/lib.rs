@@ -11,6 +11,7 @@ mod ejection;
 mod fallback;
 pub mod fault;
 mod forwarder;
+mod frames;
 pub mod http;
 mod listener;
 pub mod net;

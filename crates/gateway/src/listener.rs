@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::chain::{Peer, serve};
 use crate::http::conn::{ClientIo, ConnState, Patience};
+use crate::http::h2;
 use crate::net::{Listener, Stream};
 use crate::node::Worker;
 use crate::seat::{Door, Seat};
@@ -146,33 +146,44 @@ async fn serve_connection(
     let ip = peer.ip().to_canonical();
     let ip_text = HeaderValue::from_str(&ip.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
     let peer = Arc::new(Peer { door: Arc::clone(&door), ip_text, sealed: stream.is_sealed() });
+    let speaks_frames = stream.agreed_on_h2();
     let io = ClientIo::new(stream, node.gate_limits(), node.clock.clone(), Arc::clone(&state));
+    if speaks_frames {
+        return Box::pin(h2::serve_connection(seat, io.for_frames(), peer, door, stop)).await;
+    }
     let limits = &node.policy.limits;
     // Each request by the policy in force when it comes.
-    let service = service_fn(|request| serve(seat.worker(), Arc::clone(&state), Arc::clone(&peer), request));
+    let service = {
+        let (seat, state, peer) = (Arc::clone(&seat), Arc::clone(&state), Arc::clone(&peer));
+        service_fn(move |request| serve(seat.worker(), Arc::clone(&state), Arc::clone(&peer), request))
+    };
     let mut builder = http1::Builder::new();
     builder
         .max_headers(limits.headers_max as usize + 8)
         .max_buf_size((limits.header_bytes_max as usize).max(8 << 10) + (8 << 10))
         .header_read_timeout(None);
-    let mut connection = pin!(builder.serve_connection(io, service));
+    let mut connection = builder.serve_connection(io, service);
     let mut draining = false;
     loop {
         tokio::select! {
             biased;
-            ended = connection.as_mut() => {
+            ended = &mut connection => {
                 if let Err(error) = ended {
                     tracing::trace!(%error, "a connection ended");
                 }
-                return;
+                break;
             }
             () = state.nudge.notified() => {}
             () = door.drain.cancelled(), if !draining => {
                 draining = true;
-                connection.as_mut().graceful_shutdown();
+                Pin::new(&mut connection).graceful_shutdown();
             }
             () = stop.now.cancelled() => return,
         }
+    }
+    // It may have ended because it speaks HTTP/2 at once.
+    if let Some(io) = connection.into_parts().io.into_frames() {
+        Box::pin(h2::serve_connection(seat, io, peer, door, stop)).await;
     }
 }
 

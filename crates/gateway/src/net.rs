@@ -177,6 +177,11 @@ impl Stream {
         }
     }
 
+    /// True if both sides have agreed on HTTP/2 beforehand (ALPN).
+    pub(crate) fn agreed_on_h2(&self) -> bool {
+        matches!(self, Self::Tls(sealed) if sealed.get_ref().1.alpn_protocol() == Some(b"h2"))
+    }
+
     /// True if nobody on the way can read what passes.
     pub(crate) fn is_sealed(&self) -> bool {
         matches!(self, Self::Tls(_))

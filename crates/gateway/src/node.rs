@@ -496,6 +496,7 @@ fn reaches_alike(old: &Node, id: UpstreamId, new: &Node, upstream: usize, policy
     tls && was.connections_max == policy.connections_max
         && was.idle_timeout == policy.idle_timeout
         && was.connect_timeout == policy.connect_timeout
+        && was.http2 == policy.http2
 }
 
 /// A limit of the node with what is used of it.

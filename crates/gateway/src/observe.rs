@@ -214,6 +214,10 @@ pub(crate) struct Rejections {
     pub(crate) handshakes_slow: Count,
     /// Clients that spoke plainly where TLS is spoken.
     pub(crate) plain: Count,
+    /// HTTP/2 connections of clients that mostly take back what they ask for.
+    pub(crate) taken_back: Count,
+    /// HTTP/2 connections of clients that do not take what they asked for.
+    pub(crate) stalled: Count,
 }
 
 impl Default for Rejections {
@@ -226,12 +230,15 @@ impl Default for Rejections {
             handshakes: Count::default(),
             handshakes_slow: Count::default(),
             plain: Count::default(),
+            taken_back: Count::default(),
+            stalled: Count::default(),
         }
     }
 }
 
 /// The names of what is counted beside the gate's verdicts.
-const OTHERS: [&str; 5] = ["no_route", "loop", "tls_handshake", "tls_handshake_timeout", "plain_on_tls"];
+const OTHERS: [&str; 7] =
+    ["no_route", "loop", "tls_handshake", "tls_handshake_timeout", "plain_on_tls", "h2_resets", "h2_stalled"];
 
 impl Rejections {
     pub(crate) fn count(&self, verdict: Verdict) {
@@ -247,7 +254,15 @@ impl Rejections {
         if sums.is_empty() {
             sums.extend(names.iter().map(|name| (*name, 0)));
         }
-        let others = [&self.no_route, &self.looped, &self.handshakes, &self.handshakes_slow, &self.plain];
+        let others = [
+            &self.no_route,
+            &self.looped,
+            &self.handshakes,
+            &self.handshakes_slow,
+            &self.plain,
+            &self.taken_back,
+            &self.stalled,
+        ];
         let counts = self.verdicts.iter().chain(others);
         for ((_, total), count) in sums.iter_mut().zip(counts) {
             *total += count.get();

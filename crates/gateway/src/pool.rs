@@ -25,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::clock::Clock;
+use crate::frames::{Frames, Seat};
 use crate::http::body::ReqBody;
 use crate::net::{Net, Stream};
 use crate::tls::{ClientSide, Untrusted};
@@ -54,18 +55,28 @@ pub(crate) struct EndpointPool {
     load: Arc<EndpointLoad>,
     slots: Arc<Semaphore>,
     /// Wakes whoever waits longest when a connection comes back.
-    returned: Notify,
-    idle: Mutex<VecDeque<Link>>,
+    returned: Arc<Notify>,
+    idle: Mutex<VecDeque<Lines>>,
+    /// In place of `idle`, where HTTP/2 is spoken.
+    frames: Option<Frames>,
 }
 
 /// A connection in somebody's hands.
-pub(crate) struct Link {
+pub(crate) enum Link {
+    /// All of it: HTTP/1.
+    Lines(Lines),
+    /// A part of it: HTTP/2.
+    Frames(Seat),
+}
+
+/// An HTTP/1 connection.
+pub(crate) struct Lines {
     sender: SendRequest<ReqBody>,
     driver: Option<Box<Connection<TokioIo<Counted>, ReqBody>>>,
     traffic: Arc<Traffic>,
     born: Mono,
     idle_since: Mono,
-    pub(crate) reused: bool,
+    reused: bool,
     _open: OpenCount,
     /// Probes have none: a pool that is all in use must not make its endpoint look sick.
     _slot: Option<OwnedSemaphorePermit>,
@@ -107,8 +118,9 @@ impl EndpointPool {
             idle_timeout: upstream.idle_timeout,
             load,
             slots: Arc::new(Semaphore::new(connections_max.max(1))),
-            returned: Notify::new(),
+            returned: Arc::default(),
             idle: Mutex::new(VecDeque::new()),
+            frames: upstream.http2.then(Frames::default),
         }
     }
 
@@ -116,6 +128,9 @@ impl EndpointPool {
     /// when as many are open as may be; `waiting` is true meanwhile, so that a wait in vain is not blamed on the
     /// upstream.
     pub(crate) async fn checkout(&self, now: Mono, fresh: bool, waiting: &mut bool) -> Result<Link, Failure> {
+        if let Some(frames) = &self.frames {
+            return self.checkout_seat(frames, now, waiting).await;
+        }
         loop {
             if fresh {
                 // An idle one in our place makes room for a fresh one.
@@ -124,7 +139,7 @@ impl EndpointPool {
                 }
             } else if let Some(link) = self.take_idle(now) {
                 *waiting = false;
-                return Ok(link);
+                return Ok(Link::Lines(link));
             }
             if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
                 *waiting = false;
@@ -148,6 +163,29 @@ impl EndpointPool {
         if self.load.connections.fetch_add(1, Relaxed) < most { Some(open) } else { None }
     }
 
+    /// A place on a connection that has one, or on a new one. One that is going away has none.
+    async fn checkout_seat(&self, frames: &Frames, now: Mono, waiting: &mut bool) -> Result<Link, Failure> {
+        loop {
+            let mut returned = pin!(self.returned.notified());
+            // Heard from before the look on: what comes back between the look and the wait is not missed.
+            returned.as_mut().enable();
+            if let Some(seat) = frames.seat(now, AGE_MAX) {
+                *waiting = false;
+                return Ok(Link::Frames(seat));
+            }
+            if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
+                *waiting = false;
+                let _one_at_a_time = frames.opening.lock().await;
+                if let Some(seat) = frames.seat(now, AGE_MAX) {
+                    return Ok(Link::Frames(seat));
+                }
+                return self.connect_in_time(Some(slot)).await;
+            }
+            *waiting = true;
+            returned.await;
+        }
+    }
+
     /// A connection beside the pool, for bytes as they come.
     pub(crate) async fn dial_in_time(&self) -> Result<Stream, Failure> {
         let dialled = tokio::time::timeout(self.connect_timeout, self.dial()).await;
@@ -167,7 +205,11 @@ impl EndpointPool {
     }
 
     /// Gives a connection back after a whole answer.
-    pub(crate) fn checkin(&self, now: Mono, mut link: Link) {
+    pub(crate) fn checkin(&self, now: Mono, link: Link) {
+        let mut link = match link {
+            Link::Lines(link) => link,
+            Link::Frames(seat) => return seat.leave(now),
+        };
         // The driver finishes what it has to do after the answer's last byte, and says whether it goes on.
         if !link.settle() || now.since(link.born) >= AGE_MAX {
             return;
@@ -180,10 +222,11 @@ impl EndpointPool {
     /// Closes what has been idle too long or was closed from the other side.
     pub(crate) fn sweep(&self) {
         let now = self.clock.now();
+        self.frames.iter().for_each(|frames| frames.sweep(now, self.idle_timeout));
         self.lock().retain_mut(|link| now.since(link.idle_since) < self.idle_timeout && link.settle());
     }
 
-    fn take_idle(&self, now: Mono) -> Option<Link> {
+    fn take_idle(&self, now: Mono) -> Option<Lines> {
         loop {
             let mut link = self.lock().pop_back()?;
             if now.since(link.idle_since) < self.idle_timeout && link.settle() {
@@ -198,12 +241,16 @@ impl EndpointPool {
         let stream = self.dial().await?;
         self.load.connections.fetch_add(1, Relaxed);
         let open = OpenCount(Arc::clone(&self.load));
+        if let Some(frames) = &self.frames {
+            let seat = frames.open(stream, self.clock.now(), (open, slot), &self.returned).await;
+            return seat.map(Link::Frames);
+        }
         let traffic = Arc::new(Traffic::default());
         let io = TokioIo::new(Counted { stream, traffic: Arc::clone(&traffic) });
         let (sender, driver) =
             Builder::new().max_headers(256).handshake(io).await.map_err(|_| Failure::ConnectionLost)?;
         let now = self.clock.now();
-        Ok(Link {
+        Ok(Link::Lines(Lines {
             sender,
             driver: Some(Box::new(driver)),
             traffic,
@@ -212,7 +259,7 @@ impl EndpointPool {
             reused: false,
             _open: open,
             _slot: slot,
-        })
+        }))
     }
 
     async fn dial(&self) -> Result<Stream, Failure> {
@@ -239,7 +286,7 @@ impl EndpointPool {
         })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Link>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Lines>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -262,18 +309,39 @@ impl Traffic {
 impl Link {
     /// Sends a request and waits for the head of its answer.
     pub(crate) async fn send(&mut self, request: Request<ReqBody>) -> Result<Response<Incoming>, Failure> {
-        let mut answer = pin!(self.sender.try_send_request(request));
-        let driver = &mut self.driver;
-        std::future::poll_fn(|cx| {
-            let lost = poll_driver(driver, cx);
-            // Whatever the answer waits for comes from the driver, which has just been polled with the real waker.
-            match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                Poll::Ready(answer) => Poll::Ready(answer.map_err(|error| classify(error.error()))),
-                Poll::Pending if lost => Poll::Ready(Err(Failure::ConnectionLost)),
-                Poll::Pending => Poll::Pending,
-            }
-        })
-        .await
+        match self {
+            Self::Lines(lines) => lines.send(request).await,
+            Self::Frames(seat) => seat.send(request).await,
+        }
+    }
+
+    /// The next piece of a body, driving the connection meanwhile where it is ours alone.
+    pub(crate) fn poll_body(
+        &mut self,
+        incoming: &mut Incoming,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Failure>>> {
+        match self {
+            Self::Lines(lines) => lines.poll_body(incoming, cx),
+            Self::Frames(_) => Seat::poll_body(incoming, cx),
+        }
+    }
+
+    /// True if the connection may have been closed from the other side before the request came there: it had been used
+    /// before, and not one byte of an answer has come. Or if the upstream has said that it has not begun.
+    pub(crate) fn may_be_stale(&self) -> bool {
+        match self {
+            Self::Lines(lines) => lines.reused && lines.nothing_read(),
+            Self::Frames(seat) => seat.reused || seat.was_refused(),
+        }
+    }
+
+    /// True if the upstream has nothing of the request.
+    pub(crate) fn nothing_written(&self) -> bool {
+        match self {
+            Self::Lines(lines) => lines.nothing_written(),
+            Self::Frames(seat) => seat.was_refused(),
+        }
     }
 
     /// Reads a whole body of known length.
@@ -301,9 +369,27 @@ impl Link {
         }
         Ok(if rest.is_empty() { first.unwrap_or_default() } else { rest.freeze() })
     }
+}
+
+impl Lines {
+    /// Sends a request and waits for the head of its answer.
+    async fn send(&mut self, request: Request<ReqBody>) -> Result<Response<Incoming>, Failure> {
+        let mut answer = pin!(self.sender.try_send_request(request));
+        let driver = &mut self.driver;
+        std::future::poll_fn(|cx| {
+            let lost = poll_driver(driver, cx);
+            // Whatever the answer waits for comes from the driver, which has just been polled with the real waker.
+            match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(answer) => Poll::Ready(answer.map_err(|error| classify(error.error()))),
+                Poll::Pending if lost => Poll::Ready(Err(Failure::ConnectionLost)),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
+    }
 
     /// The next piece of a body, driving the connection meanwhile.
-    pub(crate) fn poll_body(
+    fn poll_body(
         &mut self,
         incoming: &mut Incoming,
         cx: &mut Context<'_>,
@@ -321,12 +407,12 @@ impl Link {
     }
 
     /// True if not one byte of an answer has come since the request began.
-    pub(crate) fn nothing_read(&self) -> bool {
+    fn nothing_read(&self) -> bool {
         self.traffic.read.load(Relaxed) == 0
     }
 
     /// True if not one byte of the request has left since it began.
-    pub(crate) fn nothing_written(&self) -> bool {
+    fn nothing_written(&self) -> bool {
         self.traffic.written.load(Relaxed) == 0
     }
 

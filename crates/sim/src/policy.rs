@@ -98,6 +98,7 @@ fn queue() -> Upstream {
         connections_max: 6,
         idle_timeout: Duration::from_secs(4),
         connect_timeout: Duration::from_millis(500),
+        http2: false,
         host: None,
     }
 }

@@ -101,6 +101,7 @@ fn policy(listener: Listener, protocol: Protocol, there: Place, options: &Quick)
         connections_max: CONNECTIONS_MAX,
         idle_timeout: IDLE_TIMEOUT,
         connect_timeout: CONNECT_TIMEOUT,
+        http2: false,
         host: there.sealed.then_some(there.host),
     };
     let (name, matcher, upstream_id) = ("default".into(), Match::default(), UpstreamId(0));

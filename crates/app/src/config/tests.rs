@@ -99,6 +99,8 @@ fn the_whole_grammar_is_understood() {
     assert_eq!((said.name.as_deref(), said.pins.as_slice()), (Some("inner.example"), &[[0; 32]][..]));
     assert_eq!(said.pair.as_ref().map(|pair| pair.cert.path.to_str().unwrap()), Some("us.pem"));
     let hosts: Vec<_> = policy.upstreams.iter().map(|upstream| upstream.host.as_deref()).collect();
+    let frames: Vec<_> = policy.upstreams.iter().map(|upstream| upstream.http2).collect();
+    assert_eq!((frames, policy.limits.streams_max), (vec![false, false, true, false], 7));
     assert_eq!(hosts, [Some("inner:81"), Some("api.example"), None, None]);
     let events = policy.route(RouteId(0));
     assert_eq!(events.matcher.path, PathMatch::Exact("/events".into()));

@@ -13,6 +13,7 @@ use super::address::{is_tcp, parse_endpoint, parse_tcp_url, parse_url};
 use super::finding::Spot;
 use super::node::{Place, read_zone};
 use super::parse_name;
+use super::policies::read_switch;
 use super::reader::{Field, Keys, Reader, hint_of};
 use super::tls::{self, UpstreamTls};
 
@@ -134,7 +135,18 @@ impl Named<'_> {
 
 const UPSTREAM: Keys = Keys {
     of: "this upstream",
-    known: &["url", "endpoints", "health", "outlier", "connections", "idle_timeout", "connect_timeout", "tls", "host"],
+    known: &[
+        "url",
+        "endpoints",
+        "health",
+        "outlier",
+        "connections",
+        "idle_timeout",
+        "connect_timeout",
+        "tls",
+        "host",
+        "http2",
+    ],
     later: &[],
 };
 
@@ -170,6 +182,7 @@ fn read_upstream(entry: Field<'_>, place: &Place) -> (Upstream, Option<UpstreamT
         );
     }
     let https = url.as_ref().filter(|(_, there)| there.sealed);
+    let http2 = section.field("http2").is_some_and(read_switch);
     let tls = tls::upstream(section.field("tls"), https.map(|(url, _)| *url));
     let host = match section.field("host") {
         Some(field) if field.peek() == Some("client") => None,
@@ -190,6 +203,7 @@ fn read_upstream(entry: Field<'_>, place: &Place) -> (Upstream, Option<UpstreamT
         connections_max: section.count("connections", CONNECTIONS_MAX, 1..=65_535),
         idle_timeout: section.duration("idle_timeout", IDLE_TIMEOUT, MILLISECOND..=HOUR),
         connect_timeout: section.duration("connect_timeout", CONNECT_TIMEOUT, MILLISECOND..=HOUR),
+        http2,
         host,
     };
     (upstream, tls, written)

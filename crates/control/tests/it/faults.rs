@@ -40,6 +40,7 @@ impl FakeFaults {
             connections_max: 1,
             idle_timeout: Duration::ZERO,
             connect_timeout: Duration::ZERO,
+            http2: false,
             host: None,
         };
         let policy = Policy {

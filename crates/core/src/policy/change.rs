@@ -124,6 +124,7 @@ fn upstream((was, _): &(&Upstream, &Policy), (is, _): &(&Upstream, &Policy), tel
     tell("connections", was.connections_max != is.connections_max);
     tell("idle_timeout", was.idle_timeout != is.idle_timeout);
     tell("connect_timeout", was.connect_timeout != is.connect_timeout);
+    tell("http2", was.http2 != is.http2);
     tell("host", was.host != is.host);
 }
 
@@ -154,6 +155,7 @@ mod tests {
             connections_max: 1,
             idle_timeout: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(1),
+            http2: false,
             host: None,
         };
         Policy {

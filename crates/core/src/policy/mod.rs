@@ -361,6 +361,8 @@ pub struct Upstream {
     pub idle_timeout: Duration,
     /// A connection attempt may take this long, TLS included.
     pub connect_timeout: Duration,
+    /// True if it is spoken to in HTTP/2.
+    pub http2: bool,
     /// The `Host` it is asked for; the client's if absent.
     pub host: Option<String>,
 }
@@ -385,6 +387,8 @@ pub struct Limits {
     pub headers_max: u32,
     /// Bytes of a request's body (`body_bytes`).
     pub body_bytes_max: u64,
+    /// Requests of one HTTP/2 connection at the same time (`streams`); more wait with the client.
+    pub streams_max: u32,
     /// Requests in work at the same time (`pending`).
     pub pending_max: u32,
     /// A request's head must be complete this long after its first byte (`header_timeout`).
@@ -404,6 +408,7 @@ impl Default for Limits {
             header_bytes_max: 32 << 10,
             headers_max: 100,
             body_bytes_max: 16 << 20,
+            streams_max: 100,
             pending_max: 4_096,
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),

@@ -50,6 +50,7 @@ fn policy() -> Policy {
         connections_max: 1,
         idle_timeout: Duration::ZERO,
         connect_timeout: Duration::ZERO,
+        http2: false,
         host: None,
     };
     Policy {

@@ -6,13 +6,15 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use super::conn::ConnState;
+use super::gate::Verdict;
 use crate::relay::Relay;
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -34,12 +36,40 @@ pub(crate) struct ClientBody {
 }
 
 /// How far a client's body has come: what the client does to it is not the upstream's fault.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Progress {
+    conn: Arc<ConnState>,
+    /// Bytes it may still have. What comes by HTTP/1 has been counted by the gate.
+    left: AtomicU64,
     /// The client broke it.
     pub(crate) broken: AtomicBool,
     /// Its last byte has come.
     pub(crate) ended: AtomicBool,
+}
+
+impl Progress {
+    /// Of a body on this connection that may have so many bytes.
+    pub(crate) fn new(conn: &Arc<ConnState>, bytes_max: u64) -> Self {
+        Self {
+            conn: Arc::clone(conn),
+            left: AtomicU64::new(bytes_max),
+            broken: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+        }
+    }
+
+    /// False if that was too much.
+    fn takes(&self, bytes: usize) -> bool {
+        let left = self.left.load(Relaxed).checked_sub(bytes as u64);
+        match left {
+            Some(left) => self.left.store(left, Relaxed),
+            None => {
+                self.broken.store(true, Relaxed);
+                self.conn.break_body(Verdict::BodyTooLong);
+            }
+        }
+        left.is_some()
+    }
 }
 
 impl ReqBody {
@@ -58,6 +88,10 @@ impl Body for ReqBody {
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Stream(body) => {
                 let frame = ready!(Pin::new(&mut body.incoming).poll_frame(cx));
+                let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
+                if !body.progress.takes(bytes) {
+                    return Poll::Ready(Some(Err(Verdict::BodyTooLong.words().into())));
+                }
                 match &frame {
                     Some(Err(_)) => body.progress.broken.store(true, Relaxed),
                     None => body.progress.ended.store(true, Relaxed),

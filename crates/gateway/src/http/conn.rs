@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
 use super::gate::{Gate, GateLimits, Phase, Verdict};
+use super::h2::PREFACE;
 use crate::clock::Clock;
 use crate::net::Stream;
 
@@ -89,6 +90,11 @@ impl ConnState {
         self.since.store(now.as_nanos(), Relaxed);
     }
 
+    /// Notes why it broke.
+    pub(crate) fn break_body(&self, verdict: Verdict) {
+        *self.body_verdict.lock().unwrap_or_else(PoisonError::into_inner) = Some(verdict);
+    }
+
     /// Why the body of the present request broke, if it was the client's doing.
     pub(crate) fn body_verdict(&self) -> Option<Verdict> {
         *self.body_verdict.lock().unwrap_or_else(PoisonError::into_inner)
@@ -130,6 +136,16 @@ const PHASE_HEAD: u8 = 1;
 const PHASE_BODY: u8 = 2;
 const PHASE_REFUSED: u8 = 3;
 
+/// What a client speaks.
+enum Speech {
+    /// HTTP/1, or HTTP/2 at once: what has come so far may be the beginning of either.
+    Unknown(Vec<u8>),
+    /// HTTP/1.
+    Lines,
+    /// HTTP/2.
+    Frames,
+}
+
 /// The connection.
 pub(crate) struct ClientIo {
     stream: Stream,
@@ -139,6 +155,7 @@ pub(crate) struct ClientIo {
     passed_at: usize,
     /// A verdict on a body, told once what passed before it has been handed over.
     broken: Option<Verdict>,
+    speech: Speech,
     clock: Clock,
     state: Arc<ConnState>,
     linger: Option<Pin<Box<tokio::time::Sleep>>>,
@@ -154,6 +171,7 @@ impl ClientIo {
             passed: Vec::new(),
             passed_at: 0,
             broken: None,
+            speech: Speech::Unknown(Vec::new()),
             clock,
             state,
             linger: None,
@@ -179,6 +197,12 @@ impl ClientIo {
     /// Ends an overdue connection in the way of its phase. True if reading shall go on (there is something to hand
     /// over).
     fn end_overdue(&mut self) -> io::Result<bool> {
+        if let Speech::Unknown(held) = &mut self.speech {
+            // Half of what may have been HTTP/2's beginning is half a head.
+            let held = std::mem::take(held);
+            self.speech = Speech::Lines;
+            let _ = self.gate.feed(&held, &mut self.passed);
+        }
         match self.gate.phase() {
             Phase::Head => {
                 self.gate.refuse(Verdict::HeadTooSlow, &mut self.passed);
@@ -192,7 +216,7 @@ impl ClientIo {
     }
 
     fn break_body(&self, verdict: Verdict) -> io::Error {
-        *self.state.body_verdict.lock().unwrap_or_else(PoisonError::into_inner) = Some(verdict);
+        self.state.break_body(verdict);
         io::Error::new(io::ErrorKind::InvalidData, verdict.words())
     }
 
@@ -259,6 +283,31 @@ impl ClientIo {
             if bytes.is_empty() {
                 return Poll::Ready(Ok(true));
             }
+            match &mut self.speech {
+                Speech::Lines => {}
+                Speech::Frames => {
+                    cursor.put_slice(bytes);
+                    return Poll::Ready(Ok(true));
+                }
+                Speech::Unknown(held) if held.is_empty() && bytes[0] != PREFACE[0] => self.speech = Speech::Lines,
+                Speech::Unknown(held) => {
+                    held.extend_from_slice(bytes);
+                    let seen = held.len().min(PREFACE.len());
+                    if held[..seen] != PREFACE[..seen] {
+                        let held = std::mem::take(held);
+                        self.speech = Speech::Lines;
+                        let fed = self.gate.feed(&held, &mut self.passed);
+                        self.state.enter(self.gate.phase(), self.clock.now());
+                        self.broken = fed.err();
+                    } else if seen == PREFACE.len() {
+                        return Poll::Ready(Err(io::Error::other("HTTP/2")));
+                    } else {
+                        // The clock of a head runs, whichever it will be.
+                        self.state.enter(Phase::Head, self.clock.now());
+                    }
+                    return Poll::Ready(Ok(false));
+                }
+            }
             let whole_run = self.gate.take_run(bytes.len());
             let fed = if whole_run {
                 cursor.put_slice(bytes);
@@ -270,6 +319,31 @@ impl ClientIo {
             self.broken = fed.err();
             Poll::Ready(Ok(whole_run))
         })
+    }
+}
+
+impl ClientIo {
+    /// The same connection for HTTP/2, if that is what has come: from here on nothing of it is read by the gate.
+    pub(crate) fn into_frames(mut self) -> Option<Self> {
+        if let (true, Speech::Unknown(held)) = (self.has_frames(), &mut self.speech) {
+            self.passed = std::mem::take(held);
+            return Some(self.for_frames());
+        }
+        None
+    }
+
+    /// True once it has turned out to be HTTP/2 and nobody has taken it on yet.
+    fn has_frames(&self) -> bool {
+        matches!(&self.speech, Speech::Unknown(held) if held.starts_with(PREFACE))
+    }
+
+    /// For a client that has agreed on HTTP/2 beforehand.
+    pub(crate) fn for_frames(mut self) -> Self {
+        self.speech = Speech::Frames;
+        self.state.enter(Phase::Idle, self.clock.now());
+        // Patience with its requests is kept elsewhere.
+        self.state.set_in_request(self.clock.now(), true);
+        self
     }
 }
 
@@ -316,6 +390,10 @@ impl Write for ClientIo {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.has_frames() {
+            // It goes on, in other hands.
+            return Poll::Ready(Ok(()));
+        }
         if this.linger.is_none() {
             ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
             if this.gate.phase() == Phase::Idle {

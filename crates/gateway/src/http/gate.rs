@@ -56,7 +56,7 @@ verdicts! {
     RequestLine = 400, "request_line", "the request line is not `method target HTTP/1.1`";
     /// The target is in no form of RFC 9112 section 3.2, or has forbidden characters.
     Target = 400, "target", "the request target is malformed";
-    /// HTTP/2 or something else in clear.
+    /// Another version, or none; HTTP/2 begins with its own preface and is not read here.
     Version = 505, "version", "only HTTP/1.1 and HTTP/1.0 are spoken here";
     /// CONNECT, TRACE.
     Method = 405, "method", "CONNECT and TRACE are not carried";

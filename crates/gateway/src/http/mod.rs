@@ -1,7 +1,8 @@
-//! HTTP/1.1 on both sides: the gate before the library, what a proxy owes to headers, bodies, and our own answers.
+//! HTTP on both sides: the gate before the library, what a proxy owes to headers, bodies, and our own answers.
 
 pub(crate) mod answer;
 pub(crate) mod body;
 pub(crate) mod conn;
 pub mod gate;
+pub(crate) mod h2;
 pub(crate) mod headers;

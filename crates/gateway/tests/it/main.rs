@@ -7,6 +7,7 @@ mod calls;
 mod faults;
 mod framing;
 mod guards;
+mod h2;
 mod limits;
 mod pipeline;
 mod reload;

@@ -18,22 +18,22 @@ use seawall_gateway::tls::{
 use crate::world::{Client, Do, PATIENCE, Server, World, ok, policy, route, upstream, wait_until};
 
 /// Who signs certificates.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 /// A certificate with its key, as PEM.
-struct Pass {
+pub struct Pass {
     cert: String,
     key: String,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
-    fn pass(&self, names: &[&str]) -> Pass {
+    pub fn pass(&self, names: &[&str]) -> Pass {
         self.pass_until(names, 2096)
     }
 
@@ -50,7 +50,7 @@ impl Authority {
     }
 
     /// What a client of its own trusts and shows.
-    fn client(&self, shows: Option<&Pass>) -> ClientConfig {
+    pub fn client(&self, shows: Option<&Pass>) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add(self.0.der().clone()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -73,7 +73,7 @@ impl Pass {
     }
 }
 
-fn shows(passes: &[&Pass]) -> ServerMaterial {
+pub fn shows(passes: &[&Pass]) -> ServerMaterial {
     ServerMaterial {
         identities: passes.iter().map(|pass| pass.identity()).collect(),
         clients: None,
@@ -82,7 +82,7 @@ fn shows(passes: &[&Pass]) -> ServerMaterial {
     }
 }
 
-fn trusts(authority: &Authority) -> ClientMaterial {
+pub fn trusts(authority: &Authority) -> ClientMaterial {
     ClientMaterial {
         authorities: Some(authority.trusted()),
         pins: Vec::new(),
@@ -94,7 +94,7 @@ fn trusts(authority: &Authority) -> ClientMaterial {
 }
 
 /// A gateway whose only listener speaks TLS.
-fn shut(server: &Server, limits: impl FnOnce(&mut Limits), material: &ServerMaterial) -> (World, Arc<ServerSide>) {
+pub fn shut(server: &Server, limits: impl FnOnce(&mut Limits), material: &ServerMaterial) -> (World, Arc<ServerSide>) {
     let side = Arc::new(ServerSide::new(material).unwrap());
     let mut policy = policy(vec![route("r", 0)], vec![upstream("u", &[server.address])]);
     limits(&mut policy.limits);
@@ -103,7 +103,7 @@ fn shut(server: &Server, limits: impl FnOnce(&mut Limits), material: &ServerMate
 }
 
 /// A gateway with a sealed way to its only upstream.
-fn calls(addresses: &[SocketAddr], tune: impl FnOnce(&mut Policy), material: &ClientMaterial) -> World {
+pub fn calls(addresses: &[SocketAddr], tune: impl FnOnce(&mut Policy), material: &ClientMaterial) -> World {
     let mut policy = policy(vec![route("r", 0)], vec![upstream("u", addresses)]);
     policy.routes[0].guards.retry.attempts_max = 1;
     tune(&mut policy);
@@ -111,7 +111,11 @@ fn calls(addresses: &[SocketAddr], tune: impl FnOnce(&mut Policy), material: &Cl
     World::sealed(policy, Tls { listeners: vec![None], upstreams: vec![Some(side)] })
 }
 
-fn connect(address: SocketAddr, config: ClientConfig, name: &str) -> Client<StreamOwned<ClientConnection, TcpStream>> {
+pub fn connect(
+    address: SocketAddr,
+    config: ClientConfig,
+    name: &str,
+) -> Client<StreamOwned<ClientConnection, TcpStream>> {
     let stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let name = ServerName::try_from(name.to_owned()).unwrap();

@@ -325,6 +325,7 @@ pub fn upstream(name: &str, endpoints: &[SocketAddr]) -> Upstream {
         connections_max: 64,
         idle_timeout: Duration::from_secs(10),
         connect_timeout: Duration::from_secs(1),
+        http2: false,
         host: None,
     }
 }

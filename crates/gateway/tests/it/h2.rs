@@ -1,0 +1,574 @@
+//! HTTP/2 from clients, in clear and by TLS: whole, multiplexed, strict, and bounded. The client is the `h2` crate, which
+//! lets us see and send frames that a polite one would not.
+
+use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use h2::{Reason, RecvStream};
+use http::{HeaderMap, Request};
+use seawall_core::policy::{Fallback, Policy};
+use tokio::net::TcpStream;
+
+use crate::world::{Do, PATIENCE, Server, World, answer, ok, policy, route, upstream, wait_until};
+
+/// One HTTP/2 connection and the runtime that drives it.
+struct Wire {
+    runtime: tokio::runtime::Runtime,
+    send: SendRequest<Bytes>,
+    driver: tokio::task::JoinHandle<Result<(), h2::Error>>,
+}
+
+#[derive(Debug)]
+struct Heard {
+    status: u16,
+    headers: HeaderMap,
+    body: Vec<u8>,
+    trailers: Option<HeaderMap>,
+}
+
+impl Wire {
+    fn new(address: SocketAddr) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (send, driver) = runtime.block_on(async {
+            let stream = TcpStream::connect(address).await.unwrap();
+            let (send, connection) = h2::client::handshake(stream).await.unwrap();
+            (send, tokio::spawn(connection))
+        });
+        Self { runtime, send, driver }
+    }
+
+    /// Sends a request and hears the whole answer.
+    fn ask(&self, request: Request<()>, body: &[u8]) -> Result<Heard, h2::Error> {
+        let mut send = self.send.clone();
+        let body = Bytes::copy_from_slice(body);
+        self.runtime.block_on(async move {
+            let heard = async {
+                send = send.ready().await?;
+                let (answer, mut stream) = send.send_request(request, body.is_empty())?;
+                if !body.is_empty() {
+                    stream.send_data(body, true)?;
+                }
+                let (head, body) = answer.await?.into_parts();
+                let (body, trailers) = read(body).await?;
+                Ok(Heard { status: head.status.as_u16(), headers: head.headers, body, trailers })
+            };
+            tokio::time::timeout(PATIENCE, heard).await.expect("an answer in time")
+        })
+    }
+
+    fn get(&self, path: &str) -> Heard {
+        self.ask(get(path), b"").unwrap()
+    }
+
+    /// How the connection ended.
+    fn ended(self) -> Result<(), h2::Error> {
+        drop(self.send);
+        let driver = self.driver;
+        self.runtime.block_on(async { tokio::time::timeout(PATIENCE, driver).await.expect("it ends").unwrap() })
+    }
+}
+
+async fn read(mut body: RecvStream) -> Result<(Vec<u8>, Option<HeaderMap>), h2::Error> {
+    let mut whole = Vec::new();
+    while let Some(piece) = body.data().await {
+        let piece = piece?;
+        body.flow_control().release_capacity(piece.len())?;
+        whole.extend_from_slice(&piece);
+    }
+    Ok((whole, body.trailers().await?))
+}
+
+fn request(method: &str, path: &str) -> http::request::Builder {
+    Request::builder().method(method).uri(format!("http://h.example{path}"))
+}
+
+fn get(path: &str) -> Request<()> {
+    request("GET", path).body(()).unwrap()
+}
+
+fn one(server: &Server) -> Policy {
+    policy(vec![route("r", 0)], vec![upstream("u", &[server.address])])
+}
+
+fn rejected(world: &World, reason: &str) -> u64 {
+    (world.view)().rejected.iter().find(|(known, _)| *known == reason).unwrap().1
+}
+
+#[test]
+fn requests_of_one_connection_go_out_as_http_1_and_come_back_whole() {
+    let server = Server::start(|seen, _| ok(&format!("{} {}", seen.line(), seen.body.len())));
+    let world = World::new(one(&server));
+    let wire = Wire::new(world.address);
+    let cookies = request("GET", "/a?b=c").header("cookie", "a=1").header("cookie", "b=2").body(()).unwrap();
+    let heard = wire.ask(cookies, b"").unwrap();
+    assert_eq!((heard.status, String::from_utf8_lossy(&heard.body).as_ref()), (200, "GET /a?b=c HTTP/1.1 0"));
+    assert!(heard.headers.contains_key("x-request-id") && !heard.headers.contains_key("connection"));
+    let body = vec![b'x'; 3 << 20];
+    let posted = wire.ask(request("POST", "/long").body(()).unwrap(), &body).unwrap();
+    assert_eq!(posted.body, format!("POST /long HTTP/1.1 {}", body.len()).as_bytes());
+    let seen = &server.seen()[0];
+    let header = |name: &str| seen.header(name);
+    assert_eq!((header("host").as_deref(), header("cookie").as_deref()), (Some("h.example"), Some("a=1; b=2")));
+    assert_eq!(header("x-forwarded-host").as_deref(), Some("h.example"));
+    assert_eq!(((world.view)().connections_total, world.route(0).requests_total), (1, 2));
+}
+
+#[test]
+fn a_hundred_at_once_share_a_connection_and_a_slow_one_holds_nobody_up() {
+    let slow = Arc::new(AtomicUsize::new(0));
+    let of_server = Arc::clone(&slow);
+    let server = Server::start(move |seen, _| {
+        if seen.line().contains("/slow") {
+            wait_until("all the others were answered", || of_server.load(Relaxed) >= 99);
+        }
+        ok(seen.line())
+    });
+    let world = World::new(one(&server));
+    let wire = Wire::new(world.address);
+    let answered = wire.runtime.block_on(async {
+        let mut tasks = tokio::task::JoinSet::new();
+        for n in 0..100 {
+            let (mut send, answered) = (wire.send.clone().ready().await.unwrap(), Arc::clone(&slow));
+            tasks.spawn(async move {
+                let path = if n == 0 { "/slow".to_owned() } else { format!("/{n}") };
+                let (answer, _) = send.send_request(get(&path), true).unwrap();
+                let (body, _) = read(answer.await.unwrap().into_body()).await.unwrap();
+                answered.fetch_add(1, Relaxed);
+                body == format!("GET {path} HTTP/1.1").as_bytes()
+            });
+        }
+        tokio::time::timeout(PATIENCE, tasks.join_all()).await.expect("all in time")
+    });
+    assert_eq!(answered, [true; 100]);
+    assert_eq!((world.view)().connections_total, 1);
+}
+
+#[test]
+fn what_http_1_would_be_refused_for_is_refused() {
+    let server = Server::start(|_, _| ok("well"));
+    let mut policy = one(&server);
+    policy.limits.headers_max = 5;
+    policy.limits.body_bytes_max = 1_000;
+    let world = World::new(policy);
+    let wire = Wire::new(world.address);
+    let no_host = Request::builder().uri("/").body(()).unwrap();
+    let five = (0..6).fold(request("GET", "/"), |request, n| request.header(format!("x-{n}"), "1"));
+    for (asked, status, reason) in [
+        (request("TRACE", "/").body(()).unwrap(), 405, "method"),
+        (request("GET", "/").header("host", "other.example").body(()).unwrap(), 400, "host_mismatch"),
+        (no_host, 400, "host"),
+        (five.body(()).unwrap(), 431, "headers"),
+        (request("GET", "/").header("seawall-gate-verdict", "chunk").body(()).unwrap(), 400, "header_name"),
+        (request("GET", "/").header("expect", "miracles").body(()).unwrap(), 417, "expectation"),
+    ] {
+        let heard = wire.ask(asked, b"");
+        // The library refuses some of them itself, before anything is asked of us.
+        match heard {
+            Ok(heard) => {
+                assert_eq!(heard.status, status, "{reason}");
+                assert_eq!(rejected(&world, reason), 1, "{reason}");
+            }
+            Err(error) => assert!(error.is_reset() || error.is_library(), "{reason}: {error}"),
+        }
+    }
+    let long = request("POST", "/").header("content-length", "1001").body(()).unwrap();
+    assert_eq!(wire.ask(long, &[0; 1_001]).unwrap().status, 413);
+    // Of unknown length it is found out on the way.
+    assert_eq!(wire.ask(request("POST", "/").body(()).unwrap(), &[0; 5_000]).unwrap().status, 413);
+    assert_eq!(rejected(&world, "body_bytes"), 2);
+    assert_eq!(wire.get("/").status, 200, "and the connection goes on");
+}
+
+#[test]
+fn trailers_pass_unannounced() {
+    let server = Server::start(|_, _| {
+        Do::Send(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\ngrpc-status: 0\r\n\r\n".to_vec(),
+        )
+    });
+    let world = World::new(one(&server));
+    let heard = Wire::new(world.address).get("/");
+    assert_eq!((heard.body.as_slice(), heard.trailers.unwrap()["grpc-status"].as_bytes()), (&b"abc"[..], &b"0"[..]));
+}
+
+#[test]
+fn an_answer_that_breaks_off_is_broken_off() {
+    let server =
+        Server::start(|_, _| Do::SendAndClose(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nonly this".to_vec()));
+    let world = World::new(one(&server));
+    let wire = Wire::new(world.address);
+    let broken = wire.ask(get("/"), b"").unwrap_err();
+    assert_eq!(broken.reason(), Some(Reason::INTERNAL_ERROR), "{broken}");
+    assert_eq!(world.route(0).cut_total, 1);
+}
+
+#[test]
+fn a_write_is_kept_for_later() {
+    let server = Server::start(|_, _| answer("503 Service Unavailable", "", ""));
+    let mut policy = one(&server);
+    policy.routes[0].fallbacks = vec![Fallback::Spool];
+    let world = World::new(policy);
+    let heard = Wire::new(world.address).ask(request("POST", "/").body(()).unwrap(), b"one").unwrap();
+    assert_eq!(heard.status, 202);
+    assert!(heard.headers.contains_key("location") && heard.headers.contains_key("seawall-degraded"));
+}
+
+#[test]
+fn who_takes_back_what_he_asks_for_is_let_go() {
+    let server = Server::start(|_, _| Do::Hang);
+    let world = World::new(one(&server));
+    let wire = Wire::new(world.address);
+    let mut send = wire.send.clone();
+    wire.runtime.block_on(async {
+        // Until we are let go; a connection that would bear it for ever ends the test by its patience.
+        let abuse = async {
+            loop {
+                let Ok(ready) = send.clone().ready().await else { return };
+                send = ready;
+                let Ok((answer, mut stream)) = send.send_request(get("/"), true) else { return };
+                stream.send_reset(Reason::CANCEL);
+                drop(answer);
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, abuse).await.expect("we are let go");
+    });
+    // Either the library has had enough of resets it never showed us, or we of those it did.
+    let told = wire.ended();
+    let by_library = told.as_ref().is_err_and(|error| error.reason() == Some(Reason::ENHANCE_YOUR_CALM));
+    assert!(by_library || rejected(&world, "h2_resets") == 1, "{told:?}");
+}
+
+#[test]
+fn who_does_not_read_is_let_go_and_holds_nobody_else() {
+    let long = "x".repeat(4 << 20);
+    let server = Server::start(move |_, _| ok(&long));
+    let mut policy = one(&server);
+    policy.limits.body_idle_timeout = Duration::from_millis(300);
+    let world = World::new(policy);
+    let wire = Wire::new(world.address);
+    let held = wire.runtime.block_on(async {
+        let mut send = wire.send.clone().ready().await.unwrap();
+        let (answer, _) = send.send_request(get("/"), true).unwrap();
+        // The head comes, the body is never taken.
+        answer.await.unwrap()
+    });
+    wait_until("it is counted", || rejected(&world, "h2_stalled") == 1);
+    wait_until("its connection is closed", || (world.view)().connections == 0);
+    drop(held);
+    let _ = wire.ended();
+}
+
+#[test]
+fn an_idle_connection_is_closed_in_order() {
+    let server = Server::start(|_, _| ok("well"));
+    let mut policy = one(&server);
+    policy.limits.idle_timeout = Duration::from_millis(200);
+    let world = World::new(policy);
+    let wire = Wire::new(world.address);
+    assert_eq!(wire.get("/").status, 200);
+    wait_until("it is closed", || (world.view)().connections == 0);
+    assert!(wire.ended().is_ok(), "with a farewell, not with a break");
+}
+
+#[test]
+fn a_stop_lets_requests_in_work_end() {
+    let (began, may_end) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (of_server, end) = (Arc::clone(&began), Arc::clone(&may_end));
+    let server = Server::start(move |_, _| {
+        of_server.store(1, Relaxed);
+        wait_until("it may end", || end.load(Relaxed) == 1);
+        ok("late")
+    });
+    let mut world = World::new(one(&server));
+    let wire = Wire::new(world.address);
+    let asked = std::thread::spawn(move || {
+        let heard = wire.get("/");
+        (heard.body, wire.ended().is_ok())
+    });
+    wait_until("it is on its way", || began.load(Relaxed) == 1);
+    let ending = std::thread::spawn(move || world.stop(false));
+    may_end.store(1, Relaxed);
+    assert_eq!(ending.join().unwrap(), 0, "nothing is cut off");
+    assert_eq!(asked.join().unwrap(), (b"late".to_vec(), true));
+}
+
+#[test]
+fn the_preface_may_come_in_pieces_and_what_only_looks_like_it_is_http_1() {
+    let server = Server::start(|seen, _| ok(seen.line()));
+    let mut policy = one(&server);
+    policy.limits.header_timeout = Duration::from_millis(300);
+    let world = World::new(policy);
+    // The preface byte by byte, then empty SETTINGS: our SETTINGS come back.
+    let mut client = world.client();
+    for byte in b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0" {
+        client.stream.write_all(&[*byte]).unwrap();
+    }
+    let mut head = [0; 9];
+    client.stream.read_exact(&mut head).unwrap();
+    assert_eq!((head[3], &head[5..]), (4, &[0; 4][..]), "SETTINGS of the connection: {head:?}");
+    // A method that begins alike.
+    let mut client = world.client();
+    client.stream.write_all(b"P").unwrap();
+    client.stream.write_all(b"R").unwrap();
+    assert_eq!(client.ask("OPFIND / HTTP/1.1\r\nHost: h\r\n\r\n").body, "PROPFIND / HTTP/1.1");
+    let mut client = world.client();
+    assert_eq!(client.ask("PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n").body, "PUT / HTTP/1.1");
+    // Whoever stops in the middle of it is too slow.
+    let mut client = world.client();
+    client.stream.write_all(b"PRI * HT").unwrap();
+    assert_eq!(client.next().unwrap().status, 408);
+}
+
+/// What a server of HTTP/2 does with a request, by its path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Act {
+    Answer,
+    /// With trailers after the body.
+    Trail,
+    /// Says that it has not begun.
+    Refuse,
+    Reset,
+    /// Half an answer, and then a reset.
+    Cut,
+    Hang,
+}
+
+/// By which connection a request came, its head and its body.
+type Seen = (usize, Request<()>, Vec<u8>);
+
+/// A server of HTTP/2 in clear. `act` is asked with the connection's number, the path and the request's number.
+struct Frames {
+    address: SocketAddr,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Frames {
+    fn start(seats: u32, act: impl Fn(usize, &str, usize) -> Act + Send + Sync + 'static) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let (act, of_server) = (Arc::new(act), Arc::clone(&seen));
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        runtime.spawn(async move {
+            for number in 0.. {
+                let Ok((stream, _)) = listener.accept().await else { return };
+                let (act, seen) = (Arc::clone(&act), Arc::clone(&of_server));
+                tokio::spawn(async move {
+                    let mut builder = h2::server::Builder::new();
+                    let Ok(mut connection) = builder.max_concurrent_streams(seats).handshake::<_, Bytes>(stream).await
+                    else {
+                        return;
+                    };
+                    while let Some(Ok((request, respond))) = connection.accept().await {
+                        let (act, seen) = (Arc::clone(&act), Arc::clone(&seen));
+                        tokio::spawn(serve(number, request, respond, act, seen));
+                    }
+                });
+            }
+        });
+        Self { address, seen, _runtime: runtime }
+    }
+
+    fn answering() -> Self {
+        Self::start(100, |_, _, _| Act::Answer)
+    }
+
+    fn count(&self) -> usize {
+        self.seen.lock().unwrap().len()
+    }
+
+    fn connections(&self) -> usize {
+        self.seen.lock().unwrap().iter().map(|(connection, ..)| connection + 1).max().unwrap_or(0)
+    }
+
+    /// One route to it.
+    fn policy(&self) -> Policy {
+        let mut policy = policy(vec![route("r", 0)], vec![upstream("u", &[self.address])]);
+        policy.upstreams[0].http2 = true;
+        policy.routes[0].guards.retry.attempts_max = 1;
+        policy
+    }
+}
+
+async fn serve(
+    connection: usize,
+    request: Request<RecvStream>,
+    mut respond: h2::server::SendResponse<Bytes>,
+    act: Arc<impl Fn(usize, &str, usize) -> Act>,
+    seen: Arc<Mutex<Vec<Seen>>>,
+) {
+    let (head, body) = request.into_parts();
+    let number = seen.lock().unwrap().len();
+    let path = head.uri.path().to_owned();
+    let act = act(connection, &path, number);
+    if act == Act::Refuse {
+        seen.lock().unwrap().push((connection, Request::from_parts(head, ()), Vec::new()));
+        return respond.send_reset(Reason::REFUSED_STREAM);
+    }
+    let Ok((body, _)) = read(body).await else { return };
+    let said = format!("{} {path} {}", head.method, body.len());
+    seen.lock().unwrap().push((connection, Request::from_parts(head, ()), body));
+    let answer = http::Response::builder().status(200);
+    match act {
+        Act::Answer => {
+            let answer = answer.header("content-length", said.len()).body(()).unwrap();
+            respond.send_response(answer, false).unwrap().send_data(said.into(), true).unwrap();
+        }
+        Act::Trail => {
+            let mut stream = respond.send_response(answer.body(()).unwrap(), false).unwrap();
+            stream.send_data(said.into(), false).unwrap();
+            stream.send_trailers(HeaderMap::from_iter([("x-sum".parse().unwrap(), "7".parse().unwrap())])).unwrap();
+        }
+        Act::Reset => respond.send_reset(Reason::INTERNAL_ERROR),
+        Act::Cut => {
+            let mut stream = respond.send_response(answer.body(()).unwrap(), false).unwrap();
+            // More than fits into any window: what follows comes after the head has been taken.
+            for _ in 0..40 {
+                stream.reserve_capacity(64 << 10);
+                let Some(Ok(room)) = std::future::poll_fn(|cx| stream.poll_capacity(cx)).await else { return };
+                stream.send_data(vec![b'x'; room].into(), false).unwrap();
+            }
+            stream.send_reset(Reason::INTERNAL_ERROR);
+        }
+        Act::Hang => std::future::pending().await,
+        Act::Refuse => unreachable!("handled before the body was read"),
+    }
+}
+
+#[test]
+fn an_upstream_is_spoken_to_in_frames() {
+    let server = Frames::answering();
+    let mut policy = server.policy();
+    policy.upstreams[0].host = Some("inner.example:81".into());
+    let world = World::new(policy);
+    let mut client = world.client();
+    for _ in 0..3 {
+        assert_eq!(client.ask("GET /a?b=c HTTP/1.1\r\nHost: h\r\n\r\n").body, "GET /a 0");
+    }
+    let long = "x".repeat(3 << 20);
+    assert_eq!(client.ask(&crate::world::post("/", "", &long)).body, format!("POST / {}", long.len()));
+    let chunked = "POST /c HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+    assert_eq!(client.ask(chunked).body, "POST /c 3");
+    assert_eq!((server.count(), server.connections()), (5, 1));
+    let seen = server.seen.lock().unwrap();
+    let (_, head, _) = &seen[0];
+    assert_eq!(head.uri().to_string(), "http://inner.example:81/a?b=c");
+    assert!(!head.headers().contains_key("host") && head.headers().contains_key("via"));
+}
+
+#[test]
+fn calls_share_connections_within_what_the_upstream_allows() {
+    let (inside, may_end) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let of_server = Arc::clone(&inside);
+    // Three at once on a connection.
+    let server = Frames::start(3, move |_, path, _| {
+        of_server.fetch_add(1, Relaxed);
+        if path == "/wait" { Act::Hang } else { Act::Answer }
+    });
+    let mut policy = server.policy();
+    policy.routes[0].guards.timeout = Duration::from_secs(3);
+    policy.routes[0].guards.try_timeout = Duration::from_secs(3);
+    // One worker's share of four is two.
+    policy.upstreams[0].connections_max = 4;
+    let world = World::new(policy);
+    // The first tells how many there may be.
+    assert_eq!(world.get("/").status, 200);
+    let clients: Vec<_> = (0..12)
+        .map(|_| {
+            let address = world.address;
+            std::thread::spawn(move || {
+                crate::world::Client::new(address).ask("GET /wait HTTP/1.1\r\nHost: h\r\n\r\n").status
+            })
+        })
+        .collect();
+    wait_until("as many as there are places for are inside", || inside.load(Relaxed) >= 7);
+    let statuses: Vec<_> = clients.into_iter().map(|client| client.join().unwrap()).collect();
+    assert!(statuses.iter().all(|status| matches!(status, 503 | 504)), "{statuses:?}");
+    assert!(server.connections() <= 4, "{}", server.connections());
+    may_end.store(1, Relaxed);
+    assert_eq!(world.get("/").status, 200, "the places are free again");
+}
+
+#[test]
+fn what_was_not_begun_is_sent_again_and_what_may_have_been_is_not() {
+    let server = Frames::start(100, |_, path, number| match (path, number) {
+        ("/refused", 0) => Act::Refuse,
+        ("/reset", _) => Act::Reset,
+        _ => Act::Answer,
+    });
+    let world = World::new(server.policy());
+    assert_eq!(world.post("/refused", "", "once").body, "POST /refused 4");
+    assert_eq!((server.count(), world.route(0).resends_total), (2, 1));
+    assert_eq!(world.post("/reset", "", "once").status, 502);
+    assert_eq!(server.count(), 3, "nobody knows whether it was done");
+}
+
+#[test]
+fn trailers_and_broken_answers_pass_between_frames() {
+    let server = Frames::start(100, |_, path, _| if path == "/cut" { Act::Cut } else { Act::Trail });
+    let world = World::new(server.policy());
+    let wire = Wire::new(world.address);
+    let heard = wire.get("/");
+    assert_eq!((heard.body.as_slice(), heard.trailers.unwrap()["x-sum"].as_bytes()), (&b"GET / 0"[..], &b"7"[..]));
+    assert!(wire.ask(get("/cut"), b"").unwrap_err().is_reset());
+    // To a client that was not told of them they cannot go.
+    assert_eq!((world.get("/").body.as_str(), world.route(0).trailers_dropped_total), ("GET / 0", 1));
+}
+
+#[test]
+fn an_upstream_that_goes_is_found_again() {
+    let server = Frames::answering();
+    let address = server.address;
+    let world = World::new(server.policy());
+    assert_eq!(world.get("/").status, 200);
+    drop(server);
+    wait_until("nobody is there", || world.get("/").status == 502);
+    let listener = std::net::TcpListener::bind(address);
+    drop(listener);
+    // A server of HTTP/1 there now: no frames come back.
+    let lines = Server::start_at(address, |_, _| ok("lines"));
+    assert_eq!(world.get("/").status, 502);
+    drop(lines);
+}
+
+#[test]
+fn by_tls_the_version_is_agreed_on() {
+    use crate::tls::{Authority, calls, connect, shows, shut, trusts};
+    let authority = Authority::new();
+    let server = Server::start(|seen, _| ok(seen.line()));
+    let both = |protocols: Vec<&'static [u8]>| seawall_gateway::tls::ServerMaterial {
+        protocols,
+        ..shows(&[&authority.pass(&["127.0.0.1"])])
+    };
+    let (inner, _) = shut(&server, |_| {}, &both(vec![b"h2", b"http/1.1"]));
+    // A client that offers both is served by frames, one that offers nothing by lines.
+    let mut config = authority.client(None);
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let mut client = connect(inner.address, config, "127.0.0.1");
+    client.stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    let mut head = [0; 9];
+    client.stream.read_exact(&mut head).unwrap();
+    assert_eq!(head[3], 4, "SETTINGS: {head:?}");
+    let mut lines = connect(inner.address, authority.client(None), "127.0.0.1");
+    assert_eq!(lines.ask("GET / HTTP/1.1\r\nHost: h\r\n\r\n").status, 200);
+
+    // And so are we by an upstream; one that does not speak it is told apart from one that cannot be trusted.
+    let frames = |policy: &mut Policy| {
+        policy.node = "front".into();
+        policy.upstreams[0].http2 = true;
+    };
+    let material = seawall_gateway::tls::ClientMaterial { protocols: vec![b"h2"], ..trusts(&authority) };
+    let front = calls(&[inner.address], frames, &material);
+    assert_eq!(front.get("/x").body, "GET /x HTTP/1.1");
+    let (old, _) = shut(&server, |_| {}, &both(vec![b"http/1.1"]));
+    let front = calls(&[old.address], frames, &material);
+    assert_eq!(front.get("/x").status, 502);
+    assert!(front.route(0).failures.contains(&("tls", 1)));
+}
