@@ -36,4 +36,5 @@ mod stop;
 mod tls;
 mod toxics;
 mod toxiproxy;
+mod websocket;
 mod zones;

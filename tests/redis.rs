@@ -160,7 +160,7 @@ fn who_only_listens_hears_everything_until_redis_dies() {
         subscriber.hears(&format!("*3\r\n$7\r\nmessage\r\n$4\r\nnews\r\n$3\r\n{n}\r\n"));
     }
     redis.kill();
-    // It had nothing unread of the subscriber's, so its kernel ends the connection in order: as it comes, so it is passed on.
+    // It had nothing unread of the subscriber's, so its kernel ends the connection in order, and so it is passed on.
     assert!(matches!(subscriber.0.read(&mut [0]), Ok(0) | Err(_)));
     let refused =
         |how: &str| node.metrics().get(&format!("seawall_connections_ended_total{{route=\"cache\",how=\"{how}\"}}"));

@@ -217,10 +217,13 @@ fn routes(text: &mut Text, routes: &[RouteSnapshot]) {
     text.per_route(routes, "seawall_waiting", "gauge", help, |route| route.waiting);
 }
 
-/// Routes of connections.
+/// Routes of connections, and those whose requests may become one.
 fn connections(text: &mut Text, routes: &[RouteSnapshot]) {
     let tcp = routes.iter().filter(|route| route.protocol == Protocol::Tcp);
-    let help = "Connections accepted.";
+    let help = "Time from a client's connection to the upstream's.";
+    latency(text, "seawall_connect_duration_seconds", help, tcp);
+    let tcp = routes.iter().filter(|route| route.carries_connections);
+    let help = "Connections accepted, and those upgraded.";
     let name = "seawall_connections_opened_total";
     text.per_route(tcp.clone(), name, "counter", help, |route| route.connections.opened_total);
     let help = "Connections open now, those that do not stand yet included.";
@@ -236,8 +239,6 @@ fn connections(text: &mut Text, routes: &[RouteSnapshot]) {
         text.sample(name, &[("route", &route.name), ("direction", "up")], route.connections.bytes_up_total);
         text.sample(name, &[("route", &route.name), ("direction", "down")], route.connections.bytes_down_total);
     }
-    let help = "Time from a client's connection to the upstream's.";
-    latency(text, "seawall_connect_duration_seconds", help, tcp.clone());
     let name = "seawall_connection_duration_seconds";
     text.family(name, "histogram", "How long connections lasted that reached the upstream and have ended.");
     for route in tcp {

@@ -50,7 +50,7 @@ struct Route {
     waiting: u64,
     latency_p50_ms: f64,
     latency_p99_ms: f64,
-    /// Of a route of connections; the time of latency is then the time until they stand.
+    /// Of a route that carries any. Where it carries nothing else, latency is the time until they stand.
     #[serde(skip_serializing_if = "Option::is_none")]
     connections: Option<Connections>,
 }
@@ -148,7 +148,7 @@ impl Route {
             name: route.name,
             upstream: route.upstream,
             protocol: route.protocol,
-            connections: (route.protocol == Protocol::Tcp).then(|| Connections::of(route.connections)),
+            connections: route.carries_connections.then(|| Connections::of(route.connections)),
             breaker: route.breaker,
             requests_total: route.requests_total,
             failures_total: route.failures_total,

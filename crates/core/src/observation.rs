@@ -140,7 +140,9 @@ pub struct RouteSnapshot {
     pub cut_total: u64,
     /// Requests that a fault placed on purpose has touched, and deliveries from the spool.
     pub faulted_total: u64,
-    /// Connections.
+    /// True if bytes are carried as they come: those of connections, or those that follow an upgrade.
+    pub carries_connections: bool,
+    /// Connections; of a route of requests, those that were upgraded.
     pub connections: ConnectionsSnapshot,
     /// Answers whose trailers ended here because the answer had not announced them (`Trailer`).
     pub trailers_dropped_total: u64,

@@ -39,12 +39,13 @@ use crate::http::headers::{
     SEAWALL_FAULT, SEAWALL_RECORD, X_REQUEST_ID,
 };
 use crate::node::{Node, Used, Worker};
-use crate::pool::{EndpointLoad, Link};
+use crate::pool::{EndpointLoad, Link, Switched};
 use crate::records::Fate;
 use crate::relay::{Early, Relay, Wish};
 use crate::route::{Pass, Place, Retry, RouteState};
 use crate::seat::Door;
 use crate::stale;
+use crate::upgrade::{self, Handover};
 use crate::writes::{BadKey, Claimed, Claiming, DoneAnswer, Identity, Stamped};
 use crate::{ejection, fallback};
 
@@ -80,15 +81,33 @@ pub(crate) async fn serve(
     let node = &worker.node;
     let started = node.clock.now();
     conn.set_in_request(started, true);
+    let asks = conn.begin();
     let mut ending = Ending { conn: Arc::clone(&conn), node: Arc::clone(node), _pending: None };
-    let response = match node.pending.take() {
+    let mut response = match node.pending.take() {
         Ok(pending) => {
             ending._pending = Some(pending);
-            respond(&worker, &conn, &peer, request, started).await
+            respond(&worker, &conn, &peer, request, asks, started).await
         }
         Err(refusal) => Answer::refusal(&refusal).build(),
     };
+    if asks {
+        switch_or_release(&conn, &mut response);
+    }
     Ok(response.map(|body| Tracked::new(body, ending)))
+}
+
+/// A request that asked for an upgrade is answered: its connection goes on as what was asked for, or as it was.
+fn switch_or_release(conn: &ConnState, response: &mut Response<ResBody>) {
+    match std::mem::replace(response.body_mut(), ResBody::Empty) {
+        ResBody::Switched(handover) => {
+            upgrade::say(response.headers_mut(), handover.protocol.clone());
+            conn.switch_to(handover);
+        }
+        body => {
+            *response.body_mut() = body;
+            conn.release();
+        }
+    }
 }
 
 async fn respond(
@@ -96,9 +115,11 @@ async fn respond(
     conn: &Arc<ConnState>,
     peer: &Peer,
     request: Request<Incoming>,
+    asks: bool,
     started: Mono,
 ) -> Response<ResBody> {
     let present = Present::look(request.headers());
+    let present = if asks { present.and(Present::ASKS) } else { present };
     if present.has(Present::VERDICT) {
         let named = request.headers().get(VERDICT_HEADER).and_then(|verdict| verdict.to_str().ok());
         let verdict = named.and_then(Verdict::by_name).unwrap_or(Verdict::RequestLine);
@@ -191,6 +212,8 @@ pub(crate) struct Call {
     pub(crate) may_have_arrived: bool,
     pub(crate) write: Option<Write>,
     pub(crate) stale_key: Option<stale::Key>,
+    /// What its connection is to become, if its route allows that.
+    pub(crate) upgrade: Option<HeaderValue>,
     /// The client's connection; the forwarder has none.
     pub(crate) conn: Option<Arc<ConnState>>,
     /// True if the client speaks HTTP/1.1: interim answers mean something to it, and a cut answer shows.
@@ -379,8 +402,10 @@ async fn prepare(
     } else {
         Box::pin(keep_body(worker, conn, &route, is_write, &parts.headers, body, deadline)).await?
     };
+    let asks = present.has(Present::ASKS);
+    let upgrade = if asks { upgrade::wanted(&route.policy.upgrades, &parts.headers) } else { None };
     let stale_key = match route.policy.stale_for() {
-        Some(_) if parts.method == Method::GET => {
+        Some(_) if parts.method == Method::GET && upgrade.is_none() => {
             stale::Key::new((&route.policy.name, &route.upstream_name), &parts.uri, &parts.headers)
         }
         _ => None,
@@ -403,6 +428,7 @@ async fn prepare(
         may_have_arrived: false,
         write: None,
         stale_key,
+        upgrade,
         conn: Some(Arc::clone(conn)),
         speaks_1_1: parts.version >= http::Version::HTTP_11,
         speaks_2: parts.version == http::Version::HTTP_2,
@@ -416,6 +442,9 @@ async fn prepare(
         Box::pin(begin_write(worker, &mut call, body, client_key)).await?;
     }
     headers::to_upstream(&mut call.headers, present, &Hop { peer: &peer.ip_text, sealed: peer.sealed, via: &node.via });
+    if let Some(protocol) = &call.upgrade {
+        upgrade::say(&mut call.headers, protocol.clone());
+    }
     if !call.retried_above && call.can_be_sent_again() && call.route.policy.guards.retry.attempts_max > 1 {
         call.headers.insert(RETRY_OWNER, node.via.clone());
     }
@@ -443,6 +472,7 @@ impl Call {
             body,
             write: None,
             stale_key: None,
+            upgrade: None,
             conn: self.conn.as_ref().map(Arc::clone),
             copies: self.copies.as_ref().map(Arc::clone),
             touched: self.touched.clone(),
@@ -739,7 +769,7 @@ pub(crate) async fn try_once(
 async fn try_hedged(worker: &Arc<Worker>, call: &mut Call, upstream: UpstreamId, place: &mut Option<Place>) -> Tried {
     let (clock, route) = (&worker.node.clock, Arc::clone(&call.route));
     let copied = hedge::Call { started: clock.now(), hedges: 0, idempotent: call.can_be_sent_again() };
-    let due = if call.write.is_some() { None } else { route.hedge_due(clock.now(), copied) };
+    let due = if call.write.is_some() || call.upgrade.is_some() { None } else { route.hedge_due(clock.now(), copied) };
     let Some(due) = due else { return try_once(worker, call, upstream, place).await };
     call.touched = call.touched();
     let copies = Copies {
@@ -926,7 +956,7 @@ async fn faulted(
         // Its connection is dropped with it if there is more to come.
         (Act::Swallow, _) => Err(Failure::ConnectionLost),
         // A short answer is read whole before anything goes on: cut, it is a failed try.
-        (Act::Cut, Content::Whole(_)) => Err(Failure::Incomplete),
+        (Act::Cut, Content::Whole(_) | Content::Switched(_)) => Err(Failure::Incomplete),
         (Act::Cut, Content::Arriving(..)) => Ok(Exchanged { ends_early: true, ..exchanged }),
         _ => Ok(exchanged),
     }
@@ -974,6 +1004,7 @@ struct Exchanged {
 enum Content {
     Whole(Bytes),
     Arriving(Incoming, Link),
+    Switched(Switched),
 }
 
 /// Sends the request and takes in the answer: whole if it is short, its head otherwise. A pooled connection that turns
@@ -989,6 +1020,7 @@ async fn exchange(
     let clock = &worker.node.clock;
     let pool = worker.pool(upstream, endpoint);
     let mut link = pool.checkout(now, false, &mut call.awaits_connection).await?;
+    call.upgrade.iter().for_each(|_| link.may_switch());
     let mut answered = link.send(build(worker, call, upstream, now.until(until))).await;
     if answered.is_err_and_stale(&link, call) {
         call.may_have_arrived |= !link.nothing_written();
@@ -996,12 +1028,19 @@ async fn exchange(
         worker.counts[call.id.index()].resends.add(1);
         let now = clock.now();
         link = pool.checkout(now, true, &mut call.awaits_connection).await?;
+        call.upgrade.iter().for_each(|_| link.may_switch());
         answered = link.send(build(worker, call, upstream, now.until(until))).await;
     }
     let (parts, incoming) = answered?.into_parts();
-    // Nobody asked to switch; and an answer with two lengths is whole to one reader and cut to another.
-    if parts.status == StatusCode::SWITCHING_PROTOCOLS || has_two_framings(&parts.headers) {
+    // An answer with two lengths is whole to one reader and cut to another.
+    if has_two_framings(&parts.headers) {
         return Err(Failure::Protocol);
+    }
+    if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+        // To what was asked for, or nobody asked.
+        let agreed = call.upgrade.as_ref().filter(|wanted| upgrade::agrees(&parts.headers, wanted));
+        let switched = agreed.ok_or(Failure::Protocol).and_then(|_| link.into_switched())?;
+        return Ok(Exchanged { parts, content: Content::Switched(switched), at: clock.now(), ends_early: false });
     }
     let short = call.route.policy.guards.answer_bytes_max;
     let length = incoming.size_hint().exact();
@@ -1103,6 +1142,12 @@ fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, r
         (Content::Whole(bytes), _) => {
             relay.pass.report(counts, now, now, outcome, answered);
             ResBody::whole(bytes)
+        }
+        (Content::Switched(switched), _) => {
+            relay.pass.report(counts, now, now, outcome, answered);
+            let protocol = call.upgrade.clone().unwrap_or(HeaderValue::from_static("unknown"));
+            let _held = (relay.load, relay.place.take());
+            ResBody::Switched(Box::new(Handover { id: call.id, switched, protocol, _held }))
         }
         (Content::Arriving(incoming, link), _) => {
             let mut pass = Some(relay.pass);

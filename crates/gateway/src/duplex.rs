@@ -1,13 +1,15 @@
-//! Two connections joined: what one peer says is handed on to the other, both ways, until both have said all they wanted.
+//! Two connections joined: what one peer says is handed on to the other, both ways, until both have said all they
+//! wanted.
 //!
 //! Picture two buckets between two people. What fits into the other's hands goes there at once, by way of one large cup
 //! that a whole thread shares; only what a slow receiver leaves is kept in its bucket, and while a bucket is not empty
-//! nothing more is taken from the sender. So a connection that is silent holds no buffer, and one whose receiver is slow
-//! holds [`CHUNK_BYTES`] each way.
-//! An end is passed on as an end, after the last byte, and the other direction goes on. A reset is passed on as a reset.
-//! A peer that cannot be written to any more may have said its last word before that: it is heard to the end first.
-//! Not here: who is joined to whom and why, guards, counters. `std`'s and tokio's own copies of both directions know neither
-//! silence nor who broke off.
+//! nothing more is taken from the sender. So a connection that is silent holds no buffer, and one whose receiver is
+//! slow holds [`CHUNK_BYTES`] each way.
+//! An end is passed on as an end, after the last byte, and the other direction goes on. A reset is passed on as a
+//! reset. A peer that cannot be written to any more may have said its last word before that: it is heard to the end
+//! first.
+//! Not here: who is joined to whom and why, guards, counters. (Tokio's own copy of both directions knows neither
+//! silence nor who broke off.)
 
 use std::cell::RefCell;
 use std::pin::Pin;

@@ -218,6 +218,7 @@ fn call(route: &Arc<RouteState>, id: RouteId, record: &NewRecord, now: Mono) -> 
         may_have_arrived: false,
         write: None,
         stale_key: None,
+        upgrade: None,
         conn: None,
         speaks_1_1: false,
         speaks_2: false,

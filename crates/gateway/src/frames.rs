@@ -239,7 +239,8 @@ fn as_frames(request: Request<ReqBody>, is_sealed: bool) -> Option<Request<ReqBo
     Some(Request::from_parts(parts, body))
 }
 
-fn reason(error: &hyper::Error) -> Option<Reason> {
+/// Why HTTP/2 says a stream or a connection has ended, if it was HTTP/2 that said so.
+pub(crate) fn reason(error: &hyper::Error) -> Option<Reason> {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         if let Some(cause) = cause.downcast_ref::<h2::Error>() {

@@ -26,6 +26,7 @@ mod stale;
 mod tcp;
 pub mod tls;
 mod traffic;
+mod upgrade;
 mod watch;
 mod writes;
 

@@ -18,8 +18,8 @@ use crate::http::h2;
 use crate::net::{Listener, Stream};
 use crate::node::Worker;
 use crate::seat::{Door, Seat};
-use crate::tcp;
 use crate::tls::Unsealed;
+use crate::{tcp, upgrade};
 
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -164,15 +164,16 @@ async fn serve_connection(
         .header_read_timeout(None);
     let mut connection = builder.serve_connection(io, service);
     let mut draining = false;
-    loop {
+    let is_well = loop {
         tokio::select! {
             biased;
-            ended = &mut connection => {
-                if let Err(error) = ended {
+            ended = &mut connection => break match ended {
+                Ok(()) => true,
+                Err(error) => {
                     tracing::trace!(%error, "a connection ended");
+                    false
                 }
-                break;
-            }
+            },
             () = state.nudge.notified() => {}
             () = door.drain.cancelled(), if !draining => {
                 draining = true;
@@ -180,9 +181,12 @@ async fn serve_connection(
             }
             () = stop.now.cancelled() => return,
         }
-    }
-    // It may have ended because it speaks HTTP/2 at once.
-    if let Some(io) = connection.into_parts().io.into_frames() {
+    };
+    // It may have ended because it is no HTTP any more, or HTTP/2.
+    let parts = connection.into_parts();
+    if let Some(switch) = state.take_switch().filter(|_| is_well) {
+        upgrade::go_on(&seat.worker(), *switch, parts.io, parts.read_buf, &stop.now).await;
+    } else if let Some(io) = parts.io.into_frames() {
         Box::pin(h2::serve_connection(seat, io, peer, door, stop)).await;
     }
 }

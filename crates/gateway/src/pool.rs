@@ -72,7 +72,7 @@ pub(crate) enum Link {
 /// An HTTP/1 connection.
 pub(crate) struct Lines {
     sender: SendRequest<ReqBody>,
-    driver: Option<Box<Connection<TokioIo<Counted>, ReqBody>>>,
+    driver: Driver,
     traffic: Arc<Traffic>,
     born: Mono,
     idle_since: Mono,
@@ -80,6 +80,23 @@ pub(crate) struct Lines {
     _open: OpenCount,
     /// Probes have none: a pool that is all in use must not make its endpoint look sick.
     _slot: Option<OwnedSemaphorePermit>,
+}
+
+/// Whoever uses a connection polls it.
+struct Driver {
+    connection: Option<Box<Connection<TokioIo<Counted>, ReqBody>>>,
+    /// The present request asks for an upgrade: what has ended is then kept, for its bytes.
+    may_switch: bool,
+    ended: Option<Box<Connection<TokioIo<Counted>, ReqBody>>>,
+}
+
+/// A connection that is no HTTP any more.
+pub(crate) struct Switched {
+    pub(crate) stream: Stream,
+    /// What the upstream has said already.
+    pub(crate) said: Bytes,
+    pub(crate) _open: OpenCount,
+    pub(crate) _slot: Option<OwnedSemaphorePermit>,
 }
 
 /// Bytes since the present request began.
@@ -252,7 +269,7 @@ impl EndpointPool {
         let now = self.clock.now();
         Ok(Link::Lines(Lines {
             sender,
-            driver: Some(Box::new(driver)),
+            driver: Driver { connection: Some(Box::new(driver)), may_switch: false, ended: None },
             traffic,
             born: now,
             idle_since: now,
@@ -336,6 +353,22 @@ impl Link {
         }
     }
 
+    /// The next request asks for an upgrade.
+    pub(crate) fn may_switch(&mut self) {
+        if let Self::Lines(lines) = self {
+            lines.driver.may_switch = true;
+        }
+    }
+
+    /// Takes the connection out of HTTP, after a `101`.
+    pub(crate) fn into_switched(self) -> Result<Switched, Failure> {
+        match self {
+            Self::Lines(lines) => lines.into_switched(),
+            // There is none in HTTP/2.
+            Self::Frames(_) => Err(Failure::Protocol),
+        }
+    }
+
     /// True if the upstream has nothing of the request.
     pub(crate) fn nothing_written(&self) -> bool {
         match self {
@@ -377,7 +410,7 @@ impl Lines {
         let mut answer = pin!(self.sender.try_send_request(request));
         let driver = &mut self.driver;
         std::future::poll_fn(|cx| {
-            let lost = poll_driver(driver, cx);
+            let lost = driver.poll(cx);
             // Whatever the answer waits for comes from the driver, which has just been polled with the real waker.
             match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(answer) => Poll::Ready(answer.map_err(|error| classify(error.error()))),
@@ -398,7 +431,7 @@ impl Lines {
         if let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(&mut noop) {
             return Poll::Ready(frame.map(|frame| frame.map_err(|error| classify(&error))));
         }
-        let lost = poll_driver(&mut self.driver, cx);
+        let lost = self.driver.poll(cx);
         match Pin::new(incoming).poll_frame(&mut noop) {
             Poll::Ready(frame) => Poll::Ready(frame.map(|frame| frame.map_err(|error| classify(&error)))),
             Poll::Pending if lost => Poll::Ready(Some(Err(Failure::Incomplete))),
@@ -416,21 +449,33 @@ impl Lines {
         self.traffic.written.load(Relaxed) == 0
     }
 
+    fn into_switched(mut self) -> Result<Switched, Failure> {
+        self.settle();
+        let parts = self.driver.ended.ok_or(Failure::Protocol)?.into_parts();
+        let stream = parts.io.into_inner().stream;
+        Ok(Switched { stream, said: parts.read_buf, _open: self._open, _slot: self._slot })
+    }
+
     /// Lets the driver do what it can without waiting. False if the connection is over.
     fn settle(&mut self) -> bool {
-        !poll_driver(&mut self.driver, &mut Context::from_waker(Waker::noop())) && self.sender.is_ready()
+        !self.driver.poll(&mut Context::from_waker(Waker::noop())) && self.sender.is_ready()
     }
 }
 
-/// True if the connection is over.
-fn poll_driver(driver: &mut Option<Box<Connection<TokioIo<Counted>, ReqBody>>>, cx: &mut Context<'_>) -> bool {
-    let Some(connection) = driver else { return true };
-    match Pin::new(&mut **connection).poll(cx) {
-        Poll::Pending => false,
-        Poll::Ready(_) => {
-            // Dropping it tells whoever waits for an answer that none will come.
-            *driver = None;
-            true
+impl Driver {
+    /// True if the connection is over.
+    fn poll(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(connection) = &mut self.connection else { return true };
+        match Pin::new(&mut **connection).poll(cx) {
+            Poll::Pending => false,
+            Poll::Ready(ended) => {
+                // Dropping it tells whoever waits for an answer that none will come.
+                let connection = self.connection.take();
+                if ended.is_ok() && self.may_switch {
+                    self.ended = connection;
+                }
+                true
+            }
         }
     }
 }

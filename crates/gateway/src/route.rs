@@ -259,6 +259,7 @@ impl RouteState {
             name: self.policy.name.clone(),
             upstream: self.upstream_name.clone(),
             protocol: self.policy.protocol,
+            carries_connections: self.policy.carries_connections(),
             spools: self.policy.spools(),
             breaker,
             degraded_since_ms: self.degraded_since().map(Wall::as_millis),

@@ -1,10 +1,10 @@
-//! The way of a TCP connection: limit of connections → bulkhead → attempt loop { breaker → rate → endpoint → connection }
+//! The way of a TCP connection: limit of connections → bulkhead → attempt loop { breaker → rate → endpoint → dial }
 //! within the retry budget → both joined, until they have ended.
 //!
-//! Picture a switchboard. The guards stand around the connecting; once two lines are joined, nobody listens. A call to an
-//! upstream is judged by how it came about: refused, timed out, or broken off before a byte came back is a failure, and its
-//! time is the time to connect. Nothing of the client's has been sent until then, so another endpoint may be tried. A
-//! connection holds its place in the bulkhead until it has ended.
+//! Picture a switchboard. The guards stand around the connecting; once two lines are joined, nobody listens. A call to
+//! an upstream is judged by how it came about: refused, timed out, or broken off before a byte came back is a failure,
+//! and its time is the time to connect. Nothing of the client's has been sent until then, so another endpoint may be
+//! tried. A connection holds its place in the bulkhead until it has ended.
 //! Whoever is refused is reset: a plain close would look like an orderly answer of nothing.
 //! Not here: the bytes (`duplex.rs`), what a guard decides (`core::guard`).
 

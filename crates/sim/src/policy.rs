@@ -51,6 +51,7 @@ fn events() -> Route {
     Route {
         name: "events".into(),
         protocol: Protocol::Http,
+        upgrades: Vec::new(),
         matcher: Match { path: PathMatch::Exact("/events".into()), ..Match::default() },
         upstream: UpstreamId(0),
         guards: Guards {

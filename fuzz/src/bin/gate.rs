@@ -2,13 +2,17 @@
 //! lets pass it lets pass again unchanged, so that nobody behind it can read it in another way than it was read here.
 #![no_main]
 
-use seawall_gateway::http::gate::{Gate, GateLimits, VERDICT_HEADER, Verdict};
+use seawall_gateway::http::gate::{Gate, GateLimits, Phase, VERDICT_HEADER, Verdict};
 
 const LIMITS: GateLimits = GateLimits { head_bytes_max: 512, headers_max: 16, body_bytes_max: 1_000 };
 
 fn through(input: &[u8], piece: usize) -> (Vec<u8>, Option<Verdict>) {
     let (mut gate, mut out) = (Gate::new(LIMITS), Vec::new());
-    let broken = input.chunks(piece).find_map(|bytes| gate.feed(bytes, &mut out).err());
+    let mut broken = input.chunks(piece).find_map(|bytes| gate.feed(bytes, &mut out).err());
+    // As if no upgrade that is asked for came about.
+    while broken.is_none() && gate.phase() == Phase::Held {
+        broken = gate.release(&mut out).err();
+    }
     (out, broken)
 }
 

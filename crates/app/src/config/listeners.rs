@@ -125,6 +125,7 @@ fn read_tcp_listener<'n>(item: Field<'n>, upstreams: &Upstreams<'_>, policies: &
             name: String::new(),
             protocol: Protocol::Tcp,
             matcher: Match::default(),
+            upgrades: Vec::new(),
             upstream: upstream.unwrap_or(UpstreamId(0)),
             guards,
             fallbacks,
@@ -153,7 +154,7 @@ fn check_address(field: Field<'_>, address: SocketAddr, others: &[Listener], tak
     }
 }
 
-const ROUTE: Keys = Keys { of: "this route", known: &["name", "match", "upstream", "policy"], later: &[] };
+const ROUTE: Keys = Keys { of: "this route", known: &["name", "match", "upstream", "policy", "upgrade"], later: &[] };
 
 fn read_route<'n>(item: Field<'n>, upstreams: &Upstreams<'_>, policies: &Policies<'_>) -> Written<'n> {
     let section = item.section(ROUTE);
@@ -165,10 +166,11 @@ fn read_route<'n>(item: Field<'n>, upstreams: &Upstreams<'_>, policies: &Policie
     let upstream = upstream_field.and_then(|field| upstreams.refer(field));
     let policy = section.field("policy");
     let rules = policy.and_then(|field| policies.refer(field)).cloned().unwrap_or_default();
-    if let Some(field) = policy.filter(|_| rules.guards.idle_timeout.is_some()) {
-        let hint = "`limits.idle_timeout` is for clients that ask nothing; use a policy without it";
-        field
-            .error_with("its `idle_timeout` is for connections (`protocol: tcp`), and this route takes requests", hint);
+    let upgrades = section.field("upgrade").map(read_upgrades).unwrap_or_default();
+    if let Some(field) = policy.filter(|_| rules.guards.idle_timeout.is_some() && upgrades.is_empty()) {
+        let message =
+            "its `idle_timeout` is for connections (`protocol: tcp`, `upgrade`), and this route takes requests";
+        field.error_with(message, "`limits.idle_timeout` is for clients that ask nothing; use a policy without it");
     }
     if let Some(field) = policy {
         check_fallbacks(field, &rules, &matcher, upstream, upstreams);
@@ -179,8 +181,10 @@ fn read_route<'n>(item: Field<'n>, upstreams: &Upstreams<'_>, policies: &Policie
     }
     let Rules { guards, fallbacks, order_by, delivery, .. } = rules;
     let upstream = upstream.unwrap_or(UpstreamId(0));
-    let (name_later, protocol) = (String::new(), Protocol::Http);
-    let route = Route { name: name_later, protocol, matcher, upstream, guards, fallbacks, order_by, delivery };
+    let protocol = Protocol::Http;
+    let name_later = String::new();
+    let route =
+        Route { name: name_later, protocol, matcher, upgrades, upstream, guards, fallbacks, order_by, delivery };
     if let Some(policy) = policy.and_then(|field| field.text()) {
         item.reader.follows(policy, route.may_repeat(), name.as_deref().unwrap_or_default());
     }
@@ -262,6 +266,38 @@ fn read_methods(field: Field<'_>) -> Vec<String> {
         }
     }
     methods
+}
+
+/// `websocket`, a list, or `off`.
+fn read_upgrades(field: Field<'_>) -> Vec<String> {
+    if field.is_off() {
+        return Vec::new();
+    }
+    let (mut upgrades, items): (Vec<String>, _) = (Vec::new(), field.list_or_one());
+    if items.is_empty() {
+        field.error_with("an empty list allows nothing", "write `off`, or leave it out");
+    }
+    for item in items {
+        let Some(upgrade) = item.parsed(parse_upgrade) else { continue };
+        if upgrades.contains(&upgrade) {
+            item.error_with(format!("`{upgrade}` is given twice"), "remove one");
+        } else {
+            upgrades.push(upgrade);
+        }
+    }
+    upgrades
+}
+
+/// What the gate would never pass on may not be asked for either.
+fn parse_upgrade(text: &str) -> Result<String, String> {
+    let name = text.to_ascii_lowercase();
+    if name.split('/').count() > 2 || !name.split('/').all(is_token) {
+        return Err(format!("`{text}` is not a protocol, such as `websocket`"));
+    }
+    if ["h2", "http/", "tls/"].iter().any(|other| name.starts_with(other)) {
+        return Err(format!("`{text}` is between the two ends of one connection and never passed on"));
+    }
+    Ok(name)
 }
 
 fn parse_method(text: &str) -> Result<String, String> {

@@ -132,6 +132,8 @@ fn the_whole_grammar_is_understood() {
     let body = "{\"price\": null}".into();
     assert_eq!(quotes.fallbacks[2], Fallback::Static { status: 200, content_type: "application/json".into(), body });
     let plain = policy.route(RouteId(2));
+    assert_eq!(plain.upgrades, ["websocket", "other/1"]);
+    assert!(plain.carries_connections() && !events.carries_connections());
     assert!(plain.fallbacks.is_empty() && plain.guards.breaker.is_some());
     let timed = &policy.route(RouteId(3)).guards;
     assert_eq!(timed.rate, Some(RateConfig { cells: 100, per: Duration::from_secs(1), burst: 20 }));

@@ -16,6 +16,7 @@ async fn with_connections() -> World {
             name: "cache".into(),
             upstream: "redis".into(),
             protocol: Protocol::Tcp,
+            carries_connections: true,
             breaker,
             failures: vec![("connect_refused", 2)],
             retries_total: 1,

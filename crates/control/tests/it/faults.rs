@@ -25,6 +25,7 @@ impl FakeFaults {
         let route = |name: &str, upstream| Route {
             name: name.into(),
             protocol: Protocol::Http,
+            upgrades: Vec::new(),
             matcher: Match::default(),
             upstream: UpstreamId(upstream),
             guards: Guards::default(),

@@ -80,6 +80,7 @@ fn named<T>(
 fn route((was, old): &(&Route, &Policy), (is, new): &(&Route, &Policy), tell: &mut dyn FnMut(&str, bool)) {
     tell("protocol", was.protocol != is.protocol);
     tell("match", was.matcher != is.matcher);
+    tell("upgrade", was.upgrades != is.upgrades);
     tell("upstream", old.leads_to(was) != new.leads_to(is));
     // Upstreams that stand in are compared by name above.
     let own = |route: &Route| {
@@ -141,6 +142,7 @@ mod tests {
             name: name.into(),
             protocol: crate::policy::Protocol::Http,
             matcher: Match::default(),
+            upgrades: Vec::new(),
             upstream: UpstreamId(upstream),
             guards: Guards::default(),
             fallbacks: vec![Fallback::Upstream(UpstreamId(1 - upstream)), Fallback::Spool],

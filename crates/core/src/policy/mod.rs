@@ -142,6 +142,8 @@ pub struct Route {
     pub protocol: Protocol,
     /// Which requests; of connections all.
     pub matcher: Match,
+    /// What a connection may be upgraded to when a request asks for it, such as `websocket`; lower case.
+    pub upgrades: Vec<String>,
     /// Where to.
     pub upstream: UpstreamId,
     /// The guards.
@@ -165,6 +167,12 @@ impl Route {
     #[must_use]
     pub fn may_repeat(&self) -> bool {
         self.spools() || self.matcher.methods.iter().all(|method| is_idempotent(method))
+    }
+
+    /// True if bytes are carried as they come: those of connections, or those that follow an upgrade.
+    #[must_use]
+    pub fn carries_connections(&self) -> bool {
+        self.protocol == Protocol::Tcp || !self.upgrades.is_empty()
     }
 
     /// For how long a last good answer may stand in, if at all.
@@ -450,6 +458,7 @@ mod tests {
             name: "r".into(),
             protocol,
             matcher: Match::default(),
+            upgrades: Vec::new(),
             upstream: UpstreamId(0),
             guards: Guards::default(),
             fallbacks: Vec::new(),

@@ -35,6 +35,7 @@ fn policy() -> Policy {
     let route = Route {
         name: "events".into(),
         protocol: Protocol::Http,
+        upgrades: Vec::new(),
         matcher: Match::default(),
         upstream: UpstreamId(0),
         guards: Guards::default(),

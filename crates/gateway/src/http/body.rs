@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use super::conn::ConnState;
 use super::gate::Verdict;
 use crate::relay::Relay;
+use crate::upgrade::Handover;
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -36,7 +37,6 @@ pub(crate) struct ClientBody {
 }
 
 /// How far a client's body has come: what the client does to it is not the upstream's fault.
-#[derive(Debug)]
 pub(crate) struct Progress {
     conn: Arc<ConnState>,
     /// Bytes it may still have. What comes by HTTP/1 has been counted by the gate.
@@ -128,6 +128,8 @@ pub(crate) enum ResBody {
     Whole(Option<Bytes>),
     /// Passed on as it comes.
     Relay(Box<Relay>),
+    /// None: the connection goes on as something else.
+    Switched(Box<Handover>),
 }
 
 impl ResBody {
@@ -140,7 +142,7 @@ impl ResBody {
         match self {
             Self::Empty => Some(Bytes::new()),
             Self::Whole(bytes) => bytes.clone(),
-            Self::Relay(_) => None,
+            Self::Relay(_) | Self::Switched(_) => None,
         }
     }
 }
@@ -165,7 +167,7 @@ impl<G: Unpin> Body for Tracked<G> {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
         let polled = match &mut this.body {
-            ResBody::Empty => Poll::Ready(None),
+            ResBody::Empty | ResBody::Switched(_) => Poll::Ready(None),
             ResBody::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             ResBody::Relay(relay) => relay.poll_frame(cx),
         };
@@ -181,7 +183,7 @@ impl<G: Unpin> Body for Tracked<G> {
 
     fn size_hint(&self) -> SizeHint {
         match &self.body {
-            ResBody::Empty => SizeHint::with_exact(0),
+            ResBody::Empty | ResBody::Switched(_) => SizeHint::with_exact(0),
             ResBody::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             ResBody::Relay(relay) => relay.size_hint(),
         }
@@ -191,7 +193,7 @@ impl<G: Unpin> Body for Tracked<G> {
 impl ResBody {
     fn is_over(&self) -> bool {
         match self {
-            Self::Empty => true,
+            Self::Empty | Self::Switched(_) => true,
             Self::Whole(bytes) => bytes.is_none(),
             Self::Relay(relay) => relay.is_over(),
         }

@@ -22,6 +22,7 @@ use super::gate::{Gate, GateLimits, Phase, Verdict};
 use super::h2::PREFACE;
 use crate::clock::Clock;
 use crate::net::Stream;
+use crate::upgrade::Handover;
 
 /// One read from the kernel takes at most this much.
 const SCRATCH_BYTES: usize = 64 << 10;
@@ -34,7 +35,7 @@ thread_local! {
 }
 
 /// What others may know and change of a connection.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct ConnState {
     /// A [`Phase`] as a number.
     phase: AtomicU8,
@@ -54,6 +55,13 @@ pub(crate) struct ConnState {
     reset: AtomicBool,
     interim: Mutex<Vec<u8>>,
     has_interim: AtomicBool,
+    /// Requests begun.
+    begun: AtomicU64,
+    /// Which of them asks for an upgrade and is not answered yet; zero for none.
+    asking: AtomicU64,
+    /// True once it is known that there is no upgrade.
+    released: AtomicBool,
+    switch: Mutex<Option<Box<Handover>>>,
 }
 
 /// Limits of a connection's patience.
@@ -117,9 +125,35 @@ impl ConnState {
         self.reset.store(true, Relaxed);
     }
 
+    /// A request begins. True if it is the one that asks for an upgrade.
+    pub(crate) fn begin(&self) -> bool {
+        let number = self.begun.load(Relaxed) + 1;
+        self.begun.store(number, Relaxed);
+        self.asking.load(Relaxed) == number
+    }
+
+    /// The request that asked for an upgrade is answered without one.
+    pub(crate) fn release(&self) {
+        self.asking.store(0, Relaxed);
+        self.released.store(true, Relaxed);
+        self.nudge.notify_one();
+    }
+
+    /// Once the answer has been written, the connection is this one's.
+    pub(crate) fn switch_to(&self, switch: Box<Handover>) {
+        *self.switch.lock().unwrap_or_else(PoisonError::into_inner) = Some(switch);
+    }
+
+    /// Whose connection it is, now that it is no HTTP any more. None if it was not, or if not all of the answer has been
+    /// written.
+    pub(crate) fn take_switch(&self) -> Option<Box<Handover>> {
+        let switch = self.switch.lock().unwrap_or_else(PoisonError::into_inner).take();
+        switch.filter(|_| self.clean.load(Relaxed))
+    }
+
     fn enter(&self, phase: Phase, now: Mono) {
         let number = match phase {
-            Phase::Idle => PHASE_IDLE,
+            Phase::Idle | Phase::Held => PHASE_IDLE,
             Phase::Head => PHASE_HEAD,
             Phase::Body => PHASE_BODY,
             Phase::Refused => PHASE_REFUSED,
@@ -146,9 +180,14 @@ enum Speech {
     Frames,
 }
 
+fn pinned(stream: &mut Option<Stream>) -> Pin<&mut Stream> {
+    Pin::new(stream.as_mut().expect("whoever took it out took the whole of this"))
+}
+
 /// The connection.
 pub(crate) struct ClientIo {
-    stream: Stream,
+    /// Gone only when it is taken out at the end.
+    stream: Option<Stream>,
     gate: Gate,
     /// Bytes that may pass and have not been asked for yet.
     passed: Vec<u8>,
@@ -166,7 +205,7 @@ impl ClientIo {
         state.enter(Phase::Idle, clock.now());
         state.clean.store(true, Relaxed);
         Self {
-            stream,
+            stream: Some(stream),
             gate: Gate::new(limits),
             passed: Vec::new(),
             passed_at: 0,
@@ -176,6 +215,12 @@ impl ClientIo {
             state,
             linger: None,
         }
+    }
+
+    /// The connection, and what the client has said after its last request.
+    pub(crate) fn into_parts(mut self) -> (Option<Stream>, Vec<u8>) {
+        let early = [&self.passed[self.passed_at..], self.gate.held()].concat();
+        (self.stream.take(), early)
     }
 
     /// Hands over what has passed the gate. False if there is nothing.
@@ -211,7 +256,7 @@ impl ClientIo {
                 Ok(true)
             }
             Phase::Body => Err(self.break_body(Verdict::BodyTooSlow)),
-            Phase::Idle | Phase::Refused => Ok(false),
+            Phase::Idle | Phase::Held | Phase::Refused => Ok(false),
         }
     }
 
@@ -226,7 +271,7 @@ impl ClientIo {
         }
         let mut interim = self.state.interim.lock().unwrap_or_else(PoisonError::into_inner);
         while !interim.is_empty() {
-            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &interim))?;
+            let written = ready!(pinned(&mut self.stream).poll_write(cx, &interim))?;
             interim.drain(..written);
         }
         self.state.has_interim.store(false, Relaxed);
@@ -265,6 +310,9 @@ impl Read for ClientIo {
                 // Nothing more is read. The answer on its way, or the sweep, ends the connection.
                 return Poll::Pending;
             }
+            if this.gate.phase() == Phase::Held && !this.go_on_held() {
+                return Poll::Pending;
+            }
             if this.passed.is_empty() && ready!(this.poll_fill(cx, &mut cursor))? {
                 return Poll::Ready(Ok(()));
             }
@@ -273,12 +321,28 @@ impl Read for ClientIo {
 }
 
 impl ClientIo {
+    /// After a head that asks for an upgrade: false if nothing more may be read until it is answered.
+    fn go_on_held(&mut self) -> bool {
+        if self.state.released.swap(false, Relaxed) {
+            self.broken = self.gate.release(&mut self.passed).err();
+            self.note_gate();
+        }
+        self.gate.held().len() < SCRATCH_BYTES
+    }
+
+    fn note_gate(&self) {
+        if self.gate.phase() == Phase::Held {
+            self.state.asking.store(self.gate.heads(), Relaxed);
+        }
+        self.state.enter(self.gate.phase(), self.clock.now());
+    }
+
     /// Reads from the kernel through the gate. True if the caller has what it asked for: bytes, or the end.
     fn poll_fill(&mut self, cx: &mut Context<'_>, cursor: &mut ReadBufCursor<'_>) -> Poll<io::Result<bool>> {
         SCRATCH.with_borrow_mut(|scratch| {
             let room = scratch.len().min(cursor.remaining());
             let mut buffer = ReadBuf::new(&mut scratch[..room]);
-            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer))?;
+            ready!(pinned(&mut self.stream).poll_read(cx, &mut buffer))?;
             let bytes = buffer.filled();
             if bytes.is_empty() {
                 return Poll::Ready(Ok(true));
@@ -315,7 +379,7 @@ impl ClientIo {
             } else {
                 self.gate.feed(bytes, &mut self.passed)
             };
-            self.state.enter(self.gate.phase(), self.clock.now());
+            self.note_gate();
             self.broken = fed.err();
             Poll::Ready(Ok(whole_run))
         })
@@ -349,8 +413,8 @@ impl ClientIo {
 
 impl Drop for ClientIo {
     fn drop(&mut self) {
-        if self.state.reset.load(Relaxed) {
-            self.stream.reset_on_close();
+        if let (Some(stream), true) = (&self.stream, self.state.reset.load(Relaxed)) {
+            stream.reset_on_close();
         }
     }
 }
@@ -360,7 +424,7 @@ impl Write for ClientIo {
         let this = self.get_mut();
         ready!(this.poll_interim(cx))?;
         this.state.clean.store(false, Relaxed);
-        let polled = Pin::new(&mut this.stream).poll_write(cx, bytes);
+        let polled = pinned(&mut this.stream).poll_write(cx, bytes);
         this.note_write(polled)
     }
 
@@ -372,7 +436,7 @@ impl Write for ClientIo {
         let this = self.get_mut();
         ready!(this.poll_interim(cx))?;
         this.state.clean.store(false, Relaxed);
-        let polled = Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
+        let polled = pinned(&mut this.stream).poll_write_vectored(cx, slices);
         this.note_write(polled)
     }
 
@@ -385,7 +449,7 @@ impl Write for ClientIo {
         let this = self.get_mut();
         ready!(this.poll_interim(cx))?;
         this.state.clean.store(true, Relaxed);
-        Pin::new(&mut this.stream).poll_flush(cx)
+        pinned(&mut this.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -395,7 +459,7 @@ impl Write for ClientIo {
             return Poll::Ready(Ok(()));
         }
         if this.linger.is_none() {
-            ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+            ready!(pinned(&mut this.stream).poll_shutdown(cx))?;
             if this.gate.phase() == Phase::Idle {
                 return Poll::Ready(Ok(()));
             }
@@ -404,7 +468,7 @@ impl Write for ClientIo {
         SCRATCH.with_borrow_mut(|scratch| {
             loop {
                 let mut buffer = ReadBuf::new(scratch);
-                match Pin::new(&mut this.stream).poll_read(cx, &mut buffer) {
+                match pinned(&mut this.stream).poll_read(cx, &mut buffer) {
                     Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
                     Poll::Ready(_) => return Poll::Ready(Ok(())),
                     Poll::Pending => break,

@@ -80,6 +80,8 @@ verdicts! {
     TransferEncoding = 400, "transfer_encoding", "Transfer-Encoding must be `chunked` and nothing else";
     /// An expectation other than 100-continue.
     Expectation = 417, "expectation", "the only expectation met here is 100-continue";
+    /// An upgrade is asked for together with a body.
+    UpgradeBody = 400, "upgrade_body", "a request that asks for an upgrade has no body";
     /// The head is too long.
     HeadTooLong = 431, "header_bytes", "the request's head is longer than the limit `header_bytes`";
     /// Too many header lines.
@@ -109,6 +111,8 @@ pub enum Phase {
     Head,
     /// In a body.
     Body,
+    /// After a head that asks for an upgrade: whose bytes these are depends on its answer.
+    Held,
     /// Nothing more is read.
     Refused,
 }
@@ -124,11 +128,16 @@ pub struct Gate {
     blank_cr: bool,
     /// Bytes of the body that has passed so far.
     body_bytes: u64,
+    /// Heads that have passed, those of our own in place of refused ones included.
+    heads: u64,
+    /// What came after a head that asks for an upgrade.
+    held: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Head,
+    Held,
     Sized { left: u64 },
     Chunked(Chunk),
     Refused,
@@ -165,7 +174,15 @@ impl Gate {
     /// Waits for a first head.
     #[must_use]
     pub fn new(limits: GateLimits) -> Self {
-        Self { limits, state: State::Head, head: Vec::new(), blank_cr: false, body_bytes: 0 }
+        Self {
+            limits,
+            state: State::Head,
+            head: Vec::new(),
+            blank_cr: false,
+            body_bytes: 0,
+            heads: 0,
+            held: Vec::new(),
+        }
     }
 
     /// Where it stands.
@@ -174,9 +191,32 @@ impl Gate {
         match self.state {
             State::Head if self.head.is_empty() => Phase::Idle,
             State::Head => Phase::Head,
+            State::Held => Phase::Held,
             State::Refused => Phase::Refused,
             State::Sized { .. } | State::Chunked(_) => Phase::Body,
         }
+    }
+
+    /// Heads that have passed so far: while it stands at [`Phase::Held`], the last of them asks for an upgrade.
+    #[must_use]
+    pub fn heads(&self) -> u64 {
+        self.heads
+    }
+
+    /// What came after a head that asks for an upgrade, so far.
+    #[must_use]
+    pub fn held(&self) -> &[u8] {
+        &self.held
+    }
+
+    /// There is no upgrade: what was held are requests like any other.
+    ///
+    /// # Errors
+    /// As [`Self::feed`].
+    pub fn release(&mut self, out: &mut Vec<u8>) -> Result<(), Verdict> {
+        self.state = State::Head;
+        let held = std::mem::take(&mut self.held);
+        self.feed(&held, out)
     }
 
     /// True if so many bytes all belong to the body of a known length, and counts them: they may pass unlooked at.
@@ -213,6 +253,10 @@ impl Gate {
                         return Err(verdict);
                     }
                 },
+                State::Held => {
+                    self.held.extend_from_slice(input);
+                    return Ok(());
+                }
                 State::Refused => return Ok(()),
             };
             input = &input[used..];
@@ -224,6 +268,7 @@ impl Gate {
     pub fn refuse(&mut self, verdict: Verdict, out: &mut Vec<u8>) {
         self.state = State::Refused;
         self.head = Vec::new();
+        self.heads += 1;
         out.extend_from_slice(b"GET / HTTP/1.1\r\nhost: seawall\r\nconnection: close\r\n");
         out.extend_from_slice(VERDICT_HEADER.as_bytes());
         out.extend_from_slice(b": ");
@@ -280,9 +325,11 @@ impl Gate {
         if head.len() > self.limits.head_bytes_max {
             return Err(Verdict::HeadTooLong);
         }
-        let framing = check_head(head, self.limits.headers_max)?;
+        let (framing, asks) = check_head(head, self.limits.headers_max)?;
         self.body_bytes = 0;
+        self.heads += 1;
         self.state = match framing {
+            Framing::None | Framing::Length(0) if asks => State::Held,
             Framing::None | Framing::Length(0) => State::Head,
             Framing::Length(length) if length > self.limits.body_bytes_max => return Err(Verdict::BodyTooLong),
             Framing::Length(length) => State::Sized { left: length },
@@ -392,10 +439,16 @@ struct Said<'a> {
     host: Option<&'a [u8]>,
     length: Option<u64>,
     chunked: bool,
+    /// `Connection` names `upgrade`.
+    names_upgrade: bool,
+    /// What the last `Upgrade` says, and how many there are.
+    upgrade: Option<&'a [u8]>,
+    upgrades: u32,
 }
 
-/// Checks a whole head. Every line of it is known to end in CR LF.
-fn check_head(head: &[u8], headers_max: usize) -> Result<Framing, Verdict> {
+/// Checks a whole head. Every line of it is known to end in CR LF. Tells also whether it asks for an upgrade that may be
+/// passed on.
+fn check_head(head: &[u8], headers_max: usize) -> Result<(Framing, bool), Verdict> {
     let mut lines = head[..head.len() - 2].split_inclusive(|byte| *byte == b'\n').map(|line| &line[..line.len() - 2]);
     let (target, one_one) = check_request_line(lines.next().unwrap_or_default())?;
     let mut said = Said::default();
@@ -410,11 +463,28 @@ fn check_head(head: &[u8], headers_max: usize) -> Result<Framing, Verdict> {
         (Some(host), Some(authority)) if !host.eq_ignore_ascii_case(authority) => return Err(Verdict::HostMismatch),
         _ => {}
     }
-    match (said.length, said.chunked) {
-        (Some(_), true) => Err(Verdict::LengthAndEncoding),
-        (Some(length), false) => Ok(Framing::Length(length)),
-        (None, true) => Ok(Framing::Chunked),
-        (None, false) => Ok(Framing::None),
+    let framing = match (said.length, said.chunked) {
+        (Some(_), true) => return Err(Verdict::LengthAndEncoding),
+        (Some(length), false) => Framing::Length(length),
+        (None, true) => Framing::Chunked,
+        (None, false) => Framing::None,
+    };
+    let asks = one_one && said.asks_for_upgrade();
+    if asks && !matches!(framing, Framing::None | Framing::Length(0)) {
+        return Err(Verdict::UpgradeBody);
+    }
+    Ok((framing, asks && head.starts_with(b"GET ")))
+}
+
+impl Said<'_> {
+    /// One protocol, and not another version of HTTP: that is between the two ends of one connection.
+    fn asks_for_upgrade(&self) -> bool {
+        let is_http = |protocol: &[u8]| {
+            let starts = |with: &[u8]| protocol.get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with));
+            starts(b"h2") || starts(b"http/") || starts(b"tls/")
+        };
+        let one = |protocol: &[u8]| !protocol.is_empty() && !protocol.contains(&b',') && !is_http(protocol);
+        self.names_upgrade && self.upgrades == 1 && self.upgrade.is_some_and(one)
     }
 }
 
@@ -478,6 +548,14 @@ fn check_header<'a>(line: &'a [u8], one_one: bool, said: &mut Said<'a>) -> Resul
         }
         6 if name.eq_ignore_ascii_case(b"expect") && !value.eq_ignore_ascii_case(b"100-continue") => {
             return Err(Verdict::Expectation);
+        }
+        7 if name.eq_ignore_ascii_case(b"upgrade") => {
+            said.upgrades += 1;
+            said.upgrade = Some(value);
+        }
+        10 if name.eq_ignore_ascii_case(b"connection") => {
+            let mut named = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+            said.names_upgrade |= named.any(|name| name.eq_ignore_ascii_case(b"upgrade"));
         }
         14 if name.eq_ignore_ascii_case(b"content-length") => {
             if said.length.is_some() {
@@ -621,6 +699,52 @@ mod tests {
             "transfer_encoding",
             "1.0 has no chunks"
         );
+    }
+
+    /// Whose bytes come after it depends on its answer: they are kept apart until that is known.
+    #[test]
+    fn what_follows_a_head_that_asks_for_an_upgrade_is_held() {
+        let ask = |headers: &str| format!("GET / HTTP/1.1\r\nHost: h\r\n{headers}\r\n");
+        let first = ask("Upgrade: websocket\r\nConnection: close, UPGRADE\r\n");
+        for piece in [1, 3, usize::MAX] {
+            let (mut gate, mut out) = (Gate::new(LIMITS), Vec::new());
+            let all = format!("{}{first}{first}\r\n{}", ask(""), ask(""));
+            all.as_bytes().chunks(piece.min(all.len())).for_each(|bytes| gate.feed(bytes, &mut out).unwrap());
+            assert_eq!(out, format!("{}{first}", ask("")).into_bytes());
+            assert_eq!((gate.phase(), gate.heads()), (Phase::Held, 2));
+            assert_eq!(gate.held(), format!("{first}\r\n{}", ask("")).as_bytes());
+            gate.release(&mut out).unwrap();
+            assert_eq!((gate.phase(), gate.heads()), (Phase::Held, 3), "the next one asks, too");
+            gate.release(&mut out).unwrap();
+            assert_eq!((gate.phase(), gate.heads(), gate.held().len()), (Phase::Idle, 4, 0));
+            assert_eq!(out, format!("{}{first}{first}{}", ask(""), ask("")).into_bytes());
+        }
+        let (mut gate, mut out) = (Gate::new(LIMITS), Vec::new());
+        gate.feed(format!("{first}GET /\n").as_bytes(), &mut out).unwrap();
+        gate.release(&mut out).unwrap();
+        assert_eq!((gate.phase(), gate.heads()), (Phase::Refused, 2), "they are read as strictly as any");
+    }
+
+    #[test]
+    fn only_one_protocol_may_be_asked_for_and_not_another_http() {
+        let held = |request: &str| {
+            let (mut gate, mut out) = (Gate::new(LIMITS), Vec::new());
+            gate.feed(request.as_bytes(), &mut out).unwrap();
+            gate.phase() == Phase::Held
+        };
+        let get = |headers: &str| held(&format!("GET / HTTP/1.1\r\nHost: h\r\n{headers}\r\n"));
+        let connection = "Connection: x\r\nConnection: upgrade\r\n";
+        assert!(get(&format!("{connection}Upgrade: websocket\r\nContent-Length: 0\r\n")));
+        assert!(get(&format!("{connection}upgrade: other/1\r\n")));
+        for upgrade in ["", "h2c", "H2", "HTTP/2.0", "http/3", "TLS/1.3", "a, b", "websocket\r\nUpgrade: websocket"] {
+            assert!(!get(&format!("{connection}Upgrade: {upgrade}\r\n")), "{upgrade}");
+        }
+        assert!(!get(connection) && !get("Upgrade: websocket\r\n") && !get("Upgrade: websocket\r\nConnection: x\r\n"));
+        let other = |line: &str| held(&format!("{line}\r\nHost: h\r\n{connection}Upgrade: websocket\r\n\r\n"));
+        assert!(!other("POST / HTTP/1.1") && !other("GET / HTTP/1.0"));
+        let body = format!("{connection}Upgrade: websocket\r\nContent-Length: 1\r\n");
+        assert_eq!(post(&body, "a"), "upgrade_body");
+        assert_eq!(post(&body.replace("Content-Length: 1", "Transfer-Encoding: chunked"), ""), "upgrade_body");
     }
 
     #[test]

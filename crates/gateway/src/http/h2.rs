@@ -14,6 +14,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::Reason;
 use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, HeaderValue};
 use http::{Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
@@ -31,6 +32,7 @@ use super::conn::{ClientIo, ConnState};
 use super::gate::{VERDICT_HEADER, Verdict};
 use crate::chain::{Ending, Peer, serve};
 use crate::clock::Clock;
+use crate::frames::reason;
 use crate::listener::Stop;
 use crate::seat::{Door, Seat};
 
@@ -171,6 +173,10 @@ pub(crate) async fn serve_connection(seat: Arc<Seat>, io: ClientIo, peer: Arc<Pe
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
                     tracing::trace!(%error, "a connection ended");
+                    if reason(&error) == Some(Reason::ENHANCE_YOUR_CALM) {
+                        // The library has had enough of resets that it never showed us.
+                        seat.worker().rejections.taken_back.add(1);
+                    }
                 }
                 return;
             }

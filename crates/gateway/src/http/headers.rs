@@ -94,6 +94,13 @@ present! {
 }
 
 impl Present {
+    /// Not a header: the gate holds the connection for what this request asks it to become.
+    pub(crate) const ASKS: Self = Self(1 << 31);
+
+    pub(crate) fn and(self, flag: Self) -> Self {
+        Self(self.0 | flag.0)
+    }
+
     pub(crate) fn has(self, flag: Self) -> bool {
         self.0 & flag.0 != 0
     }
@@ -222,7 +229,8 @@ pub(crate) fn callers_patience(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_millis(millis))
 }
 
-fn has_token(value: &HeaderValue, token: &str) -> bool {
+/// True if a list of tokens has this one, in whatever case.
+pub(crate) fn has_token(value: &HeaderValue, token: &str) -> bool {
     value.to_str().is_ok_and(|value| {
         value.split(',').any(|part| part.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(token))
     })

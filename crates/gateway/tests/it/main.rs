@@ -14,5 +14,6 @@ mod reload;
 mod tcp;
 mod tls;
 mod traffic;
+mod upgrades;
 mod world;
 mod writes;

@@ -29,30 +29,31 @@ fn world(endpoints: &[SocketAddr], tune: impl FnOnce(&mut Policy)) -> World {
 }
 
 /// An upstream that does what the test does.
-struct Far(TcpListener);
+pub struct Far(TcpListener);
 
 impl Far {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self(TcpListener::bind(("127.0.0.1", 0)).unwrap())
     }
 
-    fn address(&self) -> SocketAddr {
+    pub fn address(&self) -> SocketAddr {
         self.0.local_addr().unwrap()
     }
 
-    fn accept(&self) -> TcpStream {
+    pub fn accept(&self) -> TcpStream {
         patient(self.0.accept().unwrap().0)
     }
 }
 
 /// Where nobody listens.
-fn nobody() -> SocketAddr {
+pub fn nobody() -> SocketAddr {
     Far::new().address()
 }
 
-fn patient(stream: TcpStream) -> TcpStream {
+pub fn patient(stream: TcpStream) -> TcpStream {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream.set_nodelay(true).unwrap();
     stream
 }
 
@@ -60,27 +61,27 @@ fn call(world: &World) -> TcpStream {
     patient(TcpStream::connect(world.address).unwrap())
 }
 
-fn reset(stream: TcpStream) {
+pub fn reset(stream: TcpStream) {
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
-fn read(stream: &mut TcpStream, bytes: usize) -> String {
+pub fn read(stream: &mut TcpStream, bytes: usize) -> String {
     let mut buffer = vec![0; bytes];
     stream.read_exact(&mut buffer).unwrap();
     String::from_utf8(buffer).unwrap()
 }
 
-fn rest(stream: &mut TcpStream) -> Result<String, ErrorKind> {
+pub fn rest(stream: &mut TcpStream) -> Result<String, ErrorKind> {
     let mut text = String::new();
     let kind = |error: Error| error.kind();
     stream.read_to_string(&mut text).map_err(kind).map(|_| text)
 }
 
-fn is_reset(stream: &mut TcpStream) -> bool {
+pub fn is_reset(stream: &mut TcpStream) -> bool {
     rest(stream) == Err(ErrorKind::ConnectionReset)
 }
 
-fn named(counts: &[(&'static str, u64)], name: &str) -> u64 {
+pub fn named(counts: &[(&'static str, u64)], name: &str) -> u64 {
     counts.iter().find(|(known, _)| *known == name).unwrap().1
 }
 

@@ -267,6 +267,7 @@ pub fn route(name: &str, upstream: u32) -> Route {
     Route {
         name: name.into(),
         protocol: Protocol::Http,
+        upgrades: Vec::new(),
         matcher: Match::default(),
         upstream: UpstreamId(upstream),
         guards: Guards {

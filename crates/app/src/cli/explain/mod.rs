@@ -76,6 +76,7 @@ fn as_json(policy: &Policy, route: &Route) -> Value {
         "protocol": route.protocol,
         "takes": which::matched(&route.matcher),
         "upstream": policy.upstream(route.upstream).name,
+        "upgrade": route.upgrades,
         "stages": stages,
         "fallbacks": fallbacks,
         "worst_case": {
@@ -123,6 +124,18 @@ fn as_text(policy: &Policy, route: &Route) -> String {
     if !last_word {
         let otherwise = if route.fallbacks.is_empty() { "" } else { "otherwise " };
         line(&mut text, format_args!("     {otherwise}the failure, or the refusal with its rule and numbers"));
+    }
+    if !route.upgrades.is_empty() {
+        let idle = route.guards.idle_timeout.map_or_else(
+            || "it may be silent for ever".into(),
+            |idle| format!("it is cut after {} without a byte in either direction", format_duration(idle)),
+        );
+        let upgrades = route.upgrades.join(" or ");
+        text += "\nOnce upgraded\n";
+        line(
+            &mut text,
+            format_args!("     {upgrades}: bytes are carried as they come, in its place of the bulkhead; {idle}"),
+        );
     }
     text += "\nAt worst\n";
     for sentence in worst_words(route) {
@@ -333,7 +346,7 @@ mod tests {
     const CONFIG: &str = "\
 listeners: [{ address: \"127.0.0.1:8080\", routes: [
   { name: events, match: { path: /events, method: POST }, upstream: queue, policy: writes },
-  { name: quotes, match: { path_prefix: /quotes }, upstream: carrier, policy: reads }] }]
+  { name: quotes, match: { path_prefix: /quotes }, upstream: carrier, policy: reads, upgrade: websocket }] }]
 upstreams:
   queue: { endpoints: [{ address: \"10.0.0.1:80\" }, { address: \"10.0.0.2:80\" }], health: { path: /up } }
   carrier: { url: \"http://10.0.0.3\" }
@@ -422,6 +435,7 @@ policies:
             "and 2 of the fallback's upstream",
             "time    30s, where `timeout` cuts it; 1s for a place + 1 try of 30s would be 31s",
             "tries   the only one has 29s",
+            "Once upgraded\n     websocket: bytes are carried as they come, in its place of the bulkhead; it may be silent for ever\n",
         ] {
             assert!(text.contains(words), "{words}\n{text}");
         }

@@ -13,6 +13,7 @@ fn policy() -> Policy {
     let route = |name: &str, upstream, fallbacks| Route {
         name: name.into(),
         protocol: Protocol::Http,
+        upgrades: Vec::new(),
         matcher: Match::default(),
         upstream: UpstreamId(upstream),
         guards: Guards::default(),
