@@ -182,7 +182,7 @@ fn the_dashboard_is_well_made() {
 }
 
 /// Every feature on that has metrics of its own.
-fn everything(cluster: &Cluster, authority: &Authority, queue: &Server, carrier: &Server) -> Place {
+fn everything(cluster: &Cluster, authority: &Authority, queue: &Server, carrier: &Server, raw: u16) -> Place {
     authority.pass("front", "DNS:localhost", "365");
     let [cert, key] = ["front.pem", "front.key"].map(|name| authority.path(name).display().to_string());
     Place::new(&format!(
@@ -190,11 +190,13 @@ fn everything(cluster: &Cluster, authority: &Authority, queue: &Server, carrier:
          {{ name: events, match: {{ path: /events, method: POST }}, upstream: queue, policy: writes }}, \
          {{ name: quotes, match: {{ path_prefix: /quotes }}, upstream: carrier, policy: reads }}] }}, \
          {{ address: \"127.0.0.1:0\", tls: {{ cert_file: {cert:?}, key_file: {key:?} }}, routes: [\
-         {{ name: sealed, upstream: carrier, policy: reads }}] }}]\n\
-         upstreams: {{ queue: {{ url: \"http://{}\" }}, carrier: {{ endpoints: [{{ address: \"{}\" }}, {{ address: \"{}\" }}], \
+         {{ name: sealed, upstream: carrier, policy: reads }}] }}, \
+         {{ address: \"127.0.0.1:{raw}\", protocol: tcp, name: raw, upstream: bytes }}]\n\
+         upstreams: {{ bytes: {{ url: \"tcp://{}\" }}, queue: {{ url: \"http://{}\" }}, carrier: {{ endpoints: [{{ address: \"{}\" }}, {{ address: \"{}\" }}], \
          outlier: on }} }}\npolicies:\n  writes: {{ retry: off, fallback: spool, breaker: {{ calls_min: 2, window: 4 calls, \
          open_for: 1s }} }}\n  reads: {{ timeout: 800ms, retry: {{ attempts: 2, backoff: 1ms..2ms }}, hedge: p95, \
          concurrency: on, learned_limit: on, rate: 20/s burst 10 }}\n{}",
+        carrier.address,
         queue.address,
         carrier.address,
         local(port()),
@@ -270,7 +272,12 @@ fn rules(prometheus: &Prometheus) -> Vec<Value> {
 fn a_prometheus_finds_every_metric_that_rules_and_panels_ask_for() {
     let (cluster, authority) = (Cluster::start(1, Sync::Always), Authority::new());
     let ((_well, queue), carrier) = (Server::moody(), Server::start(|_| ok("42")));
-    let (node, _place) = everything(&cluster, &authority, &queue, &carrier).node_of();
+    let raw = port();
+    let (node, _place) = everything(&cluster, &authority, &queue, &carrier, raw).node_of();
+    let some_traffic = |node: &Node| {
+        some_traffic(node);
+        Client::new(local(raw)).ask("GET /raw HTTP/1.1\r\nHost: h\r\n\r\n");
+    };
     let fault = json!({ "owner": "test", "route": "quotes", "every": 4, "kind": { "latency": { "delay": "1ms" } }, "ttl": "10m" });
     assert_eq!(node.admin_post("/api/faults", &fault).status, 201);
     some_traffic(&node);

@@ -15,6 +15,7 @@ mod disk;
 mod dist;
 mod examples;
 mod faults;
+mod grpc;
 mod h2;
 mod house;
 mod input;

@@ -8,14 +8,16 @@
 
 use std::borrow::Cow;
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{HOST, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, response};
-use http_body::Body as _;
+use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use seawall_core::fault::book::{Act, Id as FaultId, Touch, Try};
@@ -34,6 +36,7 @@ use crate::http::answer::Answer;
 use crate::http::body::{ClientBody, Progress, ReqBody, ResBody, Tracked};
 use crate::http::conn::ConnState;
 use crate::http::gate::{VERDICT_HEADER, Verdict};
+use crate::http::grpc::{self, GRPC_TIMEOUT, PREVIOUS_ATTEMPTS};
 use crate::http::headers::{
     self, EXPECTED_TIMEOUT_MS, Hop, IDEMPOTENCY_KEY, PROXY_STATUS, Present, RETRY_OWNER, SEAWALL_DURABILITY,
     SEAWALL_FAULT, SEAWALL_RECORD, X_REQUEST_ID,
@@ -224,6 +227,8 @@ pub(crate) struct Call {
     pub(crate) awaits_connection: bool,
     /// True if the caller said how long it waits: the upstream is told what is left.
     pub(crate) tells_patience: bool,
+    /// True for a call of gRPC.
+    pub(crate) is_grpc: bool,
     /// The faults, placed on purpose, that have touched a try of it; [`Call::touched`] knows those of its copies too.
     pub(crate) touched: Vec<FaultId>,
     /// True if what the last try was answered with is a fault's work: nothing may be remembered of it.
@@ -257,7 +262,7 @@ pub(crate) enum Kept {
     /// Whole, and may be sent again.
     Whole(Bytes),
     /// Passed on as it comes, once.
-    Once(Option<Incoming>, Arc<Progress>),
+    Once(Option<(Incoming, Vec<Frame<Bytes>>)>, Arc<Progress>),
 }
 
 impl Kept {
@@ -279,7 +284,9 @@ impl Kept {
             Self::Empty => ReqBody::Empty,
             Self::Whole(bytes) => ReqBody::whole(bytes.clone()),
             Self::Once(incoming, progress) => match incoming.take() {
-                Some(incoming) => ReqBody::Stream(ClientBody { incoming, progress: Arc::clone(progress) }),
+                Some((incoming, come)) => {
+                    ReqBody::Stream(ClientBody { come, incoming, progress: Arc::clone(progress) })
+                }
                 None => ReqBody::Empty,
             },
         }
@@ -385,6 +392,11 @@ async fn prepare(
     let route = Arc::clone(&node.routes[id.index()]);
     let told_patience = present.has(Present::EXPECTED_TIMEOUT);
     let callers = told_patience.then(|| headers::callers_patience(request.headers())).flatten();
+    let is_grpc = request.version() == http::Version::HTTP_2 && grpc::is_grpc(request.headers());
+    let callers = match present.has(Present::GRPC_TIMEOUT) && is_grpc {
+        true => grpc::timeout(request.headers()).into_iter().chain(callers).min(),
+        false => callers,
+    };
     let deadline = Deadline::new(started, route.policy.guards.timeout, callers);
     let refuse = |refusal: Refusal| {
         worker.counts[id.index()].refused(&refusal);
@@ -400,7 +412,10 @@ async fn prepare(
     let kept = if body.is_end_stream() {
         Kept::Empty
     } else {
-        Box::pin(keep_body(worker, conn, &route, is_write, &parts.headers, body, deadline)).await?
+        // HTTP/2 does not have to say how long a body is.
+        let may_be_short = parts.version == http::Version::HTTP_2;
+        let kind = (is_write, may_be_short);
+        Box::pin(keep_body(worker, conn, &route, kind, &parts.headers, body, deadline)).await?
     };
     let asks = present.has(Present::ASKS);
     let upgrade = if asks { upgrade::wanted(&route.policy.upgrades, &parts.headers) } else { None };
@@ -434,6 +449,7 @@ async fn prepare(
         speaks_2: parts.version == http::Version::HTTP_2,
         awaits_connection: false,
         tells_patience: told_patience,
+        is_grpc,
         touched: Vec::new(),
         is_forged: false,
         route,
@@ -516,7 +532,7 @@ async fn keep_body(
     worker: &Arc<Worker>,
     conn: &Arc<ConnState>,
     route: &RouteState,
-    is_write: bool,
+    (is_write, may_be_short): (bool, bool),
     headers: &HeaderMap,
     body: Incoming,
     deadline: Deadline,
@@ -527,7 +543,16 @@ async fn keep_body(
     let keep = known.map_or(is_write, |length| length <= limit);
     if !keep {
         let progress = Progress::new(conn, worker.node.policy.limits.body_bytes_max);
-        return Ok(Kept::Once(Some(body), Arc::new(progress)));
+        let mut body = body;
+        let come = match known {
+            None if may_be_short => gather(&mut body, limit.min(worker.node.policy.limits.body_bytes_max)).await,
+            _ => Gathered::Some(Vec::new()),
+        };
+        return match come {
+            Gathered::All(bytes) => Ok(Kept::Whole(bytes)),
+            Gathered::Some(come) => Ok(Kept::Once(Some((body, come)), Arc::new(progress))),
+            Gathered::Broken => Err(Box::new(client_broke(worker, conn))),
+        };
     }
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let collected = Limited::new(body, limit).collect();
@@ -543,6 +568,45 @@ async fn keep_body(
             Err(Box::new(Answer::new(408, "http_request_error", "deadline", detail).build()))
         }
     }
+}
+
+/// What of a body has come already.
+enum Gathered {
+    All(Bytes),
+    /// The last first.
+    Some(Vec<Frame<Bytes>>),
+    Broken,
+}
+
+/// Takes what of a body is there now and waits for nothing: a short message of unknown length has mostly come together
+/// with its head, and one that is whole can be sent again.
+async fn gather(body: &mut Incoming, limit: u64) -> Gathered {
+    let (mut come, mut size) = (Vec::new(), 0);
+    loop {
+        let polled = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut *body).poll_frame(cx))).await;
+        match polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                size += frame.data_ref().map_or(0, Bytes::len) as u64;
+                // Trailers of a request are passed on once.
+                let goes_on = !frame.is_trailers() && size <= limit;
+                come.push(frame);
+                if !goes_on {
+                    break;
+                }
+            }
+            Poll::Ready(Some(Err(_))) => return Gathered::Broken,
+            Poll::Ready(None) => {
+                let pieces: Vec<Bytes> = come.into_iter().filter_map(|frame| frame.into_data().ok()).collect();
+                return Gathered::All(match pieces.as_slice() {
+                    [only] => only.clone(),
+                    pieces => pieces.concat().into(),
+                });
+            }
+            Poll::Pending => break,
+        }
+    }
+    come.reverse();
+    Gathered::Some(come)
 }
 
 /// The answer to a request whose body broke: by the gate's verdict, or because the connection ended.
@@ -1043,7 +1107,8 @@ async fn exchange(
         return Ok(Exchanged { parts, content: Content::Switched(switched), at: clock.now(), ends_early: false });
     }
     let short = call.route.policy.guards.answer_bytes_max;
-    let length = incoming.size_hint().exact();
+    // What became of a call of gRPC stands behind its last byte, where reading the whole would lose it.
+    let length = incoming.size_hint().exact().filter(|_| !grpc::is_grpc(&parts.headers));
     if length.is_none_or(|length| length > short) && !incoming.is_end_stream() {
         return Ok(Exchanged { parts, content: Content::Arriving(incoming, link), at: clock.now(), ends_early: false });
     }
@@ -1083,6 +1148,14 @@ fn build(worker: &Arc<Worker>, call: &mut Call, upstream: UpstreamId, patience: 
     if call.tells_patience {
         let millis = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
         request.headers_mut().insert(EXPECTED_TIMEOUT_MS, HeaderValue::from(millis));
+    }
+    if call.is_grpc {
+        if request.headers().contains_key(GRPC_TIMEOUT) {
+            request.headers_mut().insert(GRPC_TIMEOUT, grpc::timeout_text(patience));
+        }
+        if call.attempts > 1 {
+            request.headers_mut().insert(PREVIOUS_ATTEMPTS, HeaderValue::from(call.attempts - 1));
+        }
     }
     if let (Some(conn), true) = (&call.conn, call.speaks_1_1) {
         let (conn, via) = (Arc::clone(conn), worker.node.via.clone());
@@ -1127,9 +1200,16 @@ struct RelayParts<'a> {
 
 /// Tells the breaker what came, and makes it an answer or a failed try.
 fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, relay: RelayParts<'_>) -> Tried {
-    let outcome = judge_status(parts.status.as_u16());
-    let retry_after = match outcome {
-        Outcome::Failure(_) => headers::retry_after(&parts.headers, relay.worker.node.clock.wall()),
+    let is_grpc = parts.status == StatusCode::OK && grpc::is_grpc(&parts.headers);
+    let outcome = match is_grpc {
+        // All there is, or the beginning of an answer.
+        true => grpc::outcome(&parts.headers).unwrap_or(Outcome::Success),
+        false => judge_status(parts.status.as_u16()),
+    };
+    let pushback = if is_grpc { grpc::pushback(&parts.headers) } else { None };
+    let retry_after = match (outcome, pushback) {
+        (Outcome::Failure(_), Some(Pushback::After(wait))) => Some(wait),
+        (Outcome::Failure(_), _) => headers::retry_after(&parts.headers, relay.worker.node.clock.wall()),
         _ => None,
     };
     let signals = call.route.policy.guards.learned_limit.is_some().then(|| {
@@ -1164,6 +1244,7 @@ fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, r
                 status: parts.status.as_u16(),
                 signals: signals.map(Box::new),
                 trailers_announced: announced,
+                grpc: is_grpc.then_some(None),
                 worker: Arc::clone(relay.worker),
                 route: call.id,
                 upstream: relay.upstream,
@@ -1182,6 +1263,8 @@ fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, r
         Outcome::Failure(failure) => {
             call.may_have_arrived = true;
             let answer = Some(Response::from_parts(parts, body));
+            // It asks not to be asked again: by us as little as by anybody.
+            call.retried_above |= pushback == Some(Pushback::Never);
             Tried::Failed { failure, answer, retry_after }
         }
         Outcome::Success | Outcome::Ignored => Tried::Answered(Received { parts, body, at: now }),

@@ -224,6 +224,7 @@ fn call(route: &Arc<RouteState>, id: RouteId, record: &NewRecord, now: Mono) -> 
         speaks_2: false,
         awaits_connection: false,
         tells_patience: false,
+        is_grpc: false,
         touched: Vec::new(),
         is_forged: false,
     })

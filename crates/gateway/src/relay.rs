@@ -21,6 +21,7 @@ use seawall_core::time::Mono;
 use crate::chain::InFlight;
 use crate::http::body::BoxError;
 use crate::http::conn::ConnState;
+use crate::http::grpc;
 use crate::node::{Node, Worker};
 use crate::pool::Link;
 use crate::route::{Pass, Place};
@@ -85,6 +86,8 @@ pub(crate) struct Relay {
     /// What its head says about limits.
     pub(crate) signals: Option<Box<Signals>>,
     pub(crate) trailers_announced: bool,
+    /// Of a call of gRPC: what its trailers say became of it, once they have come.
+    pub(crate) grpc: Option<Option<Outcome>>,
     pub(crate) worker: Arc<Worker>,
     pub(crate) route: RouteId,
     pub(crate) upstream: UpstreamId,
@@ -129,6 +132,9 @@ impl Relay {
                 }
                 Poll::Ready(Some(Ok(frame))) => {
                     self.idle = None;
+                    if let (Some(told), Some(trailers)) = (&mut self.grpc, frame.trailers_ref()) {
+                        *told = grpc::outcome(trailers);
+                    }
                     if let (Some(keeping), Some(data)) = (&mut self.keeping, frame.data_ref())
                         && !keeping.takes(data)
                     {
@@ -187,7 +193,16 @@ impl Relay {
 
     fn end(&mut self) {
         let now = self.worker.node.clock.now();
-        self.record(now, Outcome::Success);
+        // Without a word of what became of it, a call of gRPC has been cut.
+        let outcome = match self.grpc {
+            None => Outcome::Success,
+            Some(told) => told.unwrap_or(Outcome::Failure(Failure::Incomplete)),
+        };
+        if let Outcome::Failure(failure) = outcome {
+            self.worker.counts[self.route.index()].failed(failure);
+            self.keeping = None;
+        }
+        self.record(now, outcome);
         if let Some(keeping) = self.keeping.take() {
             keeping.end(&self.worker.node, now);
         }

@@ -15,6 +15,13 @@ use super::body::ResBody;
 use super::gate::Verdict;
 use super::headers::{PROXY_STATUS, SEAWALL_DEGRADED};
 
+/// Marks an answer of our own, for whoever must say it in other words.
+#[derive(Clone, Debug)]
+pub(crate) struct Ours {
+    pub(crate) detail: String,
+    pub(crate) retry_in: Option<Duration>,
+}
+
 /// An answer about to be written.
 pub(crate) struct Answer {
     status: StatusCode,
@@ -80,6 +87,7 @@ impl Answer {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         *response.body_mut() = ResBody::whole(Bytes::from(format!("{problem}\n")));
+        response.extensions_mut().insert(Ours { detail: self.detail, retry_in });
         response
     }
 }

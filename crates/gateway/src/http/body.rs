@@ -32,6 +32,8 @@ pub(crate) enum ReqBody {
 
 /// A client's body passed on as it comes.
 pub(crate) struct ClientBody {
+    /// What of it had come already, the last first.
+    pub(crate) come: Vec<Frame<Bytes>>,
     pub(crate) incoming: Incoming,
     pub(crate) progress: Arc<Progress>,
 }
@@ -87,7 +89,10 @@ impl Body for ReqBody {
             Self::Empty => Poll::Ready(None),
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Stream(body) => {
-                let frame = ready!(Pin::new(&mut body.incoming).poll_frame(cx));
+                let frame = match body.come.pop() {
+                    Some(come) => Some(Ok(come)),
+                    None => ready!(Pin::new(&mut body.incoming).poll_frame(cx)),
+                };
                 let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
                 if !body.progress.takes(bytes) {
                     return Poll::Ready(Some(Err(Verdict::BodyTooLong.words().into())));
@@ -95,7 +100,9 @@ impl Body for ReqBody {
                 match &frame {
                     Some(Err(_)) => body.progress.broken.store(true, Relaxed),
                     None => body.progress.ended.store(true, Relaxed),
-                    Some(Ok(_)) if body.incoming.is_end_stream() => body.progress.ended.store(true, Relaxed),
+                    Some(Ok(_)) if body.come.is_empty() && body.incoming.is_end_stream() => {
+                        body.progress.ended.store(true, Relaxed)
+                    }
                     Some(Ok(_)) => {}
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
@@ -107,7 +114,7 @@ impl Body for ReqBody {
         match self {
             Self::Empty => true,
             Self::Whole(bytes) => bytes.is_none(),
-            Self::Stream(body) => body.incoming.is_end_stream(),
+            Self::Stream(body) => body.come.is_empty() && body.incoming.is_end_stream(),
         }
     }
 
@@ -157,6 +164,11 @@ pub(crate) struct Tracked<G> {
 impl<G> Tracked<G> {
     pub(crate) fn new(body: ResBody, guard: G) -> Self {
         Self { body, guard: Some(guard) }
+    }
+
+    /// The same without a byte.
+    pub(crate) fn emptied(self) -> Self {
+        Self { body: ResBody::Empty, guard: self.guard }
     }
 }
 

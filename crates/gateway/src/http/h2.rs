@@ -30,6 +30,7 @@ use tokio_util::task::TaskTracker;
 use super::body::{BoxError, Tracked};
 use super::conn::{ClientIo, ConnState};
 use super::gate::{VERDICT_HEADER, Verdict};
+use super::grpc;
 use crate::chain::{Ending, Peer, serve};
 use crate::clock::Clock;
 use crate::frames::reason;
@@ -259,12 +260,15 @@ async fn answer(
     flow: Arc<Flow>,
     mut request: Request<Incoming>,
 ) -> Result<Response<Watched<Tracked<Ending>>>, Infallible> {
-    let worker = seat.worker();
+    let (worker, is_grpc) = (seat.worker(), grpc::is_grpc(request.headers()));
     if let Err(verdict) = admit(&mut request, &worker.node.policy.limits) {
         request.headers_mut().clear();
         request.headers_mut().insert(VERDICT_HEADER, HeaderValue::from_static(verdict.name()));
     }
-    let answered = serve(worker, Arc::new(ConnState::default()), peer, request).await?;
+    let mut answered = serve(worker, Arc::new(ConnState::default()), peer, request).await?;
+    if is_grpc && grpc::say(&mut answered) {
+        answered = answered.map(Tracked::emptied);
+    }
     Ok(answered.map(|body| {
         flow.is_whole.store(body.is_end_stream(), Relaxed);
         Watched { body, flow }

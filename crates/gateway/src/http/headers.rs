@@ -91,6 +91,7 @@ present! {
     IDEMPOTENCY_KEY = 14, "idempotency-key";
     EXPECTED_TIMEOUT = 15, "x-envoy-expected-rq-timeout-ms";
     RETRY_OWNER = 16, "seawall-retry-owner";
+    GRPC_TIMEOUT = 17, "grpc-timeout";
 }
 
 impl Present {

@@ -4,5 +4,6 @@ pub(crate) mod answer;
 pub(crate) mod body;
 pub(crate) mod conn;
 pub mod gate;
+pub(crate) mod grpc;
 pub(crate) mod h2;
 pub(crate) mod headers;

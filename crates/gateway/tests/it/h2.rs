@@ -329,6 +329,8 @@ enum Act {
     Answer,
     /// With trailers after the body.
     Trail,
+    /// A failure of gRPC, all in the head; asks to be asked again after so many milliseconds, or never.
+    Unavailable(&'static str),
     /// Says that it has not begun.
     Refuse,
     Reset,
@@ -423,6 +425,11 @@ async fn serve(
             let mut stream = respond.send_response(answer.body(()).unwrap(), false).unwrap();
             stream.send_data(said.into(), false).unwrap();
             stream.send_trailers(HeaderMap::from_iter([("x-sum".parse().unwrap(), "7".parse().unwrap())])).unwrap();
+        }
+        Act::Unavailable(pushback) => {
+            let answer = answer.header("content-type", "application/grpc").header("grpc-status", "14");
+            let answer = answer.header("grpc-retry-pushback-ms", pushback).body(()).unwrap();
+            respond.send_response(answer, true).unwrap();
         }
         Act::Reset => respond.send_reset(Reason::INTERNAL_ERROR),
         Act::Cut => {
@@ -569,4 +576,36 @@ fn by_tls_the_version_is_agreed_on() {
     let front = calls(&[old.address], frames, &material);
     assert_eq!(front.get("/x").status, 502);
     assert!(front.route(0).failures.contains(&("tls", 1)));
+}
+
+#[test]
+fn a_call_of_grpc_that_may_be_repeated_is_and_says_so() {
+    let server = Frames::start(100, |_, path, number| match (path, number) {
+        ("/again", 0) => Act::Unavailable("1"),
+        ("/never", _) => Act::Unavailable("-1"),
+        _ => Act::Answer,
+    });
+    let mut policy = server.policy();
+    policy.routes[0].guards.retry.attempts_max = 3;
+    let world = World::new(policy);
+    let wire = Wire::new(world.address);
+    let call = |path: &str| {
+        let request = request("POST", path).header("content-type", "application/grpc").header("te", "trailers");
+        request.header("idempotency-key", "\"k\"").header("grpc-timeout", "5S").body(()).unwrap()
+    };
+    assert_eq!(wire.ask(call("/again"), b"message").unwrap().body, b"POST /again 7");
+    let heard = wire.ask(call("/never"), b"message").unwrap();
+    assert_eq!((heard.status, heard.headers["grpc-status"].as_bytes()), (200, &b"14"[..]), "the upstream's own words");
+    let seen = server.seen.lock().unwrap();
+    let header = |n: usize, name: &str| {
+        let (_, head, _) = &seen[n];
+        head.headers().get(name).map(|value| value.to_str().unwrap().to_owned())
+    };
+    assert_eq!(seen.len(), 3, "once more where it may be, and once where it may not");
+    let attempts: Vec<_> = (0..3).map(|n| header(n, "grpc-previous-rpc-attempts")).collect();
+    assert_eq!(attempts, [None, Some("1".into()), None]);
+    let left: u64 = header(1, "grpc-timeout").unwrap().trim_end_matches('u').parse().unwrap();
+    assert!(left < 5_000_000, "what is left of five seconds: {left} us");
+    assert_eq!(header(0, "te").as_deref(), Some("trailers"));
+    assert!(world.route(0).failures.contains(&("status", 2)));
 }

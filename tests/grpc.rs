@@ -1,0 +1,104 @@
+//! A real gRPC server and clients, with Seawall between them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::house::{Node, Place, port, wait_for, wait_until};
+use crate::process::{Process, code};
+
+/// The package `grpcio` from PyPI; `./test install` puts it there.
+fn python() -> Command {
+    let root: &Path = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let program: PathBuf = root.join("../../target/tools/grpc/bin/python");
+    assert!(program.exists(), "no `{}`: run `./test install`", program.display());
+    let mut command = Command::new(program);
+    command.arg(root.join("../../tests/clients/grpc_echo.py"));
+    command
+}
+
+struct Echo {
+    port: u16,
+    _process: Process,
+}
+
+impl Echo {
+    fn start() -> Self {
+        let mut process = Process::start(python().arg("server"));
+        let port = wait_for("the server tells its port", || {
+            assert!(process.ended().is_none(), "the server ended: {:?}", process.lines());
+            process.lines().iter().find_map(|line| line.strip_prefix("port ")?.parse().ok())
+        });
+        Self { port, _process: process }
+    }
+}
+
+fn node(upstream: u16, policy: &str) -> (Node, Place) {
+    let place = Place::new(&format!(
+        "listeners: [{{ address: \"127.0.0.1:0\", routes: [{{ name: echo, match: {{ path_prefix: /seawall.Echo }}, \
+         upstream: echo, policy: p }}] }}]\n\
+         upstreams: {{ echo: {{ url: \"http://127.0.0.1:{upstream}\", http2: on }} }}\n\
+         policies: {{ p: {{ {policy} }} }}\n"
+    ));
+    (place.node(), place)
+}
+
+fn say(node: &Node, arguments: &[&str]) -> String {
+    let mut command = python();
+    command.arg(arguments[0]).arg(node.address().to_string()).args(&arguments[1..]);
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(code(output.status), 0, "{text}{}", String::from_utf8_lossy(&output.stderr));
+    text.trim().to_owned()
+}
+
+#[test]
+fn every_kind_of_call_passes_and_what_became_of_it_is_known() {
+    let echo = Echo::start();
+    let (node, _place) = node(echo.port, "timeout: 30s, breaker: off, retry: off");
+    assert_eq!(say(&node, &["client"]), "ok");
+    // What is about the call is no failure of the upstream; what broke off is.
+    wait_until("all are counted", || node.metrics().answers("echo", "2xx") == 10);
+    let failures =
+        |kind: &str| node.metrics().get(&format!("seawall_failures_total{{route=\"echo\",kind=\"{kind}\"}}"));
+    assert_eq!((failures("status"), failures("incomplete"), failures("protocol")), (1, 0, 0));
+    assert_eq!(say(&node, &["load", "3000"]), "3000");
+    let status = node.status();
+    let endpoint = &status["upstreams"][0]["endpoints"][0];
+    assert!(endpoint["connections"].as_u64() <= Some(4), "32 at once share connections: {endpoint}");
+}
+
+#[test]
+fn our_own_answers_are_said_in_its_words() {
+    let echo = Echo::start();
+    let (node, _place) = node(
+        echo.port,
+        "timeout: 300ms, retry: off, breaker: { window: 20 calls, calls_min: 4, failure_rate: 50%, open_for: 1h }",
+    );
+    assert_eq!(say(&node, &["code", "Unary x"]), "OK");
+    assert_eq!(say(&node, &["code", "Hang"]), "DEADLINE_EXCEEDED no answer in time");
+    let refused = say(&node, &["code", "Fail UNAVAILABLE not now"]);
+    assert_eq!(refused, "UNAVAILABLE not now", "the upstream's own words stay");
+    wait_until("statuses open the breaker", || {
+        say(&node, &["code", "Fail INTERNAL broken"]);
+        node.breaker("echo") == "open"
+    });
+    let refused = say(&node, &["code", "Unary x"]);
+    assert!(refused.starts_with("UNAVAILABLE ") && refused.contains("breaker"), "{refused}");
+    // No route: that method is not there.
+    let elsewhere = Place::new(&format!(
+        "listeners: [{{ address: \"127.0.0.1:0\", routes: [{{ match: {{ path: /only }}, upstream: echo }}] }}]\n\
+         upstreams: {{ echo: {{ url: \"http://127.0.0.1:{}\", http2: on }} }}\n",
+        port()
+    ));
+    let other = elsewhere.node();
+    assert!(say(&other, &["code", "Unary x"]).starts_with("UNIMPLEMENTED no route takes POST"));
+}
+
+#[test]
+fn a_deadline_goes_on_and_a_spent_one_goes_nowhere() {
+    let echo = Echo::start();
+    let (node, _place) = node(echo.port, "timeout: 30s, retry: off");
+    // The client gives up by itself; the call must not live on with us.
+    assert!(say(&node, &["code", "Hang", "0.3"]).starts_with("DEADLINE_EXCEEDED"));
+    wait_until("its call is over", || node.metrics().get("seawall_in_flight{route=\"echo\"}") == 0);
+}
