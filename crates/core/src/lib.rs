@@ -13,6 +13,7 @@
 //! - [`policy`] goes down to the gateway, [`observation`] comes up from it.
 
 pub mod balance;
+pub mod block;
 pub mod fault;
 pub mod guard;
 pub mod id;

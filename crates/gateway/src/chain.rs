@@ -59,6 +59,14 @@ pub(crate) struct Peer {
     pub(crate) ip_text: HeaderValue,
     /// True if it came by TLS.
     pub(crate) sealed: bool,
+    /// True if its word on where a request came from is believed.
+    pub(crate) trusted: bool,
+}
+
+impl<'a> Hop<'a> {
+    fn of(peer: &'a Peer, via: &'a HeaderValue) -> Self {
+        Self { peer: &peer.ip_text, sealed: peer.sealed, trusted: peer.trusted, via }
+    }
 }
 
 /// What ends with an answer's last byte.
@@ -457,7 +465,7 @@ async fn prepare(
     if is_write && let Some(body) = call.whole_body() {
         Box::pin(begin_write(worker, &mut call, body, client_key)).await?;
     }
-    headers::to_upstream(&mut call.headers, present, &Hop { peer: &peer.ip_text, sealed: peer.sealed, via: &node.via });
+    headers::to_upstream(&mut call.headers, present, &Hop::of(peer, &node.via));
     if let Some(protocol) = &call.upgrade {
         upgrade::say(&mut call.headers, protocol.clone());
     }

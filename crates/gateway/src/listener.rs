@@ -1,7 +1,7 @@
 //! Accepts clients and serves them: one task per connection, a limit on how many, a sweep for the slow, a drain.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -9,15 +9,19 @@ use std::time::Duration;
 use http::HeaderValue;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use seawall_core::block::Block;
+use seawall_core::policy;
 use tokio::io::AsyncWriteExt as _;
 use tokio_util::sync::CancellationToken;
 
+use crate::announce;
 use crate::chain::{Peer, serve};
 use crate::http::conn::{ClientIo, ConnState, Patience};
 use crate::http::h2;
 use crate::net::{Listener, Stream};
 use crate::node::Worker;
 use crate::seat::{Door, Seat};
+use crate::sources::OfSource;
 use crate::tls::Unsealed;
 use crate::{tcp, upgrade};
 
@@ -25,6 +29,9 @@ const SWEEP_EVERY: Duration = Duration::from_millis(250);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nproxy-status: seawall; error=connection_limit_reached; \
     details=\"the limit `connections` is reached\"\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+const TOO_MANY_OF_YOURS: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\nproxy-status: seawall; \
+    error=connection_limit_reached; details=\"the limit `connections_per_source` is reached\"\r\nretry-after: 1\r\n\
+    content-length: 0\r\nconnection: close\r\n\r\n";
 const PLAIN: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\ncontent-length: 44\r\n\
     connection: close\r\n\r\nthis port speaks TLS: ask again by https://\n";
 
@@ -76,16 +83,23 @@ fn admit(seat: &Arc<Seat>, stream: Stream, peer: SocketAddr, door: &Arc<Door>, s
     let node = Arc::clone(&seat.worker().node);
     node.connections_total.fetch_add(1, Relaxed);
     if let Some(route) = node.tcp_route_of(door) {
-        return tcp::admit(seat, stream, door, route, stop);
+        return tcp::admit(seat, stream, peer, door, route, stop);
     }
     match node.connections.take() {
         Ok(used) => {
-            let state = Arc::new(ConnState::default());
-            seat.open.0.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&state));
             let (seat_of_task, door, stop) = (Arc::clone(seat), Arc::clone(door), stop.clone());
             seat.tasks.spawn(async move {
                 let _used = used;
-                let Some(stream) = unseal(&seat_of_task.worker(), stream, &door, &stop).await else { return };
+                let worker = seat_of_task.worker();
+                let guest = match let_in(&worker, stream, peer, &door, &stop).await {
+                    Ok(guest) => guest,
+                    Err(refused) => return refused.say().await,
+                };
+                drop(worker);
+                let Guest { stream, peer, of_source } = guest;
+                let _of_source = of_source;
+                let state = Arc::new(ConnState::default());
+                seat_of_task.open.0.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&state));
                 serve_connection(seat_of_task, stream, peer, door, state, stop).await;
             });
         }
@@ -98,8 +112,73 @@ fn admit(seat: &Arc<Seat>, stream: Stream, peer: SocketAddr, door: &Arc<Door>, s
     }
 }
 
+/// A connection that may come in.
+pub(crate) struct Guest {
+    pub(crate) stream: Stream,
+    /// Whose it is.
+    pub(crate) peer: SocketAddr,
+    pub(crate) of_source: Option<OfSource>,
+}
+
+/// A connection that may not, and what can still be said on it.
+pub(crate) struct Refused(Option<(Stream, &'static [u8])>);
+
+impl Refused {
+    const SILENTLY: Self = Self(None);
+
+    /// Says it, and closes.
+    async fn say(self) {
+        if let Some((stream, words)) = self.0 {
+            say_and_close(stream, words).await;
+        }
+    }
+}
+
+/// What comes before the first request, for every connection: announcement, number, handshake.
+pub(crate) async fn let_in(
+    worker: &Worker,
+    mut stream: Stream,
+    mut peer: SocketAddr,
+    door: &Arc<Door>,
+    stop: &Stop,
+) -> Result<Guest, Refused> {
+    let node = &worker.node;
+    let is_announced = |listener: &policy::Listener| is_in(&listener.announced_by, peer.ip());
+    if node.listener(door).is_some_and(is_announced) {
+        let heard = tokio::select! {
+            biased;
+            heard = tokio::time::timeout(node.policy.limits.header_timeout, announce::read(&mut stream)) => heard,
+            () = stop.now.cancelled() => return Err(Refused::SILENTLY),
+        };
+        match heard {
+            Ok(Ok(source)) => peer = source.unwrap_or(peer),
+            Ok(Err(announce::Malformed)) | Err(_) => {
+                worker.rejections.unannounced.add(1);
+                return Err(Refused::SILENTLY);
+            }
+        }
+    }
+    let of_source = match node.policy.limits.connections_per_source {
+        None => None,
+        Some(most) => {
+            let Some(held) = node.sources.take(peer.ip(), most) else {
+                worker.rejections.per_source.add(1);
+                let is_plain = node.tls_of(door).is_none() && node.tcp_route_of(door).is_none();
+                return Err(Refused(is_plain.then_some((stream, TOO_MANY_OF_YOURS))));
+            };
+            Some(held)
+        }
+    };
+    let stream = unseal(worker, stream, door, stop).await.ok_or(Refused::SILENTLY)?;
+    Ok(Guest { stream, peer, of_source })
+}
+
+fn is_in(blocks: &[Block], address: IpAddr) -> bool {
+    blocks.iter().any(|block| block.contains(address))
+}
+
 /// The handshake, where the listener speaks TLS. Nothing is left of a client that does not come through it.
-pub(crate) async fn unseal(worker: &Worker, stream: Stream, door: &Arc<Door>, stop: &Stop) -> Option<Stream> {
+async fn unseal(worker: &Worker, stream: Stream, door: &Arc<Door>, stop: &Stop) -> Option<Stream> {
     let Some(side) = worker.node.tls_of(door) else { return Some(stream) };
     let handshake = tokio::time::timeout(worker.node.policy.limits.header_timeout, side.accept(stream));
     let ended = tokio::select! {
@@ -145,7 +224,8 @@ async fn serve_connection(
     let node = Arc::clone(&seat.worker().node);
     let ip = peer.ip().to_canonical();
     let ip_text = HeaderValue::from_str(&ip.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
-    let peer = Arc::new(Peer { door: Arc::clone(&door), ip_text, sealed: stream.is_sealed() });
+    let trusted = node.listener(&door).is_some_and(|listener| is_in(&listener.trusted, ip));
+    let peer = Arc::new(Peer { door: Arc::clone(&door), ip_text, sealed: stream.is_sealed(), trusted });
     let speaks_frames = stream.agreed_on_h2();
     let io = ClientIo::new(stream, node.gate_limits(), node.clock.clone(), Arc::clone(&state));
     if speaks_frames {

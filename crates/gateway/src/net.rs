@@ -177,6 +177,16 @@ impl Stream {
         }
     }
 
+    /// Our own end, where there is a kernel to know it.
+    pub(crate) fn local(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Real(stream) => stream.local_addr().ok(),
+            #[cfg(feature = "sim")]
+            Self::Sim(stream) => stream.local_addr().ok(),
+            Self::Tls(sealed) => sealed.get_ref().0.local(),
+        }
+    }
+
     /// True if both sides have agreed on HTTP/2 beforehand (ALPN).
     pub(crate) fn agreed_on_h2(&self) -> bool {
         matches!(self, Self::Tls(sealed) if sealed.get_ref().1.alpn_protocol() == Some(b"h2"))

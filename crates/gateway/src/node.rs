@@ -16,7 +16,7 @@ use seawall_core::guard::outlier::Outlier;
 use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::journal::Seq;
 use seawall_core::observation::{EndpointSnapshot, LimitSnapshot, NodeSnapshot, RouteSnapshot, UpstreamSnapshot};
-use seawall_core::policy::{Endpoint, Policy, Protocol, Upstream};
+use seawall_core::policy::{Endpoint, Listener, Policy, Protocol, Upstream};
 use seawall_core::prng::Prng;
 use seawall_core::time::Mono;
 use seawall_core::traffic::Counts;
@@ -32,6 +32,7 @@ use crate::pool::{EndpointLoad, EndpointPool};
 use crate::records::Records;
 use crate::route::{self, RouteState};
 use crate::seat::Door;
+use crate::sources::Sources;
 use crate::stale::Stale;
 use crate::tls::{ServerSide, Tls};
 use crate::writes::Claims;
@@ -86,6 +87,7 @@ pub(crate) struct Node {
     pub(crate) faults: Option<CallFaults>,
     pub(crate) connections: Arc<Limiter>,
     pub(crate) pending: Arc<Limiter>,
+    pub(crate) sources: Arc<Sources>,
     pub(crate) descriptors_reached: Arc<AtomicU64>,
     pub(crate) connections_total: Arc<AtomicU64>,
     /// Weakly: a worker holds its node.
@@ -152,6 +154,7 @@ impl Node {
             faults,
             connections: Arc::new(Limiter::new("connections", policy.limits.connections_max.into())),
             pending: Arc::new(Limiter::new("pending", policy.limits.pending_max.into())),
+            sources: Arc::default(),
             descriptors_reached: Arc::default(),
             connections_total: Arc::default(),
             workers: Mutex::new(Vec::new()),
@@ -209,6 +212,7 @@ impl Node {
             faults: self.faults.clone(),
             connections: Arc::clone(&self.connections),
             pending: Arc::clone(&self.pending),
+            sources: Arc::clone(&self.sources),
             descriptors_reached: Arc::clone(&self.descriptors_reached),
             connections_total: Arc::clone(&self.connections_total),
             workers: Mutex::new(Vec::new()),
@@ -241,6 +245,11 @@ impl Node {
     /// The route of a door whose bytes nobody reads.
     pub(crate) fn tcp_route_of(&self, door: &Arc<Door>) -> Option<RouteId> {
         self.policy.tcp_route(self.listener_of(door)?)
+    }
+
+    /// What the policy says of a door; nothing if it does not have it.
+    pub(crate) fn listener(&self, door: &Arc<Door>) -> Option<&Listener> {
+        Some(&self.policy.listeners[self.listener_of(door)?])
     }
 
     /// What a door is sealed with.
@@ -315,6 +324,12 @@ impl Node {
                 value: descriptors_max(),
                 used: None,
                 reached_total: self.descriptors_reached.load(Relaxed),
+            },
+            LimitSnapshot {
+                name: "connections_per_source",
+                value: limits.connections_per_source.map_or(0, u64::from),
+                used: None,
+                reached_total: workers.iter().map(|worker| worker.rejections.per_source.get()).sum(),
             },
             counted(Verdict::HeadTooLong, limits.header_bytes_max.into()),
             counted(Verdict::TooManyHeaders, limits.headers_max.into()),

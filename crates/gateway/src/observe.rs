@@ -218,6 +218,10 @@ pub(crate) struct Rejections {
     pub(crate) taken_back: Count,
     /// HTTP/2 connections of clients that do not take what they asked for.
     pub(crate) stalled: Count,
+    /// Connections that were to be announced and were not, or wrongly.
+    pub(crate) unannounced: Count,
+    /// Connections of clients that have as many as they may.
+    pub(crate) per_source: Count,
 }
 
 impl Default for Rejections {
@@ -232,13 +236,24 @@ impl Default for Rejections {
             plain: Count::default(),
             taken_back: Count::default(),
             stalled: Count::default(),
+            unannounced: Count::default(),
+            per_source: Count::default(),
         }
     }
 }
 
 /// The names of what is counted beside the gate's verdicts.
-const OTHERS: [&str; 7] =
-    ["no_route", "loop", "tls_handshake", "tls_handshake_timeout", "plain_on_tls", "h2_resets", "h2_stalled"];
+const OTHERS: [&str; 9] = [
+    "no_route",
+    "loop",
+    "tls_handshake",
+    "tls_handshake_timeout",
+    "plain_on_tls",
+    "h2_resets",
+    "h2_stalled",
+    "proxy_protocol",
+    "connections_per_source",
+];
 
 impl Rejections {
     pub(crate) fn count(&self, verdict: Verdict) {
@@ -262,6 +277,8 @@ impl Rejections {
             &self.plain,
             &self.taken_back,
             &self.stalled,
+            &self.unannounced,
+            &self.per_source,
         ];
         let counts = self.verdicts.iter().chain(others);
         for ((_, total), count) in sums.iter_mut().zip(counts) {

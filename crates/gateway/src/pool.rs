@@ -21,7 +21,7 @@ use hyper::client::conn::http1::{Builder, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 use seawall_core::outcome::Failure;
 use seawall_core::time::Mono;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::clock::Clock;
@@ -203,9 +203,9 @@ impl EndpointPool {
         }
     }
 
-    /// A connection beside the pool, for bytes as they come.
-    pub(crate) async fn dial_in_time(&self) -> Result<Stream, Failure> {
-        let dialled = tokio::time::timeout(self.connect_timeout, self.dial()).await;
+    /// A connection beside the pool, for bytes as they come. `said` goes first, before it is sealed.
+    pub(crate) async fn dial_in_time(&self, said: &[u8]) -> Result<Stream, Failure> {
+        let dialled = tokio::time::timeout(self.connect_timeout, self.dial(said)).await;
         dialled.unwrap_or(Err(Failure::ConnectTimeout))
     }
 
@@ -255,7 +255,7 @@ impl EndpointPool {
     }
 
     async fn connect(&self, slot: Option<OwnedSemaphorePermit>) -> Result<Link, Failure> {
-        let stream = self.dial().await?;
+        let stream = self.dial(b"").await?;
         self.load.connections.fetch_add(1, Relaxed);
         let open = OpenCount(Arc::clone(&self.load));
         if let Some(frames) = &self.frames {
@@ -279,12 +279,15 @@ impl EndpointPool {
         }))
     }
 
-    async fn dial(&self) -> Result<Stream, Failure> {
+    async fn dial(&self, said: &[u8]) -> Result<Stream, Failure> {
         let addresses = self.net.resolve(&self.address).await.map_err(|_| Failure::Dns)?;
         let mut failure = Failure::Dns;
         for address in addresses {
             match self.net.connect(address).await {
-                Ok(stream) => return self.seal(stream).await,
+                Ok(mut stream) => {
+                    stream.write_all(said).await.map_err(|_| Failure::ConnectionLost)?;
+                    return self.seal(stream).await;
+                }
                 Err(error) => failure = connect_failure(&error),
             }
         }

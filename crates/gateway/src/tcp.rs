@@ -8,6 +8,7 @@
 //! Whoever is refused is reset: a plain close would look like an orderly answer of nothing.
 //! Not here: the bytes (`duplex.rs`), what a guard decides (`core::guard`).
 
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -22,10 +23,11 @@ use seawall_core::outcome::{Failure, Outcome};
 use seawall_core::time::Mono;
 use tokio_util::sync::CancellationToken;
 
+use crate::announce;
 use crate::chain::{InFlight, no_healthy_endpoint};
 use crate::duplex::{Duplex, End, Moved, Peer};
 use crate::ejection;
-use crate::listener::{Stop, unseal};
+use crate::listener::{Guest, Stop, let_in};
 use crate::net::Stream;
 use crate::node::Worker;
 use crate::observe::ConnectionCounts;
@@ -37,7 +39,7 @@ use crate::seat::{Door, Seat};
 const SETTLED_AFTER: Duration = Duration::from_secs(1);
 
 /// Takes a client's connection on, or refuses it.
-pub(crate) fn admit(seat: &Arc<Seat>, client: Stream, door: &Arc<Door>, id: RouteId, stop: &Stop) {
+pub(crate) fn admit(seat: &Arc<Seat>, client: Stream, peer: SocketAddr, door: &Arc<Door>, id: RouteId, stop: &Stop) {
     let worker = seat.worker();
     let counts = &worker.counts[id.index()];
     counts.connections.opened.add(1);
@@ -46,9 +48,13 @@ pub(crate) fn admit(seat: &Arc<Seat>, client: Stream, door: &Arc<Door>, id: Rout
             let (worker, door, stop) = (Arc::clone(&worker), Arc::clone(door), stop.clone());
             seat.tasks.spawn(async move {
                 let _used = used;
-                match unseal(&worker, client, &door, &stop).await {
-                    Some(client) => serve(worker, id, client, stop.now).await,
-                    None => worker.counts[id.index()].connections.ended(Ended::Left),
+                match let_in(&worker, client, peer, &door, &stop).await {
+                    Ok(Guest { stream, peer, of_source }) => {
+                        let _of_source = of_source;
+                        let at = stream.local().unwrap_or(door.address);
+                        serve(worker, id, stream, (peer, at), stop.now).await;
+                    }
+                    Err(_) => worker.counts[id.index()].connections.ended(Ended::Left),
                 }
             });
         }
@@ -60,14 +66,21 @@ pub(crate) fn admit(seat: &Arc<Seat>, client: Stream, door: &Arc<Door>, id: Rout
     }
 }
 
-async fn serve(worker: Arc<Worker>, id: RouteId, client: Stream, stop: CancellationToken) {
+/// `ends` are whose connection it is, and where it came in.
+async fn serve(
+    worker: Arc<Worker>,
+    id: RouteId,
+    client: Stream,
+    ends: (SocketAddr, SocketAddr),
+    stop: CancellationToken,
+) {
     let (clock, counts) = (&worker.node.clock, &worker.counts[id.index()]);
     let started = clock.now();
     let standing = tokio::select! {
         biased;
         () = stop.cancelled() => Err(Ended::Cut),
         () = client.broken() => Err(Ended::Left),
-        standing = connect(&worker, id, started) => standing,
+        standing = connect(&worker, id, ends, started) => standing,
     };
     let ended = match standing {
         Ok((upstream, standing)) => {
@@ -181,7 +194,12 @@ enum Tried {
 }
 
 /// Finds the client a connection, or tells why there is none.
-async fn connect(worker: &Arc<Worker>, id: RouteId, started: Mono) -> Result<(Stream, Standing), Ended> {
+async fn connect(
+    worker: &Arc<Worker>,
+    id: RouteId,
+    ends: (SocketAddr, SocketAddr),
+    started: Mono,
+) -> Result<(Stream, Standing), Ended> {
     let (clock, counts) = (&worker.node.clock, &worker.counts[id.index()]);
     let route = &worker.node.routes[id.index()];
     let deadline = Deadline::new(started, route.policy.guards.timeout, None);
@@ -199,7 +217,7 @@ async fn connect(worker: &Arc<Worker>, id: RouteId, started: Mono) -> Result<(St
     let mut _retry = None;
     loop {
         attempts += 1;
-        let failure = match try_once(worker, id, &deadline, &mut tried, &mut place).await {
+        let failure = match try_once(worker, (id, ends), &deadline, &mut tried, &mut place).await {
             Tried::Stands(upstream, standing) => return Ok((upstream, *standing)),
             Tried::Refused(refusal) => return Err(refused(refusal)),
             Tried::Failed(failure) => failure,
@@ -237,7 +255,7 @@ async fn connect(worker: &Arc<Worker>, id: RouteId, started: Mono) -> Result<(St
 /// One try: breaker, limits, endpoint, connection under its timeout.
 async fn try_once(
     worker: &Arc<Worker>,
-    id: RouteId,
+    (id, (peer, at)): (RouteId, (SocketAddr, SocketAddr)),
     deadline: &Deadline,
     tried: &mut u64,
     place: &mut Option<Place>,
@@ -255,8 +273,10 @@ async fn try_once(
     };
     *tried |= bit(endpoint);
     let load = InFlight::new(&node.upstreams[upstream.index()].endpoints[endpoint].load);
+    let announce = node.policy.upstream(upstream).announce;
+    let said = announce.map_or_else(Vec::new, |announce| announce::write(announce, peer, at));
     let until = clock.instant(deadline.of_try(began, route.policy.guards.try_timeout));
-    let dialled = tokio::time::timeout_at(until, worker.pool(upstream, endpoint).dial_in_time()).await;
+    let dialled = tokio::time::timeout_at(until, worker.pool(upstream, endpoint).dial_in_time(&said)).await;
     match (dialled.unwrap_or(Err(Failure::ConnectTimeout)), place.take()) {
         (Ok(stream), Some(place)) => {
             // From here on a silent upstream is nobody's fault.

@@ -65,7 +65,7 @@ pub(crate) async fn check_endpoint(
 async fn check(worker: &Worker, upstream: UpstreamId, endpoint: usize, config: &HealthConfig) -> Result<(), String> {
     let pool = worker.pool(upstream, endpoint);
     let Some(path) = &config.path else {
-        return pool.dial_in_time().await.map(drop).map_err(|failure| failure.to_string());
+        return pool.dial_in_time(b"").await.map(drop).map_err(|failure| failure.to_string());
     };
     let mut link = pool.probe().await.map_err(|failure| failure.to_string())?;
     let mut request = Request::new(ReqBody::Empty);

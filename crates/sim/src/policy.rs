@@ -33,7 +33,7 @@ pub(crate) fn policy() -> Policy {
         node: NODE.into(),
         zone: "here".into(),
         zones: vec!["here".into()],
-        listeners: vec![Listener { address: everywhere(DATA_PORT), routes: vec![RouteId(0)] }],
+        listeners: vec![Listener::new(everywhere(DATA_PORT), vec![RouteId(0)])],
         routes: vec![events()],
         upstreams: vec![queue()],
         limits: Limits {
@@ -99,6 +99,7 @@ fn queue() -> Upstream {
         connections_max: 6,
         idle_timeout: Duration::from_secs(4),
         connect_timeout: Duration::from_millis(500),
+        announce: None,
         http2: false,
         host: None,
     }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use seawall_core::block::{Block, BlockError};
 use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::outcome::is_idempotent;
 use seawall_core::policy::{Fallback, Listener, Match, PathMatch, Protocol, Route};
@@ -10,7 +11,7 @@ use super::address::{clash, parse_listen};
 use super::finding::Spot;
 use super::parse_name;
 use super::policies::{Policies, Rules, is_token};
-use super::reader::{Field, Keys, Reader};
+use super::reader::{Field, Keys, Reader, Section};
 use super::tls::{self, ListenerTls};
 use super::tree::Data;
 use super::upstreams::Upstreams;
@@ -43,14 +44,15 @@ pub(super) fn read(
     let (mut listeners, mut written): (Vec<Listener>, Vec<Written<'_>>) = (Vec::new(), Vec::new());
     let mut sealed = Vec::new();
     for item in items {
-        let Some((address, routes, tls)) = read_listener(item, upstreams, policies) else { continue };
+        let Some(ReadListener { address, routes, front }) = read_listener(item, upstreams, policies) else { continue };
         if let Some((field, address)) = address {
             check_address(field, address, &listeners, taken);
         }
         tell_shadowed(&routes);
         let ids = (written.len()..written.len() + routes.len()).map(|index| RouteId(u32::try_from(index).unwrap_or(0)));
         let address = address.map_or(SocketAddr::from(([0, 0, 0, 0], 0)), |(_, address)| address);
-        listeners.push(Listener { address, routes: ids.collect() });
+        let Front { tls, announced_by, trusted } = front;
+        listeners.push(Listener { announced_by, trusted, ..Listener::new(address, ids.collect()) });
         written.extend(routes);
         sealed.push(tls);
     }
@@ -60,12 +62,46 @@ pub(super) fn read(
 
 const LISTENER: Keys = Keys {
     of: "this listener",
-    known: &["address", "protocol", "tls", "routes", "upstream", "policy", "name"],
+    known: &["address", "protocol", "tls", "proxy_protocol", "trusted_proxies", "routes", "upstream", "policy", "name"],
     later: &[],
 };
 
-/// What a listener says: its address, with the field to blame for it, its routes, and what it shows.
-type ReadListener<'n> = (Option<(Field<'n>, SocketAddr)>, Vec<Written<'n>>, Option<ListenerTls>);
+/// What a listener says.
+struct ReadListener<'n> {
+    /// With the field to blame for it.
+    address: Option<(Field<'n>, SocketAddr)>,
+    routes: Vec<Written<'n>>,
+    front: Front,
+}
+
+/// What comes before the first byte that anybody reads, or forwards.
+struct Front {
+    tls: Option<ListenerTls>,
+    announced_by: Vec<Block>,
+    trusted: Vec<Block>,
+}
+
+impl Front {
+    fn read(section: &Section<'_>) -> Self {
+        let blocks = |key: &str| section.field(key).map(read_blocks).unwrap_or_default();
+        Self {
+            tls: section.field("tls").filter(|field| !field.is_off()).and_then(tls::listener),
+            announced_by: blocks("proxy_protocol"),
+            trusted: blocks("trusted_proxies"),
+        }
+    }
+}
+
+fn read_blocks(field: Field<'_>) -> Vec<Block> {
+    let items = field.list_or_one();
+    if items.is_empty() {
+        field.error_with("an empty list names nobody", "remove it, or name addresses such as `10.0.0.0/8`");
+    }
+    items
+        .into_iter()
+        .filter_map(|item| item.parsed(|text| text.parse().map_err(|error: BlockError| error.to_string())))
+        .collect()
+}
 
 fn read_listener<'n>(item: Field<'n>, upstreams: &Upstreams<'_>, policies: &Policies<'_>) -> Option<ReadListener<'n>> {
     let protocol = item.protocol();
@@ -86,16 +122,16 @@ fn read_listener<'n>(item: Field<'n>, upstreams: &Upstreams<'_>, policies: &Poli
     }
     let address = section.required("address", "127.0.0.1:8080");
     let address = address.and_then(|field| Some((field, field.parsed(parse_listen)?)));
-    let tls = section.field("tls").filter(|field| !field.is_off()).and_then(tls::listener);
+    let front = Front::read(&section);
     let Some(routes) = section.required("routes", "[{ upstream: NAME }]") else {
-        return Some((address, Vec::new(), tls));
+        return Some(ReadListener { address, routes: Vec::new(), front });
     };
     let items = routes.list();
     if items.is_empty() && matches!(routes.node.data, Data::List(_)) {
         routes.error("a listener without routes refuses everything");
     }
     let routes = items.into_iter().map(|route| read_route(route, upstreams, policies)).collect();
-    Some((address, routes, tls))
+    Some(ReadListener { address, routes, front })
 }
 
 /// A listener of connections is a route, too: without a match, as it takes all of them.
@@ -107,7 +143,11 @@ fn read_tcp_listener<'n>(item: Field<'n>, upstreams: &Upstreams<'_>, policies: &
     }
     let address = section.required("address", "127.0.0.1:6379");
     let address = address.and_then(|field| Some((field, field.parsed(parse_listen)?)));
-    let tls = section.field("tls").filter(|field| !field.is_off()).and_then(tls::listener);
+    let front = Front::read(&section);
+    if let Some(field) = section.field("trusted_proxies") {
+        let hint = "remove it; whose connection it is `proxy_protocol` can say";
+        field.reader.error_with(field.key_spot, "connections have no headers to be believed", hint);
+    }
     let name = section.field("name").and_then(|field| field.parsed(parse_name));
     let upstream = section.required("upstream", "NAME").and_then(|field| upstreams.refer_connections(field));
     let connect_timeout = upstream.map(|id| upstreams.connect_timeout(id));
@@ -133,7 +173,7 @@ fn read_tcp_listener<'n>(item: Field<'n>, upstreams: &Upstreams<'_>, policies: &
             delivery,
         },
     };
-    (address, vec![written], tls)
+    ReadListener { address, routes: vec![written], front }
 }
 
 impl<'n> Field<'n> {

@@ -76,6 +76,7 @@ const LIMITS: Keys = Keys {
     of: "`limits`",
     known: &[
         "connections",
+        "connections_per_source",
         "header_bytes",
         "headers",
         "body_bytes",
@@ -93,6 +94,7 @@ pub(super) fn limits(field: Field<'_>) -> Limits {
     let (section, default) = (field.section(LIMITS), Limits::default());
     let header_bytes = section.size("header_bytes", u64::from(default.header_bytes_max), KIB..=MIB);
     Limits {
+        connections_per_source: section.field("connections_per_source").and_then(|field| field.count(1..=1_000_000)),
         connections_max: section.count("connections", default.connections_max, 1..=1_000_000),
         header_bytes_max: u32::try_from(header_bytes).unwrap_or(default.header_bytes_max),
         headers_max: section.count("headers", default.headers_max, 1..=1_000),

@@ -61,7 +61,7 @@ pub fn quick(options: &Quick) -> Result<AppConfig, Report> {
             let tls = TlsConfig { listeners: vec![None], upstreams: vec![upstream_tls] };
             let store = StoreConfig::default();
             let path = options.data.clone().unwrap_or(store.path);
-            let policy = policy(Listener { address: listen, routes: vec![RouteId(0)] }, protocol, there, options);
+            let policy = policy(Listener::new(listen, vec![RouteId(0)]), protocol, there, options);
             let admin = AdminConfig { address: admin, token_file: None };
             Ok(AppConfig { policy, store: StoreConfig { path, ..store }, admin, tls, toxiproxy: None, faults: None })
         }
@@ -101,6 +101,7 @@ fn policy(listener: Listener, protocol: Protocol, there: Place, options: &Quick)
         connections_max: CONNECTIONS_MAX,
         idle_timeout: IDLE_TIMEOUT,
         connect_timeout: CONNECT_TIMEOUT,
+        announce: None,
         http2: false,
         host: there.sealed.then_some(there.host),
     };

@@ -101,6 +101,14 @@ fn the_whole_grammar_is_understood() {
     let hosts: Vec<_> = policy.upstreams.iter().map(|upstream| upstream.host.as_deref()).collect();
     let frames: Vec<_> = policy.upstreams.iter().map(|upstream| upstream.http2).collect();
     assert_eq!((frames, policy.limits.streams_max), (vec![false, false, true, false], 7));
+    let front = &policy.listeners[1];
+    let texts = |blocks: &[seawall_core::block::Block]| blocks.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(texts(&front.announced_by), ["10.0.0.0/8", "::1/128"]);
+    assert_eq!(
+        (texts(&front.trusted), policy.limits.connections_per_source),
+        (vec!["192.168.0.0/16".into()], Some(20))
+    );
+    assert_eq!(policy.upstreams[3].announce, Some(seawall_core::policy::Announce::Frame));
     assert_eq!(hosts, [Some("inner:81"), Some("api.example"), None, None]);
     let events = policy.route(RouteId(0));
     assert_eq!(events.matcher.path, PathMatch::Exact("/events".into()));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use seawall_core::guard::health::HealthConfig;
 use seawall_core::guard::outlier::OutlierConfig;
 use seawall_core::id::UpstreamId;
-use seawall_core::policy::{Endpoint, Upstream};
+use seawall_core::policy::{Announce, Endpoint, Upstream};
 use seawall_core::units::Ratio;
 
 use super::address::{is_tcp, parse_endpoint, parse_tcp_url, parse_url};
@@ -52,6 +52,9 @@ struct WhatIsWritten {
     is_tcp: bool,
     has_health_path: bool,
     idle_timeout: Option<Spot>,
+    /// Keys that mean something to requests alone.
+    of_requests: [Option<Spot>; 2],
+    proxy_protocol: Option<Spot>,
 }
 
 impl<'n> Upstreams<'n> {
@@ -107,7 +110,18 @@ impl<'n> Upstreams<'n> {
             let message = format!("no route goes to the upstream `{}`", named.upstream.name);
             named.reader.warning(named.spot, message, "name it in a route, or remove it");
         }
+        for named in self.list.iter().filter(|named| named.called.get()) {
+            let Some(spot) = named.written.proxy_protocol else { continue };
+            let message =
+                "`proxy_protocol`: connections that carry requests are shared by clients, and announce nobody";
+            named.reader.error_with(spot, message, "remove it; requests carry `X-Forwarded-For`");
+        }
         for named in self.list.iter().filter(|named| named.takes_only_connections()) {
+            for (spot, key) in named.written.of_requests.iter().zip(["host", "http2"]) {
+                let Some(spot) = spot else { continue };
+                let message = format!("`{key}` is for requests, and none come here");
+                named.reader.error_with(*spot, message, "remove it");
+            }
             let Some(spot) = named.written.idle_timeout else { continue };
             let message =
                 "`idle_timeout` is for connections that are kept for the next request, and no request comes here";
@@ -146,6 +160,7 @@ const UPSTREAM: Keys = Keys {
         "tls",
         "host",
         "http2",
+        "proxy_protocol",
     ],
     later: &[],
 };
@@ -182,6 +197,13 @@ fn read_upstream(entry: Field<'_>, place: &Place) -> (Upstream, Option<UpstreamT
         );
     }
     let https = url.as_ref().filter(|(_, there)| there.sealed);
+    let announce = section.field("proxy_protocol").filter(|field| !field.is_off()).and_then(|field| {
+        field.parsed(|text| match text {
+            "v1" => Ok(Announce::Line),
+            "v2" => Ok(Announce::Frame),
+            _ => Err(format!("`{text}` is no version of it; known are v1, v2 and off")),
+        })
+    });
     let http2 = section.field("http2").is_some_and(read_switch);
     let tls = tls::upstream(section.field("tls"), https.map(|(url, _)| *url));
     let host = match section.field("host") {
@@ -194,6 +216,8 @@ fn read_upstream(entry: Field<'_>, place: &Place) -> (Upstream, Option<UpstreamT
         is_tcp: section.field("url").and_then(|url| url.peek()).is_some_and(is_tcp),
         has_health_path: section.field("health").is_some_and(|it| it.known_entries().any(|it| it.key == "path")),
         idle_timeout: section.field("idle_timeout").map(|field| field.key_spot),
+        of_requests: ["host", "http2"].map(|key| section.field(key).map(|field| field.key_spot)),
+        proxy_protocol: section.field("proxy_protocol").map(|field| field.key_spot),
     };
     let upstream = Upstream {
         name: entry.key.into(),
@@ -203,6 +227,7 @@ fn read_upstream(entry: Field<'_>, place: &Place) -> (Upstream, Option<UpstreamT
         connections_max: section.count("connections", CONNECTIONS_MAX, 1..=65_535),
         idle_timeout: section.duration("idle_timeout", IDLE_TIMEOUT, MILLISECOND..=HOUR),
         connect_timeout: section.duration("connect_timeout", CONNECT_TIMEOUT, MILLISECOND..=HOUR),
+        announce,
         http2,
         host,
     };

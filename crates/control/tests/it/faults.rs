@@ -41,6 +41,7 @@ impl FakeFaults {
             connections_max: 1,
             idle_timeout: Duration::ZERO,
             connect_timeout: Duration::ZERO,
+            announce: None,
             http2: false,
             host: None,
         };

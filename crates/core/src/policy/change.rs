@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Fallback, Guards, Policy, Route, Upstream};
+use super::{Fallback, Guards, Listener, Policy, Route, Upstream};
 use crate::id::UpstreamId;
 
 impl Policy {
@@ -11,7 +11,11 @@ impl Policy {
     #[must_use]
     pub fn changes_from(&self, old: &Self) -> Vec<String> {
         let mut changes = Vec::new();
-        named(&mut changes, "listener", listeners(old), listeners(self), |was, is, tell| tell("routes", was != is));
+        named(&mut changes, "listener", listeners(old), listeners(self), |(was, old), (is, new), tell| {
+            tell("routes", was != is);
+            tell("proxy_protocol", old.announced_by != new.announced_by);
+            tell("trusted", old.trusted != new.trusted);
+        });
         let routes = |policy| by_name(policy, &policy.routes, |route| route.name.clone());
         named(&mut changes, "route", routes(old), routes(self), route);
         let upstreams = |policy| by_name(policy, &policy.upstreams, |upstream| upstream.name.clone());
@@ -33,15 +37,16 @@ impl Policy {
     }
 }
 
-/// The names of each listener's routes, by address; several on port 0 are told apart by their order.
-fn listeners(policy: &Policy) -> BTreeMap<String, Vec<&str>> {
+/// Each listener with the names of its routes, by address; several on port 0 are told apart by their order.
+fn listeners(policy: &Policy) -> BTreeMap<String, (Vec<&str>, &Listener)> {
     let mut found = BTreeMap::new();
     for listener in &policy.listeners {
         let mut address = listener.address.to_string();
         while found.contains_key(&address) {
             address.push('+');
         }
-        found.insert(address, listener.routes.iter().map(|id| policy.route(*id).name.as_str()).collect());
+        let routes = listener.routes.iter().map(|id| policy.route(*id).name.as_str()).collect();
+        found.insert(address, (routes, listener));
     }
     found
 }
@@ -125,6 +130,7 @@ fn upstream((was, _): &(&Upstream, &Policy), (is, _): &(&Upstream, &Policy), tel
     tell("connections", was.connections_max != is.connections_max);
     tell("idle_timeout", was.idle_timeout != is.idle_timeout);
     tell("connect_timeout", was.connect_timeout != is.connect_timeout);
+    tell("proxy_protocol", was.announce != is.announce);
     tell("http2", was.http2 != is.http2);
     tell("host", was.host != is.host);
 }
@@ -135,7 +141,7 @@ mod tests {
 
     use super::*;
     use crate::id::RouteId;
-    use crate::policy::{Endpoint, Limits, Listener, Match};
+    use crate::policy::{Endpoint, Limits, Match};
 
     fn policy() -> Policy {
         let route = |name: &str, upstream| Route {
@@ -157,6 +163,7 @@ mod tests {
             connections_max: 1,
             idle_timeout: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(1),
+            announce: None,
             http2: false,
             host: None,
         };
@@ -164,7 +171,7 @@ mod tests {
             node: "n".into(),
             zone: "z".into(),
             zones: vec!["z".into()],
-            listeners: vec![Listener { address: ([127, 0, 0, 1], 0).into(), routes: vec![RouteId(0), RouteId(1)] }],
+            listeners: vec![Listener::new(([127, 0, 0, 1], 0).into(), vec![RouteId(0), RouteId(1)])],
             routes: vec![route("one", 0), route("two", 1)],
             upstreams: vec![upstream("a"), upstream("b")],
             limits: Limits::default(),

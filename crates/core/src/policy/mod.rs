@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::block::Block;
 use crate::guard::Invalid;
 use crate::guard::breaker::BreakerConfig;
 use crate::guard::budget::BudgetConfig;
@@ -74,6 +75,27 @@ pub struct Listener {
     pub address: SocketAddr,
     /// Which routes, in the order written.
     pub routes: Vec<RouteId>,
+    /// Who announces whose connection it passes on, and must (PROXY protocol).
+    pub announced_by: Vec<Block>,
+    /// Whose word on where a request came from is believed (`X-Forwarded-*`, `Forwarded`).
+    pub trusted: Vec<Block>,
+}
+
+impl Listener {
+    /// One that believes nobody.
+    #[must_use]
+    pub const fn new(address: SocketAddr, routes: Vec<RouteId>) -> Self {
+        Self { address, routes, announced_by: Vec::new(), trusted: Vec::new() }
+    }
+}
+
+/// How whose connection it is is announced to an upstream (PROXY protocol).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Announce {
+    /// Version 1, a line of text.
+    Line,
+    /// Version 2, binary.
+    Frame,
 }
 
 /// Which requests a route takes.
@@ -369,6 +391,8 @@ pub struct Upstream {
     pub idle_timeout: Duration,
     /// A connection attempt may take this long, TLS included.
     pub connect_timeout: Duration,
+    /// How it is told whose connection it gets; not at all if absent.
+    pub announce: Option<Announce>,
     /// True if it is spoken to in HTTP/2.
     pub http2: bool,
     /// The `Host` it is asked for; the client's if absent.
@@ -387,6 +411,8 @@ pub struct Endpoint {
 /// Bounds of the node. Each has a name in `seawall_limit{limit="..."}` and a counter of how often it was reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
+    /// Client connections from one address at the same time (`connections_per_source`); any number if absent.
+    pub connections_per_source: Option<u32>,
     /// Client connections at the same time (`connections`).
     pub connections_max: u32,
     /// Bytes of a request's head (`header_bytes`).
@@ -412,6 +438,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            connections_per_source: None,
             connections_max: 10_000,
             header_bytes_max: 32 << 10,
             headers_max: 100,
@@ -466,12 +493,12 @@ mod tests {
             delivery: Delivery::default(),
         };
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let listener = |route| Listener { address, routes: vec![RouteId(route)] };
+        let listener = |route| Listener::new(address, vec![RouteId(route)]);
         let policy = Policy {
             node: "n".into(),
             zone: "z".into(),
             zones: Vec::new(),
-            listeners: vec![listener(0), listener(1), Listener { address, routes: Vec::new() }],
+            listeners: vec![listener(0), listener(1), Listener::new(address, Vec::new())],
             routes: vec![route(Protocol::Http), route(Protocol::Tcp)],
             upstreams: Vec::new(),
             limits: Limits::default(),

@@ -51,6 +51,7 @@ fn policy() -> Policy {
         connections_max: 1,
         idle_timeout: Duration::ZERO,
         connect_timeout: Duration::ZERO,
+        announce: None,
         http2: false,
         host: None,
     };

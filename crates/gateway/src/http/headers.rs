@@ -149,11 +149,13 @@ pub(crate) struct Hop<'a> {
     pub(crate) peer: &'a HeaderValue,
     /// True if it asked by TLS.
     pub(crate) sealed: bool,
+    /// True if its word on where a request came from is believed.
+    pub(crate) trusted: bool,
     pub(crate) via: &'a HeaderValue,
 }
 
-/// Makes a client's headers into an upstream's. Forwarding headers of clients are not believed: nobody has said yet
-/// which clients are proxies of ours.
+/// Makes a client's headers into an upstream's. Forwarding headers are believed of those who are trusted, and replaced of
+/// all others.
 pub(crate) fn to_upstream(headers: &mut HeaderMap, present: Present, hop: &Hop<'_>) {
     let wants_trailers =
         present.has(Present::TE) && headers.get_all(TE).iter().any(|value| has_token(value, "trailers"));
@@ -162,7 +164,6 @@ pub(crate) fn to_upstream(headers: &mut HeaderMap, present: Present, hop: &Hop<'
         (Present::TE, TE),
         (Present::EXPECT, EXPECT),
         (Present::PROXY_AUTHORIZATION, PROXY_AUTHORIZATION),
-        (Present::FORWARDED, FORWARDED),
         (Present::SEAWALL_RECORD, SEAWALL_RECORD),
         (Present::SEAWALL_DEGRADED, SEAWALL_DEGRADED),
     ] {
@@ -173,13 +174,52 @@ pub(crate) fn to_upstream(headers: &mut HeaderMap, present: Present, hop: &Hop<'
     if wants_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
-    headers.insert(X_FORWARDED_FOR, hop.peer.clone());
-    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if hop.sealed { "https" } else { "http" }));
-    match headers.get(HOST).cloned() {
-        Some(host) => headers.insert(X_FORWARDED_HOST, host),
-        None => headers.remove(X_FORWARDED_HOST),
-    };
+    if hop.trusted {
+        forward_on(headers, present, hop);
+    } else {
+        if present.has(Present::FORWARDED) {
+            headers.remove(FORWARDED);
+        }
+        headers.insert(X_FORWARDED_FOR, hop.peer.clone());
+        headers.insert(X_FORWARDED_PROTO, hop.proto());
+        match headers.get(HOST).cloned() {
+            Some(host) => headers.insert(X_FORWARDED_HOST, host),
+            None => headers.remove(X_FORWARDED_HOST),
+        };
+    }
     headers.append(VIA, hop.via.clone());
+}
+
+/// Adds a hop to what one that is trusted has said.
+fn forward_on(headers: &mut HeaderMap, present: Present, hop: &Hop<'_>) {
+    // One line for what may come in several: whoever reads only the first or the last reads all of it.
+    let mut hops: Vec<&[u8]> = headers.get_all(X_FORWARDED_FOR).iter().map(HeaderValue::as_bytes).collect();
+    hops.push(hop.peer.as_bytes());
+    if let Ok(joined) = HeaderValue::from_bytes(&hops.join(&b", "[..])) {
+        headers.insert(X_FORWARDED_FOR, joined);
+    }
+    headers.entry(X_FORWARDED_PROTO).or_insert_with(|| hop.proto());
+    if let Some(host) = headers.get(HOST).cloned() {
+        headers.entry(X_FORWARDED_HOST).or_insert(host);
+    }
+    if present.has(Present::FORWARDED)
+        && let Ok(element) = HeaderValue::from_bytes(&hop.forwarded())
+    {
+        headers.append(FORWARDED, element);
+    }
+}
+
+impl Hop<'_> {
+    fn proto(&self) -> HeaderValue {
+        HeaderValue::from_static(if self.sealed { "https" } else { "http" })
+    }
+
+    /// An element of `Forwarded` (RFC 7239, section 4): an IPv6 address is quoted and bracketed.
+    fn forwarded(&self) -> Vec<u8> {
+        let (peer, proto) = (self.peer.as_bytes(), if self.sealed { "https" } else { "http" });
+        let node = if peer.contains(&b':') { [b"\"[", peer, b"]\""].concat() } else { peer.to_vec() };
+        [b"for=", &node[..], b";proto=", proto.as_bytes()].concat()
+    }
 }
 
 /// Makes an upstream's headers into ours.
@@ -279,7 +319,7 @@ mod tests {
         to_upstream(
             &mut headers,
             present,
-            &Hop { peer: &HeaderValue::from_static("10.0.0.7"), sealed: true, via: &VIA_OURS },
+            &Hop { peer: &HeaderValue::from_static("10.0.0.7"), sealed: true, trusted: false, via: &VIA_OURS },
         );
         assert_eq!(
             names(&headers),
@@ -300,6 +340,38 @@ mod tests {
     }
 
     #[test]
+    fn whoever_is_trusted_is_added_to_and_not_replaced() {
+        let (peer, v6) = (HeaderValue::from_static("10.0.0.7"), HeaderValue::from_static("2001:db8::7"));
+        let mut headers = map(&[
+            ("host", "inner"),
+            ("x-forwarded-for", "192.0.2.1"),
+            ("x-forwarded-for", "192.0.2.2"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "front.example"),
+            ("forwarded", "for=192.0.2.1;proto=https"),
+        ]);
+        let present = Present::look(&headers);
+        to_upstream(&mut headers, present, &Hop { peer: &v6, sealed: false, trusted: true, via: &VIA_OURS });
+        let all = |headers: &HeaderMap, name: &str| -> Vec<String> {
+            headers.get_all(name).iter().map(|value| value.to_str().unwrap().to_owned()).collect()
+        };
+        assert_eq!(all(&headers, "x-forwarded-for"), ["192.0.2.1, 192.0.2.2, 2001:db8::7"]);
+        assert_eq!(
+            (all(&headers, "x-forwarded-proto"), all(&headers, "x-forwarded-host")),
+            (vec!["https".to_owned()], vec!["front.example".to_owned()])
+        );
+        assert_eq!(all(&headers, "forwarded"), ["for=192.0.2.1;proto=https", "for=\"[2001:db8::7]\";proto=http"]);
+        // Who has said nothing is the first to be named.
+        let mut headers = map(&[("host", "inner")]);
+        let present = Present::look(&headers);
+        to_upstream(&mut headers, present, &Hop { peer: &peer, sealed: true, trusted: true, via: &VIA_OURS });
+        assert_eq!(all(&headers, "x-forwarded-for"), ["10.0.0.7"]);
+        assert_eq!(all(&headers, "x-forwarded-proto"), ["https"]);
+        assert_eq!(all(&headers, "x-forwarded-host"), ["inner"]);
+        assert!(!headers.contains_key("forwarded"));
+    }
+
+    #[test]
     fn answers_are_cleaned_too() {
         let mut headers = map(&[("connection", "x-private"), ("x-private", "1"), ("via", "1.1 cdn"), ("etag", "e")]);
         to_client(&mut headers, &VIA_OURS);
@@ -314,7 +386,7 @@ mod tests {
         to_upstream(
             &mut headers,
             present,
-            &Hop { peer: &HeaderValue::from_static("::1"), sealed: false, via: &VIA_OURS },
+            &Hop { peer: &HeaderValue::from_static("::1"), sealed: false, trusted: false, via: &VIA_OURS },
         );
         assert!(!headers.contains_key("x-forwarded-host"));
     }

@@ -2,6 +2,7 @@
 #![allow(missing_docs, unreachable_pub, reason = "a test program has no readers outside")]
 #![expect(clippy::disallowed_methods, reason = "tests hold real clocks and own their threads")]
 
+mod announce;
 mod answers;
 mod calls;
 mod faults;

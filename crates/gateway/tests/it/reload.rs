@@ -131,7 +131,7 @@ fn listeners_come_and_go_without_touching_others() {
     let mut stays = world.client();
     stays.ask(GET);
     let mut two = one(&server);
-    two.listeners.push(Listener { address: free, routes: two.listeners[0].routes.clone() });
+    two.listeners.push(Listener::new(free, two.listeners[0].routes.clone()));
     world.change(two.clone());
     assert_eq!(world.addresses(), [world.address, free]);
     let mut late = Client::new(free);
@@ -157,7 +157,7 @@ fn a_change_that_cannot_be_made_changes_nothing() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut next = one(&other);
     let address: SocketAddr = taken.local_addr().unwrap();
-    next.listeners.push(Listener { address, routes: next.listeners[0].routes.clone() });
+    next.listeners.push(Listener::new(address, next.listeners[0].routes.clone()));
     let refused = world.try_change(next).unwrap_err();
     assert_eq!(refused.to_string(), format!("cannot listen on `{address}`"));
     assert_eq!((world.get("/").body.as_str(), world.addresses()), ("old", vec![world.address]));

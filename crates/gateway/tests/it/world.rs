@@ -326,6 +326,7 @@ pub fn upstream(name: &str, endpoints: &[SocketAddr]) -> Upstream {
         connections_max: 64,
         idle_timeout: Duration::from_secs(10),
         connect_timeout: Duration::from_secs(1),
+        announce: None,
         http2: false,
         host: None,
     }
@@ -336,10 +337,10 @@ pub fn policy(routes: Vec<Route>, upstreams: Vec<Upstream>) -> Policy {
         node: "node".into(),
         zone: "here".into(),
         zones: vec!["here".into()],
-        listeners: vec![Listener {
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
-            routes: (0..routes.len() as u32).map(RouteId).collect(),
-        }],
+        listeners: vec![Listener::new(
+            SocketAddr::from(([127, 0, 0, 1], 0)),
+            (0..routes.len() as u32).map(RouteId).collect(),
+        )],
         routes,
         upstreams,
         limits: Limits { grace: Duration::from_secs(5), ..Limits::default() },

@@ -29,6 +29,7 @@ fn policy() -> Policy {
         connections_max: 1,
         idle_timeout: Duration::ZERO,
         connect_timeout: Duration::ZERO,
+        announce: None,
         http2: false,
         host: None,
     };
@@ -36,10 +37,7 @@ fn policy() -> Policy {
         node: "n".into(),
         zone: "z".into(),
         zones: vec!["z".into()],
-        listeners: vec![Listener {
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
-            routes: vec![RouteId(0), RouteId(1)],
-        }],
+        listeners: vec![Listener::new(SocketAddr::from(([127, 0, 0, 1], 0)), vec![RouteId(0), RouteId(1)])],
         routes: vec![
             route("events", 0, vec![Fallback::Spool, Fallback::Upstream(UpstreamId(2))]),
             route("quotes", 1, Vec::new()),
