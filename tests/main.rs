@@ -20,6 +20,7 @@ mod h2;
 mod house;
 mod input;
 mod ledger;
+mod names;
 mod nats;
 mod nginx;
 mod postgres;

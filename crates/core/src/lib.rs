@@ -4,6 +4,7 @@
 //! - [`fault`]: what becomes of bytes and calls on the way through faults that are placed on purpose.
 //! - [`guard`]: breaker, retry and its budget, deadline, bulkhead, health.
 //! - [`balance`]: which endpoint gets the next try.
+//! - [`addresses`]: where an endpoint is, and which of its addresses is tried first.
 //! - [`spool`]: what waits to be delivered, in which order, and what becomes of it.
 //! - [`journal`]: the facts we keep, linked by cause.
 //! - [`lease`]: who holds a thing, between machines that share no clock.
@@ -12,6 +13,7 @@
 //! - [`whatif`]: traffic against the guards in virtual time.
 //! - [`policy`] goes down to the gateway, [`observation`] comes up from it.
 
+pub mod addresses;
 pub mod balance;
 pub mod block;
 pub mod fault;

@@ -225,7 +225,7 @@ impl Node {
         let (state, policy) = (&self.upstreams[upstream], &self.policy.upstreams[upstream]);
         let share = (policy.connections_max as usize).div_ceil(workers);
         let pool = |endpoint: &Arc<EndpointState>| {
-            let address = endpoint.endpoint.address.clone();
+            let address = &endpoint.endpoint.address;
             let (tls, load) = (self.tls.upstream(upstream), Arc::clone(&endpoint.load));
             Arc::new(EndpointPool::new(address, self.net, self.clock.clone(), policy, tls, share, load))
         };

@@ -27,6 +27,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use crate::clock::Clock;
 use crate::frames::{Frames, Seat};
 use crate::http::body::ReqBody;
+use crate::name::{Known, Name};
 use crate::net::{Net, Stream};
 use crate::tls::{ClientSide, Untrusted};
 
@@ -40,12 +41,12 @@ const TOLD_EVERY: Duration = Duration::from_secs(10);
 pub(crate) struct EndpointLoad {
     pub(crate) in_flight: AtomicU32,
     pub(crate) connections: AtomicU32,
+    pub(crate) known: Arc<Known>,
 }
 
 /// One worker's connections to one endpoint.
 pub(crate) struct EndpointPool {
-    address: String,
-    net: Net,
+    name: Name,
     clock: Clock,
     tls: Option<Arc<ClientSide>>,
     /// When a failed handshake was last told, in nanoseconds of [`Mono`]; zero for never.
@@ -117,7 +118,7 @@ impl Drop for OpenCount {
 
 impl EndpointPool {
     pub(crate) fn new(
-        address: String,
+        address: &str,
         net: Net,
         clock: Clock,
         upstream: &seawall_core::policy::Upstream,
@@ -126,8 +127,7 @@ impl EndpointPool {
         load: Arc<EndpointLoad>,
     ) -> Self {
         Self {
-            address,
-            net,
+            name: Name::new(address, net, clock.clone(), Arc::clone(&load.known)),
             clock,
             tls,
             told: AtomicU64::new(0),
@@ -280,27 +280,18 @@ impl EndpointPool {
     }
 
     async fn dial(&self, said: &[u8]) -> Result<Stream, Failure> {
-        let addresses = self.net.resolve(&self.address).await.map_err(|_| Failure::Dns)?;
-        let mut failure = Failure::Dns;
-        for address in addresses {
-            match self.net.connect(address).await {
-                Ok(mut stream) => {
-                    stream.write_all(said).await.map_err(|_| Failure::ConnectionLost)?;
-                    return self.seal(stream).await;
-                }
-                Err(error) => failure = connect_failure(&error),
-            }
-        }
-        Err(failure)
+        let mut stream = self.name.dial().await?;
+        stream.write_all(said).await.map_err(|_| Failure::ConnectionLost)?;
+        self.seal(stream).await
     }
 
     async fn seal(&self, stream: Stream) -> Result<Stream, Failure> {
         let Some(tls) = &self.tls else { return Ok(stream) };
-        tls.connect(&self.address, stream).await.map_err(|Untrusted { failure, why }| {
+        tls.connect(self.name.as_str(), stream).await.map_err(|Untrusted { failure, why }| {
             let (now, last) = (self.clock.now(), self.told.load(Relaxed));
             if last == 0 || now.since(Mono::from_nanos(last)) >= TOLD_EVERY {
                 self.told.store(now.as_nanos().max(1), Relaxed);
-                tracing::warn!(endpoint = self.address, why, "{failure}");
+                tracing::warn!(endpoint = self.name.as_str(), why, "{failure}");
             }
             failure
         })
@@ -308,14 +299,6 @@ impl EndpointPool {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Lines>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn connect_failure(error: &io::Error) -> Failure {
-    match error.kind() {
-        io::ErrorKind::TimedOut => Failure::ConnectTimeout,
-        io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted => Failure::ConnectionLost,
-        _ => Failure::ConnectRefused,
     }
 }
 

@@ -1,0 +1,327 @@
+//! From an endpoint's name to a connection: asked for now and then, kept when nobody answers, and raced when an address
+//! keeps silent.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use seawall_core::addresses::{Addresses, Answer};
+use seawall_core::outcome::Failure;
+use seawall_core::time::Mono;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
+
+use crate::clock::Clock;
+use crate::net::{Net, Stream};
+
+/// The next address is tried beside one that has kept silent for this long (RFC 8305, section 5).
+const PATIENCE: Duration = Duration::from_millis(250);
+/// That a name does not resolve is told no more often, for each endpoint and worker.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
+
+/// `host:port`, and where that is.
+#[derive(Clone)]
+pub(crate) struct Name {
+    host_port: Arc<str>,
+    /// What is no name needs no asking.
+    literal: Option<SocketAddr>,
+    known: Arc<Known>,
+    asking: TaskTracker,
+    net: Net,
+    clock: Clock,
+}
+
+/// What all workers share of an endpoint's name.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    addresses: Mutex<Addresses>,
+    answered: Notify,
+    /// When it was last told that the name does not resolve, in nanoseconds of [`Mono`]; zero for never.
+    told: AtomicU64,
+}
+
+/// A question that is under way: it is answered even if whoever asked does not live to hear it.
+struct Question {
+    name: Name,
+    answer: io::Result<Vec<SocketAddr>>,
+}
+
+impl Name {
+    pub(crate) fn new(host_port: &str, net: Net, clock: Clock, known: Arc<Known>) -> Self {
+        let literal = host_port.parse().ok();
+        Self { host_port: host_port.into(), literal, known, asking: TaskTracker::new(), net, clock }
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.host_port
+    }
+
+    /// A connection to the first address that takes it. Takes as long as it takes.
+    pub(crate) async fn dial(&self) -> Result<Stream, Failure> {
+        let addresses = match self.literal {
+            Some(address) => vec![address],
+            None => self.addresses().await,
+        };
+        match addresses[..] {
+            [only] => self.net.connect(only).await.map_err(|error| refusal(&error)),
+            _ => self.race(addresses).await,
+        }
+    }
+
+    /// Waits only where nothing is known yet; otherwise asks beside.
+    async fn addresses(&self) -> Vec<SocketAddr> {
+        let mut answered = std::pin::pin!(self.known.answered.notified());
+        answered.as_mut().enable();
+        let must_wait = {
+            let mut addresses = self.known.lock();
+            if addresses.ask(self.clock.now()) {
+                // On its own, so that the answer is there for the next call even where this one cannot wait for it.
+                self.asking.spawn(self.clone().ask());
+            }
+            addresses.is_empty()
+        };
+        if must_wait {
+            answered.await;
+        }
+        self.known.lock().in_turn(self.clock.now())
+    }
+
+    fn ask(self) -> impl Future<Output = ()> + Send {
+        let gone = io::Error::other("whoever asked was stopped");
+        let mut question = Question { name: self, answer: Err(gone) };
+        async move {
+            let answer = question.name.net.resolve(question.name.as_str()).await;
+            drop(std::mem::replace(&mut question.answer, answer));
+        }
+    }
+
+    fn answered(&self, answer: io::Result<Vec<SocketAddr>>) {
+        let now = self.clock.now();
+        let change = self.known.lock().answered(now, answer);
+        self.known.answered.notify_waiters();
+        let name = self.as_str();
+        match change {
+            Answer::Same => {}
+            Answer::Changed => tracing::debug!(name, "has other addresses now"),
+            Answer::Kept(why) if self.is_worth_telling(now) => {
+                tracing::warn!(name, why, "does not resolve; its last addresses are kept");
+            }
+            Answer::Unknown(why) if self.is_worth_telling(now) => tracing::warn!(name, why, "does not resolve"),
+            Answer::Kept(_) | Answer::Unknown(_) => {}
+        }
+    }
+
+    fn is_worth_telling(&self, now: Mono) -> bool {
+        let last = self.known.told.load(Relaxed);
+        let is_due = last == 0 || now.since(Mono::from_nanos(last)) >= TOLD_EVERY;
+        if is_due {
+            self.known.told.store(now.as_nanos().max(1), Relaxed);
+        }
+        is_due
+    }
+
+    /// One after the other, without waiting for those that keep silent.
+    async fn race(&self, addresses: Vec<SocketAddr>) -> Result<Stream, Failure> {
+        let mut rest = addresses.into_iter();
+        let mut runners = JoinSet::new();
+        let mut running = Vec::new();
+        let mut failure = Failure::Dns;
+        loop {
+            if let Some(address) = rest.next() {
+                let net = self.net;
+                running.push(address);
+                runners.spawn(async move { (address, net.connect(address).await) });
+            }
+            let patience = async {
+                if rest.len() == 0 {
+                    return std::future::pending().await;
+                }
+                tokio::time::sleep(PATIENCE).await;
+            };
+            let arrived = tokio::select! {
+                arrived = runners.join_next() => arrived,
+                () = patience => continue,
+            };
+            match arrived {
+                None => return Err(failure),
+                // The runtime is stopping.
+                Some(Err(_)) => failure = Failure::ConnectionLost,
+                Some(Ok((address, connected))) => {
+                    let place = running.iter().position(|other| *other == address).unwrap_or_default();
+                    let overtaken = match connected {
+                        Ok(_) => running.drain(..place).collect(),
+                        Err(_) => vec![running.remove(place)],
+                    };
+                    let now = self.clock.now();
+                    overtaken.into_iter().for_each(|other| self.known.lock().try_last(now, other));
+                    match connected {
+                        Ok(stream) => return Ok(stream),
+                        Err(error) => failure = refusal(&error),
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        let nobody = io::ErrorKind::Other.into();
+        self.name.answered(std::mem::replace(&mut self.answer, Err(nobody)));
+    }
+}
+
+impl Known {
+    fn lock(&self) -> MutexGuard<'_, Addresses> {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn refusal(error: &io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::TimedOut => Failure::ConnectTimeout,
+        io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted => Failure::ConnectionLost,
+        _ => Failure::ConnectRefused,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use seawall_core::time::Wall;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    fn name(host_port: &str) -> Name {
+        let clock = Clock::new(Instant::now(), Arc::new(|| Wall::from_millis(0)));
+        Name::new(host_port, Net::Real, clock, Arc::default())
+    }
+
+    fn knowing(found: Vec<SocketAddr>) -> Name {
+        let name = name("depot.invalid:80");
+        let now = name.clock.now();
+        name.known.lock().ask(now);
+        assert_eq!(name.known.lock().answered(now, Ok(found)), Answer::Changed);
+        name
+    }
+
+    /// Somebody listens there.
+    fn open() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    /// Nobody listens there.
+    fn shut() -> SocketAddr {
+        open().1
+    }
+
+    /// Somebody listens there and keeps silent: the kernel drops what comes when nobody accepts.
+    fn silent() -> (Vec<socket2::Socket>, SocketAddr) {
+        use socket2::{Domain, Socket, Type};
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let waiting = (0..4).map(|_| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let _ = socket.connect(&address);
+            socket
+        });
+        let mut sockets: Vec<_> = waiting.collect();
+        sockets.push(listener);
+        (sockets, address.as_socket().unwrap())
+    }
+
+    fn peer(stream: &Stream) -> SocketAddr {
+        match stream {
+            Stream::Real(stream) => stream.peer_addr().unwrap(),
+            _ => unreachable!("the kernel's"),
+        }
+    }
+
+    #[tokio::test]
+    async fn one_that_refuses_and_one_that_keeps_silent_hold_nobody_up_and_come_last_after() {
+        let ((_open, open), (_silent, silent), shut) = (open(), silent(), shut());
+        let name = knowing(vec![shut, silent, open]);
+        assert_eq!(peer(&name.dial().await.unwrap()), open);
+        assert_eq!(name.known.lock().in_turn(name.clock.now()), [open, shut, silent]);
+        assert_eq!(peer(&name.dial().await.unwrap()), open);
+    }
+
+    #[tokio::test]
+    async fn when_all_refuse_the_call_is_refused() {
+        let name = knowing(vec![shut(), shut()]);
+        assert_eq!(name.dial().await.unwrap_err(), Failure::ConnectRefused);
+        assert_eq!(name.known.lock().in_turn(name.clock.now()).len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_name_the_system_knows_is_found_and_one_it_does_not_is_not() {
+        let (_open, open) = open();
+        let found = name(&format!("localhost:{}", open.port()));
+        assert_eq!(peer(&found.dial().await.unwrap()), open);
+        let lost = name("depot.invalid:80");
+        assert_eq!(lost.dial().await.unwrap_err(), Failure::Dns);
+        assert_eq!(lost.dial().await.unwrap_err(), Failure::Dns);
+        assert_eq!(lost.as_str(), "depot.invalid:80");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_nobody_waits_for_any_more_is_there_for_the_next() {
+        let (_open, open) = open();
+        let name = name(&format!("localhost:{}", open.port()));
+        tokio::select! {
+            biased;
+            _ = name.dial() => unreachable!("nothing is known yet"),
+            () = std::future::ready(()) => {}
+        }
+        while name.known.lock().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(peer(&name.dial().await.unwrap()), open);
+    }
+
+    #[tokio::test]
+    async fn an_answer_nobody_lives_to_hear_is_one_all_the_same() {
+        let name = name("localhost:80");
+        assert!(name.known.lock().ask(name.clock.now()));
+        drop(name.clone().ask());
+        assert!(!name.known.lock().is_asking());
+        assert!(name.known.lock().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_worked_is_kept_while_nobody_answers() {
+        let (_open, open) = open();
+        let name = knowing(vec![open]);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        let mut answered = std::pin::pin!(name.known.answered.notified());
+        answered.as_mut().enable();
+        assert_eq!(peer(&name.dial().await.unwrap()), open);
+        answered.await;
+        assert_eq!(name.known.lock().in_turn(name.clock.now()), [open]);
+        assert_ne!(name.known.told.load(Relaxed), 0, "and it was told");
+        assert!(!name.is_worth_telling(name.clock.now()), "once");
+    }
+
+    #[test]
+    fn how_a_connection_fails_has_a_name() {
+        for (kind, failure) in [
+            (io::ErrorKind::TimedOut, Failure::ConnectTimeout),
+            (io::ErrorKind::ConnectionReset, Failure::ConnectionLost),
+            (io::ErrorKind::ConnectionAborted, Failure::ConnectionLost),
+            (io::ErrorKind::ConnectionRefused, Failure::ConnectRefused),
+            (io::ErrorKind::NotFound, Failure::ConnectRefused),
+        ] {
+            assert_eq!(refusal(&kind.into()), failure);
+        }
+    }
+}
