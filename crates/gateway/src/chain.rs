@@ -50,7 +50,7 @@ use crate::seat::Door;
 use crate::stale;
 use crate::upgrade::{self, Handover};
 use crate::writes::{BadKey, Claimed, Claiming, DoneAnswer, Identity, Stamped};
-use crate::{ejection, fallback};
+use crate::{ejection, fallback, frames};
 
 /// Who is at the other end of a client's connection, and where it came in.
 pub(crate) struct Peer {
@@ -152,12 +152,26 @@ async fn respond(
         return Answer::new(404, "destination_not_found", "no_route", detail).build();
     };
     drop(host);
+    if let Some(unsayable) = unsayable_host(worker, id, request.headers()) {
+        worker.rejections.count(Verdict::Host);
+        return unsayable;
+    }
     let counts = &worker.counts[id.index()];
     let mut cancelled = Cancelled { worker, id, over: false };
     let response = route_call(worker, conn, peer, id, request, present, started).await;
     cancelled.over = true;
     counts.answered(response.status().as_u16(), worker.node.clock.now().since(started));
     response
+}
+
+/// A refusal, if the route's upstream speaks HTTP/2 and the client's `Host` cannot be said there. The upstream is not asked.
+fn unsayable_host(worker: &Worker, id: RouteId, headers: &HeaderMap) -> Option<Response<ResBody>> {
+    let upstream = worker.node.policy.route(id).upstream;
+    let is_said =
+        worker.node.policy.upstreams[upstream.index()].http2 && worker.node.upstreams[upstream.index()].host.is_none();
+    let host = headers.get(HOST).filter(|host| is_said && !frames::can_say(host))?;
+    let detail = format!("`{}` cannot be said in HTTP/2", String::from_utf8_lossy(host.as_bytes()));
+    Some(Answer::new(400, "http_request_error", Verdict::Host.name(), detail).build())
 }
 
 /// Where the state of a spooled record can be asked for.
@@ -1235,7 +1249,13 @@ fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, r
             relay.pass.report(counts, now, now, outcome, answered);
             let protocol = call.upgrade.clone().unwrap_or(HeaderValue::from_static("unknown"));
             let _held = (relay.load, relay.place.take());
-            ResBody::Switched(Box::new(Handover { id: call.id, switched, protocol, _held }))
+            ResBody::Switched(Box::new(Handover {
+                id: call.id,
+                worker: Arc::clone(relay.worker),
+                switched,
+                protocol,
+                _held,
+            }))
         }
         (Content::Arriving(incoming, link), _) => {
             let mut pass = Some(relay.pass);

@@ -56,7 +56,9 @@ pub(crate) fn on_health(state: &UpstreamState, endpoint: usize, healthy: bool) {
 /// Puts what is decided where endpoints are chosen. All of them: a panic makes every ejected endpoint usable, and its end
 /// none.
 fn publish(state: &UpstreamState, outlier: &Outlier) {
-    for (place, endpoint) in state.endpoints.iter().enumerate() {
+    let judge = state.judge();
+    let judged = state.endpoints.iter().enumerate().filter(|(_, endpoint)| endpoint.judge.load(Relaxed) == judge);
+    for (place, endpoint) in judged {
         endpoint.ejected.store(!outlier.is_usable(place), Relaxed);
     }
 }
@@ -87,6 +89,9 @@ fn carry_out(worker: &Worker, upstream: UpstreamId, now: Mono, outlier: &Outlier
     };
     let (Event::Ejected { endpoint, .. } | Event::Returned { endpoint }) = event;
     let Some(of) = state.endpoints.get(endpoint) else { return };
+    if of.judge.load(Relaxed) != state.judge() {
+        return;
+    }
     let mut last = of.told.lock().unwrap_or_else(PoisonError::into_inner);
     let draft = match event {
         Event::Ejected { endpoint, reason, until, count } => {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::Reason;
-use http::header::HOST;
+use http::header::{HOST, HeaderValue};
 use http::uri::{Authority, Parts as UriParts, Scheme};
 use http::{Request, Response, Uri, Version};
 use http_body::{Body as _, Frame};
@@ -33,6 +33,11 @@ use crate::pool::OpenCount;
 
 /// Calls that share a connection at most, whatever the upstream allows: one that breaks takes no more with it.
 const STREAMS_MAX: usize = 100;
+/// A connection whose upstream has refused a call is given one call more at once after so many answers.
+const ANSWERS_FOR_ONE_MORE: usize = 64;
+/// How soon and how often a connection is looked at for what its upstream says beside its answers.
+const LOOK_FIRST: Duration = Duration::from_millis(1);
+const LOOK_MOST: Duration = Duration::from_secs(1);
 /// A connection with calls on it is asked whether it is there when it has been silent for so long.
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -47,6 +52,17 @@ pub(crate) struct Frames {
     crew: Crew,
     /// One opens a connection at a time: whoever waits may find a seat on it.
     pub(crate) opening: tokio::sync::Mutex<()>,
+    /// How many have been opened, or not, and what the last failed by.
+    attempts: Mutex<(u64, Option<Failure>)>,
+}
+
+/// Wakes whoever waits for a seat to look again, however an attempt to open a connection ends.
+pub(crate) struct Waking<'a>(pub(crate) &'a Notify);
+
+impl Drop for Waking<'_> {
+    fn drop(&mut self) {
+        self.0.notify_waiters();
+    }
 }
 
 /// Runs what the library wants run, for as long as there is anybody to talk for.
@@ -67,25 +83,34 @@ where
 /// One connection.
 pub(crate) struct Shared {
     sender: SendRequest<ReqBody>,
+    /// What the upstream has said.
     seats: AtomicUsize,
+    /// What it was seen to take, where it has said more.
+    borne: AtomicUsize,
+    /// Calls answered since `borne` last changed.
+    answered: AtomicUsize,
     taken: AtomicUsize,
     born: Mono,
     /// Since when nobody has used it, in nanoseconds of [`Mono`].
     idle_since: AtomicU64,
     is_over: AtomicBool,
     is_sealed: bool,
+    /// By what an upstream is asked for whose client named none.
+    address: HeaderValue,
     returned: Arc<Notify>,
     _open: OpenCount,
-    _slot: Option<OwnedSemaphorePermit>,
+    slot: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 /// A call's seat on a connection.
 pub(crate) struct Seat {
     shared: Arc<Shared>,
     sender: SendRequest<ReqBody>,
-    pub(crate) reused: bool,
+    reused: bool,
     /// The upstream has not begun with the last request.
     was_refused: bool,
+    /// The connection broke under the last request.
+    was_lost: bool,
 }
 
 impl Drop for Seat {
@@ -96,17 +121,37 @@ impl Drop for Seat {
 }
 
 impl Frames {
-    /// A seat on a connection that is there.
+    /// A seat on a connection that is there. One that is too old gives none, nor keeps its place among those that may be
+    /// open: it lives for as long as it has calls.
     pub(crate) fn seat(&self, now: Mono, age_max: Duration) -> Option<Seat> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.retain(|shared| !shared.is_gone());
-        open.iter().filter(|shared| now.since(shared.born) < age_max).find_map(|shared| shared.seat(true))
+        open.retain(|shared| shared.keep_if(!shared.is_gone() && now.since(shared.born) < age_max));
+        open.iter().find_map(|shared| shared.seat(true))
+    }
+
+    /// How many attempts to open a connection have come to an end.
+    pub(crate) fn attempts(&self) -> u64 {
+        self.attempts.lock().unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// One more has.
+    pub(crate) fn attempted(&self, failure: Option<Failure>) {
+        let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        *attempts = (attempts.0 + 1, failure);
+    }
+
+    /// What the last attempt failed by, if it ended after there had been so many. It stands for all who waited for it: an
+    /// upstream that cannot be reached is not tried by one after the other.
+    pub(crate) fn failed_since(&self, attempts: u64) -> Option<Failure> {
+        let last = *self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        last.1.filter(|_| last.0 > attempts)
     }
 
     /// Makes a connection of a stream, for others too unless it is only looked at.
     pub(crate) async fn open(
         &self,
         stream: NetStream,
+        address: &str,
         now: Mono,
         held: (OpenCount, Option<OwnedSemaphorePermit>),
         returned: &Arc<Notify>,
@@ -119,6 +164,8 @@ impl Frames {
         let mut builder = Builder::new(self.crew.clone());
         builder
             .timer(TokioTimer::new())
+            // Until the upstream has said how many it takes, which is the first thing it says.
+            .initial_max_send_streams(1)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             // Second copies and tries that are given up reset their streams; that is no reason to give up a connection.
@@ -130,26 +177,46 @@ impl Frames {
         let (open, slot) = held;
         let shared = Arc::new(Shared {
             sender,
-            seats: AtomicUsize::new(STREAMS_MAX),
+            seats: AtomicUsize::new(1),
+            borne: AtomicUsize::new(STREAMS_MAX),
+            answered: AtomicUsize::new(0),
             taken: AtomicUsize::new(0),
             born: now,
             idle_since: AtomicU64::new(now.as_nanos()),
             is_over: AtomicBool::new(false),
             is_sealed,
+            address: HeaderValue::from_str(address)
+                .ok()
+                .filter(can_say)
+                .unwrap_or(HeaderValue::from_static("localhost")),
             returned: Arc::clone(returned),
             _open: open,
-            _slot: slot,
+            slot: Mutex::new(slot),
         });
         let of_driver = Arc::downgrade(&shared);
         self.crew.execute(async move {
             let mut connection = pin!(connection);
             let drive = |cx: &mut Context<'_>| {
+                let polled = connection.as_mut().poll(cx);
                 if let Some(shared) = Weak::upgrade(&of_driver) {
-                    shared.seats.store(connection.current_max_send_streams().min(STREAMS_MAX), Relaxed);
+                    let seats = connection.current_max_send_streams().min(STREAMS_MAX);
+                    if shared.seats.swap(seats, Relaxed) < seats {
+                        shared.returned.notify_waiters();
+                    }
                 }
-                connection.as_mut().poll(cx)
+                polled
             };
-            if let Err(error) = std::future::poll_fn(drive).await {
+            let mut drive = std::future::poll_fn(drive);
+            let mut wait = LOOK_FIRST;
+            let ended = loop {
+                // The library does not say when the upstream has said how many calls it takes.
+                tokio::select! {
+                    biased;
+                    ended = &mut drive => break ended,
+                    () = tokio::time::sleep(wait) => wait = (wait * 2).min(LOOK_MOST),
+                }
+            };
+            if let Err(error) = ended {
                 tracing::debug!(%error, "a connection to an upstream ended");
             }
             if let Some(shared) = Weak::upgrade(&of_driver) {
@@ -169,7 +236,7 @@ impl Frames {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).retain(|shared| {
             let is_idle = shared.taken.load(Relaxed) == 0
                 && now.since(Mono::from_nanos(shared.idle_since.load(Relaxed))) >= idle_timeout;
-            !is_idle && !shared.is_gone()
+            shared.keep_if(!is_idle && !shared.is_gone())
         });
     }
 }
@@ -179,26 +246,60 @@ impl Shared {
         self.is_over.load(Relaxed) || self.sender.is_closed()
     }
 
+    /// What is not kept makes room for another at once.
+    fn keep_if(&self, keep: bool) -> bool {
+        if !keep {
+            drop(self.slot.lock().unwrap_or_else(PoisonError::into_inner).take());
+            self.returned.notify_waiters();
+        }
+        keep
+    }
+
     fn seat(self: &Arc<Self>, reused: bool) -> Option<Seat> {
-        if self.taken.fetch_add(1, Relaxed) >= self.seats.load(Relaxed) || self.is_gone() {
+        let seats = self.seats.load(Relaxed).min(self.borne.load(Relaxed));
+        if self.taken.fetch_add(1, Relaxed) >= seats || self.is_gone() {
             self.taken.fetch_sub(1, Relaxed);
             return None;
         }
-        Some(Seat { shared: Arc::clone(self), sender: self.sender.clone(), reused, was_refused: false })
+        let (shared, sender) = (Arc::clone(self), self.sender.clone());
+        Some(Seat { shared, sender, reused, was_refused: false, was_lost: false })
+    }
+
+    /// The upstream took all but one of those that are on their way, whatever it has said.
+    fn bear_less(&self) {
+        let others = self.taken.load(Relaxed).saturating_sub(1).max(1);
+        self.borne.fetch_min(others, Relaxed);
+        self.answered.store(0, Relaxed);
+    }
+
+    /// It may take more than it once did: one more for every so many answers.
+    fn bear_more(&self) {
+        if self.borne.load(Relaxed) < STREAMS_MAX && self.answered.fetch_add(1, Relaxed) + 1 >= ANSWERS_FOR_ONE_MORE {
+            self.answered.store(0, Relaxed);
+            self.borne.fetch_add(1, Relaxed);
+            self.returned.notify_one();
+        }
     }
 }
 
 impl Seat {
     /// Sends a request and waits for the head of its answer.
     pub(crate) async fn send(&mut self, request: Request<ReqBody>) -> Result<Response<Incoming>, Failure> {
-        let request = as_frames(request, self.shared.is_sealed).ok_or(Failure::Protocol)?;
-        self.was_refused = false;
+        let request = as_frames(request, &self.shared).ok_or(Failure::Protocol)?;
+        (self.was_refused, self.was_lost) = (false, false);
         let sent = self.sender.try_send_request(request).await;
         sent.map_err(|mut error| {
-            let reason = reason(error.error());
             let unsent = error.take_message().is_some();
-            self.was_refused = unsent || reason == Some(Reason::REFUSED_STREAM);
-            if self.was_refused || reason.is_none() {
+            let cause = cause(error.error());
+            let reason = cause.and_then(h2::Error::reason);
+            // What it says when it leaves concerns the calls it has not begun with, and no others (RFC 9113, 6.8).
+            let is_leaving = cause.is_some_and(|cause| cause.is_go_away() && cause.is_remote());
+            let is_refused = reason == Some(Reason::REFUSED_STREAM) && !is_leaving;
+            self.was_refused = unsent || is_leaving || is_refused;
+            self.was_lost = reason.is_none() || is_leaving;
+            if is_refused {
+                self.shared.bear_less();
+            } else if unsent || self.was_lost {
                 // Going away, or gone: nobody else should find that out.
                 self.shared.is_over.store(true, Relaxed);
             }
@@ -220,18 +321,30 @@ impl Seat {
         self.was_refused
     }
 
+    /// True if the connection was there before, and broke before an answer came: the upstream may never have seen it.
+    pub(crate) fn may_be_stale(&self) -> bool {
+        self.reused && self.was_lost || self.was_refused
+    }
+
     /// After a whole answer.
     pub(crate) fn leave(self, now: Mono) {
+        self.shared.bear_more();
         self.shared.idle_since.store(now.as_nanos(), Relaxed);
     }
 }
 
-/// What HTTP/1 says in its first line and in `Host`, said in pseudo-headers (RFC 9113, section 8.3.1).
-fn as_frames(request: Request<ReqBody>, is_sealed: bool) -> Option<Request<ReqBody>> {
+/// True for a `Host` that HTTP/2 can say: its `:authority` takes less.
+pub(crate) fn can_say(host: &HeaderValue) -> bool {
+    Authority::try_from(host.as_bytes()).is_ok()
+}
+
+/// What HTTP/1 says in its first line and in `Host`, said in pseudo-headers (RFC 9113, section 8.3.1). Who was not asked
+/// for by name is asked for by address.
+fn as_frames(request: Request<ReqBody>, shared: &Shared) -> Option<Request<ReqBody>> {
     let (mut parts, body) = request.into_parts();
-    let host = parts.headers.remove(HOST)?;
+    let host = parts.headers.remove(HOST).unwrap_or_else(|| shared.address.clone());
     let mut uri = UriParts::default();
-    uri.scheme = Some(if is_sealed { Scheme::HTTPS } else { Scheme::HTTP });
+    uri.scheme = Some(if shared.is_sealed { Scheme::HTTPS } else { Scheme::HTTP });
     uri.authority = Some(Authority::try_from(host.as_bytes()).ok()?);
     uri.path_and_query = parts.uri.into_parts().path_and_query;
     parts.uri = Uri::from_parts(uri).ok()?;
@@ -241,10 +354,14 @@ fn as_frames(request: Request<ReqBody>, is_sealed: bool) -> Option<Request<ReqBo
 
 /// Why HTTP/2 says a stream or a connection has ended, if it was HTTP/2 that said so.
 pub(crate) fn reason(error: &hyper::Error) -> Option<Reason> {
+    cause(error).and_then(h2::Error::reason)
+}
+
+fn cause(error: &hyper::Error) -> Option<&h2::Error> {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         if let Some(cause) = cause.downcast_ref::<h2::Error>() {
-            return cause.reason();
+            return Some(cause);
         }
         source = cause.source();
     }
@@ -263,5 +380,71 @@ fn failure(reason: Option<Reason>) -> Failure {
             | Reason::HTTP_1_1_REQUIRED,
         ) => Failure::Protocol,
         _ => Failure::ConnectionLost,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::pool::EndpointLoad;
+
+    /// A connection to a server that answers everything, and what it is counted by.
+    async fn connected(frames: &Frames, slots: &Arc<Semaphore>, returned: &Arc<Notify>) -> Seat {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        frames.crew.execute(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            while let Some(Ok((_, mut respond))) = connection.accept().await {
+                let answer = Response::builder().status(200).body(()).unwrap();
+                respond.send_response(answer, true).unwrap();
+            }
+        });
+        let stream = crate::net::Net::Real.connect(address).await.unwrap();
+        let held = (OpenCount::of(&Arc::new(EndpointLoad::default())), slots.clone().try_acquire_owned().ok());
+        let seat = frames.open(stream, "unix:/a b", Mono::from_millis(0), held, returned).await.unwrap();
+        while seat.shared.seats.load(Relaxed) == 1 {
+            tokio::task::yield_now().await;
+        }
+        seat
+    }
+
+    fn request() -> Request<ReqBody> {
+        let mut request = Request::new(ReqBody::Empty);
+        *request.uri_mut() = "/".parse().unwrap();
+        request
+    }
+
+    #[tokio::test]
+    async fn one_that_is_too_old_keeps_nobody_from_a_new_one_and_ends_its_calls() {
+        let (frames, slots, returned) = (Frames::default(), Arc::new(Semaphore::new(1)), Arc::new(Notify::new()));
+        let mut seat = connected(&frames, &slots, &returned).await;
+        let age = Duration::from_secs(600);
+        assert!(frames.seat(Mono::from_millis(599_999), age).is_some());
+        assert_eq!(slots.available_permits(), 0);
+        let mut woken = pin!(returned.notified());
+        woken.as_mut().enable();
+        assert!(frames.seat(Mono::from_millis(600_000), age).is_none());
+        assert_eq!(slots.available_permits(), 1);
+        woken.await;
+        assert_eq!(seat.send(request()).await.unwrap().status(), 200, "whoever has a seat keeps it");
+    }
+
+    #[tokio::test]
+    async fn an_upstream_that_takes_less_than_it_says_is_given_less_and_by_and_by_more() {
+        let (frames, slots, returned) = (Frames::default(), Arc::new(Semaphore::new(1)), Arc::new(Notify::new()));
+        let first = connected(&frames, &slots, &returned).await;
+        let seat = || frames.seat(Mono::from_millis(1), Duration::from_secs(600));
+        let others: Vec<_> = (0..4).map(|_| seat().unwrap()).collect();
+        first.shared.bear_less();
+        assert!(seat().is_none(), "five were too many");
+        drop(others);
+        assert_eq!(std::iter::from_fn(seat).take(10).collect::<Vec<_>>().len(), 3);
+        for _ in 0..ANSWERS_FOR_ONE_MORE {
+            first.shared.bear_more();
+        }
+        assert_eq!(std::iter::from_fn(seat).take(10).collect::<Vec<_>>().len(), 4);
     }
 }

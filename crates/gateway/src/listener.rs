@@ -95,10 +95,10 @@ fn admit(seat: &Arc<Seat>, stream: Stream, peer: SocketAddr, door: &Arc<Door>, s
                     Ok(guest) => guest,
                     Err(refused) => return refused.say().await,
                 };
+                let state = Arc::new(ConnState::new(worker.node.clock.now()));
                 drop(worker);
                 let Guest { stream, peer, of_source } = guest;
                 let _of_source = of_source;
-                let state = Arc::new(ConnState::default());
                 seat_of_task.open.0.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&state));
                 serve_connection(seat_of_task, stream, peer, door, state, stop).await;
             });
@@ -265,7 +265,7 @@ async fn serve_connection(
     // It may have ended because it is no HTTP any more, or HTTP/2.
     let parts = connection.into_parts();
     if let Some(switch) = state.take_switch().filter(|_| is_well) {
-        upgrade::go_on(&seat.worker(), *switch, parts.io, parts.read_buf, &stop.now).await;
+        upgrade::go_on(*switch, parts.io, parts.read_buf, &stop.now).await;
     } else if let Some(io) = parts.io.into_frames() {
         Box::pin(h2::serve_connection(seat, io, peer, door, stop)).await;
     }

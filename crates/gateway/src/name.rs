@@ -1,8 +1,9 @@
-//! From an endpoint's name to a connection: asked for now and then, kept when nobody answers, and raced when an address
+//! From an endpoint's name, address or path to a connection: a name is asked for now and then, kept when nobody answers, and raced when an address
 //! keeps silent.
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,12 +27,28 @@ const TOLD_EVERY: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub(crate) struct Name {
     host_port: Arc<str>,
-    /// What is no name needs no asking.
-    literal: Option<SocketAddr>,
+    place: Place,
     known: Arc<Known>,
     asking: TaskTracker,
     net: Net,
     clock: Clock,
+}
+
+/// Where a name leads: what is an address already needs no asking.
+#[derive(Clone, Debug)]
+enum Place {
+    Asked,
+    Given(SocketAddr),
+    Socket(PathBuf),
+}
+
+impl Place {
+    fn of(text: &str) -> Self {
+        match text.strip_prefix("unix:") {
+            Some(path) => Self::Socket(path.into()),
+            None => text.parse().map_or(Self::Asked, Self::Given),
+        }
+    }
 }
 
 /// What all workers share of an endpoint's name.
@@ -51,8 +68,7 @@ struct Question {
 
 impl Name {
     pub(crate) fn new(host_port: &str, net: Net, clock: Clock, known: Arc<Known>) -> Self {
-        let literal = host_port.parse().ok();
-        Self { host_port: host_port.into(), literal, known, asking: TaskTracker::new(), net, clock }
+        Self { host_port: host_port.into(), place: Place::of(host_port), known, asking: TaskTracker::new(), net, clock }
     }
 
     pub(crate) fn as_str(&self) -> &str {
@@ -61,14 +77,18 @@ impl Name {
 
     /// A connection to the first address that takes it. Takes as long as it takes.
     pub(crate) async fn dial(&self) -> Result<Stream, Failure> {
-        let addresses = match self.literal {
-            Some(address) => vec![address],
-            None => self.addresses().await,
-        };
-        match addresses[..] {
-            [only] => self.net.connect(only).await.map_err(|error| refusal(&error)),
-            _ => self.race(addresses).await,
+        match &self.place {
+            Place::Given(address) => self.connect(*address).await,
+            Place::Socket(path) => self.net.connect_unix(path).await.map_err(|error| refusal(&error)),
+            Place::Asked => match self.addresses().await[..] {
+                [only] => self.connect(only).await,
+                ref several => self.race(several).await,
+            },
         }
+    }
+
+    async fn connect(&self, address: SocketAddr) -> Result<Stream, Failure> {
+        self.net.connect(address).await.map_err(|error| refusal(&error))
     }
 
     /// Waits only where nothing is known yet; otherwise asks beside.
@@ -124,8 +144,8 @@ impl Name {
     }
 
     /// One after the other, without waiting for those that keep silent.
-    async fn race(&self, addresses: Vec<SocketAddr>) -> Result<Stream, Failure> {
-        let mut rest = addresses.into_iter();
+    async fn race(&self, addresses: &[SocketAddr]) -> Result<Stream, Failure> {
+        let mut rest = addresses.iter().copied();
         let mut runners = JoinSet::new();
         let mut running = Vec::new();
         let mut failure = Failure::Dns;

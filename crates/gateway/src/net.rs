@@ -4,12 +4,14 @@
 
 use std::fmt;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio_rustls::TlsStream;
 
 /// Which network.
@@ -42,6 +44,8 @@ impl fmt::Debug for Listener {
 pub enum Stream {
     /// The kernel's.
     Real(tokio::net::TcpStream),
+    /// The kernel's, within this machine.
+    Unix(tokio::net::UnixStream),
     /// The simulator's.
     #[cfg(feature = "sim")]
     Sim(turmoil::net::TcpStream),
@@ -88,6 +92,18 @@ impl Net {
             }
             #[cfg(feature = "sim")]
             Self::Sim => turmoil::net::TcpStream::connect(address).await.map(Stream::Sim),
+        }
+    }
+
+    /// Connects to a socket in the file system.
+    ///
+    /// # Errors
+    /// The kernel's; the simulator has no file system.
+    pub async fn connect_unix(self, path: &Path) -> io::Result<Stream> {
+        match self {
+            Self::Real => tokio::net::UnixStream::connect(path).await.map(Stream::Unix),
+            #[cfg(feature = "sim")]
+            Self::Sim => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
@@ -171,6 +187,8 @@ impl Stream {
             Self::Real(stream) => {
                 let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
             }
+            // It knows no reset.
+            Self::Unix(_) => {}
             #[cfg(feature = "sim")]
             Self::Sim(_) => {}
             Self::Tls(sealed) => sealed.get_ref().0.reset_on_close(),
@@ -181,6 +199,7 @@ impl Stream {
     pub(crate) fn local(&self) -> Option<SocketAddr> {
         match self {
             Self::Real(stream) => stream.local_addr().ok(),
+            Self::Unix(_) => None,
             #[cfg(feature = "sim")]
             Self::Sim(stream) => stream.local_addr().ok(),
             Self::Tls(sealed) => sealed.get_ref().0.local(),
@@ -211,6 +230,8 @@ impl Stream {
                 let asked = socket2::TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY);
                 let _ = socket2::SockRef::from(stream).set_tcp_keepalive(&asked);
             }
+            // The kernel knows at once when a peer on the same machine has vanished.
+            Self::Unix(_) => {}
             #[cfg(feature = "sim")]
             Self::Sim(_) => {}
             Self::Tls(sealed) => sealed.get_ref().0.keep_alive(),
@@ -221,6 +242,7 @@ impl Stream {
     pub(crate) fn is_broken(&self) -> bool {
         match self {
             Self::Real(stream) => !matches!(stream.take_error(), Ok(None)),
+            Self::Unix(stream) => !matches!(stream.take_error(), Ok(None)),
             #[cfg(feature = "sim")]
             Self::Sim(_) => false,
             Self::Tls(sealed) => sealed.get_ref().0.is_broken(),
@@ -248,13 +270,14 @@ impl Stream {
     pub(crate) async fn hung_up(&self) -> HungUp {
         match self {
             // To wait for urgent bytes is to wait for the end too, and not for ordinary bytes: they may lie there already.
-            Self::Real(stream) => match stream.ready(Interest::PRIORITY | Interest::ERROR).await {
-                Ok(ready) if !ready.is_error() => match stream.peek(&mut [0]).await {
-                    Ok(bytes) => HungUp::Ended { has_words: bytes > 0 },
-                    Err(_) => HungUp::Broken,
-                },
-                _ => HungUp::Broken,
-            },
+            Self::Real(stream) => {
+                let ready = stream.ready(Interest::PRIORITY | Interest::ERROR).await;
+                left_off(ready, || socket2::SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]))
+            }
+            Self::Unix(stream) => {
+                let ready = stream.ready(Interest::PRIORITY | Interest::ERROR).await;
+                left_off(ready, || socket2::SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]))
+            }
             #[cfg(feature = "sim")]
             Self::Sim(_) => std::future::pending().await,
             Self::Tls(sealed) => Box::pin(sealed.get_ref().0.hung_up()).await,
@@ -268,6 +291,7 @@ impl Stream {
     pub(crate) async fn broken(&self) {
         match self {
             Self::Real(stream) => drop(stream.ready(Interest::ERROR).await),
+            Self::Unix(stream) => drop(stream.ready(Interest::ERROR).await),
             #[cfg(feature = "sim")]
             Self::Sim(_) => std::future::pending().await,
             Self::Tls(sealed) => Box::pin(sealed.get_ref().0.broken()).await,
@@ -275,10 +299,21 @@ impl Stream {
     }
 }
 
+fn left_off(ready: io::Result<Ready>, peek: impl FnOnce() -> io::Result<usize>) -> HungUp {
+    match ready {
+        Ok(ready) if !ready.is_error() => match peek() {
+            Ok(bytes) => HungUp::Ended { has_words: bytes > 0 },
+            Err(_) => HungUp::Broken,
+        },
+        _ => HungUp::Broken,
+    }
+}
+
 macro_rules! on_stream {
     ($self:ident, $stream:ident => $call:expr) => {
         match $self.get_mut() {
             Stream::Real($stream) => $call,
+            Stream::Unix($stream) => $call,
             #[cfg(feature = "sim")]
             Stream::Sim($stream) => $call,
             Stream::Tls($stream) => $call,

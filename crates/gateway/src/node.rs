@@ -3,7 +3,7 @@
 //! A [`Node`] is shared by all workers; a [`Worker`] is one per thread and has its connections and its counters. Both are
 //! of one policy: under the next one another takes over what has not changed (`seat.rs`).
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -110,6 +110,8 @@ pub(crate) struct EndpointState {
     /// What its checks have come to.
     pub(crate) health: Mutex<Health>,
     /// Ejected as an outlier, and that is heeded.
+    /// [`UpstreamState::judge`] of the one in force: what a call of an old policy came to is no business of the new one.
+    pub(crate) judge: AtomicUsize,
     pub(crate) ejected: AtomicBool,
     /// The entry that last told of its ejection or return, at first the config's: the cause of the next.
     pub(crate) told: Mutex<Option<Seq>>,
@@ -359,6 +361,7 @@ impl UpstreamState {
                 load: Arc::new(EndpointLoad::default()),
                 healthy: AtomicBool::new(true),
                 health: Mutex::default(),
+                judge: AtomicUsize::new(0),
                 ejected: AtomicBool::new(false),
                 told: Mutex::new(cause),
             })
@@ -369,7 +372,26 @@ impl UpstreamState {
         });
         let budget = Arc::new(Mutex::new(Budget::new(now)));
         let host = upstream.host.as_deref().and_then(|host| HeaderValue::from_str(host).ok());
-        Self { name: upstream.name.clone(), host, endpoints: endpoints.collect(), outlier, budget }
+        let state = Self { name: upstream.name.clone(), host, endpoints: endpoints.collect(), outlier, budget };
+        state.appoint();
+        state
+    }
+
+    /// Has its endpoints judged by its own outlier ejection from now on, by nobody who did before.
+    fn appoint(&self) {
+        let mut outlier = self.outlier.as_ref().map(|outlier| outlier.lock().unwrap_or_else(PoisonError::into_inner));
+        for (place, endpoint) in self.endpoints.iter().enumerate() {
+            endpoint.judge.store(self.judge(), Relaxed);
+            endpoint.ejected.store(false, Relaxed);
+            if let Some(outlier) = outlier.as_mut().filter(|_| !endpoint.healthy.load(Relaxed)) {
+                outlier.on_health(place, false);
+            }
+        }
+    }
+
+    /// By whom its endpoints are judged, as far as it knows: a number that no other has while this one is there.
+    pub(crate) fn judge(&self) -> usize {
+        self.outlier.as_ref().map_or(0, |outlier| Arc::as_ptr(outlier).addr())
     }
 
     /// The same upstream under another policy: endpoints that stay keep their health, their load and, where all stay,
@@ -380,14 +402,17 @@ impl UpstreamState {
         let endpoints = fresh.endpoints.into_iter().map(|endpoint| {
             let known = self.endpoints.iter().find(|known| known.endpoint == endpoint.endpoint);
             let Some(known) = known.filter(|_| old.health == new.health) else { return endpoint };
-            if !compared_alike {
-                known.ejected.store(false, Relaxed);
-            }
             Arc::clone(known)
         });
         let endpoints = endpoints.collect();
         let outlier = if compared_alike { self.outlier.clone() } else { fresh.outlier };
-        Self { name: fresh.name, host: fresh.host, endpoints, outlier, budget: Arc::clone(&self.budget) }
+        let state = Self { name: fresh.name, host: fresh.host, endpoints, outlier, budget: Arc::clone(&self.budget) };
+        if !compared_alike {
+            // Nobody is just being judged by the old one, and nobody is any more.
+            let _old = self.outlier.as_ref().map(|outlier| outlier.lock().unwrap_or_else(PoisonError::into_inner));
+            state.appoint();
+        }
+        state
     }
 
     /// What a route to it shares with others.

@@ -25,7 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::clock::Clock;
-use crate::frames::{Frames, Seat};
+use crate::frames::{Frames, Seat, Waking};
 use crate::http::body::ReqBody;
 use crate::name::{Known, Name};
 use crate::net::{Net, Stream};
@@ -110,6 +110,13 @@ pub(crate) struct Traffic {
 /// Counts an open connection for as long as it lives.
 pub(crate) struct OpenCount(Arc<EndpointLoad>);
 
+impl OpenCount {
+    pub(crate) fn of(load: &Arc<EndpointLoad>) -> Self {
+        load.connections.fetch_add(1, Relaxed);
+        Self(Arc::clone(load))
+    }
+}
+
 impl Drop for OpenCount {
     fn drop(&mut self) {
         self.0.connections.fetch_sub(1, Relaxed);
@@ -146,7 +153,7 @@ impl EndpointPool {
     /// upstream.
     pub(crate) async fn checkout(&self, now: Mono, fresh: bool, waiting: &mut bool) -> Result<Link, Failure> {
         if let Some(frames) = &self.frames {
-            return self.checkout_seat(frames, now, waiting).await;
+            return self.checkout_seat(frames, waiting).await;
         }
         loop {
             if fresh {
@@ -181,23 +188,37 @@ impl EndpointPool {
     }
 
     /// A place on a connection that has one, or on a new one. One that is going away has none.
-    async fn checkout_seat(&self, frames: &Frames, now: Mono, waiting: &mut bool) -> Result<Link, Failure> {
+    async fn checkout_seat(&self, frames: &Frames, waiting: &mut bool) -> Result<Link, Failure> {
+        let attempts = frames.attempts();
         loop {
             let mut returned = pin!(self.returned.notified());
             // Heard from before the look on: what comes back between the look and the wait is not missed.
             returned.as_mut().enable();
-            if let Some(seat) = frames.seat(now, AGE_MAX) {
-                *waiting = false;
+            *waiting = false;
+            if let Some(seat) = frames.seat(self.clock.now(), AGE_MAX) {
                 return Ok(Link::Frames(seat));
             }
-            if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
-                *waiting = false;
-                let _one_at_a_time = frames.opening.lock().await;
-                if let Some(seat) = frames.seat(now, AGE_MAX) {
-                    return Ok(Link::Frames(seat));
-                }
-                return self.connect_in_time(Some(slot)).await;
+            if let Some(failure) = frames.failed_since(attempts) {
+                return Err(failure);
             }
+            let one_at_a_time = tokio::select! {
+                biased;
+                locked = frames.opening.lock() => locked,
+                () = returned.as_mut() => continue,
+            };
+            if let Some(seat) = frames.seat(self.clock.now(), AGE_MAX) {
+                return Ok(Link::Frames(seat));
+            }
+            if let Some(failure) = frames.failed_since(attempts) {
+                return Err(failure);
+            }
+            if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
+                let _waking = Waking(&self.returned);
+                let connected = self.connect_in_time(Some(slot)).await;
+                frames.attempted(connected.as_ref().err().copied());
+                return connected;
+            }
+            drop(one_at_a_time);
             *waiting = true;
             returned.await;
         }
@@ -256,10 +277,10 @@ impl EndpointPool {
 
     async fn connect(&self, slot: Option<OwnedSemaphorePermit>) -> Result<Link, Failure> {
         let stream = self.dial(b"").await?;
-        self.load.connections.fetch_add(1, Relaxed);
-        let open = OpenCount(Arc::clone(&self.load));
+        let open = OpenCount::of(&self.load);
         if let Some(frames) = &self.frames {
-            let seat = frames.open(stream, self.clock.now(), (open, slot), &self.returned).await;
+            let held = (open, slot);
+            let seat = frames.open(stream, self.name.as_str(), self.clock.now(), held, &self.returned).await;
             return seat.map(Link::Frames);
         }
         let traffic = Arc::new(Traffic::default());
@@ -335,7 +356,7 @@ impl Link {
     pub(crate) fn may_be_stale(&self) -> bool {
         match self {
             Self::Lines(lines) => lines.reused && lines.nothing_read(),
-            Self::Frames(seat) => seat.reused || seat.was_refused(),
+            Self::Frames(seat) => seat.may_be_stale(),
         }
     }
 

@@ -7,6 +7,8 @@
 //! Not here: which requests may ask (`http/gate.rs`: one protocol, GET, no body), which routes allow it (`chain.rs`),
 //! the bytes (`duplex.rs`).
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderValue, UPGRADE};
 use seawall_core::id::RouteId;
@@ -25,6 +27,8 @@ use crate::tcp;
 /// A connection that an upstream has agreed to switch, and what it holds until it ends.
 pub(crate) struct Handover {
     pub(crate) id: RouteId,
+    /// By whose rules: its route may have gone from those in force meanwhile.
+    pub(crate) worker: Arc<Worker>,
     pub(crate) switched: Switched,
     pub(crate) protocol: HeaderValue,
     pub(crate) _held: (InFlight, Option<Place>),
@@ -53,15 +57,10 @@ pub(crate) fn agrees(headers: &HeaderMap, wanted: &HeaderValue) -> bool {
 }
 
 /// Goes on with a client's connection that is no HTTP any more. `read` is what has been read of it and not been looked at.
-pub(crate) async fn go_on(
-    worker: &Worker,
-    handover: Handover,
-    client: ClientIo,
-    read: Bytes,
-    stop: &CancellationToken,
-) {
+pub(crate) async fn go_on(handover: Handover, client: ClientIo, read: Bytes, stop: &CancellationToken) {
     let (Some(client), rest) = client.into_parts() else { return };
     let early = [&read[..], &rest].concat();
+    let worker = handover.worker;
     let (clock, counts) = (&worker.node.clock, &worker.counts[handover.id.index()].connections);
     let (began, Switched { stream, said, _open, _slot }) = (clock.now(), handover.switched);
     counts.opened.add(1);

@@ -73,9 +73,10 @@ async fn check(worker: &Worker, upstream: UpstreamId, endpoint: usize, config: &
     let state = &worker.node.upstreams[upstream.index()];
     let host = match &state.host {
         Some(host) => host.clone(),
-        None => {
-            HeaderValue::from_str(&state.endpoints[endpoint].endpoint.address).map_err(|error| error.to_string())?
-        }
+        None => match state.endpoints[endpoint].endpoint.address.as_str() {
+            path if path.starts_with("unix:") => HeaderValue::from_static("localhost"),
+            address => HeaderValue::from_str(address).map_err(|error| error.to_string())?,
+        },
     };
     request.headers_mut().insert(HOST, host);
     request.headers_mut().insert(USER_AGENT, HeaderValue::from_static("seawall-health"));

@@ -24,8 +24,30 @@ pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     Ok(SocketAddr::new(host, port))
 }
 
-/// Reads `host:port`, where the host may be a name, and gives it back with the host in lower case.
+/// Longer paths do not fit into a socket's address (`sun_path`).
+const PATH_BYTES_MAX: usize = 107;
+
+/// Reads `host:port`, where the host may be a name, or `unix:/path/of/a/socket`, and gives it back as it is compared:
+/// the host in lower case.
 pub(super) fn parse_endpoint(text: &str) -> Result<String, String> {
+    let Some(path) = text.strip_prefix("unix:") else { return parse_host_port(text) };
+    if !path.starts_with('/') || path.starts_with("//") || path.contains(|c: char| c.is_control()) {
+        return Err(format!("`{text}`: a socket's path begins with one `/`, such as `unix:/run/queue.sock`"));
+    }
+    if path.len() > PATH_BYTES_MAX {
+        let bytes = path.len();
+        return Err(format!("`{text}`: a socket's path has at most {PATH_BYTES_MAX} bytes; this has {bytes}"));
+    }
+    Ok(text.to_owned())
+}
+
+/// True for what [`parse_endpoint`] has given back for a socket in the file system.
+pub(super) fn is_unix(address: &str) -> bool {
+    address.starts_with("unix:")
+}
+
+/// Reads `host:port`, where the host may be a name, and gives it back with the host in lower case.
+pub(super) fn parse_host_port(text: &str) -> Result<String, String> {
     if text.contains("://") {
         return Err(format!("`{text}` is a URL; write `host:port` here, or `url: {text}` in place of `endpoints`"));
     }
@@ -45,8 +67,11 @@ pub(super) struct Place {
     pub(super) host: String,
 }
 
-/// Reads `http://host:port` or `https://host:port`.
+/// Reads `http://host:port`, `https://host:port` or `unix:/path/of/a/socket`.
 pub(super) fn parse_url(text: &str) -> Result<Place, String> {
+    if is_unix(text) {
+        return Ok(Place { address: parse_endpoint(text)?, sealed: false, host: String::new() });
+    }
     let Some((scheme, rest)) = text.split_once("://") else {
         return Err(format!("`{text}` is not a URL, such as `http://127.0.0.1:3000`"));
     };
@@ -64,7 +89,7 @@ pub(super) fn parse_url(text: &str) -> Result<Place, String> {
     }
     let has_port = authority.rsplit_once(':').is_some_and(|(_, after)| !after.ends_with(']'));
     let with_port = if has_port { authority.to_string() } else { format!("{authority}:{usual}") };
-    let address = parse_endpoint(&with_port)?;
+    let address = parse_host_port(&with_port)?;
     let host = address.strip_suffix(&format!(":{usual}")).unwrap_or(&address).to_owned();
     Ok(Place { address, sealed, host })
 }
@@ -74,8 +99,11 @@ pub(super) fn is_tcp(text: &str) -> bool {
     text.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("tcp://"))
 }
 
-/// Reads `tcp://host:port` and gives back `host:port`.
+/// Reads `tcp://host:port` and gives back `host:port`; `unix:/path` stays what it is.
 pub(super) fn parse_tcp_url(text: &str) -> Result<String, String> {
+    if is_unix(text) {
+        return parse_endpoint(text);
+    }
     let authority = if is_tcp(text) { &text[6..] } else { text };
     if authority.contains(['/', '?', '#', '@']) {
         return Err(format!("`{text}`: connections have a host and a port, and nothing else: `tcp://host:port`"));
@@ -83,7 +111,7 @@ pub(super) fn parse_tcp_url(text: &str) -> Result<String, String> {
     if !authority.contains(':') {
         return Err(format!("`{text}` has no port; write it as `tcp://{authority}:6379`, say"));
     }
-    parse_endpoint(authority)
+    parse_host_port(authority)
 }
 
 fn parse_port(text: &str, port: &str, least: u16) -> Result<u16, String> {
@@ -146,6 +174,10 @@ mod tests {
     fn where_upstreams_are() {
         assert_eq!(parse_endpoint("Queue.Example:80").unwrap(), "queue.example:80");
         assert_eq!(parse_endpoint("[::1]:80").unwrap(), "[::1]:80");
+        for parse in [parse_endpoint, parse_tcp_url] {
+            assert_eq!(parse("unix:/Run/A.sock").unwrap(), "unix:/Run/A.sock");
+        }
+        assert_eq!(parse_url("unix:/Run/A.sock").unwrap().address, "unix:/Run/A.sock");
         let place = |text: &str| {
             let Place { address, sealed, host } = parse_url(text).unwrap();
             (address, sealed, host)
@@ -163,6 +195,10 @@ mod tests {
         assert_eq!(parse_tcp_url("tcp://[::1]:5432").unwrap(), "[::1]:5432");
         let parse_url = |text: &str| parse_url(text).map(|place| place.address);
         for (problem, words) in [
+            (parse_endpoint("unix:run/a.sock"), "begins with one `/`, such as `unix:/run/queue.sock`"),
+            (parse_endpoint("unix://run/a.sock"), "begins with one `/`"),
+            (parse_endpoint("unix:/a\n"), "begins with one `/`"),
+            (parse_endpoint(&format!("unix:/{}", "a".repeat(107))), "at most 107 bytes; this has 108"),
             (parse_endpoint("http://a:1"), "is a URL"),
             (parse_endpoint("a"), "write it as `a:80`"),
             (parse_endpoint("a:0"), "is not a port, 1 to 65535"),

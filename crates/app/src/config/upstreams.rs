@@ -9,7 +9,7 @@ use seawall_core::id::UpstreamId;
 use seawall_core::policy::{Announce, Endpoint, Upstream};
 use seawall_core::units::Ratio;
 
-use super::address::{is_tcp, parse_endpoint, parse_tcp_url, parse_url};
+use super::address::{is_tcp, is_unix, parse_endpoint, parse_host_port, parse_tcp_url, parse_url};
 use super::finding::Spot;
 use super::node::{Place, read_zone};
 use super::parse_name;
@@ -212,6 +212,12 @@ fn read_upstream(entry: Field<'_>, place: &Place) -> (Upstream, Option<UpstreamT
         // A server that is known by its certificate is asked for by the name it has there.
         None => https.map(|(_, there)| there.host.clone()),
     };
+    if let (Some(field), None) = (section.field("tls").filter(|_| tls.is_some()), &host)
+        && endpoints.iter().any(|endpoint| is_unix(&endpoint.address))
+    {
+        let message = "a socket in the file system has no name that its certificate could show";
+        field.error_with(message, "say whose it is: `host: queue.internal`");
+    }
     let written = WhatIsWritten {
         is_tcp: section.field("url").and_then(|url| url.peek()).is_some_and(is_tcp),
         has_health_path: section.field("health").is_some_and(|it| it.known_entries().any(|it| it.key == "path")),
@@ -237,7 +243,7 @@ fn read_upstream(entry: Field<'_>, place: &Place) -> (Upstream, Option<UpstreamT
 /// A host, with or without a port, as it may stand in `Host`.
 fn parse_authority(text: &str) -> Result<String, String> {
     let has_port = text.rsplit_once(':').is_some_and(|(_, after)| !after.ends_with(']'));
-    if has_port { parse_endpoint(text) } else { super::listeners::parse_host(text) }
+    if has_port { parse_host_port(text) } else { super::listeners::parse_host(text) }
 }
 
 fn read_endpoints(list: Field<'_>, place: &Place) -> Vec<Endpoint> {

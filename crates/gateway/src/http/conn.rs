@@ -73,6 +73,11 @@ pub(crate) struct Patience {
 }
 
 impl ConnState {
+    /// A connection that begins now: its client has as long for a first request as for any other.
+    pub(crate) fn new(now: Mono) -> Self {
+        Self { since: AtomicU64::new(now.as_nanos()), ..Self::default() }
+    }
+
     /// Marks the connection overdue if it is, and wakes its task. Called by the sweep.
     pub(crate) fn sweep(&self, now: Mono, patience: Patience) -> bool {
         let since = Mono::from_nanos(self.since.load(Relaxed));
@@ -476,5 +481,21 @@ impl Write for ClientIo {
             }
             linger.as_mut().poll(cx).map(Ok)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_to_a_node_that_is_up_for_long_has_as_long_as_any() {
+        let seconds = |seconds: u64| Mono::from_millis(seconds * 1_000);
+        let patience =
+            Patience { header: Duration::from_secs(10), idle: Duration::from_secs(75), body: Duration::from_secs(30) };
+        let state = ConnState::new(seconds(1_000));
+        state.enter(Phase::Idle, seconds(1_000));
+        assert!(!state.sweep(seconds(1_074), patience));
+        assert!(state.sweep(seconds(1_075), patience));
     }
 }

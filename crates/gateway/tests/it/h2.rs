@@ -609,3 +609,133 @@ fn a_call_of_grpc_that_may_be_repeated_is_and_says_so() {
     assert_eq!(header(0, "te").as_deref(), Some("trailers"));
     assert!(world.route(0).failures.contains(&("status", 2)));
 }
+
+fn failures(world: &World) -> u64 {
+    world.route(0).failures.iter().map(|(_, count)| count).sum()
+}
+
+#[test]
+fn those_who_wait_for_a_connection_all_get_on_when_it_is_there() {
+    let inside = Arc::new(AtomicUsize::new(0));
+    let of_server = Arc::clone(&inside);
+    let server = Frames::start(100, move |_, _, _| {
+        of_server.fetch_add(1, Relaxed);
+        Act::Hang
+    });
+    let mut policy = server.policy();
+    policy.routes[0].guards.timeout = Duration::from_secs(20);
+    policy.routes[0].guards.try_timeout = Duration::from_secs(20);
+    // One a worker.
+    policy.upstreams[0].connections_max = 2;
+    let world = World::new(policy);
+    let mut clients: Vec<_> = (0..24).map(|_| world.client()).collect();
+    for client in &mut clients {
+        client.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+    }
+    wait_until("all are inside, and none has come out", || inside.load(Relaxed) == 24);
+    assert!(server.connections() <= 2);
+}
+
+#[test]
+fn an_upstream_that_cannot_be_reached_is_not_tried_by_one_after_the_other() {
+    // It takes connections and shakes no hands.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let authority = crate::tls::Authority::new();
+    let material = seawall_gateway::tls::ClientMaterial { protocols: vec![b"h2"], ..crate::tls::trusts(&authority) };
+    let tune = |policy: &mut Policy| {
+        policy.upstreams[0].http2 = true;
+        policy.upstreams[0].connect_timeout = Duration::from_millis(500);
+        policy.routes[0].guards.timeout = Duration::from_secs(4);
+        policy.routes[0].guards.try_timeout = Duration::from_secs(4);
+        policy.routes[0].guards.retry.attempts_max = 1;
+    };
+    let world = crate::tls::calls(&[silent.local_addr().unwrap()], tune, &material);
+    let mut clients: Vec<_> = (0..40).map(|_| world.client()).collect();
+    for client in &mut clients {
+        client.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+    }
+    clients.iter_mut().for_each(|client| drop(client.next().unwrap()));
+    assert!(world.route(0).failures.contains(&("connect_timeout", 40)), "none ran out of time waiting for others");
+}
+
+#[test]
+fn a_refused_call_is_sent_again_on_the_same_connection() {
+    let server = Frames::start(100, |_, _, number| if number % 5 == 1 { Act::Refuse } else { Act::Answer });
+    let world = World::new(server.policy());
+    let mut client = world.client();
+    for _ in 0..100 {
+        assert_eq!(client.ask("GET / HTTP/1.1\r\nHost: h\r\n\r\n").status, 200);
+    }
+    assert_eq!((server.count(), server.connections()), (125, 1));
+}
+
+#[test]
+fn what_was_begun_and_reset_is_a_failure_and_not_sent_again_for_nothing() {
+    let server = Frames::start(100, |_, path, _| if path == "/reset" { Act::Reset } else { Act::Answer });
+    let world = World::new(server.policy());
+    let mut client = world.client();
+    assert_eq!(client.ask("GET / HTTP/1.1\r\nHost: h\r\n\r\n").status, 200);
+    assert_eq!(client.ask("GET /reset HTTP/1.1\r\nHost: h\r\n\r\n").status, 502);
+    assert_eq!((server.count(), world.route(0).resends_total), (2, 0));
+}
+
+#[test]
+fn who_names_no_host_asks_for_the_address_and_one_that_frames_cannot_say_is_refused_before_anybody_is_blamed() {
+    let server = Frames::answering();
+    let world = World::new(server.policy());
+    let mut client = world.client();
+    client.send("GET / HTTP/1.0\r\n\r\n");
+    assert_eq!(client.next().unwrap().body, "GET / 0");
+    assert_eq!(server.seen.lock().unwrap()[0].1.uri().authority().unwrap().as_str(), server.address.to_string());
+    let answer = world.client().ask("GET / HTTP/1.1\r\nHost: a%41\r\n\r\n");
+    assert_eq!((answer.status, rejected(&world, "host")), (400, 1));
+    assert!(answer.body.contains("`a%41` cannot be said in HTTP/2"), "{}", answer.body);
+    assert_eq!((server.count(), failures(&world)), (1, 0));
+}
+
+#[test]
+fn a_write_the_upstream_has_not_begun_when_it_leaves_is_sent_again() {
+    use std::io::Read as _;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut policy = policy(vec![route("r", 0)], vec![upstream("u", &[listener.local_addr().unwrap()])]);
+    policy.upstreams[0].http2 = true;
+    policy.routes[0].guards.retry.attempts_max = 1;
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut preface = [0; 24];
+        stream.read_exact(&mut preface).unwrap();
+        // SETTINGS, empty.
+        stream.write_all(b"\0\0\0\x04\0\0\0\0\0").unwrap();
+        loop {
+            let mut head = [0; 9];
+            stream.read_exact(&mut head).unwrap();
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            std::io::copy(&mut (&mut stream).take(length.into()), &mut std::io::sink()).unwrap();
+            // HEADERS
+            if head[3] == 1 {
+                break;
+            }
+        }
+        // GOAWAY: no stream was begun, and nothing is wrong.
+        stream.write_all(b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\0").unwrap();
+        let (second, _) = listener.accept().unwrap();
+        second.set_nonblocking(true).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let stream = tokio::net::TcpStream::from_std(second).unwrap();
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                tokio::spawn(async move {
+                    let (body, _) = read(request.into_body()).await.unwrap();
+                    let answer = http::Response::builder().status(200).body(()).unwrap();
+                    respond.send_response(answer, false).unwrap().send_data(body.into(), true).unwrap();
+                });
+            }
+        });
+    });
+    let world = World::new(policy);
+    assert_eq!(world.post("/", "", "once").body, "once");
+    assert_eq!((world.route(0).resends_total, failures(&world)), (1, 0));
+    drop(world);
+    server.join().unwrap();
+}

@@ -15,6 +15,7 @@ mod reload;
 mod tcp;
 mod tls;
 mod traffic;
+mod unix;
 mod upgrades;
 mod world;
 mod writes;

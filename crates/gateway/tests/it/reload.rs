@@ -8,6 +8,7 @@ use std::time::Duration;
 use seawall_core::fault::book::{Kind as FaultKind, Order, Portion, Scope};
 use seawall_core::guard::breaker::BreakerConfig;
 use seawall_core::guard::health::HealthConfig;
+use seawall_core::guard::outlier::OutlierConfig;
 use seawall_core::journal::Kind;
 use seawall_core::policy::{Fallback, Listener, Match, PathMatch, Policy};
 
@@ -237,4 +238,38 @@ fn a_fault_stays_on_the_route_of_its_name() {
     assert_eq!(world.get("/").status, 200);
     let ended = world.entries(Kind::FaultEnded);
     assert_eq!((ended.len(), ended[0].fields["why"].as_str()), (1, "reconfigured"));
+}
+
+#[test]
+fn what_calls_of_the_old_rules_come_to_ejects_nobody_under_the_new_ones() {
+    let may_answer = Arc::new(AtomicBool::new(false));
+    let held = |said: fn() -> Do| {
+        let may_answer = Arc::clone(&may_answer);
+        Server::start(move |_, _| {
+            wait_until("the policy has changed", || may_answer.load(Relaxed));
+            said()
+        })
+    };
+    let (slow, other) = (held(|| answer("503 Service Unavailable", "", "sick")), held(|| ok("well")));
+    let judged = |addresses: &[SocketAddr]| {
+        let mut policy = policy(vec![route("r", 0)], vec![upstream("u", addresses)]);
+        policy.routes[0].guards.retry.attempts_max = 1;
+        policy.upstreams[0].outlier = Some(OutlierConfig { consecutive_failures: 2, ..OutlierConfig::default() });
+        policy
+    };
+    let world = World::new(judged(&[slow.address, other.address]));
+    let mut waiting = Vec::new();
+    while slow.count() < 3 {
+        let mut client = world.client();
+        client.send(GET);
+        waiting.push(client);
+        wait_until("it is there", || slow.count() + other.count() == waiting.len());
+    }
+    let third = Server::start(|_, _| ok("well"));
+    world.change(judged(&[slow.address, other.address, third.address]));
+    may_answer.store(true, Relaxed);
+    let statuses: Vec<_> = waiting.iter_mut().map(|client| client.next().unwrap().status).collect();
+    assert_eq!(statuses.iter().filter(|status| **status == 503).count(), 3, "{statuses:?}");
+    assert_eq!(world.entries(Kind::EndpointEjected).len(), 0);
+    assert!((world.view)().upstreams[0].endpoints.iter().all(|endpoint| !endpoint.ejected));
 }

@@ -323,3 +323,23 @@ fn the_fallbacks_upstream_may_agree_too() {
     server.write_all(b"here").unwrap();
     assert_eq!(read(&mut client, 4), "here");
 }
+
+#[test]
+fn an_agreement_that_comes_after_a_change_is_kept_by_the_old_rules() {
+    let far = Far::new();
+    let world = world(&far, |policy| {
+        policy.routes.insert(0, on_path(route("first", 0), "/first"));
+        policy.listeners[0].routes = (0..2).map(seawall_core::id::RouteId).collect();
+    });
+    let mut client = call(&world);
+    client.write_all(ASK.as_bytes()).unwrap();
+    let mut server = far.accept();
+    head(&mut server);
+    world.change(policy(vec![route("another", 0)], vec![upstream("u", &[far.address()])]));
+    server.write_all(AGREE.as_bytes()).unwrap();
+    assert!(head(&mut client).starts_with("HTTP/1.1 101 "));
+    client.write_all(b"hello").unwrap();
+    assert_eq!(read(&mut server, 5), "hello");
+    server.write_all(b"there").unwrap();
+    assert_eq!(read(&mut client, 5), "there");
+}
