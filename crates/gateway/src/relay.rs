@@ -146,8 +146,8 @@ impl Relay {
                         tracing::debug!("trailers that the answer did not announce end here");
                         continue;
                     }
-                    if self.incoming.is_end_stream() {
-                        // Nobody asks again after the last byte of a known length.
+                    if frame.is_trailers() || self.incoming.is_end_stream() {
+                        // Nobody asks again after trailers, or after the last byte of a known length.
                         self.end();
                     }
                     return Poll::Ready(Some(Ok(frame)));

@@ -135,11 +135,11 @@ impl<B: Body<Data = Bytes, Error = BoxError> + Unpin> Body for Watched<B> {
         this.flow.is_held.store(false, Relaxed);
         let polled = Pin::new(&mut this.body).poll_frame(cx);
         match &polled {
-            Poll::Ready(Some(Ok(_))) => {
+            Poll::Ready(Some(Ok(frame))) => {
                 this.flow.last.store(this.flow.clock.now().as_nanos(), Relaxed);
                 this.flow.is_held.store(true, Relaxed);
-                // Nobody asks again after the last byte of a known length.
-                this.flow.is_whole.store(this.body.is_end_stream(), Relaxed);
+                // Nobody asks again after trailers, or after the last byte of a known length.
+                this.flow.is_whole.store(frame.is_trailers() || this.body.is_end_stream(), Relaxed);
             }
             Poll::Ready(None) => this.flow.is_whole.store(true, Relaxed),
             Poll::Ready(Some(Err(_))) | Poll::Pending => {}

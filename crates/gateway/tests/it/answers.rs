@@ -67,6 +67,23 @@ fn chunks_pass_as_they_come_and_trailers_follow() {
 }
 
 #[test]
+fn a_connection_whose_answer_ended_with_trailers_is_used_again() {
+    let server = Server::start(|_, _| {
+        Do::Send(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n3\r\nabc\r\n0\r\nx-sum: 7\r\n\r\n"
+                .to_vec(),
+        )
+    });
+    let world = World::simple(&server);
+    let mut client = world.client();
+    for _ in 0..3 {
+        assert_eq!(client.ask("GET / HTTP/1.1\r\nHost: h\r\nTE: trailers\r\nConnection: TE\r\n\r\n").body, "abc");
+    }
+    let connections: Vec<_> = server.seen().iter().map(|seen| seen.connection).collect();
+    assert_eq!(connections, [0, 0, 0]);
+}
+
+#[test]
 fn trailers_that_nobody_announced_are_counted_and_end_here() {
     let reply = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\nX-Sum: 7\r\n\r\n".to_vec();
     let server = Server::start(move |_, _| Do::Send(reply.clone()));

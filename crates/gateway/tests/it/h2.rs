@@ -242,6 +242,34 @@ fn who_takes_back_what_he_asks_for_is_let_go() {
     let _ = wire.ended();
 }
 
+/// Asks more often than anybody may take back, until the connection is idle: it must end in order then.
+fn is_not_let_go(answer: &'static [u8], closes: bool, is_whole: bool) -> Server {
+    let server =
+        Server::start(move |_, _| if closes { Do::SendAndClose(answer.to_vec()) } else { Do::Send(answer.to_vec()) });
+    let mut policy = one(&server);
+    policy.limits.idle_timeout = Duration::from_secs(1);
+    let world = World::new(policy);
+    let wire = Wire::new(world.address);
+    for _ in 0..120 {
+        assert_eq!(wire.ask(get("/"), b"").is_ok(), is_whole);
+    }
+    // Abuse is looked for before idleness is.
+    wait_until("it is closed", || (world.view)().connections == 0);
+    assert_eq!(rejected(&world, "h2_resets"), 0);
+    assert!(wire.ended().is_ok(), "with a farewell, not with a break");
+    server
+}
+
+#[test]
+fn an_answer_that_ends_with_trailers_was_not_taken_back() {
+    let server = is_not_let_go(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nx-sum: 7\r\n\r\n",
+        false,
+        true,
+    );
+    assert!(server.seen().iter().all(|seen| seen.connection == 0), "the upstream's connection was used again");
+}
+
 #[test]
 fn who_does_not_read_is_let_go_and_holds_nobody_else() {
     let long = "x".repeat(4 << 20);
