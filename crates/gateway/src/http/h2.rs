@@ -94,6 +94,8 @@ struct Flow {
     /// True while it is the client that must ask for more.
     is_held: AtomicBool,
     is_whole: AtomicBool,
+    /// It broke on our side, which says nothing about the client.
+    is_broken: AtomicBool,
 }
 
 impl Flow {
@@ -105,6 +107,7 @@ impl Flow {
             last: AtomicU64::new(clock.now().as_nanos()),
             is_held: AtomicBool::new(false),
             is_whole: AtomicBool::new(false),
+            is_broken: AtomicBool::new(false),
         });
         traffic.answers.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&flow));
         flow
@@ -115,6 +118,9 @@ impl Drop for Flow {
     fn drop(&mut self) {
         self.traffic.open.fetch_sub(1, Relaxed);
         self.traffic.last.store(self.clock.now().as_nanos(), Relaxed);
+        if self.is_broken.load(Relaxed) {
+            return;
+        }
         let count = if self.is_whole.load(Relaxed) { &self.traffic.answered } else { &self.traffic.taken_back };
         count.fetch_add(1, Relaxed);
     }
@@ -142,7 +148,8 @@ impl<B: Body<Data = Bytes, Error = BoxError> + Unpin> Body for Watched<B> {
                 this.flow.is_whole.store(frame.is_trailers() || this.body.is_end_stream(), Relaxed);
             }
             Poll::Ready(None) => this.flow.is_whole.store(true, Relaxed),
-            Poll::Ready(Some(Err(_))) | Poll::Pending => {}
+            Poll::Ready(Some(Err(_))) => this.flow.is_broken.store(true, Relaxed),
+            Poll::Pending => {}
         }
         polled
     }

@@ -271,6 +271,11 @@ fn an_answer_that_ends_with_trailers_was_not_taken_back() {
 }
 
 #[test]
+fn an_answer_that_the_upstream_breaks_was_not_taken_back() {
+    is_not_let_go(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nonly this", true, false);
+}
+
+#[test]
 fn who_does_not_read_is_let_go_and_holds_nobody_else() {
     let long = "x".repeat(4 << 20);
     let server = Server::start(move |_, _| ok(&long));
