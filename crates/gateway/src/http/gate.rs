@@ -522,7 +522,7 @@ fn check_target(target: &[u8]) -> Result<Option<&[u8]>, Verdict> {
         None if target.first() == Some(&b'/') => (None, target),
         None => return Err(Verdict::Target),
     };
-    if path.iter().all(|byte| is_target_byte(*byte)) { Ok(authority) } else { Err(Verdict::Target) }
+    if is_path(path) { Ok(authority) } else { Err(Verdict::Target) }
 }
 
 fn check_header<'a>(line: &'a [u8], one_one: bool, said: &mut Said<'a>) -> Result<(), Verdict> {
@@ -583,7 +583,7 @@ fn parse_length(value: &[u8]) -> Result<u64, Verdict> {
 }
 
 /// `host` or `host:port`, brackets for IPv6; no user, no path, nothing that two readers could take apart differently.
-fn is_host(value: &[u8]) -> bool {
+pub(crate) fn is_host(value: &[u8]) -> bool {
     let (host, port) = match value.strip_prefix(b"[") {
         Some(rest) => match memchr(b']', rest) {
             Some(end) => (&rest[..end], &rest[end + 1..]),
@@ -609,6 +609,11 @@ fn is_token_byte(byte: u8) -> bool {
 /// Visible, space, tab or beyond ASCII (RFC 9110 section 5.5); no control character.
 fn is_field_byte(byte: u8) -> bool {
     byte == b'\t' || (byte >= b' ' && byte != 0x7f)
+}
+
+/// Of bytes that may stand in a path and its query.
+pub(crate) fn is_path(path: &[u8]) -> bool {
+    path.iter().all(|byte| is_target_byte(*byte))
 }
 
 /// What RFC 3986 allows in path and query; a fragment never travels.

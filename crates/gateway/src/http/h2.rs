@@ -29,7 +29,7 @@ use tokio_util::task::TaskTracker;
 
 use super::body::{BoxError, Tracked};
 use super::conn::{ClientIo, ConnState};
-use super::gate::{VERDICT_HEADER, Verdict};
+use super::gate::{VERDICT_HEADER, Verdict, is_host, is_path};
 use super::grpc;
 use crate::chain::{Ending, Peer, serve};
 use crate::clock::Clock;
@@ -295,7 +295,8 @@ fn admit(request: &mut Request<Incoming>, limits: &Limits) -> Result<(), Verdict
     if headers.contains_key(VERDICT_HEADER) {
         return Err(Verdict::HeaderName);
     }
-    if !uri.path().starts_with('/') {
+    let target = uri.path_and_query().map_or("", |target| target.as_str());
+    if !target.starts_with('/') || !is_path(target.as_bytes()) {
         return Err(Verdict::Target);
     }
     check_body(headers, limits)?;
@@ -328,7 +329,8 @@ fn host(request: &Request<Incoming>) -> Result<HeaderValue, Verdict> {
         return Err(Verdict::Host);
     }
     let authority = request.uri().authority().map(|authority| authority.as_str());
-    if authority.is_some_and(|authority| authority.contains('@')) {
+    let mut said = authority.map(str::as_bytes).into_iter().chain(header.map(HeaderValue::as_bytes));
+    if !said.all(is_host) {
         return Err(Verdict::Host);
     }
     match (authority, header) {
@@ -336,8 +338,8 @@ fn host(request: &Request<Incoming>) -> Result<HeaderValue, Verdict> {
             Err(Verdict::HostMismatch)
         }
         (Some(authority), _) => HeaderValue::from_str(authority).map_err(|_| Verdict::Host),
-        (None, Some(header)) if !header.is_empty() && !header.as_bytes().contains(&b'@') => Ok(header.clone()),
-        (None, _) => Err(Verdict::Host),
+        (None, Some(header)) => Ok(header.clone()),
+        (None, None) => Err(Verdict::Host),
     }
 }
 

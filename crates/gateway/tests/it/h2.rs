@@ -185,6 +185,41 @@ fn what_http_1_would_be_refused_for_is_refused() {
 }
 
 #[test]
+fn hosts_and_targets_are_read_as_strictly_as_of_http_1() {
+    let server = Server::start(|_, _| ok("well"));
+    let world = World::new(one(&server));
+    let wire = Wire::new(world.address);
+    let to = |uri: &str| Request::builder().uri(uri).body(()).unwrap();
+    // Without an authority: the library lets that pass for a request that was HTTP/1.1 once.
+    let by_header = |host: &[u8]| {
+        Request::builder().version(http::Version::HTTP_11).uri("/").header("host", host).body(()).unwrap()
+    };
+    let mut refused = [0, 0];
+    for (asked, reason) in [
+        (to("http://a'b$&!(c;d=e/"), "host"),
+        (to("http://a:99999999/"), "host"),
+        (by_header(b"a b"), "host"),
+        (by_header(b"a/b"), "host"),
+        (by_header(b"a,b"), "host"),
+        (by_header(b"a:99999999"), "host"),
+        (by_header(b"\xc3\xa4"), "host"),
+        (by_header(b"u@a"), "host"),
+        (to("http://h/{a}"), "target"),
+        (to("http://h/a\\b"), "target"),
+        (to("http://h/a?b=^"), "target"),
+    ] {
+        let said = format!("{asked:?}");
+        assert_eq!(wire.ask(asked, b"").unwrap().status, 400, "{said}");
+        refused[usize::from(reason == "target")] += 1;
+        assert_eq!([rejected(&world, "host"), rejected(&world, "target")], refused, "{said}");
+    }
+    for asked in [to("http://[::1]:8080/a?b=%22"), to("http://a.example:65535/"), by_header(b"a.example:80")] {
+        assert_eq!(wire.ask(asked, b"").unwrap().status, 200);
+    }
+    assert_eq!(server.count(), 3, "nothing of the others went on");
+}
+
+#[test]
 fn trailers_pass_unannounced() {
     let server = Server::start(|_, _| {
         Do::Send(
