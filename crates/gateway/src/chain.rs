@@ -1272,7 +1272,7 @@ fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, r
                 status: parts.status.as_u16(),
                 signals: signals.map(Box::new),
                 trailers_announced: announced,
-                grpc: is_grpc.then_some(None),
+                grpc: is_grpc.then(|| grpc::outcome(&parts.headers)),
                 worker: Arc::clone(relay.worker),
                 route: call.id,
                 upstream: relay.upstream,

@@ -86,7 +86,7 @@ pub(crate) struct Relay {
     /// What its head says about limits.
     pub(crate) signals: Option<Box<Signals>>,
     pub(crate) trailers_announced: bool,
-    /// Of a call of gRPC: what its trailers say became of it, once they have come.
+    /// Of a call of gRPC: what its head or, once they have come, its trailers say became of it.
     pub(crate) grpc: Option<Option<Outcome>>,
     pub(crate) worker: Arc<Worker>,
     pub(crate) route: RouteId,
@@ -133,7 +133,7 @@ impl Relay {
                 Poll::Ready(Some(Ok(frame))) => {
                     self.idle = None;
                     if let (Some(told), Some(trailers)) = (&mut self.grpc, frame.trailers_ref()) {
-                        *told = grpc::outcome(trailers);
+                        *told = grpc::outcome(trailers).or(*told);
                     }
                     if let (Some(keeping), Some(data)) = (&mut self.keeping, frame.data_ref())
                         && !keeping.takes(data)
@@ -199,7 +199,10 @@ impl Relay {
             Some(told) => told.unwrap_or(Outcome::Failure(Failure::Incomplete)),
         };
         if let Outcome::Failure(failure) = outcome {
-            self.worker.counts[self.route.index()].failed(failure);
+            // What failed by its head has been judged and counted by that.
+            if self.pass.is_some() {
+                self.worker.counts[self.route.index()].failed(failure);
+            }
             self.keeping = None;
         }
         self.record(now, outcome);

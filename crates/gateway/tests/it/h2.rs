@@ -399,6 +399,8 @@ enum Act {
     Trail,
     /// A failure of gRPC, all in the head; asks to be asked again after so many milliseconds, or never.
     Unavailable(&'static str),
+    /// A status of gRPC in the head, and a body of nothing.
+    Early(&'static str),
     /// Says that it has not begun.
     Refuse,
     Reset,
@@ -498,6 +500,11 @@ async fn serve(
             let answer = answer.header("content-type", "application/grpc").header("grpc-status", "14");
             let answer = answer.header("grpc-retry-pushback-ms", pushback).body(()).unwrap();
             respond.send_response(answer, true).unwrap();
+        }
+        Act::Early(status) => {
+            let answer = answer.header("content-type", "application/grpc").header("grpc-status", status);
+            let answer = answer.body(()).unwrap();
+            respond.send_response(answer, false).unwrap().send_data(Bytes::new(), true).unwrap();
         }
         Act::Reset => respond.send_reset(Reason::INTERNAL_ERROR),
         Act::Cut => {
@@ -806,4 +813,16 @@ fn a_write_the_upstream_has_not_begun_when_it_leaves_is_sent_again() {
     assert_eq!((world.route(0).resends_total, failures(&world)), (1, 0));
     drop(world);
     server.join().unwrap();
+
+#[test]
+fn a_status_in_the_head_counts_once_whatever_follows() {
+    let server = Frames::start(100, |_, path, _| Act::Early(if path == "/well" { "0" } else { "13" }));
+    let world = World::new(server.policy());
+    let wire = Wire::new(world.address);
+    let call = |path: &str| request("POST", path).header("content-type", "application/grpc").body(()).unwrap();
+    assert_eq!(wire.ask(call("/well"), b"message").unwrap().headers["grpc-status"], "0");
+    assert_eq!(world.route(0).failures_total, 0);
+    assert_eq!(wire.ask(call("/ill"), b"message").unwrap().headers["grpc-status"], "13");
+    assert_eq!(world.route(0).failures_total, 1);
+    assert!(world.route(0).failures.contains(&("status", 1)));
 }
