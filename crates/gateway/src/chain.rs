@@ -251,6 +251,8 @@ pub(crate) struct Call {
     pub(crate) tells_patience: bool,
     /// True for a call of gRPC.
     pub(crate) is_grpc: bool,
+    /// When the caller's own patience ends, if it said so.
+    pub(crate) callers_end: Option<Mono>,
     /// The faults, placed on purpose, that have touched a try of it; [`Call::touched`] knows those of its copies too.
     pub(crate) touched: Vec<FaultId>,
     /// True if what the last try was answered with is a fault's work: nothing may be remembered of it.
@@ -472,6 +474,7 @@ async fn prepare(
         awaits_connection: false,
         tells_patience: told_patience,
         is_grpc,
+        callers_end: callers.map(|patience| started + patience),
         touched: Vec::new(),
         is_forged: false,
         route,
@@ -1172,8 +1175,10 @@ fn build(worker: &Arc<Worker>, call: &mut Call, upstream: UpstreamId, patience: 
         request.headers_mut().insert(EXPECTED_TIMEOUT_MS, HeaderValue::from(millis));
     }
     if call.is_grpc {
-        if request.headers().contains_key(GRPC_TIMEOUT) {
-            request.headers_mut().insert(GRPC_TIMEOUT, grpc::timeout_text(patience));
+        // Of the caller's own patience: it ends the whole call, where our timeouts end with the head of the answer.
+        if let (Some(end), true) = (call.callers_end, request.headers().contains_key(GRPC_TIMEOUT)) {
+            let left = worker.node.clock.now().until(end);
+            request.headers_mut().insert(GRPC_TIMEOUT, grpc::timeout_text(left));
         }
         if call.attempts > 1 {
             request.headers_mut().insert(PREVIOUS_ATTEMPTS, HeaderValue::from(call.attempts - 1));

@@ -225,6 +225,7 @@ fn call(route: &Arc<RouteState>, id: RouteId, record: &NewRecord, now: Mono) -> 
         awaits_connection: false,
         tells_patience: false,
         is_grpc: false,
+        callers_end: None,
         touched: Vec::new(),
         is_forged: false,
     })

@@ -826,3 +826,33 @@ fn a_status_in_the_head_counts_once_whatever_follows() {
     assert_eq!(world.route(0).failures_total, 1);
     assert!(world.route(0).failures.contains(&("status", 1)));
 }
+
+#[test]
+fn the_upstream_is_told_the_patience_of_the_caller_and_not_ours_for_a_head() {
+    let server = Frames::answering();
+    let world = World::new(server.policy());
+    let wire = Wire::new(world.address);
+    let call = |patience: &str| {
+        let request = request("POST", "/").header("content-type", "application/grpc");
+        wire.ask(request.header("grpc-timeout", patience).body(()).unwrap(), b"message").unwrap()
+    };
+    // The route gives a head five seconds.
+    assert_eq!((call("1H").status, call("2S").status), (200, 200));
+    let seen = server.seen.lock().unwrap();
+    let told = |n: usize| {
+        let (_, head, _) = &seen[n];
+        millis(head.headers()["grpc-timeout"].to_str().unwrap())
+    };
+    assert!((3_000_000..=3_600_000).contains(&told(0)), "what is left of an hour: {} ms", told(0));
+    assert!(told(1) <= 2_000, "what is left of two seconds: {} ms", told(1));
+}
+
+fn millis(patience: &str) -> u64 {
+    let (digits, unit) = patience.split_at(patience.len() - 1);
+    let number: u64 = digits.parse().unwrap();
+    match unit {
+        "u" => number / 1_000,
+        "m" => number,
+        _ => number * 1_000,
+    }
+}
