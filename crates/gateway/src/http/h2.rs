@@ -2,15 +2,16 @@
 //!
 //! What the gate does to bytes (`gate.rs`) a library does to frames: sizes, order, header names. What it leaves open is
 //! decided here, request by request, before anything is routed: one host, a path, no second framing, nothing of ours.
-//! A connection is let go when it has been idle too long, when an answer waits too long for a client that does not read, and
-//! when a client mostly takes back what it has asked for (CVE-2023-44487 and its kin): each is counted by its name.
+//! A connection is let go when it has been idle too long, when an answer waits too long for a client that does not read, in
+//! our hands or, once the connection is to end, in the library's, and when a client mostly takes back what it has asked for (CVE-2023-44487 and its kin): each is counted by its name.
 //! Not here: how a request is answered (`chain.rs`), how connections are accepted (`listener.rs`).
 
 use std::convert::Infallible;
+use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,7 +20,7 @@ use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, HeaderValue}
 use http::{Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper::rt::Executor;
+use hyper::rt::{Executor, Read, ReadBufCursor, Write};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
@@ -55,6 +56,11 @@ const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 /// An answer held for a client, for each stream.
 const SEND_BUFFER: usize = 256 << 10;
+/// An answer is handed to the library in pieces of a frame's usual size, the next when the one before has room: what it
+/// holds of an answer that is out of our hands is less than that.
+const PIECE: usize = 16 << 10;
+/// So much written is progress; less may be a few PINGs.
+const PROGRESS: u64 = 256;
 /// A silent client is asked whether it is there.
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
@@ -82,6 +88,8 @@ struct Traffic {
     last: AtomicU64,
     answered: AtomicU32,
     taken_back: AtomicU32,
+    /// Bytes that have left.
+    written: AtomicU64,
     answers: Mutex<Vec<Weak<Flow>>>,
 }
 
@@ -129,7 +137,24 @@ impl Drop for Flow {
 /// An answer's body that notes when the client stops asking for it.
 struct Watched<B> {
     body: B,
+    /// What is left of the frame that came last.
+    rest: Bytes,
     flow: Arc<Flow>,
+}
+
+impl<B: Body<Data = Bytes, Error = BoxError> + Unpin> Watched<B> {
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) if frame.data_ref().is_some_and(|data| data.len() > PIECE) => {
+                    self.rest = frame.into_data().unwrap_or_default();
+                }
+                other => return Poll::Ready(other),
+            }
+        }
+        let piece = self.rest.split_to(self.rest.len().min(PIECE));
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
 }
 
 impl<B: Body<Data = Bytes, Error = BoxError> + Unpin> Body for Watched<B> {
@@ -139,13 +164,13 @@ impl<B: Body<Data = Bytes, Error = BoxError> + Unpin> Body for Watched<B> {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
         this.flow.is_held.store(false, Relaxed);
-        let polled = Pin::new(&mut this.body).poll_frame(cx);
+        let polled = this.poll_piece(cx);
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
                 this.flow.last.store(this.flow.clock.now().as_nanos(), Relaxed);
                 this.flow.is_held.store(true, Relaxed);
                 // Nobody asks again after trailers, or after the last byte of a known length.
-                this.flow.is_whole.store(frame.is_trailers() || this.body.is_end_stream(), Relaxed);
+                this.flow.is_whole.store(frame.is_trailers() || this.is_end_stream(), Relaxed);
             }
             Poll::Ready(None) => this.flow.is_whole.store(true, Relaxed),
             Poll::Ready(Some(Err(_))) => this.flow.is_broken.store(true, Relaxed),
@@ -155,11 +180,64 @@ impl<B: Body<Data = Bytes, Error = BoxError> + Unpin> Body for Watched<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (of_body, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        let mut hint = SizeHint::new();
+        hint.set_lower(of_body.lower() + rest);
+        of_body.upper().into_iter().for_each(|upper| hint.set_upper(upper + rest));
+        hint
+    }
+}
+
+/// A connection that counts what leaves by it.
+struct Counted {
+    io: ClientIo,
+    traffic: Arc<Traffic>,
+}
+
+impl Counted {
+    fn note(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.traffic.written.fetch_add(bytes as u64, Relaxed);
+        }
+        written
+    }
+}
+
+impl Read for Counted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, cursor: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, cursor)
+    }
+}
+
+impl Write for Counted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.note(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
+        self.note(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 
@@ -172,9 +250,11 @@ pub(crate) async fn serve_connection(seat: Arc<Seat>, io: ClientIo, peer: Arc<Pe
         let (seat, traffic, clock) = (Arc::clone(&seat), Arc::clone(&traffic), clock.clone());
         move |request| answer(Arc::clone(&seat), Arc::clone(&peer), Flow::begin(&traffic, &clock), request)
     });
+    let io = Counted { io, traffic: Arc::clone(&traffic) };
     let connection = builder(&node.policy.limits, &seat.tasks).serve_connection(io, service);
     let mut connection = std::pin::pin!(connection);
     let (mut is_draining, mut window_since) = (false, clock.now());
+    let mut leaving = Leaving { written: 0, since: clock.now() };
     loop {
         tokio::select! {
             biased;
@@ -200,7 +280,8 @@ pub(crate) async fn serve_connection(seat: Arc<Seat>, io: ClientIo, peer: Arc<Pe
                     worker.rejections.taken_back.add(1);
                     return;
                 }
-                if traffic.is_stalled(now, limits.body_idle_timeout) {
+                let is_stuck = leaving.is_stuck(now, limits.body_idle_timeout, &traffic, is_draining);
+                if is_stuck || traffic.is_stalled(now, limits.body_idle_timeout) {
                     worker.rejections.stalled.add(1);
                     return;
                 }
@@ -233,6 +314,23 @@ fn builder(limits: &Limits, tasks: &TaskTracker) -> http2::Builder<Tasks> {
     builder
 }
 
+/// How far a connection is that only has to leave: nothing is in work, but the library may hold ends of answers.
+struct Leaving {
+    /// Bytes that had left when it last went on.
+    written: u64,
+    since: Mono,
+}
+
+impl Leaving {
+    fn is_stuck(&mut self, now: Mono, patience: Duration, traffic: &Traffic, is_draining: bool) -> bool {
+        let written = traffic.written.load(Relaxed);
+        if !is_draining || traffic.open.load(Relaxed) > 0 || written - self.written >= PROGRESS {
+            *self = Self { written, since: now };
+        }
+        now.since(self.since) >= patience
+    }
+}
+
 impl Traffic {
     fn is_abused(&self) -> bool {
         let taken_back = self.taken_back.load(Relaxed);
@@ -248,8 +346,9 @@ impl Traffic {
         let mut is_stalled = false;
         answers.retain(|flow| {
             let Some(flow) = flow.upgrade() else { return false };
-            let waits = flow.is_held.load(Relaxed) && !flow.is_whole.load(Relaxed);
-            is_stalled |= waits && now.since(Mono::from_nanos(flow.last.load(Relaxed))) >= patience;
+            // A whole one too: the library still has its last piece in hand.
+            is_stalled |=
+                flow.is_held.load(Relaxed) && now.since(Mono::from_nanos(flow.last.load(Relaxed))) >= patience;
             true
         });
         is_stalled
@@ -278,7 +377,7 @@ async fn answer(
     }
     Ok(answered.map(|body| {
         flow.is_whole.store(body.is_end_stream(), Relaxed);
-        Watched { body, flow }
+        Watched { body, rest: Bytes::new(), flow }
     }))
 }
 

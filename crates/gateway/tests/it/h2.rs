@@ -33,10 +33,16 @@ struct Heard {
 
 impl Wire {
     fn new(address: SocketAddr) -> Self {
+        Self::with_window(address, 65_535)
+    }
+
+    /// A client that takes so much of a body before it is asked to take more.
+    fn with_window(address: SocketAddr, window: u32) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (send, driver) = runtime.block_on(async {
             let stream = TcpStream::connect(address).await.unwrap();
-            let (send, connection) = h2::client::handshake(stream).await.unwrap();
+            let mut builder = h2::client::Builder::new();
+            let (send, connection) = builder.initial_window_size(window).handshake(stream).await.unwrap();
             (send, tokio::spawn(connection))
         });
         Self { runtime, send, driver }
@@ -328,6 +334,28 @@ fn who_does_not_read_is_let_go_and_holds_nobody_else() {
     wait_until("its connection is closed", || (world.view)().connections == 0);
     drop(held);
     let _ = wire.ended();
+}
+
+#[test]
+fn who_does_not_read_a_short_answer_is_let_go_too() {
+    let server = Server::start(|_, _| ok(&"x".repeat(60 << 10)));
+    // Nothing of it leaves, the beginning of its first piece, all but the end of its last.
+    for window in [0, 1, (60 << 10) - 1] {
+        let mut policy = one(&server);
+        (policy.limits.body_idle_timeout, policy.limits.idle_timeout) =
+            (Duration::from_millis(300), Duration::from_millis(300));
+        let world = World::new(policy);
+        let wire = Wire::with_window(world.address, window);
+        let held = wire.runtime.block_on(async {
+            let mut send = wire.send.clone().ready().await.unwrap();
+            let (answer, _) = send.send_request(get("/"), true).unwrap();
+            answer.await.unwrap()
+        });
+        wait_until("it is counted", || rejected(&world, "h2_stalled") == 1);
+        wait_until("its connection is closed", || (world.view)().connections == 0);
+        drop(held);
+        let _ = wire.ended();
+    }
 }
 
 #[test]
