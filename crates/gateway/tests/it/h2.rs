@@ -841,6 +841,7 @@ fn a_write_the_upstream_has_not_begun_when_it_leaves_is_sent_again() {
     assert_eq!((world.route(0).resends_total, failures(&world)), (1, 0));
     drop(world);
     server.join().unwrap();
+}
 
 #[test]
 fn a_status_in_the_head_counts_once_whatever_follows() {
