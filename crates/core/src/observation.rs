@@ -206,6 +206,10 @@ pub struct UpstreamSnapshot {
     pub name: String,
     /// Its endpoints.
     pub endpoints: Vec<EndpointSnapshot>,
+    /// Calls that went elsewhere than to its nearest endpoints (lowest priority, own zone).
+    pub spilled_total: u64,
+    /// True while so many do that the journal was told.
+    pub is_spilling: bool,
 }
 
 /// One endpoint.
@@ -215,10 +219,22 @@ pub struct EndpointSnapshot {
     pub address: String,
     /// Its zone, if told.
     pub zone: Option<String>,
+    /// What runs there, if told.
+    pub version: Option<String>,
+    /// Its share of the calls beside its peers'.
+    pub weight: u32,
+    /// Lower ones are asked first.
+    pub priority: u32,
     /// False while its health check fails.
     pub healthy: bool,
     /// True while it gets no calls because it did worse than its peers.
     pub ejected: bool,
+    /// The share of the choices it takes part in: below 1 while it has just come (back).
+    pub ramp: f64,
+    /// Its usual latency, in milliseconds, a peak counting at once; 0 while it is not known.
+    pub latency_ms: f64,
+    /// Calls sent to it, tries and second copies counted apart.
+    pub calls_total: u64,
     /// Calls on their way to it.
     pub in_flight: u64,
     /// Connections open to it.

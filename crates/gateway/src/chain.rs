@@ -18,6 +18,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, response};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
+use seawall_core::balance::Avoid;
 use seawall_core::fault::book::{Act, Id as FaultId, Touch, Try};
 use seawall_core::guard::Refusal;
 use seawall_core::guard::deadline::Deadline;
@@ -842,14 +843,16 @@ async fn try_with(
 ) -> Tried {
     let node = &worker.node;
     let by_copies = call.copies.as_ref().map_or(0, |copies| copies.tried.load(Relaxed));
-    let Some(endpoint) = worker.choose(upstream, call.tried | by_copies) else {
+    let avoid = Avoid { failed: call.tried, busy: by_copies };
+    let Some(choice) = worker.choose(upstream, avoid, now) else {
         return Tried::Refused(no_healthy_endpoint(worker, upstream));
     };
+    let endpoint = choice.place;
     call.tried |= 1 << (endpoint as u64 % 64);
     if let Some(copies) = &call.copies {
         copies.tried.fetch_or(1 << (endpoint as u64 % 64), Relaxed);
     }
-    let load = InFlight::new(&node.upstreams[upstream.index()].endpoints[endpoint].load);
+    let load = node.upstreams[upstream.index()].begin(choice);
     let until = call.deadline.of_try(now, call.route.policy.guards.try_timeout);
     let until_instant = node.clock.instant(until);
     let exchanged = match touch(worker, call, upstream, now) {
@@ -970,7 +973,7 @@ fn note_outlier(
     began: Mono,
     exchanged: &Result<Result<Exchanged, Failure>, tokio::time::error::Elapsed>,
 ) {
-    if worker.node.upstreams[upstream.index()].outlier.is_none() {
+    if !ejection::is_noted(worker, upstream) {
         return;
     }
     let outcome = match exchanged {
@@ -1239,6 +1242,7 @@ pub(crate) struct InFlight(Arc<EndpointLoad>);
 impl InFlight {
     pub(crate) fn new(load: &Arc<EndpointLoad>) -> Self {
         load.in_flight.fetch_add(1, Relaxed);
+        load.calls.fetch_add(1, Relaxed);
         Self(Arc::clone(load))
     }
 }

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use http::HeaderValue;
-use seawall_core::balance::{Candidate, choose};
+use seawall_core::balance::spill::Watch;
+use seawall_core::balance::{Avoid, Choice, Endpoints, Plan, ramp};
 use seawall_core::guard::Refusal;
 use seawall_core::guard::budget::Budget;
 use seawall_core::guard::health::Health;
@@ -23,6 +24,7 @@ use seawall_core::traffic::Counts;
 use seawall_store::{Journal, Spool};
 use tokio_util::task::TaskTracker;
 
+use crate::chain::InFlight;
 use crate::clock::Clock;
 use crate::fault::CallFaults;
 use crate::http::gate::{GateLimits, Verdict};
@@ -98,7 +100,20 @@ pub(crate) struct UpstreamState {
     pub(crate) host: Option<HeaderValue>,
     pub(crate) endpoints: Vec<Arc<EndpointState>>,
     pub(crate) outlier: Option<Arc<Mutex<Outlier>>>,
+    /// Where its calls go.
+    pub(crate) plan: Plan,
+    slow_start: Duration,
+    pub(crate) spill: Arc<Spill>,
     budget: Arc<Mutex<Budget>>,
+}
+
+/// Calls that went elsewhere than to the nearest endpoints.
+#[derive(Default)]
+pub(crate) struct Spill {
+    pub(crate) total: AtomicU64,
+    pub(crate) watch: Mutex<Watch>,
+    /// The entry that last told of it.
+    pub(crate) told: Mutex<Option<Seq>>,
 }
 
 pub(crate) struct EndpointState {
@@ -109,7 +124,7 @@ pub(crate) struct EndpointState {
     pub(crate) health: Mutex<Health>,
     /// Ejected as an outlier, and that is heeded.
     pub(crate) ejected: AtomicBool,
-    /// The entry that last told of its ejection or return, at first the config's: the cause of the next.
+    /// The entry that last told of its health, its ejection or its return, at first the config's: the cause of the next.
     pub(crate) told: Mutex<Option<Seq>>,
 }
 
@@ -125,8 +140,8 @@ pub(crate) struct Worker {
 impl Node {
     pub(crate) fn new(parts: Parts, doors: Vec<Arc<Door>>) -> Self {
         let Parts { policy, spool, journal, records, clock, net, cause, seed, traffic_every, tls, faults } = parts;
-        let upstreams: Vec<UpstreamState> =
-            policy.upstreams.iter().map(|upstream| UpstreamState::new(upstream, clock.now(), cause)).collect();
+        let upstream = |upstream| UpstreamState::new(upstream, &policy.zone, clock.now(), cause);
+        let upstreams: Vec<UpstreamState> = policy.upstreams.iter().map(upstream).collect();
         let mut seeds = Prng::new(seed).fork();
         let routes = policy.routes.iter().map(|route| {
             let upstream = &upstreams[route.upstream.index()];
@@ -175,8 +190,8 @@ impl Node {
             .upstreams
             .iter()
             .map(|upstream| match self.known_upstream(&upstream.name) {
-                Some((id, state)) => state.succeed(self.policy.upstream(id), upstream, now, cause),
-                None => UpstreamState::new(upstream, now, cause),
+                Some((id, state)) => state.succeed(self.policy.upstream(id), upstream, &policy.zone, now, cause),
+                None => UpstreamState::new(upstream, &policy.zone, now, cause),
             })
             .collect();
         let mut seeds = Prng::new(seed).fork();
@@ -264,7 +279,7 @@ impl Node {
         workers.iter().for_each(|worker| worker.rejections.add_to(&mut rejected));
         NodeSnapshot {
             routes: (0..self.routes.len()).map(|index| self.route_snapshot(index, &workers)).collect(),
-            upstreams: self.upstreams.iter().map(UpstreamState::snapshot).collect(),
+            upstreams: self.upstreams.iter().map(|upstream| upstream.snapshot(self.clock.now())).collect(),
             limits: self.limit_snapshots(&workers),
             connections: self.connections.used.load(Relaxed),
             connections_total: self.connections_total.load(Relaxed),
@@ -337,42 +352,73 @@ fn descriptors_max() -> u64 {
 }
 
 impl UpstreamState {
-    fn new(upstream: &Upstream, now: Mono, cause: Option<Seq>) -> Self {
-        let endpoints = upstream.endpoints.iter().map(|endpoint| {
-            Arc::new(EndpointState {
-                endpoint: endpoint.clone(),
-                load: Arc::new(EndpointLoad::default()),
-                healthy: AtomicBool::new(true),
-                health: Mutex::default(),
-                ejected: AtomicBool::new(false),
-                told: Mutex::new(cause),
-            })
-        });
+    fn new(upstream: &Upstream, zone: &str, now: Mono, cause: Option<Seq>) -> Self {
+        let endpoints = upstream.endpoints.iter().map(|endpoint| Arc::new(EndpointState::new(endpoint, cause)));
+        let calls_max = if upstream.http2 { u32::MAX } else { upstream.connections_max };
         let outlier = upstream.outlier.map(|config| {
             let outlier = Outlier::new(config, upstream.endpoints.len(), now);
             Arc::new(Mutex::new(outlier.expect("a policy's guards are checked where it is read")))
         });
         let budget = Arc::new(Mutex::new(Budget::new(now)));
         let host = upstream.host.as_deref().and_then(|host| HeaderValue::from_str(host).ok());
-        Self { name: upstream.name.clone(), host, endpoints: endpoints.collect(), outlier, budget }
+        Self {
+            name: upstream.name.clone(),
+            host,
+            endpoints: endpoints.collect(),
+            outlier,
+            plan: Plan::new(&upstream.endpoints, zone, upstream.balance, calls_max),
+            slow_start: upstream.balance.slow_start,
+            spill: Arc::default(),
+            budget,
+        }
     }
 
     /// The same upstream under another policy: endpoints that stay keep their health, their load and, where all stay,
-    /// what they are compared by.
-    fn succeed(&self, old: &Upstream, new: &Upstream, now: Mono, cause: Option<Seq>) -> Self {
-        let fresh = Self::new(new, now, cause);
-        let compared_alike = old.outlier == new.outlier && old.endpoints == new.endpoints;
+    /// what they are compared by. One that is new among others begins slowly.
+    fn succeed(&self, old: &Upstream, new: &Upstream, zone: &str, now: Mono, cause: Option<Seq>) -> Self {
+        let fresh = Self::new(new, zone, now, cause);
+        let addresses = |upstream: &Upstream| -> Vec<String> {
+            upstream.endpoints.iter().map(|endpoint| endpoint.address.clone()).collect()
+        };
+        let compared_alike = old.outlier == new.outlier && addresses(old) == addresses(new);
         let endpoints = fresh.endpoints.into_iter().map(|endpoint| {
-            let known = self.endpoints.iter().find(|known| known.endpoint == endpoint.endpoint);
-            let Some(known) = known.filter(|_| old.health == new.health) else { return endpoint };
+            let known = self.endpoints.iter().find(|known| known.endpoint.address == endpoint.endpoint.address);
+            let Some(known) = known else {
+                endpoint.load.comes(now);
+                return endpoint;
+            };
+            if old.health != new.health {
+                return endpoint;
+            }
             if !compared_alike {
                 known.ejected.store(false, Relaxed);
             }
-            Arc::clone(known)
+            if known.endpoint == endpoint.endpoint {
+                return Arc::clone(known);
+            }
+            Arc::new(known.as_told_now(endpoint.endpoint.clone()))
         });
         let endpoints = endpoints.collect();
         let outlier = if compared_alike { self.outlier.clone() } else { fresh.outlier };
-        Self { name: fresh.name, host: fresh.host, endpoints, outlier, budget: Arc::clone(&self.budget) }
+        let (spill, budget) = (Arc::clone(&self.spill), Arc::clone(&self.budget));
+        Self { endpoints, outlier, spill, budget, ..fresh }
+    }
+
+    /// A call goes where it was chosen to go.
+    pub(crate) fn begin(&self, choice: Choice) -> InFlight {
+        if choice.is_away {
+            self.spill.total.fetch_add(1, Relaxed);
+        }
+        InFlight::new(&self.endpoints[choice.place].load)
+    }
+
+    /// Calls so far.
+    pub(crate) fn calls(&self) -> u64 {
+        self.endpoints.iter().map(|endpoint| endpoint.load.calls.load(Relaxed)).sum()
+    }
+
+    fn ramp(&self, endpoint: &EndpointState, now: Mono) -> f64 {
+        ramp(endpoint.load.since(), now, self.slow_start)
     }
 
     /// What a route to it shares with others.
@@ -387,16 +433,77 @@ impl UpstreamState {
         }
     }
 
-    fn snapshot(&self) -> UpstreamSnapshot {
+    fn snapshot(&self, now: Mono) -> UpstreamSnapshot {
         let endpoints = self.endpoints.iter().map(|state| EndpointSnapshot {
             address: state.endpoint.address.clone(),
             zone: state.endpoint.zone.clone(),
+            version: state.endpoint.version.clone(),
+            weight: state.endpoint.weight,
+            priority: state.endpoint.priority,
             healthy: state.healthy.load(Relaxed),
             ejected: state.ejected.load(Relaxed),
+            ramp: self.ramp(state, now),
+            latency_ms: (state.load.latency.at(now) * 1e6).round() / 1e3,
+            calls_total: state.load.calls.load(Relaxed),
             in_flight: state.load.in_flight.load(Relaxed).into(),
             connections: state.load.connections.load(Relaxed).into(),
         });
-        UpstreamSnapshot { name: self.name.clone(), endpoints: endpoints.collect() }
+        UpstreamSnapshot {
+            name: self.name.clone(),
+            endpoints: endpoints.collect(),
+            spilled_total: self.spill.total.load(Relaxed),
+            is_spilling: self.spill.watch.lock().unwrap_or_else(PoisonError::into_inner).is_away(),
+        }
+    }
+}
+
+impl EndpointState {
+    fn new(endpoint: &Endpoint, cause: Option<Seq>) -> Self {
+        Self {
+            endpoint: endpoint.clone(),
+            load: Arc::new(EndpointLoad::default()),
+            healthy: AtomicBool::new(true),
+            health: Mutex::default(),
+            ejected: AtomicBool::new(false),
+            told: Mutex::new(cause),
+        }
+    }
+
+    /// The same, of which something else is told.
+    fn as_told_now(&self, endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            load: Arc::clone(&self.load),
+            healthy: AtomicBool::new(self.healthy.load(Relaxed)),
+            health: Mutex::new(self.health.lock().unwrap_or_else(PoisonError::into_inner).clone()),
+            ejected: AtomicBool::new(self.ejected.load(Relaxed)),
+            told: Mutex::new(*self.told.lock().unwrap_or_else(PoisonError::into_inner)),
+        }
+    }
+}
+
+/// An upstream's endpoints at one moment.
+struct AtMoment<'a> {
+    upstream: &'a UpstreamState,
+    now: Mono,
+}
+
+impl Endpoints for AtMoment<'_> {
+    fn is_well(&self, place: usize) -> bool {
+        let state = &self.upstream.endpoints[place];
+        state.healthy.load(Relaxed) && !state.ejected.load(Relaxed)
+    }
+
+    fn ramp(&self, place: usize) -> f64 {
+        self.upstream.ramp(&self.upstream.endpoints[place], self.now)
+    }
+
+    fn in_flight(&self, place: usize) -> u32 {
+        self.upstream.endpoints[place].load.in_flight.load(Relaxed)
+    }
+
+    fn latency(&self, place: usize) -> f64 {
+        self.upstream.endpoints[place].load.latency.at(self.now)
     }
 }
 
@@ -429,7 +536,7 @@ impl Worker {
             }
             for (pool, endpoint) in pools.iter_mut().zip(&state.endpoints) {
                 // The very same: one that was forgotten and found again counts its load anew.
-                if let Some(place) = known.endpoints.iter().position(|other| Arc::ptr_eq(other, endpoint)) {
+                if let Some(place) = known.endpoints.iter().position(|other| Arc::ptr_eq(&other.load, &endpoint.load)) {
                     *pool = Arc::clone(&self.pools[id.index()][place]);
                 }
             }
@@ -459,18 +566,15 @@ impl Worker {
         worker
     }
 
-    /// The less loaded of two healthy endpoints; those already tried come last.
-    pub(crate) fn choose(&self, upstream: UpstreamId, tried: u64) -> Option<usize> {
-        let endpoints = &self.node.upstreams[upstream.index()].endpoints;
-        if let [only] = endpoints.as_slice() {
-            return only.healthy.load(Relaxed).then_some(0);
+    /// Where a call should go.
+    pub(crate) fn choose(&self, upstream: UpstreamId, avoid: Avoid, now: Mono) -> Option<Choice> {
+        let upstream = &self.node.upstreams[upstream.index()];
+        if let [only] = upstream.endpoints.as_slice() {
+            let is_usable = only.healthy.load(Relaxed) || upstream.plan.ignores_health();
+            return is_usable.then_some(Choice { place: 0, is_away: false });
         }
-        let candidates = endpoints.iter().enumerate().map(|(place, state)| Candidate {
-            healthy: state.healthy.load(Relaxed) && !state.ejected.load(Relaxed),
-            tried: place < 64 && tried & (1 << place) != 0,
-            in_flight: state.load.in_flight.load(Relaxed),
-        });
-        choose(candidates, &mut self.prng.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut prng = self.prng.lock().unwrap_or_else(PoisonError::into_inner);
+        upstream.plan.choose(&AtMoment { upstream, now }, avoid, &mut prng)
     }
 
     pub(crate) fn pool(&self, upstream: UpstreamId, endpoint: usize) -> &EndpointPool {

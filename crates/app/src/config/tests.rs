@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use seawall_core::balance::BalanceConfig;
 use seawall_core::guard::breaker::WindowConfig;
 use seawall_core::guard::bulkhead::Order;
 use seawall_core::guard::outlier::OutlierConfig;
@@ -160,6 +161,12 @@ fn the_whole_grammar_is_understood() {
     assert_eq!(queue.endpoints[1].zone.as_deref(), Some("us-west"));
     assert_eq!(queue.endpoints[2].address, "queue.example:80");
     assert_eq!((queue.connections_max, queue.idle_timeout), (64, Duration::from_secs(9)));
+    let west = &queue.endpoints[1];
+    assert_eq!((west.version.as_deref(), west.weight, west.priority), (Some("v2"), 3, 1));
+    let BalanceConfig { spare, slow_start, panic_below, calls_max } = queue.balance;
+    assert_eq!((spare.to_string(), panic_below.to_string()), ("25%".into(), "30%".into()));
+    assert_eq!((slow_start, calls_max), (Duration::from_secs(60), Some(40)));
+    assert_eq!(policy.upstream(UpstreamId(1)).balance, BalanceConfig::default());
     let outlier = queue.outlier.unwrap();
     assert_eq!((outlier.consecutive_failures, outlier.latency_factor), (7, Some(2.5)));
     assert_eq!((outlier.ejection_base, outlier.ejected_max.to_string()), (Duration::from_secs(10), "50%".into()));

@@ -38,6 +38,7 @@ impl FakeFaults {
             endpoints: Vec::new(),
             health: None,
             outlier: None,
+            balance: seawall_core::balance::BalanceConfig::default(),
             connections_max: 1,
             idle_timeout: Duration::ZERO,
             connect_timeout: Duration::ZERO,

@@ -288,8 +288,14 @@ pub(crate) fn snapshot() -> NodeSnapshot {
     let endpoint = |address: &str, zone: Option<&str>, healthy| EndpointSnapshot {
         address: address.into(),
         zone: zone.map(Into::into),
+        version: zone.map(|_| "v2".into()),
+        weight: 2,
+        priority: 1,
         healthy,
         ejected: false,
+        ramp: if zone == Some("us-west") { 0.25 } else { 1.0 },
+        latency_ms: 1.5,
+        calls_total: 7,
         in_flight: 1,
         connections: 4,
     };
@@ -301,7 +307,7 @@ pub(crate) fn snapshot() -> NodeSnapshot {
     ];
     NodeSnapshot {
         routes: vec![route("events", "closed"), route("quotes", "off")],
-        upstreams: vec![UpstreamSnapshot { name: "queue".into(), endpoints }],
+        upstreams: vec![UpstreamSnapshot { name: "queue".into(), endpoints, spilled_total: 3, is_spilling: true }],
         limits: vec![
             LimitSnapshot { name: "connections", value: 10_000, used: Some(4), reached_total: 1 },
             LimitSnapshot { name: "body_bytes", value: 1 << 20, used: None, reached_total: 0 },

@@ -122,6 +122,7 @@ fn upstream((was, _): &(&Upstream, &Policy), (is, _): &(&Upstream, &Policy), tel
     }
     tell("health", was.health != is.health);
     tell("outlier", was.outlier != is.outlier);
+    tell("balance", was.balance != is.balance);
     tell("connections", was.connections_max != is.connections_max);
     tell("idle_timeout", was.idle_timeout != is.idle_timeout);
     tell("connect_timeout", was.connect_timeout != is.connect_timeout);
@@ -151,9 +152,10 @@ mod tests {
         };
         let upstream = |name: &str| Upstream {
             name: name.into(),
-            endpoints: vec![Endpoint { address: format!("{name}:80"), zone: None }],
+            endpoints: vec![Endpoint::at(format!("{name}:80"))],
             health: None,
             outlier: None,
+            balance: crate::balance::BalanceConfig::default(),
             connections_max: 1,
             idle_timeout: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(1),
@@ -200,8 +202,8 @@ mod tests {
             policy.routes[1].name = "three".into();
             policy.routes[0].upstream = UpstreamId(1);
             policy.routes[0].fallbacks.pop();
-            policy.upstreams[0].endpoints =
-                vec![Endpoint { address: "c:80".into(), zone: None }, Endpoint { address: "d:80".into(), zone: None }];
+            policy.upstreams[0].endpoints = vec![Endpoint::at("c:80"), Endpoint::at("d:80")];
+            policy.upstreams[0].balance.slow_start = Duration::ZERO;
             policy.upstreams[1].endpoints[0].zone = Some("z".into());
             policy.upstreams[1].host = Some("h".into());
             policy.limits.pending_max = 1;
@@ -220,6 +222,7 @@ mod tests {
                 "upstream a: endpoint a:80 removed",
                 "upstream a: endpoint c:80 added",
                 "upstream a: endpoint d:80 added",
+                "upstream a: balance",
                 "upstream b: endpoint b:80 changed",
                 "upstream b: host",
                 "limits",

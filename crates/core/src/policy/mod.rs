@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::balance::BalanceConfig;
 use crate::guard::Invalid;
 use crate::guard::breaker::BreakerConfig;
 use crate::guard::budget::BudgetConfig;
@@ -363,6 +364,8 @@ pub struct Upstream {
     pub health: Option<HealthConfig>,
     /// Takes endpoints out that do worse than their peers, if set.
     pub outlier: Option<OutlierConfig>,
+    /// How its endpoints share the calls.
+    pub balance: BalanceConfig,
     /// Connections at most per endpoint.
     pub connections_max: u32,
     /// A pooled connection is dropped after this long without use; keep it below the upstream's own.
@@ -382,6 +385,20 @@ pub struct Endpoint {
     pub address: String,
     /// Where it runs, if told.
     pub zone: Option<String>,
+    /// What runs there, if told.
+    pub version: Option<String>,
+    /// Its share of the calls beside its peers'; zero for none.
+    pub weight: u32,
+    /// Lower ones are asked first.
+    pub priority: u32,
+}
+
+impl Endpoint {
+    /// One of which nothing but the address was told.
+    #[must_use]
+    pub fn at(address: impl Into<String>) -> Self {
+        Self { address: address.into(), zone: None, version: None, weight: 1, priority: 0 }
+    }
 }
 
 /// Bounds of the node. Each has a name in `seawall_limit{limit="..."}` and a counter of how often it was reached.

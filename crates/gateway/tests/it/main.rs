@@ -17,3 +17,4 @@ mod traffic;
 mod upgrades;
 mod world;
 mod writes;
+mod zones;

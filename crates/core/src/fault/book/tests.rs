@@ -26,6 +26,7 @@ fn policy() -> Policy {
         endpoints: Vec::new(),
         health: None,
         outlier: None,
+        balance: crate::balance::BalanceConfig::default(),
         connections_max: 1,
         idle_timeout: Duration::ZERO,
         connect_timeout: Duration::ZERO,

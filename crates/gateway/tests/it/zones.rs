@@ -1,0 +1,184 @@
+//! Endpoints in several zones: the node's own first, the others when it is ill or full, and back by degrees.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use seawall_core::balance::BalanceConfig;
+use seawall_core::guard::health::HealthConfig;
+use seawall_core::guard::outlier::OutlierConfig;
+use seawall_core::journal::Kind;
+use seawall_core::observation::{EndpointSnapshot, UpstreamSnapshot};
+use seawall_core::policy::{Endpoint, Policy, Protocol, Upstream};
+use seawall_core::units::Ratio;
+
+use crate::world::{Do, Server, World, answer, ok, policy, route, upstream, wait_until};
+
+const MS: Duration = Duration::from_millis(1);
+
+/// A server that answers with the name of its zone, and can be ill.
+struct Zone {
+    name: &'static str,
+    server: Server,
+    is_ill: Arc<AtomicBool>,
+}
+
+impl Zone {
+    fn new(name: &'static str) -> Self {
+        let is_ill = Arc::new(AtomicBool::new(false));
+        let ill = Arc::clone(&is_ill);
+        let server =
+            Server::start(
+                move |_, _| {
+                    if ill.load(Relaxed) { answer("503 Service Unavailable", "", "ill") } else { ok(name) }
+                },
+            );
+        Self { name, server, is_ill }
+    }
+
+    fn endpoint(&self) -> Endpoint {
+        Endpoint { zone: Some(self.name.into()), ..Endpoint::at(self.server.address.to_string()) }
+    }
+}
+
+fn in_zones(endpoints: Vec<Endpoint>) -> Upstream {
+    let balance = BalanceConfig { slow_start: Duration::ZERO, ..BalanceConfig::default() };
+    Upstream { endpoints, balance, ..upstream("u", &[]) }
+}
+
+/// The node is `here`.
+fn one_route(upstream: Upstream) -> Policy {
+    let mut route = route("r", 0);
+    route.guards.breaker = None;
+    policy(vec![route], vec![upstream])
+}
+
+fn seen(world: &World) -> UpstreamSnapshot {
+    (world.view)().upstreams.remove(0)
+}
+
+fn of_endpoints<T>(world: &World, of: impl Fn(&EndpointSnapshot) -> T) -> Vec<T> {
+    seen(world).endpoints.iter().map(of).collect()
+}
+
+/// Who answered how many of so many requests.
+fn answered(world: &World, requests: usize) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for _ in 0..requests {
+        *counts.entry(world.get("/").body).or_default() += 1;
+    }
+    counts
+}
+
+#[test]
+fn own_zone_is_left_and_come_back_to_and_both_are_told_once() {
+    let (here, there) = (Zone::new("here"), Zone::new("there"));
+    let mut upstream = in_zones(vec![there.endpoint(), here.endpoint()]);
+    let every = 10 * MS;
+    upstream.health = Some(HealthConfig { every, unhealthy_after: 1, healthy_after: 1, ..HealthConfig::default() });
+    let world = World::new(one_route(upstream));
+    assert_eq!(answered(&world, 30), BTreeMap::from([("here".into(), 30)]));
+    here.is_ill.store(true, Relaxed);
+    wait_until("the check has seen it", || of_endpoints(&world, |it| it.healthy) == [true, false]);
+    assert_eq!(answered(&world, 30), BTreeMap::from([("there".into(), 30)]));
+    wait_until("the journal is told", || {
+        world.get("/");
+        seen(&world).is_spilling
+    });
+    assert!(seen(&world).spilled_total >= 30);
+    let (ill, away) = (world.entries(Kind::EndpointUnhealthy).remove(0), world.entries(Kind::TrafficSpilled).remove(0));
+    assert_eq!((away.subject.as_str(), away.cause), ("upstream:u", Some(ill.seq)));
+    here.is_ill.store(false, Relaxed);
+    wait_until("the check has seen that, too", || of_endpoints(&world, |it| it.healthy) == [true, true]);
+    assert_eq!(answered(&world, 30), BTreeMap::from([("here".into(), 30)]));
+    wait_until("the journal is told", || {
+        world.get("/");
+        !seen(&world).is_spilling
+    });
+    let well = world.entries(Kind::EndpointHealthy).remove(0);
+    let home = world.entries(Kind::TrafficHome);
+    assert_eq!((home.len(), home[0].cause), (1, Some(well.seq)));
+    assert_eq!(world.entries(Kind::TrafficSpilled).len(), 1);
+}
+
+#[test]
+fn who_comes_back_begins_slowly() {
+    let (here, there) = (Zone::new("here"), Zone::new("there"));
+    let mut upstream = in_zones(vec![here.endpoint(), there.endpoint()]);
+    // So long that it is at its beginning for the whole test.
+    upstream.balance.slow_start = Duration::from_secs(3_600);
+    upstream.outlier = Some(OutlierConfig {
+        consecutive_failures: 3,
+        ejection_base: 300 * MS,
+        ejection_jitter: Duration::ZERO,
+        ..OutlierConfig::default()
+    });
+    let world = World::new(one_route(upstream));
+    assert_eq!(of_endpoints(&world, |it| it.ramp), [1.0, 1.0], "who was there from the beginning does not");
+    here.is_ill.store(true, Relaxed);
+    wait_until("it is ejected", || {
+        assert_eq!(world.get("/").body, "there", "what fails here is tried there");
+        !world.entries(Kind::EndpointEjected).is_empty()
+    });
+    here.is_ill.store(false, Relaxed);
+    wait_until("it is back", || !world.entries(Kind::EndpointReturned).is_empty());
+    assert_eq!(of_endpoints(&world, |it| it.ramp), [0.1, 1.0]);
+    let counts = answered(&world, 200);
+    // A tenth; six deviations of a coin are 25 more.
+    assert!((1..45).contains(counts.get("here").unwrap_or(&0)), "{counts:?}");
+    assert_eq!(counts.values().sum::<usize>(), 200);
+}
+
+#[test]
+fn what_finds_no_room_goes_on() {
+    let there = Zone::new("there");
+    let here = Server::start(|seen, _| {
+        if seen.head.contains("/held") { Do::Wait(5_000 * MS, Box::new(ok("here"))) } else { ok("here") }
+    });
+    let near = Endpoint { zone: Some("here".into()), ..Endpoint::at(here.address.to_string()) };
+    let mut upstream = in_zones(vec![near, there.endpoint()]);
+    upstream.balance.calls_max = Some(1);
+    let world = World::new(one_route(upstream));
+    assert_eq!(world.get("/").body, "here");
+    let mut held = world.client();
+    held.send("GET /held HTTP/1.1\r\nHost: h\r\n\r\n");
+    wait_until("it is on its way", || of_endpoints(&world, |it| it.in_flight) == [1, 0]);
+    assert_eq!(answered(&world, 5), BTreeMap::from([("there".into(), 5)]));
+    assert_eq!(seen(&world).spilled_total, 5);
+}
+
+#[test]
+fn connections_go_to_the_own_zone_first() {
+    let (here, there) = (Zone::new("here"), Zone::new("there"));
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let gone = Endpoint { zone: Some("here".into()), ..Endpoint::at(nobody.to_string()) };
+    for (near, who) in [(here.endpoint(), "here"), (gone, "there")] {
+        let mut policy = one_route(in_zones(vec![there.endpoint(), near]));
+        policy.routes[0].protocol = Protocol::Tcp;
+        policy.routes[0].guards.budget.ratio = Ratio::ONE;
+        let world = World::new(policy);
+        assert_eq!(answered(&world, 5), BTreeMap::from([(who.into(), 5)]));
+        assert_eq!(seen(&world).spilled_total, if who == "here" { 0 } else { 5 });
+    }
+}
+
+#[test]
+fn what_is_known_of_endpoints_outlives_a_change() {
+    let zones = [Zone::new("here"), Zone::new("there"), Zone::new("there")];
+    let mut upstream = in_zones(zones[..2].iter().map(Zone::endpoint).collect());
+    upstream.balance.slow_start = Duration::from_secs(3_600);
+    let world = World::new(one_route(upstream.clone()));
+    answered(&world, 20);
+    let before = seen(&world).endpoints;
+    assert!(before[0].calls_total == 20 && before[0].latency_ms > 0.0 && before[0].connections > 0, "{before:?}");
+    upstream.endpoints[0].weight = 7;
+    upstream.endpoints[0].version = Some("v2".into());
+    upstream.endpoints.push(zones[2].endpoint());
+    world.change(one_route(upstream));
+    let after = seen(&world).endpoints;
+    assert_eq!((after[0].weight, after[0].version.as_deref(), after[0].calls_total), (7, Some("v2"), 20));
+    assert!(after[0].latency_ms > 0.0 && after[0].connections > 0, "its connections are kept: {after:?}");
+    assert_eq!(after.iter().map(|it| it.ramp).collect::<Vec<_>>(), [1.0, 1.0, 0.1], "the new one begins slowly");
+}
