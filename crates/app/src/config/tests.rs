@@ -109,7 +109,8 @@ fn the_whole_grammar_is_understood() {
     assert_eq!(events.guards.timeout, Duration::from_secs(2));
     assert_eq!(events.guards.try_timeout, Duration::from_millis(700));
     assert_eq!((events.guards.retry.attempts_max, events.guards.retry.wait_max), (4, Duration::from_secs(1)));
-    assert_eq!((events.guards.budget.ratio.to_string(), events.guards.budget.floor_per_s), ("10%".into(), 3.0));
+    let budget = events.guards.budget;
+    assert_eq!((budget.ratio.to_string(), budget.floor_per_s, budget.in_flight_min), ("10%".into(), 3.0, 30));
     let breaker = events.guards.breaker.as_ref().unwrap();
     assert_eq!((breaker.window, breaker.calls_min), (WindowConfig::Calls(10), 10));
     assert_eq!(breaker.slow.unwrap().over, Duration::from_millis(500));
