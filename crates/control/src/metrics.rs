@@ -201,6 +201,22 @@ fn routes(text: &mut Text, routes: &[RouteSnapshot]) {
     text.per_route(http.clone(), "seawall_cut_total", "counter", help, |route| route.cut_total);
     let help = "Answers whose trailers were left out because the answer had not announced them.";
     text.per_route(http, "seawall_trailers_dropped_total", "counter", help, |route| route.trailers_dropped_total);
+    let name = "seawall_version_requests_total";
+    text.family(name, "counter", "Requests meant for a version of the upstream, by class of status.");
+    for route in routes {
+        for (version, counts) in &route.versions {
+            for (class, count) in CLASSES.iter().zip(counts.answers) {
+                text.sample(name, &[("route", &route.name), ("version", version), ("class", class)], count);
+            }
+        }
+    }
+    let name = "seawall_version_elsewhere_total";
+    text.family(name, "counter", "Tries that went to another version, as no endpoint of the one meant was well.");
+    for route in routes {
+        for (version, counts) in &route.versions {
+            text.sample(name, &[("route", &route.name), ("version", version)], counts.elsewhere);
+        }
+    }
     let name = "seawall_learned_limit";
     text.family(name, "gauge", "Calls per second that the upstream is thought to allow, where one was felt.");
     for (route, limit) in routes.iter().filter_map(|route| Some((route, route.learned_limit_per_s?))) {

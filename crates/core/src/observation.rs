@@ -3,6 +3,7 @@
 
 use serde::Serialize;
 
+use crate::balance::assign::ByVersion;
 use crate::policy::Protocol;
 
 /// Upper bounds of the latency histogram's buckets, in seconds; a last bucket takes the rest.
@@ -146,6 +147,8 @@ pub struct RouteSnapshot {
     pub connections: ConnectionsSnapshot,
     /// Answers whose trailers ended here because the answer had not announced them (`Trailer`).
     pub trailers_dropped_total: u64,
+    /// What became of those that were meant for a version, by its name.
+    pub versions: ByVersion,
     /// Calls per second that the upstream is thought to allow; `None` without `learned_limit`, or before any was felt.
     pub learned_limit_per_s: Option<f64>,
     /// Calls at once that are thought right; `None` without `concurrency`.

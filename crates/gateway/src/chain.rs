@@ -31,6 +31,7 @@ use seawall_core::outcome::{Failure, Outcome, is_idempotent, judge_status};
 use seawall_core::spool::FingerprintHalf;
 use seawall_core::time::Mono;
 
+use crate::aim::Aim;
 use crate::http::answer::Answer;
 use crate::http::body::{ClientBody, Progress, ReqBody, ResBody, Tracked};
 use crate::http::conn::ConnState;
@@ -200,6 +201,8 @@ pub(crate) struct Call {
     pub(crate) body: Kept,
     pub(crate) deadline: Deadline,
     pub(crate) idempotent: bool,
+    /// Which of the upstream's endpoints it is meant for.
+    pub(crate) aim: Aim,
     pub(crate) tried: u64,
     pub(crate) attempts: u32,
     pub(crate) began: Mono,
@@ -317,13 +320,14 @@ async fn route_call(
             return *answer;
         }
     };
-    let request_id = call.headers.get(X_REQUEST_ID).cloned();
+    let (request_id, aim) = (call.headers.get(X_REQUEST_ID).cloned(), call.aim);
     let key = call.write.as_ref().map(|write| write.identity.key.clone());
     let mut response = guarded(worker, call, started).await;
     if let Some(key) = key {
         // Whatever came of it: who asks again must be able to ask for the same thing.
         response.headers_mut().entry(IDEMPOTENCY_KEY).or_insert(key);
     }
+    aim.answered(worker, id, response.status().as_u16());
     *response.version_mut() = http::Version::HTTP_11;
     if let Some(request_id) = request_id {
         response.headers_mut().entry(X_REQUEST_ID).or_insert(request_id);
@@ -414,6 +418,7 @@ async fn prepare(
     let client_key = present.has(Present::IDEMPOTENCY_KEY);
     let mut call = Call {
         id,
+        aim: Aim::take(worker, &route, &parts.headers),
         idempotent: client_key || is_idempotent(parts.method.as_str()),
         target: origin_form(&parts.uri),
         headers: std::mem::take(&mut parts.headers),
@@ -844,9 +849,14 @@ async fn try_with(
     let node = &worker.node;
     let by_copies = call.copies.as_ref().map_or(0, |copies| copies.tried.load(Relaxed));
     let avoid = Avoid { failed: call.tried, busy: by_copies };
-    let Some(choice) = worker.choose(upstream, avoid, now) else {
+    // What stands in for the route's upstream knows nothing of its versions.
+    let aim = if upstream == call.route.policy.upstream { call.aim } else { Aim::default() };
+    let Some((choice, is_elsewhere)) = worker.choose_for(aim, upstream, avoid, now) else {
         return Tried::Refused(no_healthy_endpoint(worker, upstream));
     };
+    if is_elsewhere {
+        aim.went_elsewhere(worker, call.id);
+    }
     let endpoint = choice.place;
     call.tried |= 1 << (endpoint as u64 % 64);
     if let Some(copies) = &call.copies {

@@ -24,6 +24,7 @@ use seawall_core::traffic::Counts;
 use seawall_store::{Journal, Spool};
 use tokio_util::task::TaskTracker;
 
+use crate::aim::Aim;
 use crate::chain::InFlight;
 use crate::clock::Clock;
 use crate::fault::CallFaults;
@@ -102,6 +103,8 @@ pub(crate) struct UpstreamState {
     pub(crate) outlier: Option<Arc<Mutex<Outlier>>>,
     /// Where its calls go.
     pub(crate) plan: Plan,
+    /// Where those go that are meant for a version.
+    pub(crate) versions: Vec<(String, Plan)>,
     slow_start: Duration,
     pub(crate) spill: Arc<Spill>,
     budget: Arc<Mutex<Budget>>,
@@ -367,6 +370,7 @@ impl UpstreamState {
             endpoints: endpoints.collect(),
             outlier,
             plan: Plan::new(&upstream.endpoints, zone, upstream.balance, calls_max),
+            versions: plans_of_versions(upstream, zone, calls_max),
             slow_start: upstream.balance.slow_start,
             spill: Arc::default(),
             budget,
@@ -455,6 +459,20 @@ impl UpstreamState {
             is_spilling: self.spill.watch.lock().unwrap_or_else(PoisonError::into_inner).is_away(),
         }
     }
+}
+
+/// A plan for each version, of its endpoints alone.
+fn plans_of_versions(upstream: &Upstream, zone: &str, calls_max: u32) -> Vec<(String, Plan)> {
+    let mut names: Vec<&String> = upstream.endpoints.iter().filter_map(|endpoint| endpoint.version.as_ref()).collect();
+    names.sort();
+    names.dedup();
+    let plan = |name: &String| {
+        let weight = |endpoint: &Endpoint| if endpoint.version.as_ref() == Some(name) { endpoint.weight } else { 0 };
+        let own = |endpoint: &Endpoint| Endpoint { weight: weight(endpoint), ..endpoint.clone() };
+        let own: Vec<Endpoint> = upstream.endpoints.iter().map(own).collect();
+        (name.clone(), Plan::new(&own, zone, upstream.balance, calls_max))
+    };
+    names.into_iter().map(plan).collect()
 }
 
 impl EndpointState {
@@ -564,6 +582,26 @@ impl Worker {
         let worker = Arc::new(worker);
         node.workers.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&worker));
         worker
+    }
+
+    /// Where a call should go; `true` if that is not of the version it aims at, because none of it is well.
+    pub(crate) fn choose_for(&self, aim: Aim, upstream: UpstreamId, avoid: Avoid, now: Mono) -> Option<(Choice, bool)> {
+        if aim.version.is_none() && aim.value.is_none() {
+            return self.choose(upstream, avoid, now).map(|choice| (choice, false));
+        }
+        let upstream = &self.node.upstreams[upstream.index()];
+        let by = |plan: &Plan| match aim.value {
+            Some(value) => plan.choose_for(value, &AtMoment { upstream, now }, avoid),
+            None => {
+                let mut prng = self.prng.lock().unwrap_or_else(PoisonError::into_inner);
+                plan.choose(&AtMoment { upstream, now }, avoid, &mut prng)
+            }
+        };
+        let of_version = aim.version.and_then(|version| by(&upstream.versions[version].1));
+        match of_version {
+            Some(choice) => Some((choice, false)),
+            None => by(&upstream.plan).map(|choice| (choice, aim.version.is_some())),
+        }
     }
 
     /// Where a call should go.

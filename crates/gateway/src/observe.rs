@@ -2,8 +2,10 @@
 //! load and a store and no cache line travels; a snapshot adds the workers up.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use seawall_core::balance::assign::ByVersion;
 use seawall_core::guard::Refusal;
 use seawall_core::observation::{
     ConnectionsSnapshot, DURATION_BUCKETS_S, Ended, LATENCY_BUCKETS_S, RouteSnapshot, quantile_s,
@@ -46,6 +48,8 @@ pub(crate) struct RouteCounts {
     pub(crate) faulted: Count,
     pub(crate) trailers_dropped: Count,
     pub(crate) connections: ConnectionCounts,
+    /// Of routes that share out versions alone; by name, as places change with the policy.
+    pub(crate) versions: Mutex<ByVersion>,
     latency: [Count; LATENCY_BUCKETS_S.len() + 1],
     latency_nanos: Count,
     calls_failed: Count,
@@ -174,6 +178,9 @@ impl RouteCounts {
         sum.faulted_total += self.faulted.get();
         sum.trailers_dropped_total += self.trailers_dropped.get();
         self.connections.add_to(&mut sum.connections);
+        for (version, counts) in self.versions.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            sum.versions.entry(version.clone()).or_default().add(counts);
+        }
         sum.latency_counts.resize(self.latency.len(), 0);
         for (total, count) in sum.latency_counts.iter_mut().zip(&self.latency) {
             *total += count.get();

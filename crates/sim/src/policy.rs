@@ -87,6 +87,7 @@ fn events() -> Route {
         fallbacks: vec![Fallback::Spool],
         order_by: Some("shipment-id".into()),
         delivery: Delivery { attempts_max: 100_000, parallel: 4, ..Delivery::default() },
+        placement: seawall_core::policy::Placement::default(),
     }
 }
 

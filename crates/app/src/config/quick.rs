@@ -121,6 +121,7 @@ fn policy(listener: Listener, protocol: Protocol, there: Place, options: &Quick)
             guards,
             fallbacks,
             order_by,
+            placement: seawall_core::policy::Placement::default(),
             delivery,
         }],
         upstreams: vec![upstream],

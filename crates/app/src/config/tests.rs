@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use seawall_core::balance::BalanceConfig;
+use seawall_core::balance::assign::Unit;
 use seawall_core::guard::breaker::WindowConfig;
 use seawall_core::guard::bulkhead::Order;
 use seawall_core::guard::outlier::OutlierConfig;
@@ -162,6 +163,13 @@ fn the_whole_grammar_is_understood() {
     assert_eq!(queue.endpoints[1].zone.as_deref(), Some("us-west"));
     assert_eq!(queue.endpoints[2].address, "queue.example:80");
     assert_eq!((queue.connections_max, queue.idle_timeout), (64, Duration::from_secs(9)));
+    let placement = &policy.route(RouteId(2)).placement;
+    let split = placement.versions.as_ref().unwrap();
+    assert_eq!(split.weights, [("v2".to_owned(), 5), ("v1".to_owned(), 95)], "in the order written");
+    assert_eq!(
+        (&split.by, &placement.sticky),
+        (&Unit::Header("user-id".into()), &Some(Unit::Cookie("session".into())))
+    );
     let west = &queue.endpoints[1];
     assert_eq!((west.version.as_deref(), west.weight, west.priority), (Some("v2"), 3, 1));
     let BalanceConfig { spare, slow_start, panic_below, calls_max } = queue.balance;

@@ -99,6 +99,12 @@ impl<'n> Upstreams<'n> {
         &self.list[id.index()].upstream.name
     }
 
+    /// What runs at its endpoints, where that is told.
+    pub(super) fn versions(&self, id: UpstreamId) -> Vec<&str> {
+        let versions = self.list[id.index()].upstream.endpoints.iter().filter_map(|it| it.version.as_deref());
+        versions.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+    }
+
     pub(super) fn connect_timeout(&self, id: UpstreamId) -> Duration {
         self.list[id.index()].upstream.connect_timeout
     }

@@ -32,6 +32,7 @@ impl FakeFaults {
             fallbacks: Vec::new(),
             order_by: None,
             delivery: Delivery::default(),
+            placement: seawall_core::policy::Placement::default(),
         };
         let upstream = |name: &str| Upstream {
             name: name.into(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use seawall_control::{
     Admin, AdminParts, BoxFuture, ConfigPort, FaultPort, LedgerPort, LedgerRefusal, NodeInfo, NotReloaded, Reloaded,
 };
+use seawall_core::balance::assign::VersionCounts;
 use seawall_core::ledger::census::{Census, Member, Salt};
 use seawall_core::ledger::{Counted, Counts, Place, Receipts, State, StreamSummary, Summary, Verdict};
 use seawall_core::observation::CertificateSnapshot;
@@ -282,6 +283,7 @@ pub(crate) fn snapshot() -> NodeSnapshot {
         latency_p50_ms: 2.5,
         latency_p99_ms: 60_000.0,
         learned_limit_per_s: (state == "off").then_some(49.5),
+        versions: [("canary".to_owned(), VersionCounts { answers: [0, 5, 0, 0, 1], elsewhere: 2 })].into(),
         concurrency_limit: (state == "off").then_some(12),
         ..RouteSnapshot::default()
     };

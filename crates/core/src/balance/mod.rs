@@ -21,8 +21,13 @@
 //! ago (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001).
 //! Invariants: an endpoint that is unwell is chosen only in a panic; one without weight never; of endpoints that are
 //! alike each gets what its weight says. A choice does not allocate.
-//! Not here: who is well (`guard/health.rs`, `guard/outlier.rs`), when a spill is told ([`spill`]).
+//! **Sticky.** For a value ([`Plan::choose_for`]) the draw is by rendezvous: each endpoint has a score for each value, and the
+//! highest that is well gets it, so that only those move whose endpoint is gone (Thaler and Ravishankar, 1998; weights after
+//! Schindelhauer and Schomaker, 2005).
+//!
+//! Not here: which version serves whom ([`assign`]), who is well (`guard/health.rs`, `guard/outlier.rs`), when a spill is told ([`spill`]).
 
+pub mod assign;
 pub mod latency;
 pub mod spill;
 
@@ -148,6 +153,8 @@ struct Member {
     weight: u32,
     /// The same number for the same zone; `None` where none was told.
     zone: Option<usize>,
+    /// The same for the same address, on every node.
+    mark: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -172,7 +179,12 @@ impl Plan {
             let zone = endpoints[place].zone.as_ref()?;
             endpoints.iter().position(|other| other.zone.as_ref() == Some(zone))
         };
-        let member = |place: &usize| Member { place: *place, weight: endpoints[*place].weight, zone: zone_of(*place) };
+        let member = |place: &usize| Member {
+            place: *place,
+            weight: endpoints[*place].weight,
+            zone: zone_of(*place),
+            mark: assign::mark("", endpoints[*place].address.as_bytes()),
+        };
         let members: Vec<Member> = places.iter().map(member).collect();
         let mut groups: Vec<Group> = Vec::new();
         for (index, place) in places.iter().enumerate() {
@@ -210,7 +222,24 @@ impl Plan {
     /// The endpoint for a call; `None` if none is well. O(endpoints), and does not allocate.
     #[must_use]
     pub fn choose(&self, endpoints: &impl Endpoints, avoid: Avoid, prng: &mut Prng) -> Option<Choice> {
-        let now = Now { plan: self, endpoints, salt: prng.next_u64(), panics: self.panics(endpoints) };
+        self.choose_as(endpoints, avoid, None, prng)
+    }
+
+    /// The endpoint for a call that belongs to a value: the same as long as it is well and has room. Who had moved away from
+    /// one that comes back moves back by degrees, each once.
+    #[must_use]
+    pub fn choose_for(&self, value: u64, endpoints: &impl Endpoints, avoid: Avoid) -> Option<Choice> {
+        self.choose_as(endpoints, avoid, Some(value), &mut Prng::new(value))
+    }
+
+    fn choose_as(
+        &self,
+        endpoints: &impl Endpoints,
+        avoid: Avoid,
+        value: Option<u64>,
+        prng: &mut Prng,
+    ) -> Option<Choice> {
+        let now = Now { plan: self, endpoints, value, salt: prng.next_u64(), panics: self.panics(endpoints) };
         if avoid.is_none()
             && let Some(group) = now.draw_group(prng)
         {
@@ -262,6 +291,8 @@ impl Plan {
 struct Now<'a, E> {
     plan: &'a Plan,
     endpoints: &'a E,
+    /// What the call belongs to.
+    value: Option<u64>,
     /// Every endpoint in slow start throws its coin with it, the same at every look.
     salt: u64,
     panics: bool,
@@ -319,6 +350,13 @@ impl<E: Endpoints> Now<'_, E> {
     fn draw(&self, group: usize, asked: impl Fn(&Member) -> bool, prng: &mut Prng) -> Option<usize> {
         let group = &self.plan.groups[group];
         let fit = || self.plan.of(group).iter().filter(|member| asked(member));
+        if let Some(value) = self.value {
+            let score = |member: &Member| {
+                let unit = Prng::new(value ^ member.mark).unit();
+                f64::from(member.weight) / -unit.max(f64::MIN_POSITIVE).ln()
+            };
+            return fit().max_by(|one, other| score(one).total_cmp(&score(other))).map(|member| member.place);
+        }
         let (first, second) = if group.is_even {
             let count = fit().count() as u64;
             let first = prng.below(count);

@@ -31,10 +31,10 @@ impl Endpoints for World {
 
 /// `east w2 p1 sick full slow ramp=0.5 calls=3 ms=20`: a zone, `-` for none, and what is unusual.
 fn read(line: &str) -> World {
-    let endpoint = |text: &str| {
+    let endpoint = |(place, text): (usize, &str)| {
         let mut words = text.split_whitespace();
         let zone = words.next().filter(|zone| *zone != "-").map(Into::into);
-        let endpoint = Endpoint { zone, ..Endpoint::at("h:1") };
+        let endpoint = Endpoint { zone, ..Endpoint::at(format!("h:{place}")) };
         let mut at = At { endpoint, is_well: true, ramp: 1.0, in_flight: 0, latency: 0.0 };
         for word in words {
             match word.split_once('=') {
@@ -50,7 +50,7 @@ fn read(line: &str) -> World {
         }
         at
     };
-    World(line.split(',').map(endpoint).collect())
+    World(line.split(',').enumerate().map(endpoint).collect())
 }
 
 fn plan(world: &World, config: BalanceConfig) -> Plan {
@@ -195,6 +195,32 @@ fn a_return_takes_its_time() {
 }
 
 #[test]
+fn a_value_stays_where_it_is() {
+    let of = |line: &str| -> Vec<usize> {
+        let world = read(line);
+        let plan = plan(&world, BalanceConfig::default());
+        (0..10_000)
+            .map(|value| {
+                plan.choose_for(assign::mark("r", &[value as u8, (value >> 8) as u8]), &world, Avoid::default())
+                    .unwrap()
+                    .place
+            })
+            .collect()
+    };
+    let share = |places: &[usize], wanted| places.iter().filter(|place| **place == wanted).count();
+    let moved = |one: &[usize], other: &[usize]| one.iter().zip(other).filter(|(one, other)| one != other).count();
+    let all = of("-, - w=2, -");
+    assert_eq!(all, of("- calls=9, - w=2 ms=9, - ms=3"), "whatever the load is");
+    assert!((4_700..5_300).contains(&share(&all, 1)) && (2_240..2_760).contains(&share(&all, 0)));
+    let without = of("- sick, - w=2, -");
+    assert_eq!(moved(&all, &without), share(&all, 0), "only those whose endpoint is gone");
+    let (early, late) = (of("- ramp=0.2, - w=2, -"), of("- ramp=0.6, - w=2, -"));
+    assert!((100..900).contains(&moved(&without, &early)) && (1_200..1_900).contains(&moved(&without, &late)));
+    let back = |places: &[usize]| (0..10_000).filter(|value| places[*value] == 0).collect::<Vec<_>>();
+    assert!(back(&early).iter().all(|value| late[*value] == 0), "who is back stays");
+}
+
+#[test]
 fn home_is_the_first_group() {
     let look = |line| {
         let plan = plan(&read(line), BalanceConfig::default());
@@ -239,6 +265,18 @@ proptest! {
             let untried = usable.iter().any(|other| !has(failed | busy, *other));
             prop_assert!(!untried || !has(failed | busy, place), "the tried come last");
         }
+    }
+
+    #[test]
+    fn a_value_is_served_by_the_well(all in prop::collection::vec(at(), 0..9), failed in 0_u64..512, value in any::<u64>()) {
+        let world = World(all);
+        let plan = plan(&world, BalanceConfig::default());
+        let avoid = Avoid { failed, busy: 0 };
+        let chosen = plan.choose_for(value, &world, avoid);
+        prop_assert_eq!(chosen, plan.choose_for(value, &world, avoid));
+        let is_usable = |at: &At| at.is_well && at.endpoint.weight > 0;
+        prop_assert_eq!(chosen.is_some(), world.0.iter().any(is_usable));
+        prop_assert!(chosen.is_none_or(|it| is_usable(&world.0[it.place])));
     }
 
     #[test]

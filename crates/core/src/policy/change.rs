@@ -90,6 +90,8 @@ fn route((was, old): &(&Route, &Policy), (is, new): &(&Route, &Policy), tell: &m
     tell("fallback", own(was) != own(is));
     tell("order_by", was.order_by != is.order_by);
     tell("delivery", was.delivery != is.delivery);
+    tell("versions", was.placement.versions != is.placement.versions);
+    tell("sticky", was.placement.sticky != is.placement.sticky);
     guards(&was.guards, &is.guards, tell);
 }
 
@@ -149,6 +151,7 @@ mod tests {
             fallbacks: vec![Fallback::Upstream(UpstreamId(1 - upstream)), Fallback::Spool],
             order_by: None,
             delivery: crate::policy::Delivery::default(),
+            placement: crate::policy::Placement::default(),
         };
         let upstream = |name: &str| Upstream {
             name: name.into(),
@@ -197,6 +200,7 @@ mod tests {
         let several = |policy: &mut Policy| {
             policy.listeners.push(policy.listeners[0].clone());
             policy.listeners[0].routes.pop();
+            policy.routes[0].placement.sticky = Some(crate::balance::assign::Unit::Cookie("id".into()));
             policy.routes[0].guards.timeout = Duration::from_secs(1);
             policy.routes[0].guards.breaker = None;
             policy.routes[1].name = "three".into();
@@ -216,6 +220,7 @@ mod tests {
                 "route two: removed",
                 "route one: upstream",
                 "route one: fallback",
+                "route one: sticky",
                 "route one: timeout",
                 "route one: breaker",
                 "route three: added",

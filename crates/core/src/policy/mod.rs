@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::balance::BalanceConfig;
+use crate::balance::assign::{Split, Unit};
 use crate::guard::Invalid;
 use crate::guard::breaker::BreakerConfig;
 use crate::guard::budget::BudgetConfig;
@@ -155,6 +156,17 @@ pub struct Route {
     pub order_by: Option<String>,
     /// How the forwarder delivers what was spooled.
     pub delivery: Delivery,
+    /// Where its calls go among the upstream's endpoints.
+    pub placement: Placement,
+}
+
+/// Where a route's calls go among the endpoints of its upstream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placement {
+    /// Shares of versions, if there are any.
+    pub versions: Option<Split>,
+    /// What stays with one endpoint as long as that is well.
+    pub sticky: Option<Unit>,
 }
 
 impl Route {
@@ -481,6 +493,7 @@ mod tests {
             fallbacks: Vec::new(),
             order_by: None,
             delivery: Delivery::default(),
+            placement: Placement::default(),
         };
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let listener = |route| Listener { address, routes: vec![RouteId(route)] };

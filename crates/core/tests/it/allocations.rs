@@ -76,6 +76,7 @@ fn policy() -> Policy {
         fallbacks: Vec::new(),
         order_by: None,
         delivery: Delivery::default(),
+        placement: seawall_core::policy::Placement::default(),
     };
     let upstream = Upstream {
         name: "queue".into(),

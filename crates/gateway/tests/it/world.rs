@@ -289,6 +289,7 @@ pub fn route(name: &str, upstream: u32) -> Route {
         fallbacks: Vec::new(),
         order_by: None,
         delivery: Delivery::default(),
+        placement: seawall_core::policy::Placement::default(),
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use seawall_core::balance::BalanceConfig;
+use seawall_core::balance::assign::{Split, Unit};
 use seawall_core::guard::health::HealthConfig;
 use seawall_core::guard::outlier::OutlierConfig;
 use seawall_core::journal::Kind;
@@ -181,4 +182,84 @@ fn what_is_known_of_endpoints_outlives_a_change() {
     assert_eq!((after[0].weight, after[0].version.as_deref(), after[0].calls_total), (7, Some("v2"), 20));
     assert!(after[0].latency_ms > 0.0 && after[0].connections > 0, "its connections are kept: {after:?}");
     assert_eq!(after.iter().map(|it| it.ramp).collect::<Vec<_>>(), [1.0, 1.0, 0.1], "the new one begins slowly");
+}
+
+/// Two of each version, and shares by a header.
+fn split(zones: &[Zone], by: Unit) -> Policy {
+    let versions = ["stable", "canary"];
+    let endpoint = |(place, zone): (usize, &Zone)| Endpoint {
+        zone: None,
+        version: Some(versions[place / 2].into()),
+        ..zone.endpoint()
+    };
+    let endpoints = zones.iter().enumerate().map(endpoint).collect();
+    let mut upstream = in_zones(endpoints);
+    upstream.health =
+        Some(HealthConfig { every: 10 * MS, unhealthy_after: 1, healthy_after: 1, ..HealthConfig::default() });
+    let mut policy = one_route(upstream);
+    let weights = vec![("stable".into(), 80), ("canary".into(), 20)];
+    policy.routes[0].placement.versions = Some(Split { weights, by });
+    policy
+}
+
+fn ask_as(world: &World, header: &str) -> String {
+    world.client().ask(&format!("GET / HTTP/1.1\r\nHost: h\r\n{header}\r\n\r\n")).body
+}
+
+#[test]
+fn a_user_keeps_the_version_and_each_is_counted() {
+    let zones = ["s1", "s2", "c1", "c2"].map(Zone::new);
+    let world = World::new(split(&zones, Unit::Header("user".into())));
+    let of_user = |user: usize| ask_as(&world, &format!("User: u{user}")).remove(0);
+    let first: Vec<char> = (0..60).map(of_user).collect();
+    assert_eq!(first, (0..60).map(of_user).collect::<Vec<_>>(), "the same user, the same version");
+    let canary = first.iter().filter(|version| **version == 'c').count();
+    assert!((3..25).contains(&canary), "{canary}");
+    let other = World::new(split(&zones, Unit::Header("user".into())));
+    let there = |user: usize| ask_as(&other, &format!("User: u{user}")).remove(0);
+    assert_eq!(first, (0..60).map(there).collect::<Vec<_>>(), "on another node, too");
+    let versions = world.route(0).versions;
+    assert_eq!(versions["canary"].answers, [0, 2 * canary as u64, 0, 0, 0]);
+    assert_eq!(versions["stable"].answers, [0, 2 * (60 - canary as u64), 0, 0, 0]);
+    let lone: BTreeMap<char, usize> = (0..100).fold(BTreeMap::new(), |mut counts, _| {
+        *counts.entry(ask_as(&world, "Other: x").remove(0)).or_default() += 1;
+        counts
+    });
+    assert!(lone.len() == 2, "who says nothing is thrown a coin each time: {lone:?}");
+}
+
+#[test]
+fn a_version_that_is_gone_is_stood_in_for() {
+    let zones = ["s1", "s2", "c1", "c2"].map(Zone::new);
+    let world = World::new(split(&zones, Unit::Cookie("id".into())));
+    let version = |user: usize| ask_as(&world, &format!("Cookie: x=y; id=u{user}")).remove(0);
+    let user = (0..200).find(|user| version(*user) == 'c').expect("one in five");
+    zones[2..].iter().for_each(|zone| zone.is_ill.store(true, Relaxed));
+    wait_until("its checks have failed", || of_endpoints(&world, |it| it.healthy) == [true, true, false, false]);
+    assert_eq!(version(user), 's');
+    let counts = &world.route(0).versions["canary"];
+    assert_eq!(counts.elsewhere, 1);
+    zones[3].is_ill.store(false, Relaxed);
+    wait_until("it is back", || of_endpoints(&world, |it| it.healthy) == [true, true, false, true]);
+    assert_eq!(version(user), 'c');
+}
+
+#[test]
+fn what_belongs_together_stays_together() {
+    let zones = ["a", "b", "c"].map(Zone::new);
+    let mut upstream = in_zones(zones.iter().map(|zone| Endpoint { zone: None, ..zone.endpoint() }).collect());
+    upstream.health =
+        Some(HealthConfig { every: 10 * MS, unhealthy_after: 1, healthy_after: 1, ..HealthConfig::default() });
+    let mut policy = one_route(upstream);
+    policy.routes[0].placement.sticky = Some(Unit::Cookie("id".into()));
+    let world = World::new(policy);
+    let all = || (0..40).map(|user| ask_as(&world, &format!("Cookie: id=u{user}"))).collect::<Vec<_>>();
+    let first = all();
+    assert_eq!(first, all());
+    assert!(zones.iter().all(|zone| first.iter().any(|by| by == zone.name)), "{first:?}");
+    zones[0].is_ill.store(true, Relaxed);
+    wait_until("its check has failed", || of_endpoints(&world, |it| it.healthy) == [false, true, true]);
+    let without = all();
+    let kept = first.iter().zip(&without).filter(|(before, after)| before == after).count();
+    assert_eq!(kept, first.iter().filter(|by| *by != "a").count(), "only those move whose endpoint is gone");
 }

@@ -20,6 +20,7 @@ fn policy() -> Policy {
         fallbacks,
         order_by: None,
         delivery: Delivery::default(),
+        placement: crate::policy::Placement::default(),
     };
     let upstream = |name: &str| Upstream {
         name: name.into(),
