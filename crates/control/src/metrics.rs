@@ -210,6 +210,13 @@ fn routes(text: &mut Text, routes: &[RouteSnapshot]) {
             }
         }
     }
+    let name = "seawall_mirrored_total";
+    text.family(name, "counter", "Copies of requests, by what became of them.");
+    for route in routes {
+        for (how, count) in &route.mirrored {
+            text.sample(name, &[("route", &route.name), ("how", how)], count);
+        }
+    }
     let name = "seawall_version_elsewhere_total";
     text.family(name, "counter", "Tries that went to another version, as no endpoint of the one meant was well.");
     for route in routes {

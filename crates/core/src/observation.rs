@@ -147,6 +147,9 @@ pub struct RouteSnapshot {
     pub connections: ConnectionsSnapshot,
     /// Answers whose trailers ended here because the answer had not announced them (`Trailer`).
     pub trailers_dropped_total: u64,
+    /// What became of copies of requests, by word: a class of status, `failed`, `timed_out`, or why none was sent: `busy`
+    /// (too many on their way), `body` (passed on as it comes).
+    pub mirrored: Vec<(&'static str, u64)>,
     /// What became of those that were meant for a version, by its name.
     pub versions: ByVersion,
     /// Calls per second that the upstream is thought to allow; `None` without `learned_limit`, or before any was felt.

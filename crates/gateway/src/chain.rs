@@ -49,7 +49,7 @@ use crate::seat::Door;
 use crate::stale;
 use crate::upgrade::{self, Handover};
 use crate::writes::{BadKey, Claimed, Claiming, DoneAnswer, Identity, Stamped};
-use crate::{ejection, fallback};
+use crate::{ejection, fallback, mirror};
 
 /// Who is at the other end of a client's connection, and where it came in.
 pub(crate) struct Peer {
@@ -347,6 +347,7 @@ async fn guarded(worker: &Arc<Worker>, mut call: Call, started: Mono) -> Respons
             return Box::pin(fallback::apply(worker, call, Reason::Refused(refusal))).await;
         }
     };
+    mirror::send(worker, &call);
     match attempt_loop(worker, &mut call, Some(place)).await {
         Ok(answer) => whole_answer(worker, call, answer),
         // In a box, like every way that is rarely gone: the healthy one stays small.

@@ -15,6 +15,7 @@ mod forwarder;
 mod frames;
 pub mod http;
 mod listener;
+mod mirror;
 pub mod net;
 mod node;
 mod observe;

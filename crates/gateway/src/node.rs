@@ -29,6 +29,7 @@ use crate::chain::InFlight;
 use crate::clock::Clock;
 use crate::fault::CallFaults;
 use crate::http::gate::{GateLimits, Verdict};
+use crate::mirror::COPIES_MAX;
 use crate::net::Net;
 use crate::observe::{Rejections, RouteCounts, finish};
 use crate::pool::{EndpointLoad, EndpointPool};
@@ -89,6 +90,7 @@ pub(crate) struct Node {
     pub(crate) faults: Option<CallFaults>,
     pub(crate) connections: Arc<Limiter>,
     pub(crate) pending: Arc<Limiter>,
+    pub(crate) mirrors: Arc<Limiter>,
     pub(crate) descriptors_reached: Arc<AtomicU64>,
     pub(crate) connections_total: Arc<AtomicU64>,
     /// Weakly: a worker holds its node.
@@ -170,6 +172,7 @@ impl Node {
             faults,
             connections: Arc::new(Limiter::new("connections", policy.limits.connections_max.into())),
             pending: Arc::new(Limiter::new("pending", policy.limits.pending_max.into())),
+            mirrors: Arc::new(Limiter::new("mirrors", COPIES_MAX)),
             descriptors_reached: Arc::default(),
             connections_total: Arc::default(),
             workers: Mutex::new(Vec::new()),
@@ -227,6 +230,7 @@ impl Node {
             faults: self.faults.clone(),
             connections: Arc::clone(&self.connections),
             pending: Arc::clone(&self.pending),
+            mirrors: Arc::clone(&self.mirrors),
             descriptors_reached: Arc::clone(&self.descriptors_reached),
             connections_total: Arc::clone(&self.connections_total),
             workers: Mutex::new(Vec::new()),
@@ -328,6 +332,7 @@ impl Node {
         vec![
             self.connections.snapshot(),
             self.pending.snapshot(),
+            self.mirrors.snapshot(),
             LimitSnapshot {
                 name: "descriptors",
                 value: descriptors_max(),

@@ -14,6 +14,7 @@ use seawall_core::outcome::{Failure, Outcome};
 use seawall_core::traffic::{BUCKETS, Counts, bucket_of};
 
 use crate::http::gate::Verdict;
+use crate::mirror::FATES;
 
 /// A count with a single writer.
 #[derive(Debug, Default)]
@@ -50,6 +51,7 @@ pub(crate) struct RouteCounts {
     pub(crate) connections: ConnectionCounts,
     /// Of routes that share out versions alone; by name, as places change with the policy.
     pub(crate) versions: Mutex<ByVersion>,
+    pub(crate) mirrored: [Count; FATES.len()],
     latency: [Count; LATENCY_BUCKETS_S.len() + 1],
     latency_nanos: Count,
     calls_failed: Count,
@@ -169,6 +171,7 @@ impl RouteCounts {
         add_named(&mut sum.failures, &Failure::NAMES, &self.failures);
         add_named(&mut sum.refused, &Refusal::RULES, &self.refused);
         add_named(&mut sum.degraded, &DEGRADED, &self.degraded);
+        add_named(&mut sum.mirrored, &FATES, &self.mirrored);
         sum.retries_total += self.retries.get();
         sum.hedges_total += self.hedges.get();
         sum.hedges_won_total += self.hedges_won.get();

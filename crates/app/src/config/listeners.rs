@@ -158,7 +158,7 @@ fn check_address(field: Field<'_>, address: SocketAddr, others: &[Listener], tak
 
 const ROUTE: Keys = Keys {
     of: "this route",
-    known: &["name", "match", "upstream", "policy", "upgrade", "versions", "versions_by", "sticky"],
+    known: &["name", "match", "upstream", "policy", "upgrade", "versions", "versions_by", "sticky", "mirror"],
     later: &[],
 };
 

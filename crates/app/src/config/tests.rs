@@ -170,6 +170,9 @@ fn the_whole_grammar_is_understood() {
         (&split.by, &placement.sticky),
         (&Unit::Header("user-id".into()), &Some(Unit::Cookie("session".into())))
     );
+    let mirror = placement.mirror.as_ref().unwrap();
+    assert_eq!((policy.upstream(mirror.to).name.as_str(), mirror.share.to_string()), ("inner", "10%".into()));
+    assert_eq!((mirror.timeout, mirror.writes), (Duration::from_millis(200), true));
     let west = &queue.endpoints[1];
     assert_eq!((west.version.as_deref(), west.weight, west.priority), (Some("v2"), 3, 1));
     let BalanceConfig { spare, slow_start, panic_below, calls_max } = queue.balance;

@@ -78,6 +78,7 @@ async fn they_say_what_the_snapshot_says_zeros_included() {
         r#"seawall_spilled_total{upstream="queue"} 3"#,
         r#"seawall_spilling{upstream="queue"} 1"#,
         r#"seawall_version_requests_total{route="events",version="canary",class="5xx"} 1"#,
+        r#"seawall_mirrored_total{route="events",how="2xx"} 4"#,
         r#"seawall_version_elsewhere_total{route="events",version="canary"} 2"#,
         r#"seawall_concurrency_limit{route="quotes"} 12"#,
         r#"seawall_ledger_records_total{stream="events",class="accepted"} 8"#,

@@ -283,6 +283,7 @@ pub(crate) fn snapshot() -> NodeSnapshot {
         latency_p50_ms: 2.5,
         latency_p99_ms: 60_000.0,
         learned_limit_per_s: (state == "off").then_some(49.5),
+        mirrored: vec![("2xx", 4)],
         versions: [("canary".to_owned(), VersionCounts { answers: [0, 5, 0, 0, 1], elsewhere: 2 })].into(),
         concurrency_limit: (state == "off").then_some(12),
         ..RouteSnapshot::default()

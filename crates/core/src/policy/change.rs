@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Fallback, Guards, Policy, Route, Upstream};
+use super::{Fallback, Guards, Mirror, Policy, Route, Upstream};
 use crate::id::UpstreamId;
 
 impl Policy {
@@ -91,6 +91,11 @@ fn route((was, old): &(&Route, &Policy), (is, new): &(&Route, &Policy), tell: &m
     tell("order_by", was.order_by != is.order_by);
     tell("delivery", was.delivery != is.delivery);
     tell("versions", was.placement.versions != is.placement.versions);
+    let mirror = |route: &Route, policy: &Policy| {
+        let mirror = route.placement.mirror.clone()?;
+        Some((policy.upstream(mirror.to).name.clone(), Mirror { to: UpstreamId(0), ..mirror }))
+    };
+    tell("mirror", mirror(was, old) != mirror(is, new));
     tell("sticky", was.placement.sticky != is.placement.sticky);
     guards(&was.guards, &is.guards, tell);
 }
@@ -200,6 +205,9 @@ mod tests {
         let several = |policy: &mut Policy| {
             policy.listeners.push(policy.listeners[0].clone());
             policy.listeners[0].routes.pop();
+            let share = crate::units::Ratio::ONE;
+            let mirror = Mirror { to: UpstreamId(1), share, timeout: Duration::ZERO, writes: false };
+            policy.routes[0].placement.mirror = Some(mirror);
             policy.routes[0].placement.sticky = Some(crate::balance::assign::Unit::Cookie("id".into()));
             policy.routes[0].guards.timeout = Duration::from_secs(1);
             policy.routes[0].guards.breaker = None;
@@ -220,6 +228,7 @@ mod tests {
                 "route two: removed",
                 "route one: upstream",
                 "route one: fallback",
+                "route one: mirror",
                 "route one: sticky",
                 "route one: timeout",
                 "route one: breaker",

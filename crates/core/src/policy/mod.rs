@@ -25,6 +25,7 @@ use crate::guard::throttle::ThrottleConfig;
 use crate::id::{RouteId, UpstreamId};
 use crate::outcome::is_idempotent;
 use crate::spool::Priority;
+use crate::units::Ratio;
 
 /// Everything one node should do.
 #[derive(Clone, Debug)]
@@ -160,13 +161,28 @@ pub struct Route {
     pub placement: Placement,
 }
 
-/// Where a route's calls go among the endpoints of its upstream.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Where a route's calls go among the endpoints of its upstream, and who gets copies of them.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Placement {
     /// Shares of versions, if there are any.
     pub versions: Option<Split>,
     /// What stays with one endpoint as long as that is well.
     pub sticky: Option<Unit>,
+    /// Who gets copies.
+    pub mirror: Option<Mirror>,
+}
+
+/// Copies of requests for an upstream that is being tried out; what it answers is thrown away.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mirror {
+    /// Which upstream.
+    pub to: UpstreamId,
+    /// The share of requests that are copied.
+    pub share: Ratio,
+    /// A copy ends after this long; a node that stops waits for it.
+    pub timeout: Duration,
+    /// True to copy writes of a route that spools, too.
+    pub writes: bool,
 }
 
 impl Route {

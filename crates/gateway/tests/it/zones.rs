@@ -10,12 +10,13 @@ use seawall_core::balance::BalanceConfig;
 use seawall_core::balance::assign::{Split, Unit};
 use seawall_core::guard::health::HealthConfig;
 use seawall_core::guard::outlier::OutlierConfig;
+use seawall_core::id::UpstreamId;
 use seawall_core::journal::Kind;
 use seawall_core::observation::{EndpointSnapshot, UpstreamSnapshot};
-use seawall_core::policy::{Endpoint, Policy, Protocol, Upstream};
+use seawall_core::policy::{Endpoint, Mirror, Policy, Protocol, Upstream};
 use seawall_core::units::Ratio;
 
-use crate::world::{Do, Server, World, answer, ok, policy, route, upstream, wait_until};
+use crate::world::{Do, Server, World, answer, ok, policy, route, spooling, upstream, wait_until};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -262,4 +263,65 @@ fn what_belongs_together_stays_together() {
     let without = all();
     let kept = first.iter().zip(&without).filter(|(before, after)| before == after).count();
     assert_eq!(kept, first.iter().filter(|by| *by != "a").count(), "only those move whose endpoint is gone");
+}
+
+#[test]
+fn copies_are_sent_beside_and_never_waited_for() {
+    let (real, shadow) = (Server::start(|_, _| ok("real")), Server::start(|_, _| Do::Hang));
+    let mut mirrored = route("r", 0);
+    let mirror = Mirror { to: UpstreamId(1), share: Ratio::ONE, timeout: 50 * MS, writes: false };
+    mirrored.placement.mirror = Some(mirror);
+    let upstreams = vec![upstream("u", &[real.address]), upstream("shadow", &[shadow.address])];
+    let world = World::new(policy(vec![mirrored], upstreams));
+    assert_eq!((world.get("/a?b").body.as_str(), world.post("/p", "", "body").body.as_str()), ("real", "real"));
+    wait_until("both copies have come", || shadow.count() == 2);
+    let fate = |world: &World, word| world.route(0).mirrored.iter().find(|(known, _)| *known == word).unwrap().1;
+    wait_until("both have timed out", || fate(&world, "timed_out") == 2);
+    let mut copies = shadow.seen();
+    copies.sort_by_key(|copy| copy.line().to_owned());
+    assert_eq!((copies[0].line(), copies[1].line()), ("GET /a?b HTTP/1.1", "POST /p HTTP/1.1"));
+    assert!(copies.iter().all(|copy| copy.header("seawall-mirror").as_deref() == Some("copy")));
+    assert_eq!(copies[1].body, b"body");
+    assert!(real.seen().iter().all(|seen| seen.header("seawall-mirror").is_none()));
+    let route = world.route(0);
+    assert_eq!((route.failures_total, route.retries_total, route.answers[1]), (0, 0, 2), "nobody else hears of it");
+    // What is a copy already is not copied again; what comes in pieces cannot be.
+    world.client().ask("GET / HTTP/1.1\r\nHost: h\r\nSeawall-Mirror: copy\r\n\r\n");
+    world.client().ask("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n");
+    assert_eq!((fate(&world, "body"), shadow.count()), (1, 2));
+}
+
+#[test]
+fn too_many_copies_are_not_made_and_writes_that_are_kept_are_not_copied() {
+    let (real, shadow) = (Server::start(|_, _| ok("real")), Server::start(|_, _| Do::Hang));
+    let mut kept = spooling("r", 0);
+    let mirror = Mirror { to: UpstreamId(1), share: Ratio::ONE, timeout: 60_000 * MS, writes: false };
+    kept.placement.mirror = Some(mirror);
+    let mut other = upstream("shadow", &[shadow.address]);
+    other.connections_max = 1_000;
+    let world = World::new(policy(vec![kept], vec![upstream("u", &[real.address]), other]));
+    assert_eq!(world.post("/", "", "x").body, "real");
+    (0..70).for_each(|_| assert_eq!(world.get("/").body, "real"));
+    let fate = |word| world.route(0).mirrored.iter().find(|(known, _)| *known == word).unwrap().1;
+    assert_eq!(fate("busy"), 6, "64 are on their way, none of them a write");
+    let limits = (world.view)().limits;
+    let limit = limits.iter().find(|limit| limit.name == "mirrors").unwrap();
+    assert_eq!((limit.used, limit.reached_total), (Some(64), 6));
+}
+
+#[test]
+fn a_well_shadow_is_counted_by_status_and_its_connection_kept() {
+    let (real, shadow) =
+        (Server::start(|_, _| ok("real")), Server::playing(vec![ok("a"), answer("500 Oh", "", "b"), Do::Reset]));
+    let mut mirrored = route("r", 0);
+    mirrored.placement.mirror =
+        Some(Mirror { to: UpstreamId(1), share: Ratio::ONE, timeout: 5_000 * MS, writes: false });
+    let upstreams = vec![upstream("u", &[real.address]), upstream("shadow", &[shadow.address])];
+    let world = World::new(policy(vec![mirrored], upstreams));
+    let fate = |word| world.route(0).mirrored.iter().find(|(known, _)| *known == word).unwrap().1;
+    for word in ["2xx", "5xx", "failed"] {
+        assert_eq!(world.get("/").body, "real");
+        wait_until(word, || fate(word) == 1);
+    }
+    assert_eq!(world.route(0).breaker.opened_total, 0);
 }
