@@ -2,11 +2,12 @@
 //!
 //! Not here: how the coin falls and who is chosen (`core::balance`).
 
+use std::sync::PoisonError;
+
 use http::HeaderMap;
 use http::header::COOKIE;
-use seawall_core::balance::assign::{Unit, cookie, mark};
+use seawall_core::balance::assign::{Unit, VersionCounts, cookie, mark};
 use seawall_core::id::RouteId;
-use std::sync::PoisonError;
 
 use crate::node::Worker;
 use crate::route::RouteState;
@@ -43,7 +44,7 @@ impl Aim {
         self.count(worker, id, |counts| counts.elsewhere += 1);
     }
 
-    fn count(self, worker: &Worker, id: RouteId, add: impl FnOnce(&mut seawall_core::balance::assign::VersionCounts)) {
+    fn count(self, worker: &Worker, id: RouteId, add: impl FnOnce(&mut VersionCounts)) {
         let Some(version) = self.version else { return };
         let upstream = worker.node.policy.route(id).upstream;
         let (name, _) = &worker.node.upstreams[upstream.index()].versions[version];

@@ -1,9 +1,9 @@
 //! A copy of a request for an upstream that is being tried out: sent beside the request, its answer thrown away.
 //!
-//! Picture a carbon copy that falls into another tray. Whoever writes does not wait for it, and nothing that becomes of it is
-//! told to anybody but its own counters: no guard, no mean, no breaker hears of it. At most [`COPIES_MAX`] are on their way;
-//! beyond them none is made, which is counted. What cannot be sent twice (a body that is passed on as it comes, an
-//! upgrade) is not copied, and what is a copy already is not copied again.
+//! Picture a carbon copy that falls into another tray. Whoever writes does not wait for it, and nothing that becomes of
+//! it is told to anybody but its own counters: no guard, no mean, no breaker hears of it. At most [`COPIES_MAX`] are on
+//! their way; beyond them none is made, which is counted. What cannot be sent twice (a body that is passed on as it
+//! comes, an upgrade) is not copied, and what is a copy already is not copied again.
 //! Not here: whose endpoints are well (`core::balance`).
 
 use std::sync::{Arc, PoisonError};
@@ -21,8 +21,8 @@ use crate::http::body::ReqBody;
 use crate::http::headers::{SEAWALL_MIRROR, SEAWALL_RECORD};
 use crate::node::Worker;
 
-/// Copies on their way at the same time, of the whole node: enough for ten thousand a second at 6 ms each, and few enough
-/// that an upstream that hangs costs little.
+/// Copies on their way at the same time, of the whole node: enough for ten thousand a second at 6 ms each, and few
+/// enough that an upstream that hangs costs little.
 pub(crate) const COPIES_MAX: u64 = 64;
 
 /// What becomes of copies, in the order they are counted.

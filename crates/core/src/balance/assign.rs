@@ -1,8 +1,8 @@
 //! Who is served by which version, and who stays with which endpoint: the same answer on every node, at every restart.
 //!
-//! Picture a coin that belongs to the asker, not to us. What a request carries (a header, a cookie) is hashed with the name
-//! of its route, and the hash is the coin: nobody has to remember how it fell. Shares lie on a line in the order written,
-//! so that a larger last share keeps whom it had and takes some from the one before it.
+//! Picture a coin that belongs to the asker, not to us. What a request carries (a header, a cookie) is hashed with the
+//! name of its route, and the hash is the coin: nobody has to remember how it fell. Shares lie on a line in the order
+//! written, so that a larger last share keeps whom it had and takes some from the one before it.
 //! A request that carries nothing to go by is thrown a coin of its own.
 //! Not here: what becomes of a version that has no endpoint left (the gateway), which endpoint a value stays with
 //! (`Plan::choose_for`).

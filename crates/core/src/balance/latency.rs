@@ -1,12 +1,12 @@
 //! The usual latency of an endpoint, pessimistic: a peak counts at once, and is forgotten slowly.
 //!
-//! Peak EWMA: a sample above the mean becomes the mean; one below moves it by `1 - exp(-passed / DECAY)`. Without samples
-//! the mean decays, so that an endpoint nobody asks because it was slow is asked again. Source: Finagle, `P2CPeakEwma`,
-//! and its decay time of 10 s.
+//! Peak EWMA: a sample above the mean becomes the mean; one below moves it by `1 - exp(-passed / DECAY)`. Without
+//! samples the mean decays, so that an endpoint nobody asks because it was slow is asked again. Source: Finagle,
+//! `P2CPeakEwma`, and its decay time of 10 s.
 //!
 //! A call without an answer counts as one of [`PENALTY`] at least: who refuses connections is quick at it, and would be
-//! given ever more. Not where endpoints are ejected for it (`guard/outlier.rs`): one that is quietly avoided would never
-//! be. An answer that tells of a failure never makes an endpoint look better than it was.
+//! given ever more. Not where endpoints are ejected for it (`guard/outlier.rs`): one that is quietly avoided would
+//! never be. An answer that tells of a failure never makes an endpoint look better than it was.
 //! Two numbers, written one after the other by whoever ends a call: of two writers at the same moment one may be lost,
 //! which no mean minds.
 

@@ -1,31 +1,32 @@
 //! Which endpoint gets the next try: near before far, well before ill, and of two drawn by chance the one that will
 //! answer sooner.
 //!
-//! Picture a row of counters on several floors. Endpoints stand in groups: by priority (lower first), and within one the
-//! node's own zone before the others. Who looks for a counter draws a group, nearly always the first, then two of its
-//! endpoints by weight, and takes the one with the lower cost: peak EWMA of latency times calls on their way
+//! Picture a row of counters on several floors. Endpoints stand in groups: by priority (lower first), and within one
+//! the node's own zone before the others. Who looks for a counter draws a group, nearly always the first, then two of
+//! its endpoints by weight, and takes the one with the lower cost: peak EWMA of latency times calls on their way
 //! ([`latency`]).
 //!
-//! **Spill.** A group is thought able to carry all traffic while `(1 + spare) · (share of its weight that takes part) >= 1`;
-//! below that it keeps this much and the rest goes on to the next group. Source: Envoy, "Priority levels", with its
-//! overprovisioning factor of 1.4 as the default. What Envoy does not look at is room: an endpoint with `calls_max` calls
-//! on their way is full, and just those calls that find their group full go on.
+//! **Spill.** A group is thought able to carry all traffic while `(1 + spare) · (share of its weight that takes part)`
+//! is 1 or more; below that it keeps this much and the rest goes on to the next group. Source: Envoy, "Priority
+//! levels", with its overprovisioning factor of 1.4 as the default. What Envoy does not look at is room: an endpoint
+//! with `calls_max` calls on their way is full, and just those calls that find their group full go on.
 //! **Return.** An endpoint that has come back takes part in a growing share of the choices, over `slow_start`. As this
 //! counts for the group as well, a zone that comes back is filled by degrees.
 //! **Retry.** What has failed in a zone is tried in another first: a zone goes as a whole more often than two endpoints
 //! of it by themselves.
-//! **Panic.** With less than `panic_below` of all weight well, nobody's illness is heeded: all of them ill is more likely
-//! our own mistake.
+//! **Panic.** With less than `panic_below` of all weight well, nobody's illness is heeded: all of them ill is more
+//! likely our own mistake.
 //!
-//! Two choices instead of a search: almost as even as looking at everybody, and no herd runs to whoever was idle a moment
-//! ago (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001).
+//! **Sticky.** For a value ([`Plan::choose_for`]) the draw is by rendezvous: each endpoint has a score for each value,
+//! and the highest that is well gets it, so that only those move whose endpoint is gone (Thaler and Ravishankar, 1998;
+//! weights after Schindelhauer and Schomaker, 2005).
+//!
+//! Two choices instead of a search: almost as even as looking at everybody, and no herd runs to whoever was idle a
+//! moment ago (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001).
 //! Invariants: an endpoint that is unwell is chosen only in a panic; one without weight never; of endpoints that are
 //! alike each gets what its weight says. A choice does not allocate.
-//! **Sticky.** For a value ([`Plan::choose_for`]) the draw is by rendezvous: each endpoint has a score for each value, and the
-//! highest that is well gets it, so that only those move whose endpoint is gone (Thaler and Ravishankar, 1998; weights after
-//! Schindelhauer and Schomaker, 2005).
-//!
-//! Not here: which version serves whom ([`assign`]), who is well (`guard/health.rs`, `guard/outlier.rs`), when a spill is told ([`spill`]).
+//! Not here: which version serves whom ([`assign`]), who is well (`guard/health.rs`, `guard/outlier.rs`), when a spill
+//! is told ([`spill`]).
 
 pub mod assign;
 pub mod latency;
@@ -167,8 +168,8 @@ struct Group {
 }
 
 impl Plan {
-    /// The groups of endpoints as a node in `zone` sees them. An endpoint that names no zone counts as near. `calls_max` is
-    /// for a configuration that says nothing.
+    /// The groups of endpoints as a node in `zone` sees them. An endpoint that names no zone counts as near.
+    /// `calls_max` is for a configuration that says nothing.
     #[must_use]
     pub fn new(endpoints: &[Endpoint], zone: &str, config: BalanceConfig, calls_max: u32) -> Self {
         let is_far = |endpoint: &Endpoint| endpoint.zone.as_deref().is_some_and(|theirs| theirs != zone);
@@ -225,8 +226,8 @@ impl Plan {
         self.choose_as(endpoints, avoid, None, prng)
     }
 
-    /// The endpoint for a call that belongs to a value: the same as long as it is well and has room. Who had moved away from
-    /// one that comes back moves back by degrees, each once.
+    /// The endpoint for a call that belongs to a value: the same as long as it is well and has room. Who had moved away
+    /// from one that comes back moves back by degrees, each once.
     #[must_use]
     pub fn choose_for(&self, value: u64, endpoints: &impl Endpoints, avoid: Avoid) -> Option<Choice> {
         self.choose_as(endpoints, avoid, Some(value), &mut Prng::new(value))

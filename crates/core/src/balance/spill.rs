@@ -1,9 +1,9 @@
 //! When traffic has left its own zone, and when it is back: each told once, not at every turn.
 //!
-//! Picture a gauge read once a second. It says AWAY when a tenth of a second's calls went elsewhere, and HOME only after
-//! five seconds in a row in which hardly any did: the marks lie apart, and a zone that is filled by degrees is told when
-//! it is full. Seconds with fewer than [`CALLS_MIN`] calls are put together with the next: a single retry that was sent
-//! elsewhere is no spill.
+//! Picture a gauge read once a second. It says AWAY when a tenth of a second's calls went elsewhere, and HOME only
+//! after five seconds in a row in which hardly any did: the marks lie apart, and a zone that is filled by degrees is
+//! told when it is full. Seconds with fewer than [`CALLS_MIN`] calls are put together with the next: a single retry
+//! that was sent elsewhere is no spill.
 //! Not here: which endpoint is chosen and why (`mod.rs`).
 
 use std::time::Duration;

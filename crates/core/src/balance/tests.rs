@@ -1,3 +1,5 @@
+//! Shares of many choices, a line for each situation; and what must hold in every one.
+
 use proptest::prelude::*;
 
 use super::*;
