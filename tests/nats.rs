@@ -4,12 +4,13 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::rc::Rc;
 use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::house::{Answer, Client, local, port, wait_until};
+use crate::house::{Answer, Client, wait_until};
+use crate::network::{Network, address_in, command_in};
 use crate::process::Process;
 
 /// What `./test` installs.
@@ -35,8 +36,9 @@ pub struct Server {
     pub name: String,
     pub address: SocketAddr,
     pub monitor: SocketAddr,
-    /// Its network namespace, if it has one.
-    namespace: Option<String>,
+    /// The network it has a namespace of, if any, and which.
+    network: Option<Rc<Network>>,
+    place: usize,
     dir: PathBuf,
     config: PathBuf,
     process: Option<Process>,
@@ -44,14 +46,7 @@ pub struct Server {
 
 impl Server {
     fn start(&mut self) {
-        let mut command = match &self.namespace {
-            Some(namespace) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", namespace]).arg(program());
-                command
-            }
-            None => Command::new(program()),
-        };
+        let mut command = command_in(self.network.as_deref(), self.place, &program());
         self.process = Some(Process::start(command.arg("-c").arg(&self.config)));
     }
 
@@ -88,18 +83,11 @@ impl Server {
 
     /// Drops every packet of its namespace, in both directions.
     pub fn cut(&self) {
-        let rules = "table inet cut { chain i { type filter hook input priority 0; policy drop; }; \
-                     chain o { type filter hook output priority 0; policy drop; }; }";
-        self.nft(&["add", rules]);
+        self.network.as_ref().expect("it has a namespace").cut(self.place);
     }
 
     pub fn mend(&self) {
-        self.nft(&["delete", "table", "inet", "cut"]);
-    }
-
-    fn nft(&self, arguments: &[&str]) {
-        let namespace = self.namespace.as_deref().expect("it has a namespace");
-        must(Command::new("ip").args(["netns", "exec", namespace, "nft"]).args(arguments));
+        self.network.as_ref().expect("it has a namespace").mend(self.place);
     }
 
     /// Forgets everything it had written.
@@ -108,63 +96,12 @@ impl Server {
     }
 }
 
-fn must(command: &mut Command) {
-    let output = command.output().expect("it can be started");
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// Network namespaces on one bridge, taken down again in the end.
-struct Network {
-    bridge: String,
-    namespaces: Vec<String>,
-    /// `10.x.y`, of this network alone.
-    prefix: String,
-}
-
-impl Network {
-    /// `None`, and says so, where the machine refuses.
-    fn new(count: usize) -> Option<Self> {
-        let id = port();
-        let prefix = format!("10.{}.{}", 64 + id / 256 % 64, id % 256);
-        let mut network = Self { bridge: format!("sw{id}"), namespaces: Vec::new(), prefix };
-        let bridge = network.bridge.clone();
-        let made = Command::new("ip").args(["link", "add", &bridge, "type", "bridge"]).output();
-        if !made.as_ref().is_ok_and(|made| made.status.success()) {
-            eprintln!("NOT TESTED: this machine makes no network namespaces: {made:?}");
-            return None;
-        }
-        let ip = |words: &str| must(Command::new("ip").args(words.split(' ')));
-        ip(&format!("addr add {}.254/24 dev {bridge}", network.prefix));
-        ip(&format!("link set {bridge} up"));
-        for n in 1..=count {
-            let (namespace, outside) = (format!("{bridge}n{n}"), format!("{bridge}v{n}"));
-            ip(&format!("netns add {namespace}"));
-            network.namespaces.push(namespace.clone());
-            ip(&format!("link add {outside} type veth peer name eth0 netns {namespace}"));
-            ip(&format!("link set {outside} master {bridge} up"));
-            ip(&format!("-n {namespace} addr add {}.{n}/24 dev eth0", network.prefix));
-            ip(&format!("-n {namespace} link set eth0 up"));
-            ip(&format!("-n {namespace} link set lo up"));
-        }
-        Some(network)
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        for namespace in &self.namespaces {
-            let _ = Command::new("ip").args(["netns", "del", namespace]).status();
-        }
-        let _ = Command::new("ip").args(["link", "del", &self.bridge]).status();
-    }
-}
-
 /// Servers that know each other.
 pub struct Cluster {
     pub servers: Vec<Server>,
     _dir: tempfile::TempDir,
     /// Goes last: who runs in it ends first.
-    network: Option<Network>,
+    network: Option<Rc<Network>>,
 }
 
 impl Cluster {
@@ -189,13 +126,8 @@ impl Cluster {
     }
 
     fn on(count: usize, sync: Sync, more: &str, network: Option<Network>) -> Self {
-        let dir = tempfile::tempdir().expect("a folder");
-        let at = |n: usize| match &network {
-            Some(network) => {
-                SocketAddr::new(format!("{}.{}", network.prefix, n + 1).parse().expect("an address"), port())
-            }
-            None => local(port()),
-        };
+        let (dir, network) = (tempfile::tempdir().expect("a folder"), network.map(Rc::new));
+        let at = |n: usize| address_in(network.as_deref(), n);
         let routes: Vec<SocketAddr> = (0..count).map(at).collect();
         let servers = (0..count).map(|n| {
             let name = format!("zone-{}", n + 1);
@@ -213,8 +145,8 @@ impl Cluster {
             }
             let config = dir.path().join(format!("{name}.conf"));
             std::fs::write(&config, text).expect("a file");
-            let namespace = network.as_ref().map(|network| network.namespaces[n].clone());
-            Server { name, address, monitor, namespace, dir: home, config, process: None }
+            let network = network.clone();
+            Server { name, address, monitor, network, place: n, dir: home, config, process: None }
         });
         let mut cluster = Self { servers: servers.collect(), _dir: dir, network };
         cluster.servers.iter_mut().for_each(Server::start);

@@ -201,6 +201,29 @@ fn routes(text: &mut Text, routes: &[RouteSnapshot]) {
     text.per_route(http.clone(), "seawall_cut_total", "counter", help, |route| route.cut_total);
     let help = "Answers whose trailers were left out because the answer had not announced them.";
     text.per_route(http, "seawall_trailers_dropped_total", "counter", help, |route| route.trailers_dropped_total);
+    let name = "seawall_version_requests_total";
+    text.family(name, "counter", "Requests meant for a version of the upstream, by class of status.");
+    for route in routes {
+        for (version, counts) in &route.versions {
+            for (class, count) in CLASSES.iter().zip(counts.answers) {
+                text.sample(name, &[("route", &route.name), ("version", version), ("class", class)], count);
+            }
+        }
+    }
+    let name = "seawall_mirrored_total";
+    text.family(name, "counter", "Copies of requests, by what became of them.");
+    for route in routes {
+        for (how, count) in &route.mirrored {
+            text.sample(name, &[("route", &route.name), ("how", how)], count);
+        }
+    }
+    let name = "seawall_version_elsewhere_total";
+    text.family(name, "counter", "Tries that went to another version, as no endpoint of the one meant was well.");
+    for route in routes {
+        for (version, counts) in &route.versions {
+            text.sample(name, &[("route", &route.name), ("version", version)], counts.elsewhere);
+        }
+    }
     let name = "seawall_learned_limit";
     text.family(name, "gauge", "Calls per second that the upstream is thought to allow, where one was felt.");
     for (route, limit) in routes.iter().filter_map(|route| Some((route, route.learned_limit_per_s?))) {
@@ -301,6 +324,40 @@ fn upstreams(text: &mut Text, snapshot: &NodeSnapshot) {
     for (upstream, endpoint) in endpoints() {
         let labels = [("upstream", upstream), ("endpoint", endpoint.address.as_str())];
         text.sample(name, &labels, u8::from(endpoint.ejected));
+    }
+    let name = "seawall_endpoint_info";
+    text.family(name, "gauge", "Zone and version of an endpoint, where they are told; always 1.");
+    for (upstream, endpoint) in endpoints() {
+        let (zone, version) = (endpoint.zone.as_deref(), endpoint.version.as_deref());
+        let labels = [
+            ("upstream", upstream),
+            ("endpoint", endpoint.address.as_str()),
+            ("zone", zone.unwrap_or_default()),
+            ("version", version.unwrap_or_default()),
+        ];
+        text.sample(name, &labels, 1);
+    }
+    let name = "seawall_endpoint_ramp";
+    text.family(name, "gauge", "The part of its share that an endpoint gets: below 1 while it has just come back.");
+    for (upstream, endpoint) in endpoints() {
+        text.sample(name, &[("upstream", upstream), ("endpoint", endpoint.address.as_str())], endpoint.ramp);
+    }
+    let name = "seawall_endpoint_calls_total";
+    text.family(name, "counter", "Calls sent to an endpoint, tries and second copies counted apart, by its zone.");
+    for (upstream, endpoint) in endpoints() {
+        let zone = endpoint.zone.as_deref().unwrap_or_default();
+        let labels = [("upstream", upstream), ("endpoint", endpoint.address.as_str()), ("zone", zone)];
+        text.sample(name, &labels, endpoint.calls_total);
+    }
+    let name = "seawall_spilled_total";
+    text.family(name, "counter", "Calls that went elsewhere than to the nearest endpoints.");
+    for upstream in &snapshot.upstreams {
+        text.sample(name, &[("upstream", &upstream.name)], upstream.spilled_total);
+    }
+    let name = "seawall_spilling";
+    text.family(name, "gauge", "1 while so many calls go elsewhere that the journal was told.");
+    for upstream in &snapshot.upstreams {
+        text.sample(name, &[("upstream", &upstream.name)], u8::from(upstream.is_spilling));
     }
     text.family("seawall_endpoint_in_flight", "gauge", "Calls on their way to an endpoint now.");
     for (upstream, endpoint) in endpoints() {

@@ -3,6 +3,7 @@
 
 use serde::Serialize;
 
+use crate::balance::assign::ByVersion;
 use crate::policy::Protocol;
 
 /// Upper bounds of the latency histogram's buckets, in seconds; a last bucket takes the rest.
@@ -146,6 +147,11 @@ pub struct RouteSnapshot {
     pub connections: ConnectionsSnapshot,
     /// Answers whose trailers ended here because the answer had not announced them (`Trailer`).
     pub trailers_dropped_total: u64,
+    /// What became of copies of requests, by word: a class of status, `failed`, `timed_out`, or why none was sent: `busy`
+    /// (too many on their way), `body` (passed on as it comes).
+    pub mirrored: Vec<(&'static str, u64)>,
+    /// What became of those that were meant for a version, by its name.
+    pub versions: ByVersion,
     /// Calls per second that the upstream is thought to allow; `None` without `learned_limit`, or before any was felt.
     pub learned_limit_per_s: Option<f64>,
     /// Calls at once that are thought right; `None` without `concurrency`.
@@ -206,6 +212,10 @@ pub struct UpstreamSnapshot {
     pub name: String,
     /// Its endpoints.
     pub endpoints: Vec<EndpointSnapshot>,
+    /// Calls that went elsewhere than to its nearest endpoints (lowest priority, own zone).
+    pub spilled_total: u64,
+    /// True while so many do that the journal was told.
+    pub is_spilling: bool,
 }
 
 /// One endpoint.
@@ -215,10 +225,22 @@ pub struct EndpointSnapshot {
     pub address: String,
     /// Its zone, if told.
     pub zone: Option<String>,
+    /// What runs there, if told.
+    pub version: Option<String>,
+    /// Its share of the calls beside its peers'.
+    pub weight: u32,
+    /// Lower ones are asked first.
+    pub priority: u32,
     /// False while its health check fails.
     pub healthy: bool,
     /// True while it gets no calls because it did worse than its peers.
     pub ejected: bool,
+    /// The share of the choices it takes part in: below 1 while it has just come (back).
+    pub ramp: f64,
+    /// Its usual latency, in milliseconds, a peak counting at once; 0 while it is not known.
+    pub latency_ms: f64,
+    /// Calls sent to it, tries and second copies counted apart.
+    pub calls_total: u64,
     /// Calls on their way to it.
     pub in_flight: u64,
     /// Connections open to it.

@@ -20,6 +20,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, response};
 use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
+use seawall_core::balance::Avoid;
 use seawall_core::fault::book::{Act, Id as FaultId, Touch, Try};
 use seawall_core::guard::Refusal;
 use seawall_core::guard::deadline::Deadline;
@@ -32,6 +33,7 @@ use seawall_core::outcome::{Failure, Outcome, is_idempotent, judge_status};
 use seawall_core::spool::FingerprintHalf;
 use seawall_core::time::Mono;
 
+use crate::aim::Aim;
 use crate::http::answer::Answer;
 use crate::http::body::{ClientBody, Progress, ReqBody, ResBody, Tracked};
 use crate::http::conn::ConnState;
@@ -50,7 +52,7 @@ use crate::seat::Door;
 use crate::stale;
 use crate::upgrade::{self, Handover};
 use crate::writes::{BadKey, Claimed, Claiming, DoneAnswer, Identity, Stamped};
-use crate::{ejection, fallback, frames};
+use crate::{ejection, fallback, frames, mirror};
 
 /// Who is at the other end of a client's connection, and where it came in.
 pub(crate) struct Peer {
@@ -224,6 +226,8 @@ pub(crate) struct Call {
     pub(crate) body: Kept,
     pub(crate) deadline: Deadline,
     pub(crate) idempotent: bool,
+    /// Which of the upstream's endpoints it is meant for.
+    pub(crate) aim: Aim,
     pub(crate) tried: u64,
     pub(crate) attempts: u32,
     pub(crate) began: Mono,
@@ -347,13 +351,14 @@ async fn route_call(
             return *answer;
         }
     };
-    let request_id = call.headers.get(X_REQUEST_ID).cloned();
+    let (request_id, aim) = (call.headers.get(X_REQUEST_ID).cloned(), call.aim);
     let key = call.write.as_ref().map(|write| write.identity.key.clone());
     let mut response = guarded(worker, call, started).await;
     if let Some(key) = key {
         // Whatever came of it: who asks again must be able to ask for the same thing.
         response.headers_mut().entry(IDEMPOTENCY_KEY).or_insert(key);
     }
+    aim.answered(worker, id, response.status().as_u16());
     *response.version_mut() = http::Version::HTTP_11;
     if let Some(request_id) = request_id {
         response.headers_mut().entry(X_REQUEST_ID).or_insert(request_id);
@@ -373,6 +378,7 @@ async fn guarded(worker: &Arc<Worker>, mut call: Call, started: Mono) -> Respons
             return Box::pin(fallback::apply(worker, call, Reason::Refused(refusal))).await;
         }
     };
+    mirror::send(worker, &call);
     match attempt_loop(worker, &mut call, Some(place)).await {
         Ok(answer) => whole_answer(worker, call, answer),
         // In a box, like every way that is rarely gone: the healthy one stays small.
@@ -452,6 +458,7 @@ async fn prepare(
     let client_key = present.has(Present::IDEMPOTENCY_KEY);
     let mut call = Call {
         id,
+        aim: Aim::take(worker, &route, &parts.headers),
         idempotent: client_key || is_idempotent(parts.method.as_str()),
         target: origin_form(&parts.uri),
         headers: std::mem::take(&mut parts.headers),
@@ -931,14 +938,21 @@ async fn try_with(
 ) -> Tried {
     let node = &worker.node;
     let by_copies = call.copies.as_ref().map_or(0, |copies| copies.tried.load(Relaxed));
-    let Some(endpoint) = worker.choose(upstream, call.tried | by_copies) else {
+    let avoid = Avoid { failed: call.tried, busy: by_copies };
+    // What stands in for the route's upstream knows nothing of its versions.
+    let aim = if upstream == call.route.policy.upstream { call.aim } else { Aim::default() };
+    let Some((choice, is_elsewhere)) = worker.choose_for(aim, upstream, avoid, now) else {
         return Tried::Refused(no_healthy_endpoint(worker, upstream));
     };
+    if is_elsewhere {
+        aim.went_elsewhere(worker, call.id);
+    }
+    let endpoint = choice.place;
     call.tried |= 1 << (endpoint as u64 % 64);
     if let Some(copies) = &call.copies {
         copies.tried.fetch_or(1 << (endpoint as u64 % 64), Relaxed);
     }
-    let load = InFlight::new(&node.upstreams[upstream.index()].endpoints[endpoint].load);
+    let load = node.upstreams[upstream.index()].begin(choice);
     let until = call.deadline.of_try(now, call.route.policy.guards.try_timeout);
     let until_instant = node.clock.instant(until);
     let exchanged = match touch(worker, call, upstream, now) {
@@ -1059,7 +1073,7 @@ fn note_outlier(
     began: Mono,
     exchanged: &Result<Result<Exchanged, Failure>, tokio::time::error::Elapsed>,
 ) {
-    if worker.node.upstreams[upstream.index()].outlier.is_none() {
+    if !ejection::is_noted(worker, upstream) {
         return;
     }
     let outcome = match exchanged {
@@ -1355,6 +1369,7 @@ pub(crate) struct InFlight(Arc<EndpointLoad>);
 impl InFlight {
     pub(crate) fn new(load: &Arc<EndpointLoad>) -> Self {
         load.in_flight.fetch_add(1, Relaxed);
+        load.calls.fetch_add(1, Relaxed);
         Self(Arc::clone(load))
     }
 }

@@ -1,10 +1,11 @@
-//! Outlier ejection, carried out: what each try came to is told to `core::guard::outlier`, and what it decides is put
-//! where endpoints are chosen, and into the journal.
+//! What each try came to, told to whoever compares endpoints: the mean of their latency (`core::balance::latency`), and
+//! outlier ejection (`core::guard::outlier`), whose decisions are put where endpoints are chosen, and into the journal.
 
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use seawall_core::balance::latency::PENALTY;
 use seawall_core::guard::outlier::{Event, Outlier, Reason};
 use seawall_core::id::UpstreamId;
 use seawall_core::journal::{Draft, Kind, Seq};
@@ -13,6 +14,12 @@ use seawall_core::time::Mono;
 use seawall_core::units::format_duration;
 
 use crate::node::{UpstreamState, Worker};
+
+/// False where nobody would hear it: a single endpoint has no peers.
+pub(crate) fn is_noted(worker: &Worker, upstream: UpstreamId) -> bool {
+    let state = &worker.node.upstreams[upstream.index()];
+    state.outlier.is_some() || state.endpoints.len() > 1
+}
 
 /// Tells what a try at an endpoint came to. `cause` is what the journal last said of the route.
 pub(crate) fn note(
@@ -23,8 +30,12 @@ pub(crate) fn note(
     cause: Option<Seq>,
 ) {
     let state = &worker.node.upstreams[upstream.index()];
-    let Some(outlier) = &state.outlier else { return };
     let now = worker.node.clock.now();
+    if let ([_, _, ..], Some(of)) = (state.endpoints.as_slice(), state.endpoints.get(endpoint)) {
+        let penalty = state.outlier.is_none().then_some(PENALTY);
+        of.load.latency.record(now, outcome, took, penalty);
+    }
+    let Some(outlier) = &state.outlier else { return };
     let mut outlier = outlier.lock().unwrap_or_else(PoisonError::into_inner);
     let event = {
         let mut prng = worker.prng.lock().unwrap_or_else(PoisonError::into_inner);
@@ -109,7 +120,10 @@ fn carry_out(worker: &Worker, upstream: UpstreamId, now: Mono, outlier: &Outlier
                     .with("median", format_duration(whole_millis(median))),
             }
         }
-        Event::Returned { endpoint } => Draft::new(Kind::EndpointReturned, subject(endpoint)),
+        Event::Returned { endpoint } => {
+            of.load.comes(now);
+            Draft::new(Kind::EndpointReturned, subject(endpoint))
+        }
     };
     *last = Some(worker.node.journal.record(draft.because(cause.max(*last))));
 }

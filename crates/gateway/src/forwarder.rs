@@ -24,6 +24,7 @@ use seawall_core::time::Mono;
 use seawall_store::Leased;
 use tokio::task::JoinSet;
 
+use crate::aim::Aim;
 use crate::chain::{Call, Kept, Tried, try_once};
 use crate::fallback::is_taken;
 use crate::http::body::{ResBody, Tracked};
@@ -127,6 +128,7 @@ async fn deliver(worker: Arc<Worker>, default_route: RouteId, leased: Leased) ->
         Ok(call) => call,
         Err(reason) => return park(&worker, &route, lease, &record, reason, String::new()).await,
     };
+    call.aim = Aim::take(&worker, &route, &call.headers);
     let place = match route.enter(now, call.deadline).await {
         Ok(place) => place,
         Err(refusal) => {
@@ -205,6 +207,7 @@ fn call(route: &Arc<RouteState>, id: RouteId, record: &NewRecord, now: Mono) -> 
         route: Arc::clone(route),
         method,
         target,
+        aim: Aim::default(),
         headers,
         body: if body.is_empty() { Kept::Empty } else { Kept::Whole(body) },
         deadline: Deadline::new(now, route.policy.guards.timeout, None),

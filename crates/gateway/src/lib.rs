@@ -4,6 +4,7 @@
 //! share the guards of a route, the store's handles and little else. A [`Gateway`] reads a policy and hands up
 //! snapshots; it knows no config file, no API and no dashboard.
 
+mod aim;
 mod announce;
 mod chain;
 mod clock;
@@ -15,6 +16,7 @@ mod forwarder;
 mod frames;
 pub mod http;
 mod listener;
+mod mirror;
 mod name;
 pub mod net;
 mod node;

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use http::HeaderValue;
-use seawall_core::balance::{Candidate, choose};
+use seawall_core::balance::spill::Watch;
+use seawall_core::balance::{Avoid, Choice, Endpoints, Plan, ramp};
 use seawall_core::guard::Refusal;
 use seawall_core::guard::budget::Budget;
 use seawall_core::guard::health::Health;
@@ -23,9 +24,12 @@ use seawall_core::traffic::Counts;
 use seawall_store::{Journal, Spool};
 use tokio_util::task::TaskTracker;
 
+use crate::aim::Aim;
+use crate::chain::InFlight;
 use crate::clock::Clock;
 use crate::fault::CallFaults;
 use crate::http::gate::{GateLimits, Verdict};
+use crate::mirror::COPIES_MAX;
 use crate::net::Net;
 use crate::observe::{Rejections, RouteCounts, finish};
 use crate::pool::{EndpointLoad, EndpointPool};
@@ -88,6 +92,7 @@ pub(crate) struct Node {
     pub(crate) connections: Arc<Limiter>,
     pub(crate) pending: Arc<Limiter>,
     pub(crate) sources: Arc<Sources>,
+    pub(crate) mirrors: Arc<Limiter>,
     pub(crate) descriptors_reached: Arc<AtomicU64>,
     pub(crate) connections_total: Arc<AtomicU64>,
     /// Weakly: a worker holds its node.
@@ -100,7 +105,22 @@ pub(crate) struct UpstreamState {
     pub(crate) host: Option<HeaderValue>,
     pub(crate) endpoints: Vec<Arc<EndpointState>>,
     pub(crate) outlier: Option<Arc<Mutex<Outlier>>>,
+    /// Where its calls go.
+    pub(crate) plan: Plan,
+    /// Where those go that are meant for a version.
+    pub(crate) versions: Vec<(String, Plan)>,
+    slow_start: Duration,
+    pub(crate) spill: Arc<Spill>,
     budget: Arc<Mutex<Budget>>,
+}
+
+/// Calls that went elsewhere than to the nearest endpoints.
+#[derive(Default)]
+pub(crate) struct Spill {
+    pub(crate) total: AtomicU64,
+    pub(crate) watch: Mutex<Watch>,
+    /// The entry that last told of it.
+    pub(crate) told: Mutex<Option<Seq>>,
 }
 
 pub(crate) struct EndpointState {
@@ -110,10 +130,10 @@ pub(crate) struct EndpointState {
     /// What its checks have come to.
     pub(crate) health: Mutex<Health>,
     /// Ejected as an outlier, and that is heeded.
+    pub(crate) ejected: Arc<AtomicBool>,
     /// [`UpstreamState::judge`] of the one in force: what a call of an old policy came to is no business of the new one.
-    pub(crate) judge: AtomicUsize,
-    pub(crate) ejected: AtomicBool,
-    /// The entry that last told of its ejection or return, at first the config's: the cause of the next.
+    pub(crate) judge: Arc<AtomicUsize>,
+    /// The entry that last told of its health, its ejection or its return, at first the config's: the cause of the next.
     pub(crate) told: Mutex<Option<Seq>>,
 }
 
@@ -129,8 +149,8 @@ pub(crate) struct Worker {
 impl Node {
     pub(crate) fn new(parts: Parts, doors: Vec<Arc<Door>>) -> Self {
         let Parts { policy, spool, journal, records, clock, net, cause, seed, traffic_every, tls, faults } = parts;
-        let upstreams: Vec<UpstreamState> =
-            policy.upstreams.iter().map(|upstream| UpstreamState::new(upstream, clock.now(), cause)).collect();
+        let upstream = |upstream| UpstreamState::new(upstream, &policy.zone, clock.now(), cause);
+        let upstreams: Vec<UpstreamState> = policy.upstreams.iter().map(upstream).collect();
         let mut seeds = Prng::new(seed).fork();
         let routes = policy.routes.iter().map(|route| {
             let upstream = &upstreams[route.upstream.index()];
@@ -157,6 +177,7 @@ impl Node {
             connections: Arc::new(Limiter::new("connections", policy.limits.connections_max.into())),
             pending: Arc::new(Limiter::new("pending", policy.limits.pending_max.into())),
             sources: Arc::default(),
+            mirrors: Arc::new(Limiter::new("mirrors", COPIES_MAX)),
             descriptors_reached: Arc::default(),
             connections_total: Arc::default(),
             workers: Mutex::new(Vec::new()),
@@ -180,8 +201,8 @@ impl Node {
             .upstreams
             .iter()
             .map(|upstream| match self.known_upstream(&upstream.name) {
-                Some((id, state)) => state.succeed(self.policy.upstream(id), upstream, now, cause),
-                None => UpstreamState::new(upstream, now, cause),
+                Some((id, state)) => state.succeed(self.policy.upstream(id), upstream, &policy.zone, now, cause),
+                None => UpstreamState::new(upstream, &policy.zone, now, cause),
             })
             .collect();
         let mut seeds = Prng::new(seed).fork();
@@ -215,6 +236,7 @@ impl Node {
             connections: Arc::clone(&self.connections),
             pending: Arc::clone(&self.pending),
             sources: Arc::clone(&self.sources),
+            mirrors: Arc::clone(&self.mirrors),
             descriptors_reached: Arc::clone(&self.descriptors_reached),
             connections_total: Arc::clone(&self.connections_total),
             workers: Mutex::new(Vec::new()),
@@ -275,7 +297,7 @@ impl Node {
         workers.iter().for_each(|worker| worker.rejections.add_to(&mut rejected));
         NodeSnapshot {
             routes: (0..self.routes.len()).map(|index| self.route_snapshot(index, &workers)).collect(),
-            upstreams: self.upstreams.iter().map(UpstreamState::snapshot).collect(),
+            upstreams: self.upstreams.iter().map(|upstream| upstream.snapshot(self.clock.now())).collect(),
             limits: self.limit_snapshots(&workers),
             connections: self.connections.used.load(Relaxed),
             connections_total: self.connections_total.load(Relaxed),
@@ -321,6 +343,7 @@ impl Node {
         vec![
             self.connections.snapshot(),
             self.pending.snapshot(),
+            self.mirrors.snapshot(),
             LimitSnapshot {
                 name: "descriptors",
                 value: descriptors_max(),
@@ -354,25 +377,26 @@ fn descriptors_max() -> u64 {
 }
 
 impl UpstreamState {
-    fn new(upstream: &Upstream, now: Mono, cause: Option<Seq>) -> Self {
-        let endpoints = upstream.endpoints.iter().map(|endpoint| {
-            Arc::new(EndpointState {
-                endpoint: endpoint.clone(),
-                load: Arc::new(EndpointLoad::default()),
-                healthy: AtomicBool::new(true),
-                health: Mutex::default(),
-                judge: AtomicUsize::new(0),
-                ejected: AtomicBool::new(false),
-                told: Mutex::new(cause),
-            })
-        });
+    fn new(upstream: &Upstream, zone: &str, now: Mono, cause: Option<Seq>) -> Self {
+        let endpoints = upstream.endpoints.iter().map(|endpoint| Arc::new(EndpointState::new(endpoint, cause)));
+        let calls_max = if upstream.http2 { u32::MAX } else { upstream.connections_max };
         let outlier = upstream.outlier.map(|config| {
             let outlier = Outlier::new(config, upstream.endpoints.len(), now);
             Arc::new(Mutex::new(outlier.expect("a policy's guards are checked where it is read")))
         });
         let budget = Arc::new(Mutex::new(Budget::new(now)));
         let host = upstream.host.as_deref().and_then(|host| HeaderValue::from_str(host).ok());
-        let state = Self { name: upstream.name.clone(), host, endpoints: endpoints.collect(), outlier, budget };
+        let state = Self {
+            name: upstream.name.clone(),
+            host,
+            endpoints: endpoints.collect(),
+            outlier,
+            plan: Plan::new(&upstream.endpoints, zone, upstream.balance, calls_max),
+            versions: plans_of_versions(upstream, zone, calls_max),
+            slow_start: upstream.balance.slow_start,
+            spill: Arc::default(),
+            budget,
+        };
         state.appoint();
         state
     }
@@ -395,24 +419,54 @@ impl UpstreamState {
     }
 
     /// The same upstream under another policy: endpoints that stay keep their health, their load and, where all stay,
-    /// what they are compared by.
-    fn succeed(&self, old: &Upstream, new: &Upstream, now: Mono, cause: Option<Seq>) -> Self {
-        let fresh = Self::new(new, now, cause);
-        let compared_alike = old.outlier == new.outlier && old.endpoints == new.endpoints;
+    /// what they are compared by. One that is new among others begins slowly.
+    fn succeed(&self, old: &Upstream, new: &Upstream, zone: &str, now: Mono, cause: Option<Seq>) -> Self {
+        let fresh = Self::new(new, zone, now, cause);
+        let addresses = |upstream: &Upstream| -> Vec<String> {
+            upstream.endpoints.iter().map(|endpoint| endpoint.address.clone()).collect()
+        };
+        let compared_alike = old.outlier == new.outlier && addresses(old) == addresses(new);
         let endpoints = fresh.endpoints.into_iter().map(|endpoint| {
-            let known = self.endpoints.iter().find(|known| known.endpoint == endpoint.endpoint);
-            let Some(known) = known.filter(|_| old.health == new.health) else { return endpoint };
-            Arc::clone(known)
+            let known = self.endpoints.iter().find(|known| known.endpoint.address == endpoint.endpoint.address);
+            let Some(known) = known else {
+                endpoint.load.comes(now);
+                return endpoint;
+            };
+            if old.health != new.health {
+                return endpoint;
+            }
+            if known.endpoint == endpoint.endpoint {
+                return Arc::clone(known);
+            }
+            Arc::new(known.as_told_now(endpoint.endpoint.clone()))
         });
         let endpoints = endpoints.collect();
         let outlier = if compared_alike { self.outlier.clone() } else { fresh.outlier };
-        let state = Self { name: fresh.name, host: fresh.host, endpoints, outlier, budget: Arc::clone(&self.budget) };
+        let (spill, budget) = (Arc::clone(&self.spill), Arc::clone(&self.budget));
+        let state = Self { endpoints, outlier, spill, budget, ..fresh };
         if !compared_alike {
             // Nobody is just being judged by the old one, and nobody is any more.
             let _old = self.outlier.as_ref().map(|outlier| outlier.lock().unwrap_or_else(PoisonError::into_inner));
             state.appoint();
         }
         state
+    }
+
+    /// A call goes where it was chosen to go.
+    pub(crate) fn begin(&self, choice: Choice) -> InFlight {
+        if choice.is_away {
+            self.spill.total.fetch_add(1, Relaxed);
+        }
+        InFlight::new(&self.endpoints[choice.place].load)
+    }
+
+    /// Calls so far.
+    pub(crate) fn calls(&self) -> u64 {
+        self.endpoints.iter().map(|endpoint| endpoint.load.calls.load(Relaxed)).sum()
+    }
+
+    fn ramp(&self, endpoint: &EndpointState, now: Mono) -> f64 {
+        ramp(endpoint.load.since(), now, self.slow_start)
     }
 
     /// What a route to it shares with others.
@@ -427,16 +481,93 @@ impl UpstreamState {
         }
     }
 
-    fn snapshot(&self) -> UpstreamSnapshot {
+    fn snapshot(&self, now: Mono) -> UpstreamSnapshot {
         let endpoints = self.endpoints.iter().map(|state| EndpointSnapshot {
             address: state.endpoint.address.clone(),
             zone: state.endpoint.zone.clone(),
+            version: state.endpoint.version.clone(),
+            weight: state.endpoint.weight,
+            priority: state.endpoint.priority,
             healthy: state.healthy.load(Relaxed),
             ejected: state.ejected.load(Relaxed),
+            ramp: self.ramp(state, now),
+            latency_ms: (state.load.latency.at(now) * 1e6).round() / 1e3,
+            calls_total: state.load.calls.load(Relaxed),
             in_flight: state.load.in_flight.load(Relaxed).into(),
             connections: state.load.connections.load(Relaxed).into(),
         });
-        UpstreamSnapshot { name: self.name.clone(), endpoints: endpoints.collect() }
+        UpstreamSnapshot {
+            name: self.name.clone(),
+            endpoints: endpoints.collect(),
+            spilled_total: self.spill.total.load(Relaxed),
+            is_spilling: self.spill.watch.lock().unwrap_or_else(PoisonError::into_inner).is_away(),
+        }
+    }
+}
+
+/// A plan for each version, of its endpoints alone.
+fn plans_of_versions(upstream: &Upstream, zone: &str, calls_max: u32) -> Vec<(String, Plan)> {
+    let mut names: Vec<&String> = upstream.endpoints.iter().filter_map(|endpoint| endpoint.version.as_ref()).collect();
+    names.sort();
+    names.dedup();
+    let plan = |name: &String| {
+        let weight = |endpoint: &Endpoint| if endpoint.version.as_ref() == Some(name) { endpoint.weight } else { 0 };
+        let own = |endpoint: &Endpoint| Endpoint { weight: weight(endpoint), ..endpoint.clone() };
+        let own: Vec<Endpoint> = upstream.endpoints.iter().map(own).collect();
+        (name.clone(), Plan::new(&own, zone, upstream.balance, calls_max))
+    };
+    names.into_iter().map(plan).collect()
+}
+
+impl EndpointState {
+    fn new(endpoint: &Endpoint, cause: Option<Seq>) -> Self {
+        Self {
+            endpoint: endpoint.clone(),
+            load: Arc::new(EndpointLoad::default()),
+            healthy: AtomicBool::new(true),
+            health: Mutex::default(),
+            ejected: Arc::default(),
+            judge: Arc::default(),
+            told: Mutex::new(cause),
+        }
+    }
+
+    /// The same, of which something else is told.
+    fn as_told_now(&self, endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            load: Arc::clone(&self.load),
+            healthy: AtomicBool::new(self.healthy.load(Relaxed)),
+            health: Mutex::new(self.health.lock().unwrap_or_else(PoisonError::into_inner).clone()),
+            ejected: Arc::clone(&self.ejected),
+            judge: Arc::clone(&self.judge),
+            told: Mutex::new(*self.told.lock().unwrap_or_else(PoisonError::into_inner)),
+        }
+    }
+}
+
+/// An upstream's endpoints at one moment.
+struct AtMoment<'a> {
+    upstream: &'a UpstreamState,
+    now: Mono,
+}
+
+impl Endpoints for AtMoment<'_> {
+    fn is_well(&self, place: usize) -> bool {
+        let state = &self.upstream.endpoints[place];
+        state.healthy.load(Relaxed) && !state.ejected.load(Relaxed)
+    }
+
+    fn ramp(&self, place: usize) -> f64 {
+        self.upstream.ramp(&self.upstream.endpoints[place], self.now)
+    }
+
+    fn in_flight(&self, place: usize) -> u32 {
+        self.upstream.endpoints[place].load.in_flight.load(Relaxed)
+    }
+
+    fn latency(&self, place: usize) -> f64 {
+        self.upstream.endpoints[place].load.latency.at(self.now)
     }
 }
 
@@ -469,7 +600,7 @@ impl Worker {
             }
             for (pool, endpoint) in pools.iter_mut().zip(&state.endpoints) {
                 // The very same: one that was forgotten and found again counts its load anew.
-                if let Some(place) = known.endpoints.iter().position(|other| Arc::ptr_eq(other, endpoint)) {
+                if let Some(place) = known.endpoints.iter().position(|other| Arc::ptr_eq(&other.load, &endpoint.load)) {
                     *pool = Arc::clone(&self.pools[id.index()][place]);
                 }
             }
@@ -499,18 +630,35 @@ impl Worker {
         worker
     }
 
-    /// The less loaded of two healthy endpoints; those already tried come last.
-    pub(crate) fn choose(&self, upstream: UpstreamId, tried: u64) -> Option<usize> {
-        let endpoints = &self.node.upstreams[upstream.index()].endpoints;
-        if let [only] = endpoints.as_slice() {
-            return only.healthy.load(Relaxed).then_some(0);
+    /// Where a call should go; `true` if that is not of the version it aims at, because none of it is well.
+    pub(crate) fn choose_for(&self, aim: Aim, upstream: UpstreamId, avoid: Avoid, now: Mono) -> Option<(Choice, bool)> {
+        if aim.version.is_none() && aim.value.is_none() {
+            return self.choose(upstream, avoid, now).map(|choice| (choice, false));
         }
-        let candidates = endpoints.iter().enumerate().map(|(place, state)| Candidate {
-            healthy: state.healthy.load(Relaxed) && !state.ejected.load(Relaxed),
-            tried: place < 64 && tried & (1 << place) != 0,
-            in_flight: state.load.in_flight.load(Relaxed),
-        });
-        choose(candidates, &mut self.prng.lock().unwrap_or_else(PoisonError::into_inner))
+        let upstream = &self.node.upstreams[upstream.index()];
+        let by = |plan: &Plan| match aim.value {
+            Some(value) => plan.choose_for(value, &AtMoment { upstream, now }, avoid),
+            None => {
+                let mut prng = self.prng.lock().unwrap_or_else(PoisonError::into_inner);
+                plan.choose(&AtMoment { upstream, now }, avoid, &mut prng)
+            }
+        };
+        let of_version = aim.version.and_then(|version| by(&upstream.versions[version].1));
+        match of_version {
+            Some(choice) => Some((choice, false)),
+            None => by(&upstream.plan).map(|choice| (choice, aim.version.is_some())),
+        }
+    }
+
+    /// Where a call should go.
+    pub(crate) fn choose(&self, upstream: UpstreamId, avoid: Avoid, now: Mono) -> Option<Choice> {
+        let upstream = &self.node.upstreams[upstream.index()];
+        if let [only] = upstream.endpoints.as_slice() {
+            let is_usable = only.healthy.load(Relaxed) || upstream.plan.ignores_health();
+            return is_usable.then_some(Choice { place: 0, is_away: false });
+        }
+        let mut prng = self.prng.lock().unwrap_or_else(PoisonError::into_inner);
+        upstream.plan.choose(&AtMoment { upstream, now }, avoid, &mut prng)
     }
 
     pub(crate) fn pool(&self, upstream: UpstreamId, endpoint: usize) -> &EndpointPool {

@@ -2,8 +2,10 @@
 //! load and a store and no cache line travels; a snapshot adds the workers up.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use seawall_core::balance::assign::ByVersion;
 use seawall_core::guard::Refusal;
 use seawall_core::observation::{
     ConnectionsSnapshot, DURATION_BUCKETS_S, Ended, LATENCY_BUCKETS_S, RouteSnapshot, quantile_s,
@@ -12,6 +14,7 @@ use seawall_core::outcome::{Failure, Outcome};
 use seawall_core::traffic::{BUCKETS, Counts, bucket_of};
 
 use crate::http::gate::Verdict;
+use crate::mirror::FATES;
 
 /// A count with a single writer.
 #[derive(Debug, Default)]
@@ -46,6 +49,9 @@ pub(crate) struct RouteCounts {
     pub(crate) faulted: Count,
     pub(crate) trailers_dropped: Count,
     pub(crate) connections: ConnectionCounts,
+    /// Of routes that share out versions alone; by name, as places change with the policy.
+    pub(crate) versions: Mutex<ByVersion>,
+    pub(crate) mirrored: [Count; FATES.len()],
     latency: [Count; LATENCY_BUCKETS_S.len() + 1],
     latency_nanos: Count,
     calls_failed: Count,
@@ -165,6 +171,7 @@ impl RouteCounts {
         add_named(&mut sum.failures, &Failure::NAMES, &self.failures);
         add_named(&mut sum.refused, &Refusal::RULES, &self.refused);
         add_named(&mut sum.degraded, &DEGRADED, &self.degraded);
+        add_named(&mut sum.mirrored, &FATES, &self.mirrored);
         sum.retries_total += self.retries.get();
         sum.hedges_total += self.hedges.get();
         sum.hedges_won_total += self.hedges_won.get();
@@ -174,6 +181,9 @@ impl RouteCounts {
         sum.faulted_total += self.faulted.get();
         sum.trailers_dropped_total += self.trailers_dropped.get();
         self.connections.add_to(&mut sum.connections);
+        for (version, counts) in self.versions.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            sum.versions.entry(version.clone()).or_default().add(counts);
+        }
         sum.latency_counts.resize(self.latency.len(), 0);
         for (total, count) in sum.latency_counts.iter_mut().zip(&self.latency) {
             *total += count.get();

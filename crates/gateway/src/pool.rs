@@ -19,6 +19,7 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
+use seawall_core::balance::latency::PeakEwma;
 use seawall_core::outcome::Failure;
 use seawall_core::time::Mono;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
@@ -42,6 +43,24 @@ pub(crate) struct EndpointLoad {
     pub(crate) in_flight: AtomicU32,
     pub(crate) connections: AtomicU32,
     pub(crate) known: Arc<Known>,
+    pub(crate) calls: AtomicU64,
+    pub(crate) latency: PeakEwma,
+    /// When it last came (back), in nanoseconds of [`Mono`]; zero if it was there from the beginning.
+    since: AtomicU64,
+}
+
+impl EndpointLoad {
+    /// It is there (again), and not what it was.
+    pub(crate) fn comes(&self, now: Mono) {
+        self.latency.forget();
+        self.since.store(now.as_nanos().max(1), Relaxed);
+    }
+
+    /// When it last came (back).
+    pub(crate) fn since(&self) -> Option<Mono> {
+        let since = self.since.load(Relaxed);
+        (since > 0).then(|| Mono::from_nanos(since))
+    }
 }
 
 /// One worker's connections to one endpoint.

@@ -13,6 +13,7 @@ use std::pin::pin;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use seawall_core::balance::{Avoid, Choice};
 use seawall_core::guard::Refusal;
 use seawall_core::guard::deadline::Deadline;
 use seawall_core::guard::pipeline::{Answered, NoRetry};
@@ -267,12 +268,13 @@ async fn try_once(
         Ok(pass) => pass,
         Err(refusal) => return Tried::Refused(refusal),
     };
-    let (endpoint, open) = match choose(worker, upstream, *tried) {
+    let (choice, open) = match choose(worker, upstream, *tried, began) {
         Ok(chosen) => chosen,
         Err(refusal) => return Tried::Refused(refusal),
     };
+    let endpoint = choice.place;
     *tried |= bit(endpoint);
-    let load = InFlight::new(&node.upstreams[upstream.index()].endpoints[endpoint].load);
+    let load = node.upstreams[upstream.index()].begin(choice);
     let announce = node.policy.upstream(upstream).announce;
     let said = announce.map_or_else(Vec::new, |announce| announce::write(announce, peer, at));
     let until = clock.instant(deadline.of_try(began, route.policy.guards.try_timeout));
@@ -319,21 +321,21 @@ fn note_failure(
     ejection::note(worker, endpoint, Outcome::Failure(failure), now.since(began), route.cause());
 }
 
-/// The less loaded of two healthy endpoints that may have one more connection; those already tried come last.
-fn choose(worker: &Worker, upstream: UpstreamId, tried: u64) -> Result<(usize, OpenCount), Refusal> {
+/// An endpoint that may have one more connection; those already tried come last.
+fn choose(worker: &Worker, upstream: UpstreamId, tried: u64, now: Mono) -> Result<(Choice, OpenCount), Refusal> {
     let most = worker.node.policy.upstream(upstream).connections_max;
     let mut full = 0;
     // What is full goes to the end of the line; once only such are left, those tried before are asked again.
-    for not_these in [tried, 0] {
+    for failed in [tried, 0] {
         loop {
-            let endpoint = worker.choose(upstream, not_these | full);
-            let endpoint = endpoint.ok_or_else(|| no_healthy_endpoint(worker, upstream))?;
-            if full & bit(endpoint) != 0 {
+            let choice = worker.choose(upstream, Avoid { failed, busy: full }, now);
+            let choice = choice.ok_or_else(|| no_healthy_endpoint(worker, upstream))?;
+            if full & bit(choice.place) != 0 {
                 break;
             }
-            match worker.pool(upstream, endpoint).reserve(most) {
-                Some(open) => return Ok((endpoint, open)),
-                None => full |= bit(endpoint),
+            match worker.pool(upstream, choice.place).reserve(most) {
+                Some(open) => return Ok((choice, open)),
+                None => full |= bit(choice.place),
             }
         }
     }

@@ -7,15 +7,17 @@ use std::time::Duration;
 
 use http::header::{HOST, HeaderValue, USER_AGENT};
 use http::{Request, Uri};
+use seawall_core::balance::spill::Event;
 use seawall_core::guard::health::HealthConfig;
 use seawall_core::id::UpstreamId;
 use seawall_core::journal::{Draft, Kind, Seq};
 use seawall_core::time::Mono;
+use seawall_core::units::{Ratio, format_duration};
 use tokio_util::sync::CancellationToken;
 
 use crate::ejection;
 use crate::http::body::ReqBody;
-use crate::node::Worker;
+use crate::node::{Node, UpstreamState, Worker};
 use crate::seat::Seat;
 
 const LEVEL_EVERY: Duration = Duration::from_millis(100);
@@ -45,6 +47,9 @@ pub(crate) async fn check_endpoint(
         };
         let judged = state.health.lock().unwrap_or_else(PoisonError::into_inner).on_check(&config, failed.is_none());
         if let Some(healthy) = judged {
+            if healthy {
+                state.load.comes(node.clock.now());
+            }
             state.healthy.store(healthy, Relaxed);
             ejection::on_health(&node.upstreams[upstream.index()], endpoint, healthy);
             let kind = if healthy { Kind::EndpointHealthy } else { Kind::EndpointUnhealthy };
@@ -53,6 +58,7 @@ pub(crate) async fn check_endpoint(
                 draft = draft.with("reason", reason);
             }
             last = Some(node.journal.record(draft));
+            *state.told.lock().unwrap_or_else(PoisonError::into_inner) = last;
         }
         tokio::select! {
             biased;
@@ -93,12 +99,38 @@ pub(crate) async fn watch_guards(seat: Arc<Seat>, stop: CancellationToken) {
         let now = worker.node.clock.now();
         worker.node.routes.iter().for_each(|route| route.on_time(now));
         ejection::on_time(&worker, now);
+        worker.node.upstreams.iter().for_each(|upstream| tell_spill(&worker.node, upstream, now));
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
             () = tokio::time::sleep(LEVEL_EVERY) => {}
         }
     }
+}
+
+/// Tells the journal when an upstream's calls begin to go elsewhere than to its nearest endpoints, and when they are back.
+fn tell_spill(node: &Node, upstream: &UpstreamState, now: Mono) {
+    if !upstream.plan.can_spill() {
+        return;
+    }
+    let spill = &upstream.spill;
+    let mut watch = spill.watch.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(event) = watch.look(now, upstream.calls(), spill.total.load(Relaxed)) else { return };
+    let subject = format!("upstream:{}", upstream.name);
+    let mut told = spill.told.lock().unwrap_or_else(PoisonError::into_inner);
+    // What happened to the nearest endpoints last is why.
+    let of_home = upstream.plan.home().filter_map(|place| {
+        let told = upstream.endpoints[place].told.lock();
+        *told.unwrap_or_else(PoisonError::into_inner)
+    });
+    let cause = of_home.max().max(*told);
+    let draft = match event {
+        Event::Away(share) => {
+            Draft::new(Kind::TrafficSpilled, subject).with("share", Ratio::new(share).unwrap_or(Ratio::ONE))
+        }
+        Event::Home(after) => Draft::new(Kind::TrafficHome, subject).with("after", format_duration(after)),
+    };
+    *told = Some(node.journal.record(draft.because(cause)));
 }
 
 /// Tells the journal when the spool begins to fill, is empty again, is nearly full, or refuses.

@@ -87,15 +87,17 @@ fn events() -> Route {
         fallbacks: vec![Fallback::Spool],
         order_by: Some("shipment-id".into()),
         delivery: Delivery { attempts_max: 100_000, parallel: 4, ..Delivery::default() },
+        placement: seawall_core::policy::Placement::default(),
     }
 }
 
 fn queue() -> Upstream {
     Upstream {
         name: QUEUE.into(),
-        endpoints: vec![Endpoint { address: format!("{QUEUE}:{QUEUE_PORT}"), zone: None }],
+        endpoints: vec![Endpoint::at(format!("{QUEUE}:{QUEUE_PORT}"))],
         health: Some(HealthConfig { every: Duration::from_secs(1), ..HealthConfig::default() }),
         outlier: None,
+        balance: seawall_core::balance::BalanceConfig::default(),
         connections_max: 6,
         idle_timeout: Duration::from_secs(4),
         connect_timeout: Duration::from_millis(500),

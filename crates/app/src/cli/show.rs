@@ -15,7 +15,7 @@ impl Paint {
     fn state(self, word: &str) -> String {
         let colour = match word {
             "closed" | "healthy" | "balanced" | "yes" => 32,
-            "half_open" | "unknown" | "draining" | "ejected" => 33,
+            "half_open" | "unknown" | "draining" | "ejected" | "slow_start" => 33,
             "open" | "unhealthy" | "imbalanced" | "no" => 31,
             _ => return word.into(),
         };
@@ -208,6 +208,7 @@ fn endpoints(upstreams: &[Value], paint: Paint) -> String {
         for endpoint in list(upstream, "endpoints") {
             let health = match (endpoint["healthy"].as_bool(), endpoint["ejected"].as_bool()) {
                 (Some(true), Some(true)) => "ejected",
+                (Some(true), _) if endpoint["ramp"].as_f64().is_some_and(|ramp| ramp < 1.0) => "slow_start",
                 (Some(true), _) => "healthy",
                 _ => "unhealthy",
             };
@@ -215,13 +216,29 @@ fn endpoints(upstreams: &[Value], paint: Paint) -> String {
                 text(&upstream["name"]),
                 text(&endpoint["address"]),
                 text(&endpoint["zone"]),
+                text(&endpoint["version"]),
+                text(&endpoint["weight"]),
+                text(&endpoint["priority"]),
                 health.into(),
+                text(&endpoint["calls_total"]),
                 text(&endpoint["in_flight"]),
                 text(&endpoint["connections"]),
             ]);
         }
     }
-    painted(&table(&["UPSTREAM", "ENDPOINT", "ZONE", "HEALTH", "IN FLIGHT", "CONNECTIONS"], &rows), paint)
+    let heads = [
+        "UPSTREAM",
+        "ENDPOINT",
+        "ZONE",
+        "VERSION",
+        "WEIGHT",
+        "PRIORITY",
+        "HEALTH",
+        "CALLS",
+        "IN FLIGHT",
+        "CONNECTIONS",
+    ];
+    painted(&table(&heads, &rows), paint)
 }
 
 /// Colours have no width: they are put on when the columns stand.
@@ -229,7 +246,7 @@ fn painted(table: &str, paint: Paint) -> String {
     if !paint.0 {
         return table.into();
     }
-    let words = ["closed", "half_open", "open", "healthy", "ejected", "unhealthy"];
+    let words = ["closed", "half_open", "open", "healthy", "slow_start", "ejected", "unhealthy"];
     let paint_word = |word: &str| if words.contains(&word) { paint.state(word) } else { word.into() };
     let lines = table.lines().map(|line| line.split(' ').map(paint_word).collect::<Vec<_>>().join(" ") + "\n");
     lines.collect()

@@ -210,7 +210,7 @@ fn status_answer() -> Value {
             "learned_limit_per_s": 49.53, "concurrency_limit": null,
         }],
         "upstreams": [{"name": "queue", "endpoints": [
-            {"address": "10.0.0.1:80", "zone": "us-east", "healthy": true, "in_flight": 1, "connections": 4},
+            {"address": "10.0.0.1:80", "zone": "us-east", "version": "v2", "weight": 3, "priority": 0, "healthy": true, "ramp": 0.4, "calls_total": 9, "in_flight": 1, "connections": 4},
             {"address": "10.0.0.2:80", "zone": null, "healthy": false, "in_flight": 0, "connections": 0},
             {"address": "10.0.0.3:80", "zone": null, "healthy": true, "ejected": true, "in_flight": 0, "connections": 0},
         ]}],
@@ -236,10 +236,10 @@ events  queue     open        57%     -  2023-11-14T22:13:20.500Z       100     
 ROUTE   UPSTREAM  SEEMS TO ALLOW  CALLS AT ONCE
 events  queue     49.5/s                      -
 
-UPSTREAM  ENDPOINT     ZONE     HEALTH     IN FLIGHT  CONNECTIONS
-queue     10.0.0.1:80  us-east  healthy            1            4
-queue     10.0.0.2:80  -        unhealthy          0            0
-queue     10.0.0.3:80  -        ejected            0            0
+UPSTREAM  ENDPOINT     ZONE     VERSION  WEIGHT  PRIORITY  HEALTH      CALLS  IN FLIGHT  CONNECTIONS
+queue     10.0.0.1:80  us-east  v2            3         0  slow_start      9          1            4
+queue     10.0.0.2:80  -        -             -         -  unhealthy       -          0            0
+queue     10.0.0.3:80  -        -             -         -  ejected         -          0            0
 
 spool waiting    3
 being delivered  1
@@ -254,6 +254,7 @@ connections       10     4      2
     let mut unready = status_answer();
     unready["not_ready_because"] = "draining".into();
     unready["limits"] = json!([]);
+    unready["upstreams"][0]["endpoints"][0]["ramp"] = json!(1.0);
     let painted = show::status(&unready, Paint(true));
     assert!(painted.contains("ready    \u{1b}[31mno\u{1b}[0m, draining"), "{painted}");
     assert!(painted.contains("\u{1b}[31mopen\u{1b}[0m") && painted.contains("\u{1b}[32mhealthy\u{1b}[0m"), "{painted}");

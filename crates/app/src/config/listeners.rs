@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use seawall_core::block::{Block, BlockError};
 use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::outcome::is_idempotent;
-use seawall_core::policy::{Fallback, Listener, Match, PathMatch, Protocol, Route};
+use seawall_core::policy::{Fallback, Listener, Match, PathMatch, Placement, Protocol, Route};
 
 use super::address::{clash, parse_listen};
 use super::finding::Spot;
 use super::parse_name;
+use super::placement;
 use super::policies::{Policies, Rules, is_token};
 use super::reader::{Field, Keys, Reader, Section};
 use super::tls::{self, ListenerTls};
@@ -171,6 +172,7 @@ fn read_tcp_listener<'n>(item: Field<'n>, upstreams: &Upstreams<'_>, policies: &
             fallbacks,
             order_by,
             delivery,
+            placement: Placement::default(),
         },
     };
     ReadListener { address, routes: vec![written], front }
@@ -194,7 +196,11 @@ fn check_address(field: Field<'_>, address: SocketAddr, others: &[Listener], tak
     }
 }
 
-const ROUTE: Keys = Keys { of: "this route", known: &["name", "match", "upstream", "policy", "upgrade"], later: &[] };
+const ROUTE: Keys = Keys {
+    of: "this route",
+    known: &["name", "match", "upstream", "policy", "upgrade", "versions", "versions_by", "sticky", "mirror"],
+    later: &[],
+};
 
 fn read_route<'n>(item: Field<'n>, upstreams: &Upstreams<'_>, policies: &Policies<'_>) -> Written<'n> {
     let section = item.section(ROUTE);
@@ -207,6 +213,7 @@ fn read_route<'n>(item: Field<'n>, upstreams: &Upstreams<'_>, policies: &Policie
     let policy = section.field("policy");
     let rules = policy.and_then(|field| policies.refer(field)).cloned().unwrap_or_default();
     let upgrades = section.field("upgrade").map(read_upgrades).unwrap_or_default();
+    let placement = placement::read(&section, upstream, upstreams);
     if let Some(field) = policy.filter(|_| rules.guards.idle_timeout.is_some() && upgrades.is_empty()) {
         let message =
             "its `idle_timeout` is for connections (`protocol: tcp`, `upgrade`), and this route takes requests";
@@ -223,8 +230,18 @@ fn read_route<'n>(item: Field<'n>, upstreams: &Upstreams<'_>, policies: &Policie
     let upstream = upstream.unwrap_or(UpstreamId(0));
     let protocol = Protocol::Http;
     let name_later = String::new();
-    let route =
-        Route { name: name_later, protocol, matcher, upgrades, upstream, guards, fallbacks, order_by, delivery };
+    let route = Route {
+        name: name_later,
+        protocol,
+        matcher,
+        upgrades,
+        upstream,
+        guards,
+        fallbacks,
+        order_by,
+        delivery,
+        placement,
+    };
     if let Some(policy) = policy.and_then(|field| field.text()) {
         item.reader.follows(policy, route.may_repeat(), name.as_deref().unwrap_or_default());
     }

@@ -10,6 +10,7 @@ mod address;
 mod finding;
 mod listeners;
 mod node;
+mod placement;
 mod policies;
 mod quick;
 mod reader;

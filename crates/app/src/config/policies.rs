@@ -330,7 +330,18 @@ fn warn_of_idle_settings(section: &Section<'_>, rules: &Rules, store: &StoreConf
 
 const RETRY: Keys = Keys {
     of: "`retry`",
-    known: &["attempts", "backoff", "growth", "jitter", "on", "total", "retry_after_max", "budget", "budget_floor"],
+    known: &[
+        "attempts",
+        "backoff",
+        "growth",
+        "jitter",
+        "on",
+        "total",
+        "retry_after_max",
+        "budget",
+        "budget_floor",
+        "budget_at_once",
+    ],
     later: &[],
 };
 
@@ -357,6 +368,7 @@ fn read_retry(field: Field<'_>) -> (RetryConfig, BudgetConfig) {
     let budget = BudgetConfig {
         ratio: ratio.unwrap_or(budget.ratio),
         floor_per_s: floor.unwrap_or(budget.floor_per_s),
+        in_flight_min: section.count("budget_at_once", budget.in_flight_min, 0..=1_000_000),
         ..budget
     };
     (read, budget)

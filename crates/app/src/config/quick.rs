@@ -95,9 +95,10 @@ fn policy(listener: Listener, protocol: Protocol, there: Place, options: &Quick)
     let Rules { guards, fallbacks, order_by, delivery, .. } = Rules::default();
     let upstream = Upstream {
         name: "default".into(),
-        endpoints: vec![Endpoint { address: there.address, zone: None }],
+        endpoints: vec![Endpoint::at(there.address)],
         health: None,
         outlier: None,
+        balance: seawall_core::balance::BalanceConfig::default(),
         connections_max: CONNECTIONS_MAX,
         idle_timeout: IDLE_TIMEOUT,
         connect_timeout: CONNECT_TIMEOUT,
@@ -121,6 +122,7 @@ fn policy(listener: Listener, protocol: Protocol, there: Place, options: &Quick)
             guards,
             fallbacks,
             order_by,
+            placement: seawall_core::policy::Placement::default(),
             delivery,
         }],
         upstreams: vec![upstream],

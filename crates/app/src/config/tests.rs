@@ -5,6 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use seawall_core::balance::BalanceConfig;
+use seawall_core::balance::assign::Unit;
 use seawall_core::guard::breaker::WindowConfig;
 use seawall_core::guard::bulkhead::Order;
 use seawall_core::guard::outlier::OutlierConfig;
@@ -116,7 +118,8 @@ fn the_whole_grammar_is_understood() {
     assert_eq!(events.guards.timeout, Duration::from_secs(2));
     assert_eq!(events.guards.try_timeout, Duration::from_millis(700));
     assert_eq!((events.guards.retry.attempts_max, events.guards.retry.wait_max), (4, Duration::from_secs(1)));
-    assert_eq!((events.guards.budget.ratio.to_string(), events.guards.budget.floor_per_s), ("10%".into(), 3.0));
+    let budget = events.guards.budget;
+    assert_eq!((budget.ratio.to_string(), budget.floor_per_s, budget.in_flight_min), ("10%".into(), 3.0, 30));
     let breaker = events.guards.breaker.as_ref().unwrap();
     assert_eq!((breaker.window, breaker.calls_min), (WindowConfig::Calls(10), 10));
     assert_eq!(breaker.slow.unwrap().over, Duration::from_millis(500));
@@ -168,6 +171,22 @@ fn the_whole_grammar_is_understood() {
     assert_eq!(queue.endpoints[1].zone.as_deref(), Some("us-west"));
     assert_eq!(queue.endpoints[2].address, "queue.example:80");
     assert_eq!((queue.connections_max, queue.idle_timeout), (64, Duration::from_secs(9)));
+    let placement = &policy.route(RouteId(2)).placement;
+    let split = placement.versions.as_ref().unwrap();
+    assert_eq!(split.weights, [("v2".to_owned(), 5), ("v1".to_owned(), 95)], "in the order written");
+    assert_eq!(
+        (&split.by, &placement.sticky),
+        (&Unit::Header("user-id".into()), &Some(Unit::Cookie("session".into())))
+    );
+    let mirror = placement.mirror.as_ref().unwrap();
+    assert_eq!((policy.upstream(mirror.to).name.as_str(), mirror.share.to_string()), ("inner", "10%".into()));
+    assert_eq!((mirror.timeout, mirror.writes), (Duration::from_millis(200), true));
+    let west = &queue.endpoints[1];
+    assert_eq!((west.version.as_deref(), west.weight, west.priority), (Some("v2"), 3, 1));
+    let BalanceConfig { spare, slow_start, panic_below, calls_max } = queue.balance;
+    assert_eq!((spare.to_string(), panic_below.to_string()), ("25%".into(), "30%".into()));
+    assert_eq!((slow_start, calls_max), (Duration::from_secs(60), Some(40)));
+    assert_eq!(policy.upstream(UpstreamId(1)).balance, BalanceConfig::default());
     let outlier = queue.outlier.unwrap();
     assert_eq!((outlier.consecutive_failures, outlier.latency_factor), (7, Some(2.5)));
     assert_eq!((outlier.ejection_base, outlier.ejected_max.to_string()), (Duration::from_secs(10), "50%".into()));

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::time::Duration;
 
+use seawall_core::balance::BalanceConfig;
 use seawall_core::guard::health::HealthConfig;
 use seawall_core::guard::outlier::OutlierConfig;
 use seawall_core::id::UpstreamId;
@@ -101,6 +102,12 @@ impl<'n> Upstreams<'n> {
         &self.list[id.index()].upstream.name
     }
 
+    /// What runs at its endpoints, where that is told.
+    pub(super) fn versions(&self, id: UpstreamId) -> Vec<&str> {
+        let versions = self.list[id.index()].upstream.endpoints.iter().filter_map(|it| it.version.as_deref());
+        versions.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+    }
+
     pub(super) fn connect_timeout(&self, id: UpstreamId) -> Duration {
         self.list[id.index()].upstream.connect_timeout
     }
@@ -154,6 +161,7 @@ const UPSTREAM: Keys = Keys {
         "endpoints",
         "health",
         "outlier",
+        "balance",
         "connections",
         "idle_timeout",
         "connect_timeout",
@@ -174,11 +182,9 @@ fn read_upstream(entry: Field<'_>, place: &Place) -> (Upstream, Option<UpstreamT
     let url = url.and_then(|url| Some((url, url.parsed(parse_url)?)));
     let endpoints = match (section.field("url"), section.field("endpoints")) {
         (Some(url), None) if url.peek().is_some_and(is_tcp) => {
-            url.parsed(parse_tcp_url).map(|address| Endpoint { address, zone: None }).into_iter().collect()
+            url.parsed(parse_tcp_url).map(Endpoint::at).into_iter().collect()
         }
-        (Some(_), None) => {
-            url.iter().map(|(_, there)| Endpoint { address: there.address.clone(), zone: None }).collect()
-        }
+        (Some(_), None) => url.iter().map(|(_, there)| Endpoint::at(&there.address)).collect(),
         (None, Some(list)) => read_endpoints(list, place),
         (Some(url), Some(_)) => {
             url.error("an upstream has a `url` or `endpoints`, not both");
@@ -189,12 +195,16 @@ fn read_upstream(entry: Field<'_>, place: &Place) -> (Upstream, Option<UpstreamT
             Vec::new()
         }
     };
-    if let (Some(field), 0..=1) = (section.field("outlier").filter(|field| !field.is_off()), endpoints.len()) {
-        field.reader.audit(
-            field.spot(),
-            "with one endpoint there is none to compare it with",
-            "add endpoints, or remove this",
-        );
+    if endpoints.len() <= 1 {
+        let alone = [
+            ("outlier", "with one endpoint there is none to compare it with"),
+            ("balance", "with one endpoint there is nothing to share"),
+        ];
+        for (key, message) in alone {
+            if let Some(field) = section.field(key).filter(|field| !field.is_off()) {
+                field.reader.audit(field.spot(), message, "add endpoints, or remove this");
+            }
+        }
     }
     let https = url.as_ref().filter(|(_, there)| there.sealed);
     let announce = section.field("proxy_protocol").filter(|field| !field.is_off()).and_then(|field| {
@@ -230,6 +240,7 @@ fn read_upstream(entry: Field<'_>, place: &Place) -> (Upstream, Option<UpstreamT
         endpoints,
         health: section.field("health").and_then(read_health),
         outlier: section.field("outlier").and_then(read_outlier),
+        balance: section.field("balance").map(read_balance).unwrap_or_default(),
         connections_max: section.count("connections", CONNECTIONS_MAX, 1..=65_535),
         idle_timeout: section.duration("idle_timeout", IDLE_TIMEOUT, MILLISECOND..=HOUR),
         connect_timeout: section.duration("connect_timeout", CONNECT_TIMEOUT, MILLISECOND..=HOUR),
@@ -260,20 +271,51 @@ fn read_endpoints(list: Field<'_>, place: &Place) -> Vec<Endpoint> {
             endpoints.push(endpoint);
         }
     }
+    if !endpoints.is_empty() && endpoints.iter().all(|endpoint| endpoint.weight == 0) {
+        list.error_with("every endpoint has a weight of 0: nobody would be asked", "give one of them a weight");
+    }
+    audit_zones(list, &endpoints, place);
     endpoints
 }
 
-const ENDPOINT: Keys = Keys { of: "this endpoint", known: &["address", "zone"], later: &[] };
+/// What goes with a zone.
+fn audit_zones(list: Field<'_>, endpoints: &[Endpoint], place: &Place) {
+    let Some(first) = endpoints.first() else { return };
+    let told = |message: String, fix: &str| list.reader.audit(list.key_spot, message, fix);
+    let named = || endpoints.iter().filter_map(|endpoint| endpoint.zone.as_deref());
+    if named().next().is_some() && endpoints.iter().all(|it| it.zone.as_deref().is_some_and(|zone| zone != place.zone))
+    {
+        let message = format!("no endpoint is in this node's zone `{}`: every call leaves it", place.zone);
+        told(message, "add one there, or see whether `zone` is right");
+    }
+    if place.zones.len() < 2 {
+        return;
+    }
+    match (endpoints, first.zone.as_deref()) {
+        ([_], None) => told("one endpoint: when it goes, the upstream is gone".into(), "add one in another zone"),
+        (_, Some(zone)) if endpoints.iter().all(|endpoint| endpoint.zone == first.zone) => {
+            let message = format!("all that is here is in `{zone}`: when this zone goes, the upstream is gone");
+            told(message, "add an endpoint in another zone");
+        }
+        _ => {}
+    }
+}
+
+const ENDPOINT: Keys =
+    Keys { of: "this endpoint", known: &["address", "zone", "version", "weight", "priority"], later: &[] };
 
 /// `{ address: "host:port", zone: a }`, or just `"host:port"`.
 fn read_endpoint<'n>(item: Field<'n>, place: &Place) -> Option<(Field<'n>, Endpoint)> {
     if item.peek().is_some() {
-        return item.parsed(parse_endpoint).map(|address| (item, Endpoint { address, zone: None }));
+        return item.parsed(parse_endpoint).map(|address| (item, Endpoint::at(address)));
     }
     let section = item.section(ENDPOINT);
     let zone = section.field("zone").and_then(|field| read_zone(field, place));
+    let version = section.field("version").and_then(|field| field.parsed(parse_name));
+    let weight = section.count("weight", 1, 0..=10_000);
+    let priority = section.count("priority", 0, 0..=100);
     let field = section.required("address", "\"host:port\"")?;
-    field.parsed(parse_endpoint).map(|address| (field, Endpoint { address, zone }))
+    field.parsed(parse_endpoint).map(|address| (field, Endpoint { address, zone, version, weight, priority }))
 }
 
 const OUTLIER: Keys = Keys {
@@ -325,6 +367,28 @@ fn read_outlier(field: Field<'_>) -> Option<OutlierConfig> {
         ejected_max: ejected_max.unwrap_or(default.ejected_max),
         ..default
     })
+}
+
+const BALANCE: Keys = Keys { of: "`balance`", known: &["spare", "slow_start", "panic", "calls"], later: &[] };
+
+fn read_balance(field: Field<'_>) -> BalanceConfig {
+    let (section, default) = (field.section(BALANCE), BalanceConfig::default());
+    let share = |key: &str| match section.field(key) {
+        Some(field) if field.is_off() => Some(Ratio::ZERO),
+        Some(field) => field.ratio(Ratio::ZERO..=Ratio::ONE),
+        None => None,
+    };
+    let slow_start = match section.field("slow_start") {
+        Some(field) if field.is_off() => Some(Duration::ZERO),
+        Some(field) => field.duration(MILLISECOND..=HOUR),
+        None => None,
+    };
+    BalanceConfig {
+        spare: share("spare").unwrap_or(default.spare),
+        slow_start: slow_start.unwrap_or(default.slow_start),
+        panic_below: share("panic").unwrap_or(default.panic_below),
+        calls_max: section.field("calls").and_then(|field| field.count(1..=1_000_000)),
+    }
 }
 
 const HEALTH: Keys =

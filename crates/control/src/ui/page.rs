@@ -242,6 +242,7 @@ fn endpoint_html(endpoint: &EndpointSnapshot) -> String {
     let (class, word) = match endpoint {
         EndpointSnapshot { healthy: false, .. } => ("bad", "unhealthy"),
         EndpointSnapshot { ejected: true, .. } => ("warn", "ejected"),
+        EndpointSnapshot { ramp, .. } if *ramp < 1.0 => ("warn", "slow start"),
         _ => ("good", "healthy"),
     };
     let (address, healthy) = (Escaped(&endpoint.address), endpoint.healthy);

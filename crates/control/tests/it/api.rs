@@ -53,8 +53,14 @@ async fn status_has_the_shape_of_the_contract() {
     assert_eq!((&other["degraded_since"], &other["learned_limit_per_s"]), (&Value::Null, &json!(49.5)));
     assert_eq!(
         status["upstreams"][0]["endpoints"][1],
-        json!({"address": "10.1.0.1:80", "zone": "us-west", "healthy": true, "ejected": false, "in_flight": 1, "connections": 4})
+        json!({
+            "address": "10.1.0.1:80", "zone": "us-west", "version": "v2", "weight": 2, "priority": 1,
+            "healthy": true, "ejected": false, "ramp": 0.25, "latency_ms": 1.5, "calls_total": 7,
+            "in_flight": 1, "connections": 4,
+        })
     );
+    let upstream = &status["upstreams"][0];
+    assert_eq!((&upstream["spilled_total"], &upstream["is_spilling"]), (&json!(3), &json!(true)));
     let spool = &status["spool"];
     assert_eq!((&spool["waiting"], &spool["leased"], &spool["parked"]), (&json!(1), &json!(0), &json!(0)));
     assert_eq!((&spool["oldest_s"], &spool["disk_full"]), (&json!(2.5), &json!(false)));

@@ -32,12 +32,14 @@ impl FakeFaults {
             fallbacks: Vec::new(),
             order_by: None,
             delivery: Delivery::default(),
+            placement: seawall_core::policy::Placement::default(),
         };
         let upstream = |name: &str| Upstream {
             name: name.into(),
             endpoints: Vec::new(),
             health: None,
             outlier: None,
+            balance: seawall_core::balance::BalanceConfig::default(),
             connections_max: 1,
             idle_timeout: Duration::ZERO,
             connect_timeout: Duration::ZERO,

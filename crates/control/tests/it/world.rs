@@ -7,6 +7,7 @@ use std::time::Duration;
 use seawall_control::{
     Admin, AdminParts, BoxFuture, ConfigPort, FaultPort, LedgerPort, LedgerRefusal, NodeInfo, NotReloaded, Reloaded,
 };
+use seawall_core::balance::assign::VersionCounts;
 use seawall_core::ledger::census::{Census, Member, Salt};
 use seawall_core::ledger::{Counted, Counts, Place, Receipts, State, StreamSummary, Summary, Verdict};
 use seawall_core::observation::CertificateSnapshot;
@@ -282,14 +283,22 @@ pub(crate) fn snapshot() -> NodeSnapshot {
         latency_p50_ms: 2.5,
         latency_p99_ms: 60_000.0,
         learned_limit_per_s: (state == "off").then_some(49.5),
+        mirrored: vec![("2xx", 4)],
+        versions: [("canary".to_owned(), VersionCounts { answers: [0, 5, 0, 0, 1], elsewhere: 2 })].into(),
         concurrency_limit: (state == "off").then_some(12),
         ..RouteSnapshot::default()
     };
     let endpoint = |address: &str, zone: Option<&str>, healthy| EndpointSnapshot {
         address: address.into(),
         zone: zone.map(Into::into),
+        version: zone.map(|_| "v2".into()),
+        weight: 2,
+        priority: 1,
         healthy,
         ejected: false,
+        ramp: if zone == Some("us-west") { 0.25 } else { 1.0 },
+        latency_ms: 1.5,
+        calls_total: 7,
         in_flight: 1,
         connections: 4,
     };
@@ -301,7 +310,7 @@ pub(crate) fn snapshot() -> NodeSnapshot {
     ];
     NodeSnapshot {
         routes: vec![route("events", "closed"), route("quotes", "off")],
-        upstreams: vec![UpstreamSnapshot { name: "queue".into(), endpoints }],
+        upstreams: vec![UpstreamSnapshot { name: "queue".into(), endpoints, spilled_total: 3, is_spilling: true }],
         limits: vec![
             LimitSnapshot { name: "connections", value: 10_000, used: Some(4), reached_total: 1 },
             LimitSnapshot { name: "body_bytes", value: 1 << 20, used: None, reached_total: 0 },

@@ -146,6 +146,11 @@ kinds! {
     CallsFailing = "calls_failing",
     /// What passes a route is no longer what was last told; rate, failures and latencies are in the fields.
     TrafficChanged = "traffic_changed",
+    /// Calls of an upstream go elsewhere than to its nearest endpoints, because these are ill or full; the share is in the
+    /// fields.
+    TrafficSpilled = "traffic_spilled",
+    /// All calls of an upstream go to its nearest endpoints again.
+    TrafficHome = "traffic_home",
     /// A route's answers are reduced.
     DegradedStarted = "degraded_started",
     /// A route's answers are whole again.

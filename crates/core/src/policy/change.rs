@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Fallback, Guards, Listener, Policy, Route, Upstream};
+use super::{Fallback, Guards, Listener, Mirror, Policy, Route, Upstream};
 use crate::id::UpstreamId;
 
 impl Policy {
@@ -95,6 +95,13 @@ fn route((was, old): &(&Route, &Policy), (is, new): &(&Route, &Policy), tell: &m
     tell("fallback", own(was) != own(is));
     tell("order_by", was.order_by != is.order_by);
     tell("delivery", was.delivery != is.delivery);
+    tell("versions", was.placement.versions != is.placement.versions);
+    let mirror = |route: &Route, policy: &Policy| {
+        let mirror = route.placement.mirror.clone()?;
+        Some((policy.upstream(mirror.to).name.clone(), Mirror { to: UpstreamId(0), ..mirror }))
+    };
+    tell("mirror", mirror(was, old) != mirror(is, new));
+    tell("sticky", was.placement.sticky != is.placement.sticky);
     guards(&was.guards, &is.guards, tell);
 }
 
@@ -127,6 +134,7 @@ fn upstream((was, _): &(&Upstream, &Policy), (is, _): &(&Upstream, &Policy), tel
     }
     tell("health", was.health != is.health);
     tell("outlier", was.outlier != is.outlier);
+    tell("balance", was.balance != is.balance);
     tell("connections", was.connections_max != is.connections_max);
     tell("idle_timeout", was.idle_timeout != is.idle_timeout);
     tell("connect_timeout", was.connect_timeout != is.connect_timeout);
@@ -154,12 +162,14 @@ mod tests {
             fallbacks: vec![Fallback::Upstream(UpstreamId(1 - upstream)), Fallback::Spool],
             order_by: None,
             delivery: crate::policy::Delivery::default(),
+            placement: crate::policy::Placement::default(),
         };
         let upstream = |name: &str| Upstream {
             name: name.into(),
-            endpoints: vec![Endpoint { address: format!("{name}:80"), zone: None }],
+            endpoints: vec![Endpoint::at(format!("{name}:80"))],
             health: None,
             outlier: None,
+            balance: crate::balance::BalanceConfig::default(),
             connections_max: 1,
             idle_timeout: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(1),
@@ -202,13 +212,17 @@ mod tests {
         let several = |policy: &mut Policy| {
             policy.listeners.push(policy.listeners[0].clone());
             policy.listeners[0].routes.pop();
+            let share = crate::units::Ratio::ONE;
+            let mirror = Mirror { to: UpstreamId(1), share, timeout: Duration::ZERO, writes: false };
+            policy.routes[0].placement.mirror = Some(mirror);
+            policy.routes[0].placement.sticky = Some(crate::balance::assign::Unit::Cookie("id".into()));
             policy.routes[0].guards.timeout = Duration::from_secs(1);
             policy.routes[0].guards.breaker = None;
             policy.routes[1].name = "three".into();
             policy.routes[0].upstream = UpstreamId(1);
             policy.routes[0].fallbacks.pop();
-            policy.upstreams[0].endpoints =
-                vec![Endpoint { address: "c:80".into(), zone: None }, Endpoint { address: "d:80".into(), zone: None }];
+            policy.upstreams[0].endpoints = vec![Endpoint::at("c:80"), Endpoint::at("d:80")];
+            policy.upstreams[0].balance.slow_start = Duration::ZERO;
             policy.upstreams[1].endpoints[0].zone = Some("z".into());
             policy.upstreams[1].host = Some("h".into());
             policy.limits.pending_max = 1;
@@ -221,12 +235,15 @@ mod tests {
                 "route two: removed",
                 "route one: upstream",
                 "route one: fallback",
+                "route one: mirror",
+                "route one: sticky",
                 "route one: timeout",
                 "route one: breaker",
                 "route three: added",
                 "upstream a: endpoint a:80 removed",
                 "upstream a: endpoint c:80 added",
                 "upstream a: endpoint d:80 added",
+                "upstream a: balance",
                 "upstream b: endpoint b:80 changed",
                 "upstream b: host",
                 "limits",

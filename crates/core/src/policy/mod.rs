@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::balance::BalanceConfig;
+use crate::balance::assign::{Split, Unit};
 use crate::block::Block;
 use crate::guard::Invalid;
 use crate::guard::breaker::BreakerConfig;
@@ -24,6 +26,7 @@ use crate::guard::throttle::ThrottleConfig;
 use crate::id::{RouteId, UpstreamId};
 use crate::outcome::is_idempotent;
 use crate::spool::Priority;
+use crate::units::Ratio;
 
 /// Everything one node should do.
 #[derive(Clone, Debug)]
@@ -176,6 +179,32 @@ pub struct Route {
     pub order_by: Option<String>,
     /// How the forwarder delivers what was spooled.
     pub delivery: Delivery,
+    /// Where its calls go among the upstream's endpoints.
+    pub placement: Placement,
+}
+
+/// Where a route's calls go among the endpoints of its upstream, and who gets copies of them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Placement {
+    /// Shares of versions, if there are any.
+    pub versions: Option<Split>,
+    /// What stays with one endpoint as long as that is well.
+    pub sticky: Option<Unit>,
+    /// Who gets copies.
+    pub mirror: Option<Mirror>,
+}
+
+/// Copies of requests for an upstream that is being tried out; what it answers is thrown away.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mirror {
+    /// Which upstream.
+    pub to: UpstreamId,
+    /// The share of requests that are copied.
+    pub share: Ratio,
+    /// A copy ends after this long; a node that stops waits for it.
+    pub timeout: Duration,
+    /// True to copy writes of a route that spools, too.
+    pub writes: bool,
 }
 
 impl Route {
@@ -385,6 +414,8 @@ pub struct Upstream {
     pub health: Option<HealthConfig>,
     /// Takes endpoints out that do worse than their peers, if set.
     pub outlier: Option<OutlierConfig>,
+    /// How its endpoints share the calls.
+    pub balance: BalanceConfig,
     /// Connections at most per endpoint.
     pub connections_max: u32,
     /// A pooled connection is dropped after this long without use; keep it below the upstream's own.
@@ -406,6 +437,20 @@ pub struct Endpoint {
     pub address: String,
     /// Where it runs, if told.
     pub zone: Option<String>,
+    /// What runs there, if told.
+    pub version: Option<String>,
+    /// Its share of the calls beside its peers'; zero for none.
+    pub weight: u32,
+    /// Lower ones are asked first.
+    pub priority: u32,
+}
+
+impl Endpoint {
+    /// One of which nothing but the address was told.
+    #[must_use]
+    pub fn at(address: impl Into<String>) -> Self {
+        Self { address: address.into(), zone: None, version: None, weight: 1, priority: 0 }
+    }
 }
 
 /// Bounds of the node. Each has a name in `seawall_limit{limit="..."}` and a counter of how often it was reached.
@@ -491,6 +536,7 @@ mod tests {
             fallbacks: Vec::new(),
             order_by: None,
             delivery: Delivery::default(),
+            placement: Placement::default(),
         };
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let listener = |route| Listener::new(address, vec![RouteId(route)]);

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use allocation_counter::measure;
+use seawall_core::balance::{Avoid, BalanceConfig, Endpoints, Plan};
 use seawall_core::fault::book::{Book, Caps, Kind, Order, Portion, Scope, SharedBook, Try};
 use seawall_core::guard::breaker::{BreakerConfig, SharedBreaker};
 use seawall_core::id::{RecordId, RouteId, UpstreamId};
 use seawall_core::ledger::{Arrival, Class, Event, Ledger, ReceiptBatch, RecordRef};
 use seawall_core::outcome::{Failure, Outcome};
-use seawall_core::policy::{Delivery, Guards, Limits, Match, Policy, Protocol, Route, Upstream};
+use seawall_core::policy::{Delivery, Endpoint, Guards, Limits, Match, Policy, Protocol, Route, Upstream};
 use seawall_core::prng::Prng;
 use seawall_core::spool::index::{Admission, Footprint, Index, IndexConfig};
 use seawall_core::spool::{FingerprintHalf, KeyHash, LaneKey, Terms};
@@ -30,6 +31,39 @@ fn a_breaker_allocates_nothing_while_closed() {
     assert_eq!(counted.count_total, 0);
 }
 
+/// The first is ill, the second begins slowly, the third is busy.
+struct Moment;
+
+impl Endpoints for Moment {
+    fn is_well(&self, place: usize) -> bool {
+        place != 0
+    }
+    fn ramp(&self, place: usize) -> f64 {
+        if place == 1 { 0.3 } else { 1.0 }
+    }
+    fn in_flight(&self, place: usize) -> u32 {
+        if place == 2 { 7 } else { 1 }
+    }
+    fn latency(&self, place: usize) -> f64 {
+        1.0 + place as f64
+    }
+}
+
+#[test]
+fn a_choice_allocates_nothing() {
+    let zones = ["east", "east", "west", "east", "south"];
+    let endpoints = zones.map(|zone| Endpoint { zone: Some(zone.into()), ..Endpoint::at("h:1") });
+    let plan = Plan::new(&endpoints, "east", BalanceConfig::default(), 7);
+    let mut prng = Prng::new(1);
+    let counted = measure(|| {
+        for failed in 0..10_000 {
+            let avoid = Avoid { failed: if failed % 2 == 0 { 0 } else { failed % 32 }, busy: 0 };
+            assert!(plan.choose(&Moment, avoid, &mut prng).is_some());
+        }
+    });
+    assert_eq!(counted.count_total, 0);
+}
+
 /// One route to one upstream.
 fn policy() -> Policy {
     let route = Route {
@@ -42,12 +76,14 @@ fn policy() -> Policy {
         fallbacks: Vec::new(),
         order_by: None,
         delivery: Delivery::default(),
+        placement: seawall_core::policy::Placement::default(),
     };
     let upstream = Upstream {
         name: "queue".into(),
         endpoints: Vec::new(),
         health: None,
         outlier: None,
+        balance: BalanceConfig::default(),
         connections_max: 1,
         idle_timeout: Duration::ZERO,
         connect_timeout: Duration::ZERO,

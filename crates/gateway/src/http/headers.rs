@@ -23,6 +23,8 @@ pub(crate) const SEAWALL_DEGRADED: HeaderName = HeaderName::from_static("seawall
 /// How safe an accepted write is.
 pub(crate) const SEAWALL_DURABILITY: HeaderName = HeaderName::from_static("seawall-durability");
 /// Which faults, placed on purpose, touched the request.
+/// On a copy of a request, for the upstream that gets copies.
+pub(crate) const SEAWALL_MIRROR: HeaderName = HeaderName::from_static("seawall-mirror");
 pub(crate) const SEAWALL_FAULT: HeaderName = HeaderName::from_static("seawall-fault");
 /// RFC 9209.
 pub(crate) const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");

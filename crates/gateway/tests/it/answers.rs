@@ -236,7 +236,7 @@ fn failures_have_the_status_and_words_of_rfc_9209() {
     let lost = World::new(policy(vec![quick.clone()], vec![upstream("u", &[reset.address])])).get("/");
     assert_eq!((lost.status, lost.must("proxy-status").contains("error=connection_terminated")), (502, true));
     let mut unknown = upstream("u", &[]);
-    unknown.endpoints.push(seawall_core::policy::Endpoint { address: "no.such.name.invalid:80".into(), zone: None });
+    unknown.endpoints.push(seawall_core::policy::Endpoint::at("no.such.name.invalid:80"));
     let nameless = World::new(policy(vec![quick], vec![unknown])).get("/");
     assert_eq!((nameless.status, nameless.must("proxy-status").contains("error=dns_error")), (502, true));
 }

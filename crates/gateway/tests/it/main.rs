@@ -19,3 +19,4 @@ mod unix;
 mod upgrades;
 mod world;
 mod writes;
+mod zones;

@@ -289,6 +289,7 @@ pub fn route(name: &str, upstream: u32) -> Route {
         fallbacks: Vec::new(),
         order_by: None,
         delivery: Delivery::default(),
+        placement: seawall_core::policy::Placement::default(),
     }
 }
 
@@ -319,10 +320,11 @@ pub fn upstream(name: &str, endpoints: &[SocketAddr]) -> Upstream {
         name: name.into(),
         endpoints: endpoints
             .iter()
-            .map(|address| Endpoint { address: address.to_string(), zone: Some("here".into()) })
+            .map(|address| Endpoint { zone: Some("here".into()), ..Endpoint::at(address.to_string()) })
             .collect(),
         health: None,
         outlier: None,
+        balance: seawall_core::balance::BalanceConfig::default(),
         connections_max: 64,
         idle_timeout: Duration::from_secs(10),
         connect_timeout: Duration::from_secs(1),

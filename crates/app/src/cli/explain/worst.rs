@@ -127,7 +127,18 @@ mod tests {
         let (matcher, delivery) = (Match::default(), Delivery::default());
         let (name, protocol, upstream) = ("r".into(), Protocol::Http, UpstreamId(0));
         let (upgrades, order_by) = (Vec::new(), None);
-        Route { name, protocol, matcher, upgrades, upstream, guards, fallbacks, order_by, delivery }
+        Route {
+            name,
+            protocol,
+            matcher,
+            upgrades,
+            upstream,
+            guards,
+            fallbacks,
+            order_by,
+            delivery,
+            placement: seawall_core::policy::Placement::default(),
+        }
     }
 
     /// Two seconds for four tries of half a second, waits of 50, 100 and 200 ms: 0.5 + 0.05 + 0.5 + 0.1 + 0.5 + 0.2 =

@@ -20,12 +20,14 @@ fn policy() -> Policy {
         fallbacks,
         order_by: None,
         delivery: Delivery::default(),
+        placement: crate::policy::Placement::default(),
     };
     let upstream = |name: &str| Upstream {
         name: name.into(),
         endpoints: Vec::new(),
         health: None,
         outlier: None,
+        balance: crate::balance::BalanceConfig::default(),
         connections_max: 1,
         idle_timeout: Duration::ZERO,
         connect_timeout: Duration::ZERO,
