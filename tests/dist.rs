@@ -188,11 +188,12 @@ fn everything(cluster: &Cluster, authority: &Authority, queue: &Server, carrier:
     Place::new(&format!(
         "node: a\nzone: z1\nfaults: on\nlimits: {{ headers: 5 }}\nlisteners: [{{ address: \"127.0.0.1:0\", routes: [\
          {{ name: events, match: {{ path: /events, method: POST }}, upstream: queue, policy: writes }}, \
-         {{ name: quotes, match: {{ path_prefix: /quotes }}, upstream: carrier, policy: reads }}] }}, \
+         {{ name: quotes, match: {{ path_prefix: /quotes }}, upstream: carrier, policy: reads, \
+         versions: {{ old: 90, new: 10 }}, mirror: {{ to: queue }} }}] }}, \
          {{ address: \"127.0.0.1:0\", tls: {{ cert_file: {cert:?}, key_file: {key:?} }}, routes: [\
          {{ name: sealed, upstream: carrier, policy: reads }}] }}, \
          {{ address: \"127.0.0.1:{raw}\", protocol: tcp, name: raw, upstream: bytes }}]\n\
-         upstreams: {{ bytes: {{ url: \"tcp://{}\" }}, queue: {{ url: \"http://{}\" }}, carrier: {{ endpoints: [{{ address: \"{}\" }}, {{ address: \"{}\" }}], \
+         upstreams: {{ bytes: {{ url: \"tcp://{}\" }}, queue: {{ url: \"http://{}\" }}, carrier: {{ endpoints: [{{ address: \"{}\", version: old }}, {{ address: \"{}\", version: new }}], \
          outlier: on }} }}\npolicies:\n  writes: {{ retry: off, fallback: spool, breaker: {{ calls_min: 2, window: 4 calls, \
          open_for: 1s }} }}\n  reads: {{ timeout: 800ms, retry: {{ attempts: 2, backoff: 1ms..2ms }}, hedge: p95, \
          concurrency: on, learned_limit: on, rate: 20/s burst 10 }}\n{}",

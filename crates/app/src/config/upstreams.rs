@@ -43,6 +43,8 @@ struct Named<'n> {
     used: Cell<bool>,
     /// Used by routes of requests.
     called: Cell<bool>,
+    /// Used by listeners of connections.
+    connected: Cell<bool>,
     written: WhatIsWritten,
 }
 
@@ -64,15 +66,15 @@ impl<'n> Upstreams<'n> {
         let entries = field.entries();
         let list = entries.into_iter().map(|entry| {
             let (upstream, tls, written) = read_upstream(entry, place);
-            let (used, called) = (Cell::new(false), Cell::new(false));
-            Named { reader: entry.reader, spot: entry.key_spot, upstream, tls, used, called, written }
+            let (used, called, connected) = (Cell::new(false), Cell::new(false), Cell::new(false));
+            Named { reader: entry.reader, spot: entry.key_spot, upstream, tls, used, called, connected, written }
         });
         Self { list: list.collect(), written: true }
     }
 
     /// The upstream a field names, which is thereby in use for requests.
     pub(super) fn refer(&self, field: Field<'_>) -> Option<UpstreamId> {
-        let id = self.refer_connections(field)?;
+        let id = self.find(field)?;
         let named = &self.list[id.index()];
         named.called.set(true);
         if named.written.is_tcp {
@@ -85,6 +87,17 @@ impl<'n> Upstreams<'n> {
 
     /// The upstream a field names, which is thereby in use for connections.
     pub(super) fn refer_connections(&self, field: Field<'_>) -> Option<UpstreamId> {
+        let id = self.find(field)?;
+        self.list[id.index()].connected.set(true);
+        Some(id)
+    }
+
+    /// True if requests go there in frames.
+    pub(super) fn speaks_http2(&self, id: UpstreamId) -> bool {
+        self.list[id.index()].upstream.http2
+    }
+
+    fn find(&self, field: Field<'_>) -> Option<UpstreamId> {
         let name = field.text()?;
         let found = self.list.iter().position(|named| named.upstream.name == name);
         match found {
@@ -122,6 +135,15 @@ impl<'n> Upstreams<'n> {
             let message =
                 "`proxy_protocol`: connections that carry requests are shared by clients, and announce nobody";
             named.reader.error_with(spot, message, "remove it; requests carry `X-Forwarded-For`");
+        }
+        // Frames are agreed on in the handshake, and connections of bytes may have agreed on nothing.
+        for named in self.list.iter().filter(|named| named.called.get() && named.connected.get()) {
+            let Some(spot) = named.written.of_requests[1].filter(|_| named.upstream.http2 && named.tls.is_some())
+            else {
+                continue;
+            };
+            let message = "`http2` over TLS, and connections go here too: one handshake cannot offer both";
+            named.reader.error_with(spot, message, "define an upstream for each");
         }
         for named in self.list.iter().filter(|named| named.takes_only_connections()) {
             for (spot, key) in named.written.of_requests.iter().zip(["host", "http2"]) {
