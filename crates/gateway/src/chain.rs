@@ -58,6 +58,7 @@ use crate::{ejection, fallback, frames, mirror};
 pub(crate) struct Peer {
     /// Which door: it may go by another number under another policy.
     pub(crate) door: Arc<Door>,
+    pub(crate) _guest: Arc<()>,
     pub(crate) ip_text: HeaderValue,
     /// True if it came by TLS.
     pub(crate) sealed: bool,

@@ -84,7 +84,9 @@ impl StartError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Listen { source, .. } => match source.kind() {
-                io::ErrorKind::AddrInUse => Some("another process listens there: stop it, or choose another port"),
+                io::ErrorKind::AddrInUse => Some(
+                    "another process listens there, or a listener of ours that is still closing: stop it, or choose another port",
+                ),
                 io::ErrorKind::PermissionDenied => Some("ports below 1024 need a privilege: choose a higher one"),
                 io::ErrorKind::AddrNotAvailable => Some("this machine does not have that address"),
                 _ => None,

@@ -225,7 +225,8 @@ async fn serve_connection(
     let ip = peer.ip().to_canonical();
     let ip_text = HeaderValue::from_str(&ip.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
     let trusted = node.listener(&door).is_some_and(|listener| is_in(&listener.trusted, ip));
-    let peer = Arc::new(Peer { door: Arc::clone(&door), ip_text, sealed: stream.is_sealed(), trusted });
+    let (sealed, _guest) = (stream.is_sealed(), Arc::clone(&door.guests));
+    let peer = Arc::new(Peer { door: Arc::clone(&door), _guest, ip_text, sealed, trusted });
     let speaks_frames = stream.agreed_on_h2();
     let io = ClientIo::new(stream, node.gate_limits(), node.clock.clone(), Arc::clone(&state));
     if speaks_frames {
@@ -235,7 +236,7 @@ async fn serve_connection(
     // Each request by the policy in force when it comes.
     let service = {
         let (seat, state, peer) = (Arc::clone(&seat), Arc::clone(&state), Arc::clone(&peer));
-        service_fn(move |request| serve(seat.worker(), Arc::clone(&state), Arc::clone(&peer), request))
+        service_fn(move |request| serve(seat.worker_for(&peer.door), Arc::clone(&state), Arc::clone(&peer), request))
     };
     let mut builder = http1::Builder::new();
     builder
@@ -279,6 +280,7 @@ pub(crate) async fn sweep(seat: Arc<Seat>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(SWEEP_EVERY) => {}
         }
+        seat.sweep_doors();
         let node = Arc::clone(&seat.worker().node);
         let (limits, now) = (&node.policy.limits, node.clock.now());
         let patience =

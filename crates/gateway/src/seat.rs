@@ -29,6 +29,9 @@ use crate::{forwarder, traffic, watch};
 /// A worker's place.
 pub(crate) struct Seat {
     current: ArcSwap<Worker>,
+    /// Doors that are being closed, and the worker of the last policy that had them: who came in by one is served to the
+    /// end by its rules.
+    closing: Mutex<Vec<(Arc<Door>, Arc<Worker>)>>,
     pub(crate) open: Open,
     pub(crate) tasks: TaskTracker,
     /// The runtime it works in, known once it runs.
@@ -44,23 +47,45 @@ pub(crate) struct Door {
     pub(crate) address: SocketAddr,
     /// No new requests by this door; those in work may end.
     pub(crate) drain: CancellationToken,
+    /// Held by every connection that came in by it.
+    pub(crate) guests: Arc<()>,
 }
 
 impl Door {
     pub(crate) fn new(configured: SocketAddr, address: SocketAddr, stop: &Stop) -> Arc<Self> {
-        Arc::new(Self { configured, address, drain: stop.drain.child_token() })
+        Arc::new(Self { configured, address, drain: stop.drain.child_token(), guests: Arc::default() })
     }
 }
 
 impl Seat {
     pub(crate) fn new(worker: Arc<Worker>) -> Arc<Self> {
         let tasks = worker.tasks.clone();
-        Arc::new(Self { current: ArcSwap::new(worker), open: Open::default(), tasks, handle: OnceLock::new() })
+        let (current, closing, open) = (ArcSwap::new(worker), Mutex::default(), Open::default());
+        Arc::new(Self { current, closing, open, tasks, handle: OnceLock::new() })
     }
 
     /// The worker of the policy in force.
     pub(crate) fn worker(&self) -> Arc<Worker> {
         self.current.load_full()
+    }
+
+    /// The worker for whoever came in by a door: of the policy in force, or of the last that had it.
+    pub(crate) fn worker_for(&self, door: &Arc<Door>) -> Arc<Worker> {
+        let worker = self.worker();
+        if worker.node.listener(door).is_some() {
+            return worker;
+        }
+        let closing = self.closing.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = closing.iter().find(|(closed, _)| Arc::ptr_eq(closed, door));
+        last.map_or(worker, |(_, last)| Arc::clone(last))
+    }
+
+    /// Lets go of doors by which nobody is in any more.
+    pub(crate) fn sweep_doors(&self) {
+        self.closing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|(door, _)| Arc::strong_count(&door.guests) > 1);
     }
 
     /// Begins to work in the current runtime. The first seat also looks after what concerns all.
@@ -209,7 +234,10 @@ impl Hall {
         let next = Arc::new(old.succeed(policy, doors, tls, cause, seed));
         let workers: Vec<_> = self.seats.iter().map(|seat| seat.worker().succeed(&next, self.seats.len())).collect();
         self.node.store(Arc::clone(&next));
+        let gone = || old.doors.iter().filter(|door| !next.doors.iter().any(|other| Arc::ptr_eq(door, other)));
         for (seat, worker) in self.seats.iter().zip(workers) {
+            let last = gone().map(|door| (Arc::clone(door), seat.worker()));
+            seat.closing.lock().unwrap_or_else(PoisonError::into_inner).extend(last);
             seat.current.store(worker);
         }
         for (seat, doors) in self.seats.iter().zip(opened) {
@@ -224,9 +252,7 @@ impl Hall {
             };
             seat.tasks.spawn_on(opening, handle);
         }
-        for gone in old.doors.iter().filter(|door| !next.doors.iter().any(|other| Arc::ptr_eq(door, other))) {
-            gone.drain.cancel();
-        }
+        gone().for_each(|door| door.drain.cancel());
         if let Some(past) = reign.replace(Reign::begin(&self.seats[0], &self.stop, cause)) {
             past.end();
         }

@@ -366,7 +366,7 @@ async fn answer(
     flow: Arc<Flow>,
     mut request: Request<Incoming>,
 ) -> Result<Response<Watched<Tracked<Ending>>>, Infallible> {
-    let (worker, is_grpc) = (seat.worker(), grpc::is_grpc(request.headers()));
+    let (worker, is_grpc) = (seat.worker_for(&peer.door), grpc::is_grpc(request.headers()));
     if let Err(verdict) = admit(&mut request, &worker.node.policy.limits) {
         request.headers_mut().clear();
         request.headers_mut().insert(VERDICT_HEADER, HeaderValue::from_static(verdict.name()));

@@ -160,5 +160,10 @@ fn a_port_that_is_taken_is_told_with_a_hint() {
     };
     let error = world.block_on(seawall_gateway::Gateway::start(parts, 1)).err().unwrap();
     assert!(error.to_string().starts_with("cannot listen on `127.0.0.1:"));
-    assert_eq!(error.hint(), Some("another process listens there: stop it, or choose another port"));
+    assert_eq!(
+        error.hint(),
+        Some(
+            "another process listens there, or a listener of ours that is still closing: stop it, or choose another port"
+        )
+    );
 }

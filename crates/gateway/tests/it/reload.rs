@@ -1,5 +1,6 @@
 //! Another policy under way: what goes on, what is different, and that nobody notices more than he must.
 
+use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -272,4 +273,35 @@ fn what_calls_of_the_old_rules_come_to_ejects_nobody_under_the_new_ones() {
     assert_eq!(statuses.iter().filter(|status| **status == 503).count(), 3, "{statuses:?}");
     assert_eq!(world.entries(Kind::EndpointEjected).len(), 0);
     assert!((world.view)().upstreams[0].endpoints.iter().all(|endpoint| !endpoint.ejected));
+}
+
+#[test]
+fn nobody_is_told_of_no_route_while_a_listener_goes() {
+    let server = Server::start(|_, _| ok("well"));
+    let world = World::new(one(&server));
+    for _ in 0..20 {
+        let mut two = one(&server);
+        two.listeners.push(Listener::new(([127, 0, 0, 1], 0).into(), two.listeners[0].routes.clone()));
+        world.change(two);
+        let address = world.addresses()[1];
+        let asked = Arc::new(AtomicBool::new(false));
+        let clients = (0..4).map(|_| {
+            let (asked, mut client) = (Arc::clone(&asked), Client::new(address));
+            std::thread::spawn(move || {
+                // To the end of the connection, which comes between two answers.
+                std::iter::from_fn(|| {
+                    client.stream.write_all(GET.as_bytes()).ok()?;
+                    asked.store(true, Relaxed);
+                    client.next().map(|answer| answer.status)
+                })
+                .find(|status| *status != 200)
+            })
+        });
+        let clients: Vec<_> = clients.collect();
+        wait_until("they ask", || asked.load(Relaxed));
+        world.change(one(&server));
+        for client in clients {
+            assert_eq!(client.join().unwrap(), None);
+        }
+    }
 }
