@@ -72,6 +72,8 @@ fn a_signal_a_changed_file_and_the_command_all_take_it_in() {
     assert_eq!(node.journal().count("config_loaded"), before);
     assert_eq!(client.ask(GET).body, "second", "all the time on one connection");
     assert_eq!(node.metrics().get("seawall_client_connections_total"), 1);
+    let lowered = node.process.lines().iter().filter(|line| line.contains("is lowered to")).count();
+    assert!(lowered <= 1, "what the machine cannot carry is told once");
     assert_eq!(code(node.stop()), 0);
 }
 

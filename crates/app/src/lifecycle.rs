@@ -50,7 +50,7 @@ const WATCH_STORE_EVERY: Duration = Duration::from_millis(200);
 /// what to do.
 pub fn run(mut config: AppConfig, origin: Option<Origin>) -> anyhow::Result<ExitCode> {
     raise_open_files();
-    fit_connections(&mut config);
+    fit_connections(&mut config, None);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("control")
@@ -416,8 +416,8 @@ pub(crate) fn connections_fitting(others: u64) -> Option<u64> {
 }
 
 /// No more client connections than there are files for them and for the calls they make: what runs out instead would
-/// be the store's.
-pub(crate) fn fit_connections(config: &mut AppConfig) {
+/// be the store's. Told, unless it has been: `told` is how many there were before a reload.
+pub(crate) fn fit_connections(config: &mut AppConfig, told: Option<u32>) {
     // All that may be left out for something else.
     let others = if config.toxiproxy.is_some() { u64::MAX } else { 0 };
     let (Some(open_files), Some(fitting)) = (open_files(), connections_fitting(others)) else {
@@ -427,6 +427,9 @@ pub(crate) fn fit_connections(config: &mut AppConfig) {
     let wanted = config.policy.limits.connections_max;
     if wanted > fitting {
         config.policy.limits.connections_max = fitting;
+        if told == Some(fitting) {
+            return;
+        }
         tracing::warn!(
             wanted,
             fitting,

@@ -133,7 +133,7 @@ impl Rules {
         // A decision for one start.
         config.store.on_damage = now.config.store.on_damage;
         let warnings: Vec<String> = report.without_audit().findings.iter().map(ToString::to_string).collect();
-        fit_connections(&mut config);
+        fit_connections(&mut config, Some(now.config.policy.limits.connections_max));
         restart_wanted(&now.config, &config)?;
         let doors = self
             .doors
