@@ -22,13 +22,13 @@ const TLV_CRC32C: u8 = 3;
 
 /// An announcement that is none, or that says something false.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Malformed;
+pub struct Malformed;
 
 /// Reads an announcement and not one byte more. Tells whose connection it is; `None` for the announcer's own.
 ///
 /// # Errors
 /// [`Malformed`], also if the connection ends in it.
-pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<SocketAddr>, Malformed> {
+pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<SocketAddr>, Malformed> {
     let mut head = [0; 16];
     stream.read_exact(&mut head[..12]).await.map_err(|_| Malformed)?;
     if head[..12] == SIGNATURE {
@@ -135,7 +135,8 @@ fn crc32c(bytes: &[u8]) -> u32 {
 }
 
 /// Announces a connection of `source` that came in at `destination`.
-pub(crate) fn write(announce: Announce, source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+#[must_use]
+pub fn write(announce: Announce, source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
     let (from, to) = (canonical(source), canonical(destination));
     let fits = from.is_ipv4() == to.is_ipv4();
     match (announce, fits) {

@@ -5,7 +5,7 @@
 //! snapshots; it knows no config file, no API and no dashboard.
 
 mod aim;
-mod announce;
+pub mod announce;
 mod chain;
 mod clock;
 mod duplex;
