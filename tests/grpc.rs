@@ -1,36 +1,11 @@
 //! A real gRPC server and clients, with Seawall between them.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use crate::house::{Node, Place, port, wait_until};
+use crate::process::code;
+use crate::script::Script;
 
-use crate::house::{Node, Place, port, wait_for, wait_until};
-use crate::process::{Process, code};
-
-/// The package `grpcio` from PyPI; `./test install` puts it there.
-fn python() -> Command {
-    let root: &Path = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let program: PathBuf = root.join("../../target/tools/grpc/bin/python");
-    assert!(program.exists(), "no `{}`: run `./test install`", program.display());
-    let mut command = Command::new(program);
-    command.arg(root.join("../../tests/clients/grpc_echo.py"));
-    command
-}
-
-struct Echo {
-    port: u16,
-    _process: Process,
-}
-
-impl Echo {
-    fn start() -> Self {
-        let mut process = Process::start(python().arg("server"));
-        let port = wait_for("the server tells its port", || {
-            assert!(process.ended().is_none(), "the server ended: {:?}", process.lines());
-            process.lines().iter().find_map(|line| line.strip_prefix("port ")?.parse().ok())
-        });
-        Self { port, _process: process }
-    }
-}
+/// The package `grpcio` from PyPI.
+const GRPC: Script = Script { tools: "grpc", file: "grpc_echo.py" };
 
 fn node(upstream: u16, policy: &str) -> (Node, Place) {
     let place = Place::new(&format!(
@@ -43,7 +18,7 @@ fn node(upstream: u16, policy: &str) -> (Node, Place) {
 }
 
 fn say(node: &Node, arguments: &[&str]) -> String {
-    let mut command = python();
+    let mut command = GRPC.command();
     command.arg(arguments[0]).arg(node.address().to_string()).args(&arguments[1..]);
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -53,7 +28,7 @@ fn say(node: &Node, arguments: &[&str]) -> String {
 
 #[test]
 fn every_kind_of_call_passes_and_what_became_of_it_is_known() {
-    let echo = Echo::start();
+    let echo = GRPC.serve();
     let (node, _place) = node(echo.port, "timeout: 30s, breaker: off, retry: off");
     assert_eq!(say(&node, &["client"]), "ok");
     // What is about the call is no failure of the upstream; what broke off is.
@@ -69,7 +44,7 @@ fn every_kind_of_call_passes_and_what_became_of_it_is_known() {
 
 #[test]
 fn our_own_answers_are_said_in_its_words() {
-    let echo = Echo::start();
+    let echo = GRPC.serve();
     let (node, _place) = node(
         echo.port,
         "timeout: 300ms, retry: off, breaker: { window: 20 calls, calls_min: 4, failure_rate: 50%, open_for: 1h }",
@@ -96,7 +71,7 @@ fn our_own_answers_are_said_in_its_words() {
 
 #[test]
 fn a_deadline_goes_on_and_a_spent_one_goes_nowhere() {
-    let echo = Echo::start();
+    let echo = GRPC.serve();
     let (node, _place) = node(echo.port, "timeout: 30s, retry: off");
     // The client gives up by itself; the call must not live on with us.
     assert!(say(&node, &["code", "Hang", "0.3"]).starts_with("DEADLINE_EXCEEDED"));

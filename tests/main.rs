@@ -31,6 +31,7 @@ mod redis;
 mod refused;
 mod reload;
 mod replica;
+mod script;
 mod seen;
 mod server;
 mod sick;

@@ -1,38 +1,13 @@
 //! A real WebSocket server and client, with Seawall between them.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
 use rustix::process::Signal;
 
-use crate::house::{Node, Place, local, port, wait_for, wait_until};
+use crate::house::{Node, Place, local, port, wait_until};
 use crate::process::{Process, code};
+use crate::script::Script;
 
-/// The package `websockets` from PyPI; `./test install` puts it there.
-fn python() -> Command {
-    let root: &Path = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let program: PathBuf = root.join("../../target/tools/websockets/bin/python");
-    assert!(program.exists(), "no `{}`: run `./test install`", program.display());
-    let mut command = Command::new(program);
-    command.arg(root.join("../../tests/clients/websocket.py"));
-    command
-}
-
-struct Echo {
-    port: u16,
-    _process: Process,
-}
-
-impl Echo {
-    fn start() -> Self {
-        let mut process = Process::start(python().arg("server"));
-        let port = wait_for("the server tells its port", || {
-            assert!(process.ended().is_none(), "the server ended: {:?}", process.lines());
-            process.lines().iter().find_map(|line| line.strip_prefix("port ")?.parse().ok())
-        });
-        Self { port, _process: process }
-    }
-}
+/// The package `websockets` from PyPI.
+const WEBSOCKETS: Script = Script { tools: "websockets", file: "websocket.py" };
 
 fn node(upstream: u16, more: &str) -> (Node, Place) {
     let place = Place::new(&format!(
@@ -46,7 +21,7 @@ fn node(upstream: u16, more: &str) -> (Node, Place) {
 }
 
 fn say(node: &Node, what: &str, path: &str) -> String {
-    let output = python().args([what, &format!("ws://{}{path}", node.address())]).output().unwrap();
+    let output = WEBSOCKETS.command().args([what, &format!("ws://{}{path}", node.address())]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(code(output.status), 0, "{text}{}", String::from_utf8_lossy(&output.stderr));
     text.trim().to_owned()
@@ -54,7 +29,7 @@ fn say(node: &Node, what: &str, path: &str) -> String {
 
 #[test]
 fn a_client_and_a_server_understand_each_other() {
-    let echo = Echo::start();
+    let echo = WEBSOCKETS.serve();
     let (node, place) = node(echo.port, "");
     assert_eq!(say(&node, "client", "/chat"), "ok");
     wait_until("all have ended", || node.metrics().get("seawall_connections_open{route=\"chat\"}") == 0);
@@ -79,9 +54,9 @@ fn an_open_breaker_refuses_the_handshake() {
 
 #[test]
 fn a_stop_cuts_what_is_still_open_after_its_grace() {
-    let echo = Echo::start();
+    let echo = WEBSOCKETS.serve();
     let (mut node, place) = node(echo.port, "limits: { grace: 50ms }");
-    let mut client = Process::start(python().args(["hold", &format!("ws://{}/chat", node.address())]));
+    let mut client = Process::start(WEBSOCKETS.command().args(["hold", &format!("ws://{}/chat", node.address())]));
     wait_until("it is open", || client.lines().iter().any(|line| line == "open"));
     node.process.signal(Signal::TERM);
     assert_eq!((code(node.process.wait()), code(client.wait())), (0, 0));

@@ -2,6 +2,8 @@
 //! wall time from whoever wired us.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use seawall_core::time::{Mono, Wall};
 use tokio::time::Instant;
@@ -37,6 +39,27 @@ impl Clock {
     #[must_use]
     pub fn instant(&self, at: Mono) -> Instant {
         self.origin + std::time::Duration::from_nanos(at.as_nanos())
+    }
+}
+
+/// Something that is told now and then, however often it happens.
+#[derive(Debug, Default)]
+pub(crate) struct Seldom(
+    /// When it was last told, in nanoseconds of [`Mono`]; zero for never.
+    AtomicU64,
+);
+
+impl Seldom {
+    const EVERY: Duration = Duration::from_secs(10);
+
+    /// True if it is to be told now.
+    pub(crate) fn is_due(&self, now: Mono) -> bool {
+        let last = self.0.load(Relaxed);
+        let is_due = last == 0 || now.since(Mono::from_nanos(last)) >= Self::EVERY;
+        if is_due {
+            self.0.store(now.as_nanos().max(1), Relaxed);
+        }
+        is_due
     }
 }
 

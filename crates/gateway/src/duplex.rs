@@ -278,3 +278,52 @@ fn write(cx: &mut Context<'_>, to: &mut Stream, bytes: &[u8]) -> Poll<Result<usi
         Ok(_) | Err(_) => Poll::Ready(Err(Broken::Receiver)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use seawall_core::time::Wall;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::time::{Instant, timeout};
+
+    use super::*;
+
+    /// Somebody, and our end of the connection.
+    async fn peer() -> (TcpStream, Stream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let theirs = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (theirs, Stream::Real(listener.accept().await.unwrap().0))
+    }
+
+    async fn rest(stream: &mut TcpStream) -> String {
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    /// Who has ended waits for its answer as long as it takes; whether it is still there is asked meanwhile.
+    #[tokio::test(start_paused = true)]
+    async fn who_has_ended_may_wait() {
+        let ((mut client, ours), (mut server, far)) = (peer().await, peer().await);
+        let clock = Clock::new(Instant::now(), Arc::new(|| Wall::from_millis(0)));
+        let mut duplex = Duplex::new(clock, [ours, far], [Vec::new(), Vec::new()], None);
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        while !duplex.flows[Peer::Client as usize].is_over {
+            assert!(timeout(Duration::from_millis(1), duplex.run(|_, _| {})).await.is_err(), "it has no answer yet");
+        }
+        assert_eq!(rest(&mut server).await, "question");
+        for _ in 0..3 {
+            let asked_at = duplex.asked_at;
+            assert!(timeout(ASK_EVERY * 2, duplex.run(|_, _| {})).await.is_err(), "it waits");
+            assert!(duplex.asked_at > asked_at, "it is asked whether it is still there");
+        }
+        server.write_all(b"answer").await.unwrap();
+        drop(server);
+        assert_eq!(duplex.run(|_, _| {}).await, End::Done);
+        drop(duplex);
+        assert_eq!(rest(&mut client).await, "answer");
+    }
+}

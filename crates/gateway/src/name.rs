@@ -4,24 +4,20 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use seawall_core::addresses::{Addresses, Answer};
 use seawall_core::outcome::Failure;
-use seawall_core::time::Mono;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Seldom};
 use crate::net::{Net, Stream};
 
 /// The next address is tried beside one that has kept silent for this long (RFC 8305, section 5).
 const PATIENCE: Duration = Duration::from_millis(250);
-/// That a name does not resolve is told no more often, for each endpoint and worker.
-const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// `host:port`, and where that is.
 #[derive(Clone)]
@@ -56,8 +52,8 @@ impl Place {
 pub(crate) struct Known {
     addresses: Mutex<Addresses>,
     answered: Notify,
-    /// When it was last told that the name does not resolve, in nanoseconds of [`Mono`]; zero for never.
-    told: AtomicU64,
+    /// That the name does not resolve.
+    told: Seldom,
 }
 
 /// A question that is under way: it is answered even if whoever asked does not live to hear it.
@@ -126,21 +122,12 @@ impl Name {
         match change {
             Answer::Same => {}
             Answer::Changed => tracing::debug!(name, "has other addresses now"),
-            Answer::Kept(why) if self.is_worth_telling(now) => {
+            Answer::Kept(why) if self.known.told.is_due(now) => {
                 tracing::warn!(name, why, "does not resolve; its last addresses are kept");
             }
-            Answer::Unknown(why) if self.is_worth_telling(now) => tracing::warn!(name, why, "does not resolve"),
+            Answer::Unknown(why) if self.known.told.is_due(now) => tracing::warn!(name, why, "does not resolve"),
             Answer::Kept(_) | Answer::Unknown(_) => {}
         }
-    }
-
-    fn is_worth_telling(&self, now: Mono) -> bool {
-        let last = self.known.told.load(Relaxed);
-        let is_due = last == 0 || now.since(Mono::from_nanos(last)) >= TOLD_EVERY;
-        if is_due {
-            self.known.told.store(now.as_nanos().max(1), Relaxed);
-        }
-        is_due
     }
 
     /// One after the other, without waiting for those that keep silent.
@@ -328,8 +315,7 @@ mod tests {
         assert_eq!(peer(&name.dial().await.unwrap()), open);
         answered.await;
         assert_eq!(name.known.lock().in_turn(name.clock.now()), [open]);
-        assert_ne!(name.known.told.load(Relaxed), 0, "and it was told");
-        assert!(!name.is_worth_telling(name.clock.now()), "once");
+        assert!(!name.known.told.is_due(name.clock.now()), "it was told, once");
     }
 
     #[test]

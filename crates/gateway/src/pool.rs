@@ -25,7 +25,7 @@ use seawall_core::time::Mono;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Seldom};
 use crate::frames::{Frames, Seat, Waking};
 use crate::http::body::ReqBody;
 use crate::name::{Known, Name};
@@ -34,8 +34,6 @@ use crate::tls::{ClientSide, Untrusted};
 
 /// Connections older than this are not used again: name and address drift apart over time.
 const AGE_MAX: Duration = Duration::from_secs(600);
-/// Why TLS fails is told no more often, for each endpoint and worker.
-const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// What all workers share of an endpoint.
 #[derive(Debug, Default)]
@@ -68,8 +66,8 @@ pub(crate) struct EndpointPool {
     name: Name,
     clock: Clock,
     tls: Option<Arc<ClientSide>>,
-    /// When a failed handshake was last told, in nanoseconds of [`Mono`]; zero for never.
-    told: AtomicU64,
+    /// Why TLS fails.
+    told: Seldom,
     connect_timeout: Duration,
     idle_timeout: Duration,
     load: Arc<EndpointLoad>,
@@ -156,7 +154,7 @@ impl EndpointPool {
             name: Name::new(address, net, clock.clone(), Arc::clone(&load.known)),
             clock,
             tls,
-            told: AtomicU64::new(0),
+            told: Seldom::default(),
             connect_timeout: upstream.connect_timeout,
             idle_timeout: upstream.idle_timeout,
             load,
@@ -328,9 +326,7 @@ impl EndpointPool {
     async fn seal(&self, stream: Stream) -> Result<Stream, Failure> {
         let Some(tls) = &self.tls else { return Ok(stream) };
         tls.connect(self.name.as_str(), stream).await.map_err(|Untrusted { failure, why }| {
-            let (now, last) = (self.clock.now(), self.told.load(Relaxed));
-            if last == 0 || now.since(Mono::from_nanos(last)) >= TOLD_EVERY {
-                self.told.store(now.as_nanos().max(1), Relaxed);
+            if self.told.is_due(self.clock.now()) {
                 tracing::warn!(endpoint = self.name.as_str(), why, "{failure}");
             }
             failure

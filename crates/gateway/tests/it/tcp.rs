@@ -183,22 +183,6 @@ fn the_last_word_arrives_although_nobody_listens_any_more() {
     assert_eq!(world.route(0).failures_total, 0, "it had answered");
 }
 
-/// Who has ended waits for its answer as long as it takes; whether it is still there is asked meanwhile.
-#[test]
-fn who_has_ended_may_wait() {
-    let far = Far::new();
-    let world = world(&[far.address()], |_| {});
-    let (mut client, mut server) = (call(&world), far.accept());
-    client.write_all(b"question").unwrap();
-    client.shutdown(Shutdown::Write).unwrap();
-    assert_eq!(rest(&mut server).unwrap(), "question");
-    thread::sleep(Duration::from_millis(2_100));
-    server.write_all(b"answer").unwrap();
-    drop(server);
-    assert_eq!(rest(&mut client).unwrap(), "answer");
-    wait_until("it is over", || ended(&world, "done") == 1);
-}
-
 /// An upstream that has gone after its last word takes nothing more: whoever still speaks is told by a reset.
 #[test]
 fn speaking_to_somebody_who_has_gone_ends_in_a_reset() {

@@ -24,7 +24,7 @@ fn one(path: &Path) -> Policy {
     policy
 }
 
-/// Answers every request with its `Host`, until the listener's path is gone.
+/// Answers every request with its `Host` and how many bytes it brought.
 fn serve(listener: UnixListener) {
     thread::spawn(move || {
         while let Ok((stream, _)) = listener.accept() {
