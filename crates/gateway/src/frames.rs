@@ -35,6 +35,8 @@ use crate::pool::OpenCount;
 const STREAMS_MAX: usize = 100;
 /// A connection whose upstream has refused a call is given one call more at once after so many answers.
 const ANSWERS_FOR_ONE_MORE: usize = 64;
+/// What the library says before the upstream has said how many calls it takes. No upstream says just this.
+const UNSAID: usize = (1 << 31) - 2;
 /// How soon and how often a connection is looked at for what its upstream says beside its answers.
 const LOOK_FIRST: Duration = Duration::from_millis(1);
 const LOOK_MOST: Duration = Duration::from_secs(1);
@@ -164,8 +166,7 @@ impl Frames {
         let mut builder = Builder::new(self.crew.clone());
         builder
             .timer(TokioTimer::new())
-            // Until the upstream has said how many it takes, which is the first thing it says.
-            .initial_max_send_streams(1)
+            .initial_max_send_streams(UNSAID)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             // Second copies and tries that are given up reset their streams; that is no reason to give up a connection.
@@ -177,7 +178,7 @@ impl Frames {
         let (open, slot) = held;
         let shared = Arc::new(Shared {
             sender,
-            seats: AtomicUsize::new(1),
+            seats: AtomicUsize::new(0),
             borne: AtomicUsize::new(STREAMS_MAX),
             answered: AtomicUsize::new(0),
             taken: AtomicUsize::new(0),
@@ -199,7 +200,8 @@ impl Frames {
             let drive = |cx: &mut Context<'_>| {
                 let polled = connection.as_mut().poll(cx);
                 if let Some(shared) = Weak::upgrade(&of_driver) {
-                    let seats = connection.current_max_send_streams().min(STREAMS_MAX);
+                    let said = connection.current_max_send_streams();
+                    let seats = if said == UNSAID { 0 } else { said.min(STREAMS_MAX) };
                     if shared.seats.swap(seats, Relaxed) < seats {
                         shared.returned.notify_waiters();
                     }
@@ -224,7 +226,18 @@ impl Frames {
                 shared.returned.notify_waiters();
             }
         });
-        let seat = shared.seat(false).ok_or(Failure::ConnectionLost)?;
+        // The first thing an upstream says. To guess until then would be to open too many connections, or send too much.
+        let seat = loop {
+            let mut said = pin!(returned.notified());
+            said.as_mut().enable();
+            if shared.is_gone() {
+                return Err(Failure::ConnectionLost);
+            }
+            if let Some(seat) = shared.seat(false) {
+                break seat;
+            }
+            said.await;
+        };
         if is_shared {
             self.open.lock().unwrap_or_else(PoisonError::into_inner).push(shared);
         }
@@ -404,11 +417,7 @@ mod tests {
         });
         let stream = crate::net::Net::Real.connect(address).await.unwrap();
         let held = (OpenCount::of(&Arc::new(EndpointLoad::default())), slots.clone().try_acquire_owned().ok());
-        let seat = frames.open(stream, "unix:/a b", Mono::from_millis(0), held, returned).await.unwrap();
-        while seat.shared.seats.load(Relaxed) == 1 {
-            tokio::task::yield_now().await;
-        }
-        seat
+        frames.open(stream, "unix:/a b", Mono::from_millis(0), held, returned).await.unwrap()
     }
 
     fn request() -> Request<ReqBody> {
