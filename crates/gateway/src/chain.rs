@@ -1061,7 +1061,7 @@ async fn faulted(
         (Act::Swallow, _) => Err(Failure::ConnectionLost),
         // A short answer is read whole before anything goes on: cut, it is a failed try.
         (Act::Cut, Content::Whole(_) | Content::Switched(_)) => Err(Failure::Incomplete),
-        (Act::Cut, Content::Arriving(..)) => Ok(Exchanged { ends_early: true, ..exchanged }),
+        (Act::Cut, Content::Arriving(_)) => Ok(Exchanged { ends_early: true, ..exchanged }),
         _ => Ok(exchanged),
     }
 }
@@ -1107,7 +1107,7 @@ struct Exchanged {
 
 enum Content {
     Whole(Bytes),
-    Arriving(Incoming, Link),
+    Arriving(Link),
     Switched(Switched),
 }
 
@@ -1124,22 +1124,16 @@ async fn exchange(
     let clock = &worker.node.clock;
     let pool = worker.pool(upstream, endpoint);
     let mut link = pool.checkout(now, false, &mut call.awaits_connection).await?;
-    call.upgrade.iter().for_each(|_| link.may_switch());
-    let mut answered = link.send(build(worker, call, upstream, now.until(until))).await;
+    let mut answered = send(worker, call, &mut link, upstream, now.until(until)).await;
     if answered.is_err_and_stale(&link, call) {
         call.may_have_arrived |= !link.nothing_written();
         drop(link);
         worker.counts[call.id.index()].resends.add(1);
         let now = clock.now();
         link = pool.checkout(now, true, &mut call.awaits_connection).await?;
-        call.upgrade.iter().for_each(|_| link.may_switch());
-        answered = link.send(build(worker, call, upstream, now.until(until))).await;
+        answered = send(worker, call, &mut link, upstream, now.until(until)).await;
     }
-    let (parts, incoming) = answered?.into_parts();
-    // An answer with two lengths is whole to one reader and cut to another.
-    if has_two_framings(&parts.headers) {
-        return Err(Failure::Protocol);
-    }
+    let parts = answered?;
     if parts.status == StatusCode::SWITCHING_PROTOCOLS {
         // To what was asked for, or nobody asked.
         let agreed = call.upgrade.as_ref().filter(|wanted| upgrade::agrees(&parts.headers, wanted));
@@ -1148,12 +1142,12 @@ async fn exchange(
     }
     let short = call.route.policy.guards.answer_bytes_max;
     // What became of a call of gRPC stands behind its last byte, where reading the whole would lose it.
-    let length = incoming.size_hint().exact().filter(|_| !grpc::is_grpc(&parts.headers));
-    if length.is_none_or(|length| length > short) && !incoming.is_end_stream() {
-        return Ok(Exchanged { parts, content: Content::Arriving(incoming, link), at: clock.now(), ends_early: false });
+    let length = link.left().filter(|_| !grpc::is_grpc(&parts.headers));
+    if length.is_none_or(|length| length > short) && !link.is_over() {
+        return Ok(Exchanged { parts, content: Content::Arriving(link), at: clock.now(), ends_early: false });
     }
     // A body that ends before its announced end is an incomplete answer, whatever broke it.
-    let body = link.read_whole(incoming).await.map_err(|_| Failure::Incomplete)?;
+    let body = link.read_whole().await.map_err(|_| Failure::Incomplete)?;
     let at = clock.now();
     pool.checkin(at, link);
     Ok(Exchanged { parts, content: Content::Whole(body), at, ends_early: false })
@@ -1163,7 +1157,7 @@ trait Stale {
     fn is_err_and_stale(&self, link: &Link, call: &Call) -> bool;
 }
 
-impl Stale for Result<Response<Incoming>, Failure> {
+impl Stale for Result<response::Parts, Failure> {
     /// True if a reused connection failed before one byte of an answer, and sending again is safe.
     fn is_err_and_stale(&self, link: &Link, call: &Call) -> bool {
         matches!(self, Err(Failure::ConnectionLost))
@@ -1173,8 +1167,22 @@ impl Stale for Result<Response<Incoming>, Failure> {
     }
 }
 
-fn has_two_framings(headers: &HeaderMap) -> bool {
-    headers.contains_key(http::header::TRANSFER_ENCODING) && headers.contains_key(http::header::CONTENT_LENGTH)
+/// Sends what there is to send on a connection.
+async fn send(
+    worker: &Arc<Worker>,
+    call: &mut Call,
+    link: &mut Link,
+    upstream: UpstreamId,
+    patience: Duration,
+) -> Result<response::Parts, Failure> {
+    let request = build(worker, call, upstream, patience);
+    let client = call.conn.as_ref().filter(|_| call.speaks_1_1);
+    link.send(request, |interim| {
+        if let Some(conn) = client {
+            pass_interim(conn, &worker.node.via, interim.status, &interim.headers);
+        }
+    })
+    .await
 }
 
 fn build(worker: &Arc<Worker>, call: &mut Call, upstream: UpstreamId, patience: Duration) -> Request<ReqBody> {
@@ -1198,12 +1206,6 @@ fn build(worker: &Arc<Worker>, call: &mut Call, upstream: UpstreamId, patience: 
         if call.attempts > 1 {
             request.headers_mut().insert(PREVIOUS_ATTEMPTS, HeaderValue::from(call.attempts - 1));
         }
-    }
-    if let (Some(conn), true) = (&call.conn, call.speaks_1_1) {
-        let (conn, via) = (Arc::clone(conn), worker.node.via.clone());
-        hyper::ext::on_informational(&mut request, move |interim| {
-            pass_interim(&conn, &via, interim.status(), interim.headers());
-        });
     }
     request
 }
@@ -1277,7 +1279,7 @@ fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, r
                 _held,
             }))
         }
-        (Content::Arriving(incoming, link), _) => {
+        (Content::Arriving(link), _) => {
             let mut pass = Some(relay.pass);
             if outcome.is_failure() {
                 pass.take().into_iter().for_each(|pass| pass.report(counts, now, now, outcome, answered));
@@ -1285,7 +1287,6 @@ fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, r
             pass.iter_mut().for_each(Pass::answered);
             let announced = call.speaks_2 || headers::announces_trailers(&parts.headers);
             ResBody::Relay(Box::new(Relay {
-                incoming,
                 link: Some(link),
                 pass,
                 head_at: now,

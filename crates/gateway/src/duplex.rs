@@ -4,14 +4,13 @@
 //! Picture two buckets between two people. What fits into the other's hands goes there at once, by way of one large cup
 //! that a whole thread shares; only what a slow receiver leaves is kept in its bucket, and while a bucket is not empty
 //! nothing more is taken from the sender. So a connection that is silent holds no buffer, and one whose receiver is
-//! slow holds [`CHUNK_BYTES`] each way.
+//! slow holds what one read takes each way.
 //! An end is passed on as an end, after the last byte, and the other direction goes on. A reset is passed on as a
 //! reset. A peer that cannot be written to any more may have said its last word before that: it is heard to the end
 //! first.
 //! Not here: who is joined to whom and why, guards, counters. (Tokio's own copy of both directions knows neither
 //! silence nor who broke off.)
 
-use std::cell::RefCell;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -21,19 +20,13 @@ use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::time::Sleep;
 
 use crate::clock::Clock;
-use crate::net::Stream;
+use crate::net::{Stream, with_scratch};
 
-/// One read takes at most this much.
-const CHUNK_BYTES: usize = 64 << 10;
 /// So many reads of one direction, then it is the other's turn.
 const CHUNKS_A_TURN: usize = 16;
 /// A peer that is not being read, because it has ended or because nobody takes what it says, is asked this often whether
 /// it has broken off: the runtime does not tell.
 const ASK_EVERY: Duration = Duration::from_secs(1);
-
-thread_local! {
-    static CUP: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK_BYTES].into());
-}
 
 /// One of the two, and the direction of what it says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -251,7 +244,7 @@ impl Flow {
         to: &mut Stream,
         moved: &mut impl FnMut(Moved),
     ) -> Result<Poll<()>, Broken> {
-        CUP.with_borrow_mut(|cup| {
+        with_scratch(|cup| {
             let mut cup = ReadBuf::new(cup);
             match Pin::new(from).poll_read(cx, &mut cup) {
                 Poll::Pending => return Ok(Poll::Pending),

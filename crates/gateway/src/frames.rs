@@ -16,7 +16,7 @@ use bytes::Bytes;
 use h2::Reason;
 use http::header::{HOST, HeaderValue};
 use http::uri::{Authority, Parts as UriParts, Scheme};
-use http::{Request, Response, Uri, Version};
+use http::{Request, Uri, Version, response};
 use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{Builder, SendRequest};
@@ -113,6 +113,8 @@ pub(crate) struct Seat {
     was_refused: bool,
     /// The connection broke under the last request.
     was_lost: bool,
+    /// The answer's body.
+    incoming: Option<Incoming>,
 }
 
 impl Drop for Seat {
@@ -275,7 +277,7 @@ impl Shared {
             return None;
         }
         let (shared, sender) = (Arc::clone(self), self.sender.clone());
-        Some(Seat { shared, sender, reused, was_refused: false, was_lost: false })
+        Some(Seat { shared, sender, reused, was_refused: false, was_lost: false, incoming: None })
     }
 
     /// The upstream took all but one of those that are on their way, whatever it has said.
@@ -297,11 +299,11 @@ impl Shared {
 
 impl Seat {
     /// Sends a request and waits for the head of its answer.
-    pub(crate) async fn send(&mut self, request: Request<ReqBody>) -> Result<Response<Incoming>, Failure> {
+    pub(crate) async fn send(&mut self, request: Request<ReqBody>) -> Result<response::Parts, Failure> {
         let request = as_frames(request, &self.shared).ok_or(Failure::Protocol)?;
         (self.was_refused, self.was_lost) = (false, false);
         let sent = self.sender.try_send_request(request).await;
-        sent.map_err(|mut error| {
+        let answer = sent.map_err(|mut error| {
             let unsent = error.take_message().is_some();
             let cause = cause(error.error());
             let reason = cause.and_then(h2::Error::reason);
@@ -317,16 +319,27 @@ impl Seat {
                 self.shared.is_over.store(true, Relaxed);
             }
             failure(reason)
-        })
+        })?;
+        let (parts, incoming) = answer.into_parts();
+        self.incoming = Some(incoming);
+        Ok(parts)
     }
 
-    /// The next piece of a body; the connection is driven elsewhere.
-    pub(crate) fn poll_body(
-        incoming: &mut Incoming,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+    /// The next piece of the answer's body; the connection is driven elsewhere.
+    pub(crate) fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
         let polled = std::pin::Pin::new(incoming).poll_frame(cx);
         polled.map(|frame| frame.map(|frame| frame.map_err(|error| failure(reason(&error)))))
+    }
+
+    /// How long the rest of the body is, if that is known.
+    pub(crate) fn left(&self) -> Option<u64> {
+        self.incoming.as_ref().map_or(Some(0), |incoming| incoming.size_hint().exact())
+    }
+
+    /// True if nothing of the body is to come.
+    pub(crate) fn is_over(&self) -> bool {
+        self.incoming.as_ref().is_none_or(Incoming::is_end_stream)
     }
 
     /// True if the upstream has certainly not begun with the request.
@@ -411,7 +424,7 @@ mod tests {
             let (stream, _) = listener.accept().await.unwrap();
             let mut connection = h2::server::handshake(stream).await.unwrap();
             while let Some(Ok((_, mut respond))) = connection.accept().await {
-                let answer = Response::builder().status(200).body(()).unwrap();
+                let answer = http::Response::new(());
                 respond.send_response(answer, true).unwrap();
             }
         });
@@ -438,7 +451,7 @@ mod tests {
         assert!(frames.seat(Mono::from_millis(600_000), age).is_none());
         assert_eq!(slots.available_permits(), 1);
         woken.await;
-        assert_eq!(seat.send(request()).await.unwrap().status(), 200, "whoever has a seat keeps it");
+        assert_eq!(seat.send(request()).await.unwrap().status, 200, "whoever has a seat keeps it");
     }
 
     #[tokio::test]

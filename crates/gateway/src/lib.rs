@@ -15,6 +15,7 @@ pub mod fault;
 mod forwarder;
 mod frames;
 pub mod http;
+mod lines;
 mod listener;
 mod mirror;
 mod name;

@@ -11,7 +11,6 @@ use std::sync::{Arc, PoisonError};
 use bytes::Bytes;
 use http::header::{HOST, HeaderValue};
 use http::{Method, Request};
-use http_body::Body as _;
 use seawall_core::balance::Avoid;
 use seawall_core::outcome::Failure;
 use seawall_core::policy::Mirror;
@@ -94,10 +93,10 @@ async fn exchange(
     let _load = worker.node.upstreams[mirror.to.index()].begin(choice);
     let pool = worker.pool(mirror.to, choice.place);
     let mut link = pool.checkout(now, false, &mut false).await?;
-    let answer = link.send(request).await?;
-    let status = answer.status().as_u16();
-    if answer.body().size_hint().exact().is_some_and(|length| length <= answer_max) {
-        link.read_whole(answer.into_body()).await.map_err(|_| Failure::Incomplete)?;
+    let answer = link.send(request, |_| {}).await?;
+    let status = answer.status.as_u16();
+    if link.left().is_some_and(|length| length <= answer_max) {
+        link.read_whole().await.map_err(|_| Failure::Incomplete)?;
         pool.checkin(worker.node.clock.now(), link);
     }
     Ok(status)

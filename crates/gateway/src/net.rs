@@ -2,6 +2,7 @@
 //! instead of the kernel's, and everything above notices nothing. A sealed connection ([`Stream::Tls`]) is one on top of
 //! either.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
@@ -13,6 +14,18 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio_rustls::TlsStream;
+
+/// One read from the kernel takes at most this much.
+pub(crate) const SCRATCH_BYTES: usize = 64 << 10;
+
+thread_local! {
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH_BYTES].into());
+}
+
+/// Lends the thread's one buffer for a read: who waits for bytes holds none.
+pub(crate) fn with_scratch<R>(read: impl FnOnce(&mut [u8]) -> R) -> R {
+    SCRATCH.with_borrow_mut(|scratch| read(scratch))
+}
 
 /// Which network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

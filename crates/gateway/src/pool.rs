@@ -5,29 +5,25 @@
 //! at before it is used again, and closed by the sweep before the upstream would close it.
 
 use std::collections::VecDeque;
-use std::future::Future;
-use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{Request, Response};
-use http_body::Body as _;
-use hyper::body::Incoming;
-use hyper::client::conn::http1::{Builder, Connection, SendRequest};
-use hyper_util::rt::TokioIo;
+use http::{Request, response};
+use http_body::Frame;
 use seawall_core::balance::latency::PeakEwma;
 use seawall_core::outcome::Failure;
 use seawall_core::time::Mono;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::clock::{Clock, Seldom};
 use crate::frames::{Frames, Seat, Waking};
 use crate::http::body::ReqBody;
+use crate::lines::Lines;
 use crate::name::{Known, Name};
 use crate::net::{Net, Stream};
 use crate::tls::{ClientSide, Untrusted};
@@ -74,7 +70,7 @@ pub(crate) struct EndpointPool {
     slots: Arc<Semaphore>,
     /// Wakes whoever waits longest when a connection comes back.
     returned: Arc<Notify>,
-    idle: Mutex<VecDeque<Lines>>,
+    idle: Mutex<VecDeque<Box<Lines>>>,
     /// In place of `idle`, where HTTP/2 is spoken.
     frames: Option<Frames>,
 }
@@ -82,30 +78,9 @@ pub(crate) struct EndpointPool {
 /// A connection in somebody's hands.
 pub(crate) enum Link {
     /// All of it: HTTP/1.
-    Lines(Lines),
+    Lines(Box<Lines>),
     /// A part of it: HTTP/2.
     Frames(Seat),
-}
-
-/// An HTTP/1 connection.
-pub(crate) struct Lines {
-    sender: SendRequest<ReqBody>,
-    driver: Driver,
-    traffic: Arc<Traffic>,
-    born: Mono,
-    idle_since: Mono,
-    reused: bool,
-    _open: OpenCount,
-    /// Probes have none: a pool that is all in use must not make its endpoint look sick.
-    _slot: Option<OwnedSemaphorePermit>,
-}
-
-/// Whoever uses a connection polls it.
-struct Driver {
-    connection: Option<Box<Connection<TokioIo<Counted>, ReqBody>>>,
-    /// The present request asks for an upgrade: what has ended is then kept, for its bytes.
-    may_switch: bool,
-    ended: Option<Box<Connection<TokioIo<Counted>, ReqBody>>>,
 }
 
 /// A connection that is no HTTP any more.
@@ -115,13 +90,6 @@ pub(crate) struct Switched {
     pub(crate) said: Bytes,
     pub(crate) _open: OpenCount,
     pub(crate) _slot: Option<OwnedSemaphorePermit>,
-}
-
-/// Bytes since the present request began.
-#[derive(Debug, Default)]
-pub(crate) struct Traffic {
-    read: AtomicU64,
-    written: AtomicU64,
 }
 
 /// Counts an open connection for as long as it lives.
@@ -265,8 +233,7 @@ impl EndpointPool {
             Link::Lines(link) => link,
             Link::Frames(seat) => return seat.leave(now),
         };
-        // The driver finishes what it has to do after the answer's last byte, and says whether it goes on.
-        if !link.settle() || now.since(link.born) >= AGE_MAX {
+        if !link.is_done() || now.since(link.born) >= AGE_MAX {
             return;
         }
         link.idle_since = now;
@@ -278,15 +245,14 @@ impl EndpointPool {
     pub(crate) fn sweep(&self) {
         let now = self.clock.now();
         self.frames.iter().for_each(|frames| frames.sweep(now, self.idle_timeout));
-        self.lock().retain_mut(|link| now.since(link.idle_since) < self.idle_timeout && link.settle());
+        self.lock().retain_mut(|link| now.since(link.idle_since) < self.idle_timeout && link.is_quiet());
     }
 
-    fn take_idle(&self, now: Mono) -> Option<Lines> {
+    fn take_idle(&self, now: Mono) -> Option<Box<Lines>> {
         loop {
             let mut link = self.lock().pop_back()?;
-            if now.since(link.idle_since) < self.idle_timeout && link.settle() {
+            if now.since(link.idle_since) < self.idle_timeout && link.is_quiet() {
                 link.reused = true;
-                link.traffic.begin();
                 return Some(link);
             }
         }
@@ -300,21 +266,7 @@ impl EndpointPool {
             let seat = frames.open(stream, self.name.as_str(), self.clock.now(), held, &self.returned).await;
             return seat.map(Link::Frames);
         }
-        let traffic = Arc::new(Traffic::default());
-        let io = TokioIo::new(Counted { stream, traffic: Arc::clone(&traffic) });
-        let (sender, driver) =
-            Builder::new().max_headers(256).handshake(io).await.map_err(|_| Failure::ConnectionLost)?;
-        let now = self.clock.now();
-        Ok(Link::Lines(Lines {
-            sender,
-            driver: Driver { connection: Some(Box::new(driver)), may_switch: false, ended: None },
-            traffic,
-            born: now,
-            idle_since: now,
-            reused: false,
-            _open: open,
-            _slot: slot,
-        }))
+        Ok(Link::Lines(Lines::new(stream, self.clock.now(), open, slot)))
     }
 
     async fn dial(&self, said: &[u8]) -> Result<Stream, Failure> {
@@ -333,36 +285,46 @@ impl EndpointPool {
         })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Lines>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Box<Lines>>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Traffic {
-    fn begin(&self) {
-        self.read.store(0, Relaxed);
-        self.written.store(0, Relaxed);
-    }
-}
-
 impl Link {
-    /// Sends a request and waits for the head of its answer.
-    pub(crate) async fn send(&mut self, request: Request<ReqBody>) -> Result<Response<Incoming>, Failure> {
+    /// Sends a request and waits for the head of its answer. `interim` hears of those that come before it, where HTTP/1
+    /// is spoken.
+    pub(crate) async fn send(
+        &mut self,
+        request: Request<ReqBody>,
+        interim: impl FnMut(&response::Parts),
+    ) -> Result<response::Parts, Failure> {
         match self {
-            Self::Lines(lines) => lines.send(request).await,
+            Self::Lines(lines) => lines.send(request, interim).await,
             Self::Frames(seat) => seat.send(request).await,
         }
     }
 
-    /// The next piece of a body, driving the connection meanwhile where it is ours alone.
-    pub(crate) fn poll_body(
-        &mut self,
-        incoming: &mut Incoming,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Failure>>> {
+    /// The next piece of the answer's body.
+    pub(crate) fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         match self {
-            Self::Lines(lines) => lines.poll_body(incoming, cx),
-            Self::Frames(_) => Seat::poll_body(incoming, cx),
+            Self::Lines(lines) => lines.poll_body(cx),
+            Self::Frames(seat) => seat.poll_body(cx),
+        }
+    }
+
+    /// How long the rest of the answer's body is, if that is known.
+    pub(crate) fn left(&self) -> Option<u64> {
+        match self {
+            Self::Lines(lines) => lines.left(),
+            Self::Frames(seat) => seat.left(),
+        }
+    }
+
+    /// True if nothing of the answer is to come.
+    pub(crate) fn is_over(&self) -> bool {
+        match self {
+            Self::Lines(lines) => lines.is_over(),
+            Self::Frames(seat) => seat.is_over(),
         }
     }
 
@@ -375,17 +337,10 @@ impl Link {
         }
     }
 
-    /// The next request asks for an upgrade.
-    pub(crate) fn may_switch(&mut self) {
-        if let Self::Lines(lines) = self {
-            lines.driver.may_switch = true;
-        }
-    }
-
     /// Takes the connection out of HTTP, after a `101`.
     pub(crate) fn into_switched(self) -> Result<Switched, Failure> {
         match self {
-            Self::Lines(lines) => lines.into_switched(),
+            Self::Lines(lines) => Ok(lines.into_switched()),
             // There is none in HTTP/2.
             Self::Frames(_) => Err(Failure::Protocol),
         }
@@ -400,11 +355,11 @@ impl Link {
     }
 
     /// Reads a whole body of known length.
-    pub(crate) async fn read_whole(&mut self, mut incoming: Incoming) -> Result<Bytes, Failure> {
+    pub(crate) async fn read_whole(&mut self) -> Result<Bytes, Failure> {
         let mut first: Option<Bytes> = None;
         let mut rest = BytesMut::new();
         loop {
-            let frame = std::future::poll_fn(|cx| self.poll_body(&mut incoming, cx)).await;
+            let frame = std::future::poll_fn(|cx| self.poll_body(cx)).await;
             match frame {
                 None => break,
                 Some(Err(failure)) => return Err(failure),
@@ -424,156 +379,4 @@ impl Link {
         }
         Ok(if rest.is_empty() { first.unwrap_or_default() } else { rest.freeze() })
     }
-}
-
-impl Lines {
-    /// Sends a request and waits for the head of its answer.
-    async fn send(&mut self, request: Request<ReqBody>) -> Result<Response<Incoming>, Failure> {
-        let mut answer = pin!(self.sender.try_send_request(request));
-        let driver = &mut self.driver;
-        std::future::poll_fn(|cx| {
-            let lost = driver.poll(cx);
-            // Whatever the answer waits for comes from the driver, which has just been polled with the real waker.
-            match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                Poll::Ready(answer) => Poll::Ready(answer.map_err(|error| classify(error.error()))),
-                Poll::Pending if lost => Poll::Ready(Err(Failure::ConnectionLost)),
-                Poll::Pending => Poll::Pending,
-            }
-        })
-        .await
-    }
-
-    /// The next piece of a body, driving the connection meanwhile.
-    fn poll_body(
-        &mut self,
-        incoming: &mut Incoming,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Failure>>> {
-        let mut noop = Context::from_waker(Waker::noop());
-        if let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(&mut noop) {
-            return Poll::Ready(frame.map(|frame| frame.map_err(|error| classify(&error))));
-        }
-        let lost = self.driver.poll(cx);
-        match Pin::new(incoming).poll_frame(&mut noop) {
-            Poll::Ready(frame) => Poll::Ready(frame.map(|frame| frame.map_err(|error| classify(&error)))),
-            Poll::Pending if lost => Poll::Ready(Some(Err(Failure::Incomplete))),
-            Poll::Pending => Poll::Pending,
-        }
-    }
-
-    /// True if not one byte of an answer has come since the request began.
-    fn nothing_read(&self) -> bool {
-        self.traffic.read.load(Relaxed) == 0
-    }
-
-    /// True if not one byte of the request has left since it began.
-    fn nothing_written(&self) -> bool {
-        self.traffic.written.load(Relaxed) == 0
-    }
-
-    fn into_switched(mut self) -> Result<Switched, Failure> {
-        self.settle();
-        let parts = self.driver.ended.ok_or(Failure::Protocol)?.into_parts();
-        let stream = parts.io.into_inner().stream;
-        Ok(Switched { stream, said: parts.read_buf, _open: self._open, _slot: self._slot })
-    }
-
-    /// Lets the driver do what it can without waiting. False if the connection is over.
-    fn settle(&mut self) -> bool {
-        !self.driver.poll(&mut Context::from_waker(Waker::noop())) && self.sender.is_ready()
-    }
-}
-
-impl Driver {
-    /// True if the connection is over.
-    fn poll(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(connection) = &mut self.connection else { return true };
-        match Pin::new(&mut **connection).poll(cx) {
-            Poll::Pending => false,
-            Poll::Ready(ended) => {
-                // Dropping it tells whoever waits for an answer that none will come.
-                let connection = self.connection.take();
-                if ended.is_ok() && self.may_switch {
-                    self.ended = connection;
-                }
-                true
-            }
-        }
-    }
-}
-
-/// What the library's error means for the guards.
-fn classify(error: &hyper::Error) -> Failure {
-    if error.is_parse() || error.is_parse_too_large() || error.is_parse_status() {
-        Failure::Protocol
-    } else if error.is_timeout() {
-        Failure::Timeout
-    } else if is_unexpected_end(error) {
-        Failure::Incomplete
-    } else {
-        Failure::ConnectionLost
-    }
-}
-
-fn is_unexpected_end(error: &hyper::Error) -> bool {
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        if let Some(io) = cause.downcast_ref::<io::Error>() {
-            return io.kind() == io::ErrorKind::UnexpectedEof;
-        }
-        source = cause.source();
-    }
-    false
-}
-
-/// A stream that counts.
-pub(crate) struct Counted {
-    stream: Stream,
-    traffic: Arc<Traffic>,
-}
-
-impl AsyncRead for Counted {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
-        count(&this.traffic.read, buf.filled().len() - before);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Counted {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = ready!(Pin::new(&mut this.stream).poll_write(cx, bytes))?;
-        count(&this.traffic.written, written);
-        Poll::Ready(Ok(written))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, slices))?;
-        count(&this.traffic.written, written);
-        Poll::Ready(Ok(written))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
-    }
-}
-
-fn count(total: &AtomicU64, bytes: usize) {
-    total.store(total.load(Relaxed) + bytes as u64, Relaxed);
 }

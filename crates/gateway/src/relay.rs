@@ -10,8 +10,7 @@ use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
-use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
+use http_body::{Frame, SizeHint};
 use seawall_core::guard::learned::Signals;
 use seawall_core::guard::pipeline::Answered;
 use seawall_core::id::{RouteId, UpstreamId};
@@ -78,7 +77,6 @@ pub(crate) enum Early {
 
 /// An answer's body on its way from the upstream to the client.
 pub(crate) struct Relay {
-    pub(crate) incoming: Incoming,
     pub(crate) link: Option<Link>,
     pub(crate) pass: Option<Pass>,
     pub(crate) head_at: Mono,
@@ -121,7 +119,7 @@ impl Relay {
         }
         loop {
             let Some(link) = &mut self.link else { return Poll::Ready(None) };
-            match link.poll_body(&mut self.incoming, cx) {
+            match link.poll_body(cx) {
                 Poll::Ready(Some(Ok(frame))) if self.early == Early::AtFirstPiece => {
                     let data = frame.into_data().unwrap_or_default();
                     (self.early, self.keeping) = (Early::Flushing, None);
@@ -146,7 +144,7 @@ impl Relay {
                         tracing::debug!("trailers that the answer did not announce end here");
                         continue;
                     }
-                    if frame.is_trailers() || self.incoming.is_end_stream() {
+                    if frame.is_trailers() || self.link.as_ref().is_none_or(Link::is_over) {
                         // Nobody asks again after trailers, or after the last byte of a known length.
                         self.end();
                     }
@@ -175,7 +173,7 @@ impl Relay {
     }
 
     pub(crate) fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        self.link.as_ref().map_or(Some(0), Link::left).map_or(SizeHint::new(), SizeHint::with_exact)
     }
 
     pub(crate) fn is_over(&self) -> bool {

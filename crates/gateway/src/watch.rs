@@ -86,9 +86,9 @@ async fn check(worker: &Worker, upstream: UpstreamId, endpoint: usize, config: &
     };
     request.headers_mut().insert(HOST, host);
     request.headers_mut().insert(USER_AGENT, HeaderValue::from_static("seawall-health"));
-    let response = link.send(request).await.map_err(|failure| failure.to_string())?;
-    let status = response.status();
-    link.read_whole(response.into_body()).await.map_err(|failure| failure.to_string())?;
+    let response = link.send(request, |_| {}).await.map_err(|failure| failure.to_string())?;
+    let status = response.status;
+    link.read_whole().await.map_err(|failure| failure.to_string())?;
     if status.is_success() || status.is_redirection() { Ok(()) } else { Err(format!("answered {status}")) }
 }
 

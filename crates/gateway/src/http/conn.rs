@@ -4,7 +4,6 @@
 //! and marks a connection overdue; the next read then ends it the right way for where it stands: between requests it
 //! just ends, in a head the client is told 408, in a body the request fails.
 
-use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -21,18 +20,12 @@ use tokio::sync::Notify;
 use super::gate::{Gate, GateLimits, Phase, Verdict};
 use super::h2::PREFACE;
 use crate::clock::Clock;
-use crate::net::Stream;
+use crate::net::{SCRATCH_BYTES, Stream, with_scratch};
 use crate::upgrade::Handover;
 
-/// One read from the kernel takes at most this much.
-const SCRATCH_BYTES: usize = 64 << 10;
 /// After a refusal the client may still be sending; closing at once would reset the answer away. So we read on, and
 /// throw away, for this long.
 const LINGER: Duration = Duration::from_secs(1);
-
-thread_local! {
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH_BYTES].into());
-}
 
 /// What others may know and change of a connection.
 #[derive(Default)]
@@ -344,7 +337,7 @@ impl ClientIo {
 
     /// Reads from the kernel through the gate. True if the caller has what it asked for: bytes, or the end.
     fn poll_fill(&mut self, cx: &mut Context<'_>, cursor: &mut ReadBufCursor<'_>) -> Poll<io::Result<bool>> {
-        SCRATCH.with_borrow_mut(|scratch| {
+        with_scratch(|scratch| {
             let room = scratch.len().min(cursor.remaining());
             let mut buffer = ReadBuf::new(&mut scratch[..room]);
             ready!(pinned(&mut self.stream).poll_read(cx, &mut buffer))?;
@@ -470,7 +463,7 @@ impl Write for ClientIo {
             }
         }
         let linger = this.linger.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
-        SCRATCH.with_borrow_mut(|scratch| {
+        with_scratch(|scratch| {
             loop {
                 let mut buffer = ReadBuf::new(scratch);
                 match pinned(&mut this.stream).poll_read(cx, &mut buffer) {

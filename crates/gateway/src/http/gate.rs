@@ -12,6 +12,8 @@
 
 use memchr::memchr;
 
+use super::chunks::{BadChunk, Chunk, is_field_byte, is_token_byte};
+
 /// The header that carries a verdict to the chain. A client that sends it is refused.
 pub const VERDICT_HEADER: &str = "seawall-gate-verdict";
 
@@ -141,33 +143,6 @@ enum State {
     Sized { left: u64 },
     Chunked(Chunk),
     Refused,
-}
-
-/// Where in a chunked body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Chunk {
-    Size {
-        digits: u8,
-        size: u64,
-    },
-    Extension {
-        size: u64,
-        bytes: u16,
-        cr: bool,
-    },
-    Data {
-        left: u64,
-    },
-    DataEnd {
-        cr: bool,
-    },
-    /// In the trailer section: bytes of the present line, bytes in all.
-    Trailer {
-        line: u16,
-        total: u16,
-        cr: bool,
-        name: bool,
-    },
 }
 
 impl Gate {
@@ -333,7 +308,7 @@ impl Gate {
             Framing::None | Framing::Length(0) => State::Head,
             Framing::Length(length) if length > self.limits.body_bytes_max => return Err(Verdict::BodyTooLong),
             Framing::Length(length) => State::Sized { left: length },
-            Framing::Chunked => State::Chunked(Chunk::Size { digits: 0, size: 0 }),
+            Framing::Chunked => State::Chunked(Chunk::BEGIN),
         };
         out.extend_from_slice(head);
         Ok(())
@@ -352,61 +327,20 @@ impl Gate {
         if let Chunk::Data { left } = chunk {
             let take = input.len().min(usize::try_from(left).unwrap_or(usize::MAX));
             out.extend_from_slice(&input[..take]);
-            let left = left - take as u64;
-            self.state = State::Chunked(if left == 0 { Chunk::DataEnd { cr: false } } else { Chunk::Data { left } });
+            self.state = State::Chunked(Chunk::after_data(left - take as u64));
             return Ok(take);
         }
         let byte = input[0];
-        self.state = match self.after_framing(chunk, byte)? {
-            Some(next) => State::Chunked(next),
-            None => State::Head,
-        };
+        let next = chunk.after(byte, true).map_err(|BadChunk| Verdict::Chunk)?;
+        if let Some(Chunk::Data { left }) = next {
+            self.body_bytes = self.body_bytes.saturating_add(left);
+            if self.body_bytes > self.limits.body_bytes_max {
+                return Err(Verdict::BodyTooLong);
+            }
+        }
+        self.state = next.map_or(State::Head, State::Chunked);
         out.push(byte);
         Ok(1)
-    }
-
-    /// What follows a byte of framing; `None` after the last of the message.
-    fn after_framing(&mut self, chunk: Chunk, byte: u8) -> Result<Option<Chunk>, Verdict> {
-        Ok(Some(match (chunk, byte) {
-            (Chunk::Size { digits, size }, _) if byte.is_ascii_hexdigit() && digits < 15 => {
-                let digit = u64::from((byte as char).to_digit(16).unwrap_or(0));
-                Chunk::Size { digits: digits + 1, size: size * 16 + digit }
-            }
-            (Chunk::Size { digits: 1.., size }, b'\r') => Chunk::Extension { size, bytes: 0, cr: true },
-            (Chunk::Size { digits: 1.., size }, b';') => Chunk::Extension { size, bytes: 0, cr: false },
-            (Chunk::Extension { size, cr: true, .. }, b'\n') => self.begin_chunk(size)?,
-            (Chunk::Extension { cr: true, .. }, _) => return Err(Verdict::Chunk),
-            (Chunk::Extension { size, bytes, .. }, b'\r') => Chunk::Extension { size, bytes, cr: true },
-            (Chunk::Extension { size, bytes, .. }, _) if bytes < 256 && is_field_byte(byte) => {
-                Chunk::Extension { size, bytes: bytes + 1, cr: false }
-            }
-            (Chunk::DataEnd { cr: false }, b'\r') => Chunk::DataEnd { cr: true },
-            (Chunk::DataEnd { cr: true }, b'\n') => Chunk::Size { digits: 0, size: 0 },
-            (Chunk::Trailer { line: 0, cr: true, .. }, b'\n') => return Ok(None),
-            (Chunk::Trailer { total, cr: true, .. }, b'\n') => Chunk::Trailer { line: 0, total, cr: false, name: true },
-            (Chunk::Trailer { cr: true, .. }, _) => return Err(Verdict::Chunk),
-            (Chunk::Trailer { line, total, name, .. }, b'\r') if line == 0 || !name => {
-                Chunk::Trailer { line, total, cr: true, name }
-            }
-            (Chunk::Trailer { line, total, name: true, .. }, b':') if line > 0 => {
-                Chunk::Trailer { line: line + 1, total: total + 1, cr: false, name: false }
-            }
-            (Chunk::Trailer { line, total, name, .. }, _) if trailer_byte(byte, name) && total < 8_192 => {
-                Chunk::Trailer { line: line + 1, total: total + 1, cr: false, name }
-            }
-            _ => return Err(Verdict::Chunk),
-        }))
-    }
-
-    fn begin_chunk(&mut self, size: u64) -> Result<Chunk, Verdict> {
-        if size == 0 {
-            return Ok(Chunk::Trailer { line: 0, total: 0, cr: false, name: true });
-        }
-        self.body_bytes = self.body_bytes.saturating_add(size);
-        if self.body_bytes > self.limits.body_bytes_max {
-            return Err(Verdict::BodyTooLong);
-        }
-        Ok(Chunk::Data { left: size })
     }
 }
 
@@ -602,15 +536,6 @@ pub(crate) fn is_host(value: &[u8]) -> bool {
     !host.is_empty() && host.iter().all(of_host) && port_fits
 }
 
-fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
-}
-
-/// Visible, space, tab or beyond ASCII (RFC 9110 section 5.5); no control character.
-fn is_field_byte(byte: u8) -> bool {
-    byte == b'\t' || (byte >= b' ' && byte != 0x7f)
-}
-
 /// Of bytes that may stand in a path and its query.
 pub(crate) fn is_path(path: &[u8]) -> bool {
     path.iter().all(|byte| is_target_byte(*byte))
@@ -619,10 +544,6 @@ pub(crate) fn is_path(path: &[u8]) -> bool {
 /// What RFC 3986 allows in path and query; a fragment never travels.
 fn is_target_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~:/?@!$&'()*+,;=%[]|".contains(&byte)
-}
-
-fn trailer_byte(byte: u8, name: bool) -> bool {
-    if name { is_token_byte(byte) } else { is_field_byte(byte) }
 }
 
 #[cfg(test)]

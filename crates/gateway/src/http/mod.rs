@@ -2,8 +2,11 @@
 
 pub(crate) mod answer;
 pub(crate) mod body;
+pub(crate) mod chunks;
 pub(crate) mod conn;
 pub mod gate;
 pub(crate) mod grpc;
 pub(crate) mod h2;
 pub(crate) mod headers;
+pub(crate) mod outgoing;
+pub(crate) mod wire;

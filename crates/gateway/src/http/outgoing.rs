@@ -1,0 +1,105 @@
+//! Bytes on their way out of a connection: a head or a piece of framing, data that is passed on as it came, and what
+//! ends the piece. A short piece is copied behind its head, which costs less than telling the kernel of two; a long one
+//! never is.
+
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf as _, Bytes};
+use tokio::io::AsyncWrite;
+
+/// Data up to this long is copied.
+const SHORT: usize = 4 << 10;
+/// A buffer that has grown beyond this is not kept.
+const SPARE_MAX: usize = 64 << 10;
+
+thread_local! {
+    /// Between two messages a connection holds no buffer: the thread keeps one for the next.
+    static SPARE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What is to leave.
+#[derive(Debug, Default)]
+pub(crate) struct Outgoing {
+    head: Vec<u8>,
+    head_at: usize,
+    data: Bytes,
+    after: &'static [u8],
+}
+
+impl Outgoing {
+    /// True if all has left.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.head_at == self.head.len() && self.data.is_empty() && self.after.is_empty()
+    }
+
+    /// Where to write what leaves before the next piece of data. To be asked for only while there is no data.
+    pub(crate) fn head(&mut self) -> &mut Vec<u8> {
+        if self.head.capacity() == 0 {
+            self.head = SPARE.take();
+        }
+        &mut self.head
+    }
+
+    /// Data, and what ends the piece.
+    pub(crate) fn piece(&mut self, data: Bytes, after: &'static [u8]) {
+        if data.len() <= SHORT {
+            let head = self.head();
+            head.extend_from_slice(&data);
+            head.extend_from_slice(after);
+        } else {
+            (self.data, self.after) = (data, after);
+        }
+    }
+
+    /// Nothing more can leave.
+    pub(crate) fn give_up(&mut self) {
+        (self.data, self.after) = (Bytes::new(), b"");
+        self.keep_spare();
+    }
+
+    /// Writes until all has been handed to the kernel.
+    pub(crate) fn poll_leave<W: AsyncWrite + Unpin>(
+        &mut self,
+        to: &mut W,
+        cx: &mut Context<'_>,
+        written: &mut u64,
+    ) -> Poll<io::Result<()>> {
+        while !self.is_empty() {
+            let bytes = if self.data.is_empty() && self.after.is_empty() {
+                ready!(Pin::new(&mut *to).poll_write(cx, &self.head[self.head_at..]))?
+            } else {
+                let slices = [&self.head[self.head_at..], &self.data, self.after].map(IoSlice::new);
+                ready!(Pin::new(&mut *to).poll_write_vectored(cx, &slices))?
+            };
+            if bytes == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            *written += bytes as u64;
+            self.advance(bytes);
+        }
+        self.keep_spare();
+        Pin::new(to).poll_flush(cx)
+    }
+
+    fn advance(&mut self, bytes: usize) {
+        let of_head = bytes.min(self.head.len() - self.head_at);
+        self.head_at += of_head;
+        let of_data = (bytes - of_head).min(self.data.len());
+        self.data.advance(of_data);
+        self.after = &self.after[bytes - of_head - of_data..];
+    }
+
+    fn keep_spare(&mut self) {
+        self.head_at = 0;
+        if self.head.capacity() > 0 {
+            let mut head = std::mem::take(&mut self.head);
+            head.clear();
+            if head.capacity() <= SPARE_MAX {
+                SPARE.set(head);
+            }
+        }
+    }
+}
