@@ -18,6 +18,7 @@ mod failover;
 mod faults;
 mod grpc;
 mod h2;
+mod handover;
 mod house;
 mod input;
 mod ledger;

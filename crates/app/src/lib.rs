@@ -2,17 +2,19 @@
 //!
 //! [`cli`] reads the command line, [`config`] the configuration; [`lifecycle`] runs a node, with the real clock
 //! ([`clock`]), the ledger at work ([`book`]), the replicated engine (`replica`), faults on calls (`faults`) and
-//! by Toxiproxy's API (`toxics`), certificates (`tls`), the
-//! configuration taken in anew ([`reload`]), and logs to stderr ([`logs`]).
+//! by Toxiproxy's API (`toxics`), certificates (`tls`), the configuration taken in anew ([`reload`]), its place handed on to
+//! another process (`handover`), what a service manager is told (`service`), and logs to stderr ([`logs`]).
 
 pub mod book;
 pub mod cli;
 pub mod clock;
 pub mod config;
 mod faults;
+mod handover;
 pub mod lifecycle;
 pub mod logs;
 pub mod reload;
 mod replica;
+mod service;
 mod tls;
 mod toxics;

@@ -2,9 +2,14 @@
 //!
 //! The first SIGTERM (or Ctrl-C) drains: no new connections, requests in work may end within `limits.grace`, then
 //! everything is synced and closed. The second one stops at once; what was acknowledged is on the disk either way.
+//!
+//! A life can also go on in another process (`handover.rs` has the picture): there it begins with sockets that stand, here
+//! it ends with the store closed while connections that do not need it live out their grace period. If the other process
+//! falls before it serves, a new life begins here, with the same sockets.
 
 use std::fmt::Write as _;
 use std::io::Read as _;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -20,7 +25,7 @@ use seawall_core::journal::{Draft, Kind, Seq};
 use seawall_core::time::Wall;
 use seawall_gateway::fault::CallFaults;
 use seawall_gateway::net::Net;
-use seawall_gateway::{Gateway, Parts};
+use seawall_gateway::{Gateway, Handed, Parts};
 use seawall_store::disk::medium::{Doubt, doubts};
 use seawall_store::{Clock as _, Opened, RealDisk, RecoveryReport, SealKeys, Store, StoreOptions};
 use tokio::net::TcpListener;
@@ -34,13 +39,17 @@ use crate::book::Book;
 use crate::clock::RealClock;
 use crate::config::{AdminConfig, AppConfig, Report, StoreConfig};
 use crate::faults;
+use crate::handover::{self, Host, Predecessor, Role, Sockets, Successor, wait_for_store};
 use crate::reload::{self, Origin, Rules};
 use crate::replica::{self, OpenedHere};
+use crate::service::{self, Heirs};
 use crate::tls;
 use crate::toxics::Listening;
 
 /// Calls to the admin API may end for this long after the data path has stopped.
 const ADMIN_GRACE: Duration = Duration::from_secs(2);
+/// Before a process gives up its place, answers end their connections for so long.
+const PART_FOR: Duration = Duration::from_secs(1);
 const WATCH_STORE_EVERY: Duration = Duration::from_millis(200);
 
 /// Runs a node until it is told to stop.
@@ -48,9 +57,10 @@ const WATCH_STORE_EVERY: Duration = Duration::from_millis(200);
 /// # Errors
 /// When something a node needs is not to be had: its data directory, an address, a token file. Each says what, and
 /// what to do.
-pub fn run(mut config: AppConfig, origin: Option<Origin>) -> anyhow::Result<ExitCode> {
+pub fn run(mut config: AppConfig, origin: Option<Origin>, take_over: bool) -> anyhow::Result<ExitCode> {
     raise_open_files();
     fit_connections(&mut config, None);
+    let origin = origin.map(Arc::new);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("control")
@@ -59,7 +69,26 @@ pub fn run(mut config: AppConfig, origin: Option<Origin>) -> anyhow::Result<Exit
         .context("cannot start the runtime")?;
     let toxics = config.toxiproxy.as_ref().map(|_| tokio::runtime::Builder::new_multi_thread().enable_all().build());
     let toxics = toxics.transpose().context("cannot start the runtime of `toxiproxy`")?;
-    let ended = runtime.block_on(live(config, origin, toxics.as_ref().map(|toxics| toxics.handle().clone())));
+    let heirs = Heirs::new().context("cannot find this program's own file")?;
+    {
+        let _entered = runtime.enter();
+        // Ends with the runtime.
+        runtime.spawn(heirs.start(signal(SignalKind::user_defined2()).context("cannot listen for signals")?));
+    }
+    let toxics_handle = toxics.as_ref().map(|toxics| toxics.handle().clone());
+    let ended = runtime.block_on(async {
+        let (outlived, mut begin) = (TaskTracker::new(), if take_over { Begin::TakeOver } else { Begin::Alone });
+        let ended = loop {
+            match live(config, origin.clone(), toxics_handle.clone(), begin, &outlived).await {
+                Ok(Ended::Stopped) => break Ok(ExitCode::SUCCESS),
+                Ok(Ended::TookBack(again)) => (config, begin) = (again.config, Begin::Again(again.sockets)),
+                Err(error) => break Err(error),
+            }
+        };
+        outlived.close();
+        outlived.wait().await;
+        ended
+    });
     runtime.shutdown_background();
     if let Some(toxics) = toxics {
         toxics.shutdown_background();
@@ -67,7 +96,45 @@ pub fn run(mut config: AppConfig, origin: Option<Origin>) -> anyhow::Result<Exit
     ended
 }
 
-async fn live(config: AppConfig, origin: Option<Origin>, toxics: Option<Handle>) -> anyhow::Result<ExitCode> {
+/// How a life begins.
+enum Begin {
+    /// With sockets of its own.
+    Alone,
+    /// With those of another process, if one runs.
+    TakeOver,
+    /// With those of the life before, which nobody wanted in the end.
+    Again(Sockets),
+}
+
+/// How a life ends.
+enum Ended {
+    Stopped,
+    TookBack(Box<TookBack>),
+}
+
+struct TookBack {
+    /// The one in force.
+    config: AppConfig,
+    sockets: Sockets,
+}
+
+/// What a life begins with of another process's.
+struct TookOver {
+    pid: u32,
+    program: String,
+    sockets: usize,
+    /// Its last entry.
+    entry: Option<Seq>,
+}
+
+/// `outlived` are the connections of lives before.
+async fn live(
+    config: AppConfig,
+    origin: Option<Arc<Origin>>,
+    toxics: Option<Handle>,
+    begin: Begin,
+    outlived: &TaskTracker,
+) -> anyhow::Result<Ended> {
     // Asked for before anything is open: a signal that comes early must not find us without ears.
     let mut signals = Signals::new()?;
     let hangups = signal(SignalKind::hangup()).context("cannot listen for signals")?;
@@ -81,18 +148,51 @@ async fn live(config: AppConfig, origin: Option<Origin>, toxics: Option<Handle>)
         Err(findings) => anyhow::bail!("cannot use these certificates\n{}", Report::of(findings)),
     };
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let took_back = matches!(begin, Begin::Again(_));
+    let (mut predecessor, mut sockets) = match begin {
+        Begin::Alone => (None, Sockets::default()),
+        Begin::Again(sockets) => (None, sockets),
+        Begin::TakeOver => match Predecessor::ask(&config.store.path, &config.policy.node).await? {
+            Some((predecessor, sockets)) => (Some(predecessor), sockets),
+            None => {
+                tracing::info!(path = %config.store.path.display(), "no process runs this node: nothing to take over");
+                (None, Sockets::default())
+            }
+        },
+    };
+    let sockets_handed = sockets.count();
     // Before anything is written: a start that fails here leaves nothing behind.
-    let admin_listener = listen_admin(&config.admin).await?;
+    let admin_listener = listen_admin(&config.admin, sockets.take_at(Role::Admin, config.admin.address)).await?;
     let toxics = match (&config.toxiproxy, toxics) {
-        (Some(toxiproxy), Some(runtime)) => Some(Listening::begin(runtime, toxiproxy.listen).await?),
+        (Some(toxiproxy), Some(runtime)) => {
+            let handed = sockets.take_at(Role::Toxiproxy, toxiproxy.listen);
+            Some(Listening::begin(runtime, toxiproxy.listen, handed).await?)
+        }
         _ => None,
     };
-    Gateway::could_listen(&config.policy).map_err(hinted(|error: &seawall_gateway::StartError| error.hint()))?;
+    let doors_handed = sockets.take(Role::Listener);
+    let could_listen = Gateway::could_listen(&config.policy, &doors_handed);
+    could_listen.map_err(hinted(|error: &seawall_gateway::StartError| error.hint()))?;
+    let mut others = Sockets::default().and(Role::Admin, config.admin.address, admin_listener.as_fd())?;
+    if let (Some(toxics), Some(toxiproxy)) = (&toxics, &config.toxiproxy) {
+        others = others.and(Role::Toxiproxy, toxiproxy.listen, toxics.listener().as_fd())?;
+    }
+    let mut took_over = None;
+    if let Some(predecessor) = &mut predecessor {
+        tracing::info!(pid = predecessor.pid, version = predecessor.program, "taking over from the process that runs");
+        let entry = tokio::select! {
+            entry = predecessor.leaves(&config.store.path) => entry,
+            () = signals.next() => return Ok(Ended::Stopped),
+        };
+        let (pid, program) = (predecessor.pid, predecessor.program.clone());
+        took_over = Some(TookOver { pid, program, sockets: sockets_handed, entry });
+    }
     let OpenedHere { opened, taken_over } = replica::open(&config, &clock).await?;
     let Opened { store, engine, report, ledger_records } = opened;
     let threads = engine.spawn_threads().context("cannot start the store's threads")?;
+    let host = Host::open(&config.store.path);
     let file = origin.as_ref().map(|origin| origin.file.as_path());
-    let cause = begin_journal(&store, &config, file, &report);
+    let cause = begin_journal(&store, &config, file, &report, took_over.as_ref(), took_back);
     if let Some(entries) = taken_over {
         let draft = Draft::new(Kind::ReplicaTakenOver, "replica").because(Some(cause));
         store
@@ -124,7 +224,7 @@ async fn live(config: AppConfig, origin: Option<Origin>, toxics: Option<Handle>)
         }
         None => None,
     };
-    let gateway = Gateway::start(
+    let gateway = Gateway::take_up(
         Parts {
             policy: Arc::clone(&policy),
             spool: store.spool.clone(),
@@ -139,6 +239,7 @@ async fn live(config: AppConfig, origin: Option<Origin>, toxics: Option<Handle>)
             faults: faults.clone(),
         },
         workers,
+        doors_handed,
     )
     .await
     .map_err(hinted(|error: &seawall_gateway::StartError| error.hint()))?;
@@ -148,7 +249,8 @@ async fn live(config: AppConfig, origin: Option<Origin>, toxics: Option<Handle>)
     let keeping = tls::keep(certificates.clone(), store.journal.clone(), cause, move || wall.wall(), stop.clone());
     tasks.spawn(keeping);
     let in_force = (config.clone(), cause);
-    let rules = Rules::new(origin, in_force, &gateway, store.journal.clone(), book.clone(), certificates.clone());
+    let rules =
+        Rules::new(origin.clone(), in_force, &gateway, store.journal.clone(), book.clone(), certificates.clone());
     tasks.spawn(Arc::clone(&rules).follow(Arc::clone(&hung_up), stop.clone()));
     let draining = Arc::new(AtomicBool::new(false));
     let seen = Seen {
@@ -158,7 +260,7 @@ async fn live(config: AppConfig, origin: Option<Origin>, toxics: Option<Handle>)
         book: &book,
         clock: &clock,
         certificates,
-        rules,
+        rules: Arc::clone(&rules),
         faults,
     };
     let admin = admin(seen, token, &draining);
@@ -175,35 +277,141 @@ async fn live(config: AppConfig, origin: Option<Origin>, toxics: Option<Handle>)
     tracing::info!(address = %format_args!("http://{admin_address}/"), "overview and admin API");
 
     tasks.spawn(heed_hangups(hangups, hung_up, stop.clone()));
-    let failure = tokio::select! {
-        () = signals.next() => None,
-        failure = store_failed(&store) => Some(failure),
+    service::tell_ready();
+    if let Some(predecessor) = predecessor {
+        predecessor.relieve().await;
+    }
+    let mut why = wait_for_end(&mut signals, &store, &gateway, (host.as_ref(), &policy.node, &others)).await;
+    let (kind, failure) = match &why {
+        Why::Replaced(_) => (Kind::NodeHandingOver, None),
+        Why::Told => (Kind::NodeDraining, None),
+        Why::Failed(failure) => (Kind::NodeDraining, Some(failure.clone())),
     };
-    draining.store(true, Relaxed);
-    let drain = Draft::new(Kind::NodeDraining, "node").because(Some(cause));
-    let drain = store.journal.record(match &failure {
-        Some(failure) => draft_failure(drain, failure),
-        None => drain,
-    });
-    tracing::info!(grace = ?policy.limits.grace, "draining; a second signal stops at once");
-    let cut_off = gateway.stop(async { signals.next().await }).await;
-    if cut_off > 0 {
-        tracing::warn!(connections = cut_off, "cut off");
+    let drain = Draft::new(kind, "node").because(Some(cause));
+    let drain = match &why {
+        Why::Replaced(Successor { pid, program, .. }) => drain.with("pid", pid).with("version", program),
+        Why::Failed(failure) => draft_failure(drain, failure),
+        Why::Told => drain,
+    };
+    let drain = store.journal.record(drain);
+    let (grace, gap_begins) = (policy.limits.grace, clock.gateway().now());
+    let (mut cut_off, mut gateway) = (0, Some(gateway));
+    match &why {
+        Why::Replaced(successor) => {
+            tracing::info!(pid = successor.pid, version = successor.program, "handing over to another process");
+            if let Some(gateway) = &mut gateway {
+                gateway.settle(async { signals.next().await }).await;
+            }
+        }
+        Why::Told | Why::Failed(_) => {
+            draining.store(true, Relaxed);
+            service::tell_stopping();
+            tracing::info!(?grace, "draining; a second signal stops at once");
+            cut_off = end(gateway.take(), &mut signals).await;
+        }
     }
     stop.cancel();
     tasks.close();
     tasks.wait().await;
     replica::stop(kept, &store).await;
     book.close().await;
-    let stopped = Draft::new(Kind::NodeStopped, "node").because(Some(drain)).with("cut_off", cut_off);
-    store.journal.record(stopped);
+    let last = store.journal.record(match &why {
+        Why::Replaced(_) => Draft::new(Kind::NodeHandedOver, "node").because(Some(drain)),
+        Why::Told | Why::Failed(_) => {
+            Draft::new(Kind::NodeStopped, "node").because(Some(drain)).with("cut_off", cut_off)
+        }
+    });
     store.close().await;
-    drop((admin, book, store));
+    drop((admin, book, store, host, others));
     let _ = tokio::task::spawn_blocking(|| threads.join()).await;
+    if let Why::Replaced(successor) = &mut why {
+        let serves = tokio::select! {
+            serves = successor.serves(last) => serves,
+            // Whoever wants this process to end has another one; whether that serves is for them to see.
+            () = signals.next() => true,
+        };
+        if !serves {
+            tracing::error!(
+                pid = successor.pid,
+                "the process that was to take over ended before it served: this one goes on"
+            );
+            wait_for_store(&config.store.path).await;
+            if let Some(gateway) = gateway {
+                outlived.spawn(gateway.stop(std::future::pending()));
+            }
+            let (config, sockets) = (rules.config().await, std::mem::take(&mut successor.sockets));
+            return Ok(Ended::TookBack(Box::new(TookBack { config, sockets })));
+        }
+        drop(std::mem::take(&mut successor.sockets));
+        let gap_ms = clock.gateway().now().since(gap_begins).as_millis();
+        tracing::info!(
+            pid = successor.pid,
+            gap_ms,
+            "handed over; connections that are left may end, a signal cuts them off"
+        );
+        end(gateway, &mut signals).await;
+    }
     match failure {
-        None => Ok(ExitCode::SUCCESS),
+        None => Ok(Ended::Stopped),
         Some(failure) => anyhow::bail!("the store stopped: {failure}"),
     }
+}
+
+/// Why a life ends.
+enum Why {
+    Told,
+    Failed(String),
+    /// Another process takes our place.
+    Replaced(Successor),
+}
+
+async fn wait_for_end(
+    signals: &mut Signals,
+    store: &Store,
+    gateway: &Gateway,
+    (host, node, others): (Option<&Host>, &str, &Sockets),
+) -> Why {
+    let sockets = || others.and_gateway(gateway.shared()?);
+    loop {
+        let successor = async {
+            match host {
+                Some(host) => host.successor(node, sockets).await,
+                None => std::future::pending().await,
+            }
+        };
+        let successor = tokio::select! {
+            () = signals.next() => return Why::Told,
+            failure = store_failed(store) => return Why::Failed(failure),
+            successor = successor => successor,
+        };
+        // Clients that ask on and on by one connection are moved to another, so that none is in the middle of asking when
+        // its connection ends.
+        gateway.part(true);
+        let parted = async {
+            if !gateway.is_empty() {
+                tokio::time::sleep(PART_FOR).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = signals.next() => return Why::Told,
+            failure = store_failed(store) => return Why::Failed(failure),
+            () = successor.gone() => {}
+            () = parted => return Why::Replaced(successor),
+        }
+        gateway.part(false);
+        tracing::warn!(pid = successor.pid, "the process that was to take over ended: this one goes on");
+    }
+}
+
+/// Stops what still goes on, within its grace period or until the next signal. Tells how many connections were cut off.
+async fn end(gateway: Option<Gateway>, signals: &mut Signals) -> u64 {
+    let Some(gateway) = gateway else { return 0 };
+    let cut_off = gateway.stop(async { signals.next().await }).await;
+    if cut_off > 0 {
+        tracing::warn!(connections = cut_off, "cut off");
+    }
+    cut_off
 }
 
 /// The terminal is gone, or somebody wants a reload: neither is a reason to drop requests.
@@ -275,15 +483,30 @@ pub(crate) fn read_seal_keys(file: &Path) -> anyhow::Result<SealKeys> {
     SealKeys::parse(&text).with_context(named)
 }
 
-fn begin_journal(store: &Store, config: &AppConfig, file: Option<&Path>, report: &RecoveryReport) -> Seq {
+fn begin_journal(
+    store: &Store,
+    config: &AppConfig,
+    file: Option<&Path>,
+    report: &RecoveryReport,
+    took_over: Option<&TookOver>,
+    took_back: bool,
+) -> Seq {
     let journal = &store.journal;
     let started = journal.record(
         Draft::new(Kind::NodeStarted, "node")
+            .because(took_over.and_then(|took_over| took_over.entry))
             .with("node", &config.policy.node)
             .with("zone", &config.policy.zone)
             .with("version", env!("CARGO_PKG_VERSION"))
             .with("epoch", store.epoch),
     );
+    if let Some(TookOver { pid, program, sockets, .. }) = took_over {
+        let draft = Draft::new(Kind::NodeTookOver, "node").because(Some(started));
+        journal.record(draft.with("pid", pid).with("version", program).with("sockets", sockets));
+    }
+    if took_back {
+        journal.record(Draft::new(Kind::NodeTookBack, "node").because(Some(started)));
+    }
     let logs = [&report.spool, &report.journal, &report.ledger];
     let recovered = Draft::new(Kind::StoreRecovered, "store")
         .because(Some(started))
@@ -356,8 +579,8 @@ fn admin(seen: Seen<'_>, token: Option<String>, draining: &Arc<AtomicBool>) -> A
     })
 }
 
-async fn listen_admin(config: &AdminConfig) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(config.address).await.with_context(|| {
+async fn listen_admin(config: &AdminConfig, handed: Option<Handed>) -> anyhow::Result<TcpListener> {
+    handover::listen(config.address, handed).await.with_context(|| {
         format!("cannot listen on `{}` for the admin API; choose another `admin.address` (`--admin`)", config.address)
     })
 }

@@ -61,7 +61,7 @@ pub struct Origin {
 
 /// What a node goes by, and how it changes.
 pub(crate) struct Rules {
-    origin: Option<Origin>,
+    origin: Option<Arc<Origin>>,
     changer: Changer,
     journal: Journal,
     book: Book,
@@ -97,7 +97,7 @@ impl Because {
 
 impl Rules {
     pub(crate) fn new(
-        origin: Option<Origin>,
+        origin: Option<Arc<Origin>>,
         (config, entry): (AppConfig, Seq),
         gateway: &Gateway,
         journal: Journal,
@@ -107,6 +107,11 @@ impl Rules {
         let digest = Mutex::new(config.policy.digest.clone());
         let now = tokio::sync::Mutex::new(Now { config, entry });
         Arc::new(Self { origin, changer: gateway.changer(), journal, book, doors, now, digest })
+    }
+
+    /// The configuration in force.
+    pub(crate) async fn config(&self) -> AppConfig {
+        self.now.lock().await.config.clone()
     }
 
     async fn take(&self, because: Because, dry_run: bool) -> Result<Reloaded, Unfit> {

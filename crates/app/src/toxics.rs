@@ -11,6 +11,7 @@ use seawall_control::toxiproxy::{
     CONNECTIONS_MAX as API_CONNECTIONS_MAX, OpenProxy, ProxyPort, Toxiproxy, TrafficSeries, VERSION,
 };
 use seawall_core::fault::{Fault, FaultId};
+use seawall_gateway::Handed;
 use seawall_gateway::fault::{CONNECTIONS_MAX, Counts, FaultProxies, Opening, Series};
 use seawall_gateway::net::Net;
 use tokio::net::TcpListener;
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::RealClock;
+use crate::handover;
 use crate::lifecycle::{connections_fitting, entropy, open_files};
 
 /// How the API and its proxies behave.
@@ -79,10 +81,14 @@ impl Listening {
     ///
     /// # Errors
     /// When the address cannot be had.
-    pub(crate) async fn begin(runtime: Handle, address: SocketAddr) -> anyhow::Result<Self> {
+    pub(crate) async fn begin(runtime: Handle, address: SocketAddr, handed: Option<Handed>) -> anyhow::Result<Self> {
         let failed = || format!("cannot listen on `{address}` for Toxiproxy's API; choose another `toxiproxy.listen`");
-        let listener = runtime.spawn(TcpListener::bind(address)).await?.with_context(failed)?;
+        let listener = runtime.spawn(handover::listen(address, handed)).await?.with_context(failed)?;
         Ok(Self { runtime, listener })
+    }
+
+    pub(crate) fn listener(&self) -> &TcpListener {
+        &self.listener
     }
 
     /// Serves until `stop` is cancelled, as one of `tasks`.

@@ -145,6 +145,7 @@ async fn respond(
         return Answer::new(502, "proxy_loop_detected", "loop", "this request has passed here before").build();
     }
     if let Some(id) = request.uri().path().strip_prefix(RECORDS_PATH) {
+        let _of_store = worker.node.of_store.take();
         return Box::pin(fallback::record_state(worker, id, request.method())).await;
     }
     let host = host_of(&request);
@@ -159,6 +160,7 @@ async fn respond(
         worker.rejections.count(Verdict::Host);
         return unsayable;
     }
+    let _of_store = worker.node.policy.route(id).spools().then(|| worker.node.of_store.take());
     let counts = &worker.counts[id.index()];
     let mut cancelled = Cancelled { worker, id, over: false };
     let response = route_call(worker, conn, peer, id, request, present, started).await;

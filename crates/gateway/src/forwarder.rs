@@ -48,6 +48,7 @@ pub(crate) async fn forward(worker: Arc<Worker>, upstream: UpstreamId, stop: Sto
     let node = Arc::clone(&worker.node);
     let name = node.upstreams[upstream.index()].name.clone();
     let Some(id) = spooling_route(&worker, upstream) else { return };
+    let _of_store = node.of_store.take();
     let route = &node.routes[id.index()];
     let parallel = route.policy.delivery.parallel.max(1) as usize;
     let lease_for = route.policy.guards.timeout + LEASE_SLACK;

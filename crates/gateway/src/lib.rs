@@ -39,24 +39,29 @@ mod writes;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use seawall_core::journal::Seq;
 use seawall_core::observation::NodeSnapshot;
 use seawall_core::policy::Policy;
 use seawall_core::prng::Prng;
+use seawall_core::time::Mono;
 
 pub use clock::Clock;
 pub use node::Parts;
 pub use records::{Fate, NoRecords, Records};
-pub use seat::Prepared;
+pub use seat::{Handed, Prepared};
 pub use traffic::TRAFFIC_EVERY;
 
-use crate::listener::Stop;
+use crate::listener::{QUIET, Stop};
 use crate::net::listen_shared;
 use crate::node::{Node, Worker};
 use crate::seat::{Door, Hall, Opening, Seat};
 use crate::tls::Tls;
+
+/// While something must end.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// A gateway could not begin.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +105,8 @@ impl StartError {
 /// A running gateway.
 pub struct Gateway {
     hall: Arc<Hall>,
+    /// Since when nobody new is let in.
+    drains_since: Option<Mono>,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
 
@@ -109,17 +116,31 @@ impl Gateway {
     /// # Errors
     /// [`StartError`]; nothing goes on then.
     pub async fn start(parts: Parts, workers: usize) -> Result<Self, StartError> {
+        Self::take_up(parts, workers, Vec::new()).await
+    }
+
+    /// The same, by sockets that another process listened on before, where the policy has listeners for them.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing goes on then.
+    pub async fn take_up(parts: Parts, workers: usize, mut handed: Vec<Handed>) -> Result<Self, StartError> {
         let (mut prng, cause, workers) = (Prng::new(parts.seed), parts.cause, workers.max(1));
         let stop = Stop::default();
         let mut sockets: Vec<Vec<(Arc<Door>, Opening)>> = (0..workers).map(|_| Vec::new()).collect();
         let mut doors = Vec::new();
         for wanted in &parts.policy.listeners {
-            let (door, openings) = bind(wanted.address, workers, &stop)?;
-            for (sockets, opening) in sockets.iter_mut().zip(openings) {
-                sockets.push((Arc::clone(&door), opening));
+            // Several on port 0 are told apart by their order.
+            let place = handed.iter().position(|handed| handed.configured == wanted.address);
+            let (door, openings) = match place.map(|place| handed.remove(place)) {
+                Some(handed) => reopen(handed, workers, &stop)?,
+                None => bind(wanted.address, workers, &stop)?,
+            };
+            for (place, opening) in openings.into_iter().enumerate() {
+                sockets[place % workers].push((Arc::clone(&door), opening));
             }
             doors.push(door);
         }
+        drop(handed);
         let node = Arc::new(Node::new(parts, doors));
         let seats = (0..workers).map(|_| Seat::new(Worker::new(&node, workers, prng.next_u64()))).collect();
         let hall = Arc::new(Hall::new(node, seats, stop.clone()));
@@ -138,15 +159,58 @@ impl Gateway {
         // Each says once that it works; one that does not come up hangs up.
         let _ = tokio::task::spawn_blocking(move || working.iter().take(workers).for_each(drop)).await;
         hall.begin(cause);
-        Ok(Self { hall, threads })
+        Ok(Self { hall, drains_since: None, threads })
     }
 
     /// Asks whether every listener of a policy could listen now, for those who want to know before they write anything.
     ///
     /// # Errors
-    /// [`StartError::Listen`], as [`Gateway::start`] would.
-    pub fn could_listen(policy: &Policy) -> Result<(), StartError> {
-        policy.listeners.iter().try_for_each(|listener| ask(listener.address))
+    /// [`StartError::Listen`], as [`Gateway::take_up`] would.
+    pub fn could_listen(policy: &Policy, handed: &[Handed]) -> Result<(), StartError> {
+        let is_handed = |address: SocketAddr| handed.iter().any(|handed| handed.configured == address);
+        policy.listeners.iter().filter(|it| !is_handed(it.address)).try_for_each(|listener| ask(listener.address))
+    }
+
+    /// Its listening sockets once more, for whoever takes its place. As long as anybody has them, connections that nobody
+    /// accepts wait.
+    ///
+    /// # Errors
+    /// The kernel's; out of descriptors among them.
+    pub fn shared(&self) -> io::Result<Vec<Handed>> {
+        self.hall.node().doors.iter().map(|door| door.shared()).collect()
+    }
+
+    /// With `true`, every answer of HTTP/1 ends its connection from now on: who keeps on asking comes by another, and can
+    /// be met by whoever takes our place.
+    pub fn part(&self, parting: bool) {
+        self.hall.stop.parting.store(parting, Relaxed);
+    }
+
+    /// True while no client is connected.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.hall.node().connections.used.load(Relaxed) == 0
+    }
+
+    /// Takes no new connections, and waits until nothing needs the store any more: calls of routes that spool and deliveries
+    /// have ended, or their grace period has, or `hurry` is done. Other calls and connections go on; [`Gateway::stop`] sees
+    /// to their end.
+    pub async fn settle(&mut self, hurry: impl Future<Output = ()>) {
+        self.hall.stop.drain.cancel();
+        let node = self.hall.node();
+        self.drains_since = Some(node.clock.now());
+        let settled = async {
+            // A request that is on its way by a connection that stands is as good as here; by a silent one it is not.
+            let may_ask = || self.hall.seats().iter().any(|seat| seat.open.may_ask());
+            let _ = tokio::time::timeout(QUIET * 2, until(|| !may_ask())).await;
+            until(|| node.of_store.used.load(Relaxed) == 0).await;
+        };
+        tokio::select! {
+            biased;
+            () = settled => {}
+            () = tokio::time::sleep(node.policy.limits.grace) => {}
+            () = hurry => {}
+        }
     }
 
     /// Where it listens, in the policy's order: tells the port where port 0 was asked for.
@@ -174,21 +238,19 @@ impl Gateway {
         Changer(Arc::clone(&self.hall))
     }
 
-    /// Stops: no new connections, requests in work may end within the grace period, or until `hurry` is done. Tells
+    /// Stops: no new connections, requests in work may end within the grace period (of which [`Gateway::settle`] may have
+    /// taken some), or until `hurry` is done. Tells
     /// how many connections were cut off.
     pub async fn stop(self, hurry: impl Future<Output = ()>) -> u64 {
         self.hall.stop.drain.cancel();
         let node = self.hall.node();
-        let used = || node.connections.used.load(std::sync::atomic::Ordering::Relaxed);
-        let drained = async {
-            while used() > 0 {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
+        let used = || node.connections.used.load(Relaxed);
+        let drained_for = self.drains_since.map_or(Duration::ZERO, |since| node.clock.now().since(since));
+        let grace = node.policy.limits.grace.saturating_sub(drained_for);
         tokio::select! {
             biased;
-            () = drained => {}
-            () = tokio::time::sleep(node.policy.limits.grace) => {}
+            () = until(|| used() == 0) => {}
+            () = tokio::time::sleep(grace) => {}
             () = hurry => {}
         }
         let cut_off = used();
@@ -196,6 +258,13 @@ impl Gateway {
         let threads = self.threads;
         let _ = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join()))).await;
         cut_off
+    }
+}
+
+/// Looks now and then.
+async fn until(is_so: impl Fn() -> bool) {
+    while !is_so() {
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
@@ -268,7 +337,7 @@ impl Hosted {
     /// were cut off.
     pub async fn stop(self) -> u64 {
         let node = self.hall.node();
-        let used = || node.connections.used.load(std::sync::atomic::Ordering::Relaxed);
+        let used = || node.connections.used.load(Relaxed);
         self.hall.stop.drain.cancel();
         let until = tokio::time::Instant::now() + node.policy.limits.grace;
         while used() > 0 && tokio::time::Instant::now() < until {
@@ -340,6 +409,16 @@ fn bind(address: SocketAddr, workers: usize, stop: &Stop) -> Result<(Arc<Door>, 
     let open = || listen_shared(actual, true)?.into_std().map(Opening::Std);
     let openings = (0..workers).map(|_| open().map_err(failed)).collect::<Result<_, _>>()?;
     Ok((Door::new(address, actual, stop), openings))
+}
+
+/// Opens a door by sockets that stand: each has connections of its own that wait. Where there are more workers than those,
+/// they get one each.
+fn reopen(handed: Handed, workers: usize, stop: &Stop) -> Result<(Arc<Door>, Vec<Opening>), StartError> {
+    let Handed { configured, address, sockets } = handed;
+    let open = || listen_shared(address, true)?.into_std();
+    let more = (sockets.len()..workers).map(|_| open().map_err(|source| StartError::Listen { address, source }));
+    let openings = sockets.into_iter().map(Ok).chain(more).map(|socket| socket.map(Opening::Std));
+    Ok((Door::new(configured, address, stop), openings.collect::<Result<_, _>>()?))
 }
 
 fn run_worker(job: Job, works: &std::sync::mpsc::SyncSender<()>) {

@@ -1,12 +1,14 @@
 //! Accepts clients and serves them: one task per connection, a limit on how many, a sweep for the slow, a drain.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::HeaderValue;
+use http::header::CONNECTION;
+use http::{HeaderValue, StatusCode};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use seawall_core::block::Block;
@@ -25,6 +27,8 @@ use crate::sources::OfSource;
 use crate::tls::Unsealed;
 use crate::{tcp, upgrade};
 
+/// Who has said nothing for so long while a drain goes on is not waited for.
+pub(crate) const QUIET: Duration = Duration::from_secs(1);
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nproxy-status: seawall; error=connection_limit_reached; \
@@ -42,14 +46,24 @@ pub(crate) struct Stop {
     pub(crate) drain: CancellationToken,
     /// Nothing goes on.
     pub(crate) now: CancellationToken,
+    /// True while every answer of HTTP/1 is the last of its connection.
+    pub(crate) parting: Arc<AtomicBool>,
 }
 
 /// Connections of one worker, for the sweep.
 #[derive(Default)]
 pub(crate) struct Open(Mutex<Vec<std::sync::Weak<ConnState>>>);
 
+impl Open {
+    /// True while a request may come in by one of them, on which none is.
+    pub(crate) fn may_ask(&self) -> bool {
+        let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        open.iter().filter_map(std::sync::Weak::upgrade).any(|state| state.may_ask())
+    }
+}
+
 /// Accepts on one listener until the drain begins.
-pub(crate) async fn accept(seat: Arc<Seat>, door: Arc<Door>, listener: Listener, stop: Stop) {
+pub(crate) async fn accept(seat: Arc<Seat>, door: Arc<Door>, listener: Arc<Listener>, stop: Stop) {
     loop {
         let accepted = tokio::select! {
             biased;
@@ -91,15 +105,16 @@ fn admit(seat: &Arc<Seat>, stream: Stream, peer: SocketAddr, door: &Arc<Door>, s
             seat.tasks.spawn(async move {
                 let _used = used;
                 let worker = seat_of_task.worker();
+                // Known before the first word: a drain must not think that nobody can ask any more.
+                let state = Arc::new(ConnState::new(worker.node.clock.now()));
+                seat_of_task.open.0.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&state));
                 let guest = match let_in(&worker, stream, peer, &door, &stop).await {
                     Ok(guest) => guest,
                     Err(refused) => return refused.say().await,
                 };
-                let state = Arc::new(ConnState::new(worker.node.clock.now()));
                 drop(worker);
                 let Guest { stream, peer, of_source } = guest;
                 let _of_source = of_source;
-                seat_of_task.open.0.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&state));
                 serve_connection(seat_of_task, stream, peer, door, state, stop).await;
             });
         }
@@ -236,7 +251,18 @@ async fn serve_connection(
     // Each request by the policy in force when it comes.
     let service = {
         let (seat, state, peer) = (Arc::clone(&seat), Arc::clone(&state), Arc::clone(&peer));
-        service_fn(move |request| serve(seat.worker_for(&peer.door), Arc::clone(&state), Arc::clone(&peer), request))
+        let parting = Arc::clone(&stop.parting);
+        service_fn(move |request| {
+            let answer = serve(seat.worker_for(&peer.door), Arc::clone(&state), Arc::clone(&peer), request);
+            let parting = Arc::clone(&parting);
+            async move {
+                let mut answer = answer.await?;
+                if parting.load(Relaxed) && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(answer)
+            }
+        })
     };
     let mut builder = http1::Builder::new();
     builder
@@ -266,6 +292,8 @@ async fn serve_connection(
     // It may have ended because it is no HTTP any more, or HTTP/2.
     let parts = connection.into_parts();
     if let Some(switch) = state.take_switch().filter(|_| is_well) {
+        // Nobody asks for anything here any more.
+        state.set_in_request(node.clock.now(), true);
         upgrade::go_on(*switch, parts.io, parts.read_buf, &stop.now).await;
     } else if let Some(io) = parts.io.into_frames() {
         Box::pin(h2::serve_connection(seat, io, peer, door, stop)).await;
@@ -273,18 +301,18 @@ async fn serve_connection(
 }
 
 /// Marks overdue connections of a seat, until stopped.
-pub(crate) async fn sweep(seat: Arc<Seat>, stop: CancellationToken) {
+pub(crate) async fn sweep(seat: Arc<Seat>, stop: Stop) {
     loop {
         tokio::select! {
             biased;
-            () = stop.cancelled() => return,
+            () = stop.now.cancelled() => return,
             () = tokio::time::sleep(SWEEP_EVERY) => {}
         }
         seat.sweep_doors();
         let node = Arc::clone(&seat.worker().node);
         let (limits, now) = (&node.policy.limits, node.clock.now());
-        let patience =
-            Patience { header: limits.header_timeout, idle: limits.idle_timeout, body: limits.body_idle_timeout };
+        let idle = if stop.drain.is_cancelled() { limits.idle_timeout.min(QUIET) } else { limits.idle_timeout };
+        let patience = Patience { header: limits.header_timeout, idle, body: limits.body_idle_timeout };
         let mut open = seat.open.0.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|state| match state.upgrade() {
             Some(state) => {

@@ -7,6 +7,7 @@ use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -177,6 +178,18 @@ impl Listener {
             }
             #[cfg(feature = "sim")]
             Self::Sim(listener) => listener.accept().await.map(|(stream, peer)| (Stream::Sim(stream), peer)),
+        }
+    }
+
+    /// The same socket once more, for whoever takes our place; the simulator's cannot be shared.
+    ///
+    /// # Errors
+    /// The kernel's; out of descriptors among them.
+    pub(crate) fn shared(&self) -> io::Result<std::net::TcpListener> {
+        match self {
+            Self::Real(listener) => listener.as_fd().try_clone_to_owned().map(Into::into),
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 

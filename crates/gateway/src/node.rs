@@ -93,6 +93,8 @@ pub(crate) struct Node {
     pub(crate) pending: Arc<Limiter>,
     pub(crate) sources: Arc<Sources>,
     pub(crate) mirrors: Arc<Limiter>,
+    /// What cannot go on without the store: calls of routes that spool, and forwarders. As many as like.
+    pub(crate) of_store: Arc<Limiter>,
     pub(crate) descriptors_reached: Arc<AtomicU64>,
     pub(crate) connections_total: Arc<AtomicU64>,
     /// Weakly: a worker holds its node.
@@ -178,6 +180,7 @@ impl Node {
             pending: Arc::new(Limiter::new("pending", policy.limits.pending_max.into())),
             sources: Arc::default(),
             mirrors: Arc::new(Limiter::new("mirrors", COPIES_MAX)),
+            of_store: Arc::new(Limiter::new("of_store", u64::MAX)),
             descriptors_reached: Arc::default(),
             connections_total: Arc::default(),
             workers: Mutex::new(Vec::new()),
@@ -237,6 +240,7 @@ impl Node {
             pending: Arc::clone(&self.pending),
             sources: Arc::clone(&self.sources),
             mirrors: Arc::clone(&self.mirrors),
+            of_store: Arc::clone(&self.of_store),
             descriptors_reached: Arc::clone(&self.descriptors_reached),
             connections_total: Arc::clone(&self.connections_total),
             workers: Mutex::new(Vec::new()),

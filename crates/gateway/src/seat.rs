@@ -9,8 +9,9 @@
 //! closed only when no policy in force has it.
 //! Not here: what is kept of routes and endpoints (`Node::succeed`, `Worker::succeed`), where policies come from.
 
+use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
 use seawall_core::id::UpstreamId;
@@ -49,11 +50,22 @@ pub(crate) struct Door {
     pub(crate) drain: CancellationToken,
     /// Held by every connection that came in by it.
     pub(crate) guests: Arc<()>,
+    /// Of each worker, while it waits on it.
+    sockets: Mutex<Vec<Weak<Listener>>>,
 }
 
 impl Door {
     pub(crate) fn new(configured: SocketAddr, address: SocketAddr, stop: &Stop) -> Arc<Self> {
-        Arc::new(Self { configured, address, drain: stop.drain.child_token(), guests: Arc::default() })
+        let (drain, guests, sockets) = (stop.drain.child_token(), Arc::default(), Mutex::default());
+        Arc::new(Self { configured, address, drain, guests, sockets })
+    }
+
+    /// Its sockets once more, for whoever takes our place.
+    pub(crate) fn shared(&self) -> io::Result<Handed> {
+        let sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        let sockets =
+            sockets.iter().filter_map(Weak::upgrade).map(|socket| socket.shared()).collect::<Result<_, _>>()?;
+        Ok(Handed { configured: self.configured, address: self.address, sockets })
     }
 }
 
@@ -92,7 +104,7 @@ impl Seat {
     pub(crate) fn begin(self: &Arc<Self>, doors: Vec<(Arc<Door>, Listener)>, first: bool, stop: &Stop) {
         let _ = self.handle.set(Handle::current());
         doors.into_iter().for_each(|(door, listener)| self.open_door(door, listener, stop));
-        self.tasks.spawn(listener::sweep(Arc::clone(self), stop.now.clone()));
+        self.tasks.spawn(listener::sweep(Arc::clone(self), stop.clone()));
         self.tasks.spawn(watch::sweep_pools(Arc::clone(self), stop.now.clone()));
         if first {
             self.tasks.spawn(watch::watch_spool(Arc::clone(self), stop.now.clone()));
@@ -106,6 +118,8 @@ impl Seat {
     }
 
     fn open_door(self: &Arc<Self>, door: Arc<Door>, listener: Listener, stop: &Stop) {
+        let listener = Arc::new(listener);
+        door.sockets.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&listener));
         self.tasks.spawn(listener::accept(Arc::clone(self), door, listener, stop.clone()));
     }
 }
@@ -121,10 +135,8 @@ struct Reign {
 impl Reign {
     /// On the current runtime, or on the first seat's.
     fn begin(seat: &Seat, stop: &Stop, cause: Option<Seq>) -> Self {
-        let reign = Self {
-            stop: Stop { drain: stop.drain.child_token(), now: stop.now.clone() },
-            over: stop.now.child_token(),
-        };
+        let reign =
+            Self { stop: Stop { drain: stop.drain.child_token(), ..stop.clone() }, over: stop.now.child_token() };
         let worker = seat.worker();
         let Some(handle) = seat.handle.get() else { return reign };
         for (place, upstream) in worker.node.policy.upstreams.iter().enumerate() {
@@ -158,6 +170,17 @@ pub struct Prepared {
     doors: Vec<Arc<Door>>,
     /// For each seat.
     opened: Vec<Vec<(Arc<Door>, Opening)>>,
+}
+
+/// An address and the sockets that listen there, from one process to the next.
+#[derive(Debug)]
+pub struct Handed {
+    /// As the configuration says it: with port 0 for any.
+    pub configured: SocketAddr,
+    /// As it is.
+    pub address: SocketAddr,
+    /// The kernel shares its connections out among these.
+    pub sockets: Vec<std::net::TcpListener>,
 }
 
 /// A socket on its way to the runtime that will wait on it.

@@ -35,7 +35,7 @@ mod wrap;
 
 pub use clock::{Clock, ClockFn};
 pub use disk::{Disk, LookDisk, RealDisk, SimDisk};
-pub use embedded::{Engine, EngineThreads, LogReport, Opened, RecoveryReport};
+pub use embedded::{Engine, EngineThreads, LogReport, Opened, RecoveryReport, is_in_use};
 pub use error::{EnqueueError, NotReplicated, OpenError, StoreError};
 pub use jetstream::{
     Inherited, JOURNAL_STREAM, PRESENT_FOR, Password, REGISTRY_BUCKET, Replica, ReplicaError, ReplicaOptions,

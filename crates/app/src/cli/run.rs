@@ -20,8 +20,10 @@ Examples:
   seawall run --config prod.yaml --log json
   seawall run --listen :8080 --upstream http://localhost:3000 without a file
   seawall run --listen tcp://:6379 --upstream tcp://cache:6379 connections instead of requests
+  seawall run --take-over                                     in place of the process that runs, as after an upgrade
 
-The first SIGTERM or Ctrl-C drains within `limits.grace`, the second stops at once.
+The first SIGTERM or Ctrl-C drains within `limits.grace`, the second stops at once. SIGUSR2 starts this command line again
+with `--take-over`: the way to upgrade under systemd.
 Exit status: 0 stopped as asked; 1 could not start or go on; 2 the command line cannot be understood.";
 
 #[derive(Args, Clone, Debug, Default)]
@@ -47,6 +49,9 @@ pub(super) struct RunArgs {
     /// Take the configuration in anew on SIGHUP and by `seawall reload` only, not whenever its file changes
     #[arg(long)]
     no_watch: bool,
+    /// Take the place of the process that runs this node, without refusing anybody; where none runs, just start
+    #[arg(long)]
+    take_over: bool,
     /// How log lines look
     #[arg(long, value_enum, default_value_t = Format::Text)]
     log: Format,
@@ -61,7 +66,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         config.store.on_damage = OnDamage::Quarantine;
     }
     logs::begin(args.log, args.log_level);
-    lifecycle::run(config, origin(args, Path::new(CONFIG_FILE)))
+    lifecycle::run(config, origin(args, Path::new(CONFIG_FILE)), args.take_over)
 }
 
 /// The configuration in force: the file's or the command line's.

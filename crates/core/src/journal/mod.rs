@@ -112,6 +112,14 @@ kinds! {
     NodeDraining = "node_draining",
     /// The last entry of a clean stop.
     NodeStopped = "node_stopped",
+    /// Another process of this node is about to take its place; which is in the fields. Requests in work may end.
+    NodeHandingOver = "node_handing_over",
+    /// The last entry before another process of this node goes on: sockets and store are its own from here.
+    NodeHandedOver = "node_handed_over",
+    /// The process has taken the place of another one, listening sockets included; how many is in the fields.
+    NodeTookOver = "node_took_over",
+    /// The process that was to take the place of this one did not come up: this one goes on.
+    NodeTookBack = "node_took_back",
     /// A configuration is in force; its digest is in the fields.
     ConfigLoaded = "config_loaded",
     /// Another configuration was to come into force and cannot be used: the one before stays; why is in the fields.

@@ -90,6 +90,11 @@ impl ConnState {
         is_overdue
     }
 
+    /// True while it stands between requests, before the first or in a head.
+    pub(crate) fn may_ask(&self) -> bool {
+        !self.in_request.load(Relaxed) && matches!(self.phase.load(Relaxed), PHASE_IDLE | PHASE_HEAD)
+    }
+
     /// A request has begun or its answer has ended.
     pub(crate) fn set_in_request(&self, now: Mono, in_request: bool) {
         self.in_request.store(in_request, Relaxed);

@@ -222,6 +222,12 @@ pub(crate) fn open<D: Disk>(
     Ok(Opened { store, engine, report, ledger_records: ledger_found.records })
 }
 
+/// True while a running node has the directory.
+#[must_use]
+pub fn is_in_use<D: Disk>(disk: &D, dir: &Path) -> bool {
+    matches!(take_lock(disk, dir), Err(OpenError::InUse { .. }))
+}
+
 pub(crate) fn take_lock<D: Disk>(disk: &D, dir: &Path) -> Result<D::Lock, OpenError> {
     let path = dir.join(LOCK_NAME);
     disk.lock(&path).map_err(|error| match error {
