@@ -82,13 +82,21 @@ fn each_kind_seen_from_a_client() {
     let house = House::new(&server, ALL, PLAIN);
     assert_eq!(house.node.get("/").header("seawall-fault"), None);
     // What is typed, the status, what `Proxy-Status` says, whether the upstream gets it.
-    let kinds: [(&[&str], u16, &str, bool); 6] = [
+    let kinds: [(&[&str], u16, &str, bool); 14] = [
         (&["--latency", "60ms", "--jitter", "20ms"], 200, "", true),
         (&["--abort", "418"], 418, "", false),
         (&["--refuse"], 502, "error=connection_refused", false),
         (&["--hang"], 504, "error=http_response_timeout", false),
         (&["--swallow"], 502, "error=connection_terminated", true),
         (&["--cut"], 502, "error=http_response_incomplete", true),
+        (&["--head-latency", "60ms", "--jitter", "20ms", "--spread", "tail"], 200, "", true),
+        (&["--body-latency", "60ms"], 200, "", true),
+        (&["--bandwidth", "50B"], 200, "", true),
+        (&["--short-body"], 200, "", true),
+        (&["--long-body"], 504, "error=http_response_timeout", true),
+        (&["--corrupt", "100%"], 200, "", true),
+        (&["--huge-head", "1MiB"], 502, "error=http_protocol_error", true),
+        (&["--garbled-head"], 502, "error=http_protocol_error", true),
     ];
     for (kind, status, told, arrives) in kinds {
         let id = house.put(kind);
@@ -99,12 +107,15 @@ fn each_kind_seen_from_a_client() {
         assert!(told.is_empty() || answer.must("proxy-status").contains(told), "{kind:?}: {}", answer.head);
         assert_eq!(server.count() - before, usize::from(arrives), "{kind:?}");
         let least = match kind[0] {
-            "--latency" => 60,
-            "--hang" => 300,
+            "--latency" | "--head-latency" | "--body-latency" => 60,
+            "--hang" | "--long-body" => 300,
+            // Four bytes.
+            "--bandwidth" => 80,
             _ => 0,
         };
         assert!(took >= Duration::from_millis(least), "{kind:?}: {took:?}");
-        let sample = format!("seawall_fault_requests_total{{fault=\"{id}\",kind=\"{}\"}}", &kind[0][2..]);
+        let sample =
+            format!("seawall_fault_requests_total{{fault=\"{id}\",kind=\"{}\"}}", kind[0][2..].replace('-', "_"));
         let metrics = house.node.metrics();
         assert_eq!((metrics.get(&sample), metrics.get("seawall_faults_active")), (1, 1));
         house.remove(&id);
@@ -115,7 +126,7 @@ fn each_kind_seen_from_a_client() {
     let (head, body) = cut.split_once("\r\n\r\n").expect("a head");
     assert!(head.starts_with("HTTP/1.1 200") && head.contains(&format!("seawall-fault: {id}")), "{head}");
     assert!(body.len() < long.len(), "and its connection ends before its body");
-    assert_eq!(house.node.metrics().get("seawall_faulted_total{route=\"api\"}"), 7);
+    assert_eq!(house.node.metrics().get("seawall_faulted_total{route=\"api\"}"), 15);
     house.node.stop();
 }
 

@@ -4,6 +4,10 @@
 //! nobody knows is refused, because it was meant to narrow something. Nothing happens unless all of it is understood.
 //! Not here: caps, leases and choices (`core::fault::book`), and what becomes of a request (the gateway).
 
+mod kind;
+
+use std::fmt::Display;
+use std::str::FromStr;
 use std::time::Duration;
 
 use axum::Router;
@@ -12,8 +16,8 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{delete, get, post};
-use seawall_core::fault::book::{Fault, Id, Kind, Look, Order, Portion, Refused, Scope, Standing};
-use seawall_core::units::{format_duration, parse_duration, parse_ratio};
+use seawall_core::fault::book::{Fault, Flap, Id, Look, Order, Portion, Refused, Scope, Standing, Timing};
+use seawall_core::units::{Ratio, UnitError, format_duration, parse_duration, parse_ratio, parse_size};
 use serde_json::{Map, Value, json};
 
 use crate::Admin;
@@ -25,8 +29,30 @@ use crate::text::rfc3339;
 const BODY_BYTES_MAX: usize = 64 << 10;
 
 /// Fields of an order.
-const ORDER: [&str; 12] =
-    ["owner", "route", "upstream", "method", "path_prefix", "header", "share", "first", "every", "kind", "ttl", "seed"];
+const ORDER: [&str; 22] = [
+    "owner",
+    "route",
+    "upstream",
+    "endpoint",
+    "zone",
+    "version",
+    "listener",
+    "source",
+    "method",
+    "path",
+    "path_prefix",
+    "header",
+    "share",
+    "connections",
+    "first",
+    "every",
+    "kind",
+    "after",
+    "lasts",
+    "flap",
+    "ttl",
+    "seed",
+];
 
 pub(crate) fn router() -> Router<Admin> {
     Router::new()
@@ -122,30 +148,31 @@ fn ended_json(fault: &Fault) -> Value {
 /// A fault as it was asked for, and how it stands. The value of a header may be a secret, and is not told.
 fn standing_json(parts: &AdminParts, standing: &Standing) -> Value {
     let Standing { fault, left } = standing;
-    let Scope { route, upstream, method, path_prefix, header } = &fault.scope;
+    let scope = &fault.scope;
+    let Scope { route, upstream, endpoint, zone, version, method, path, path_prefix, header, .. } = scope;
+    let (listener, source) = (scope.listener.map(|it| it.to_string()), scope.source.map(|it| it.to_string()));
+    let Timing { after, lasts, flap } = fault.timing;
     let mut told = json!({
-        "id": fault.id.to_string(), "owner": fault.owner, "route": route, "upstream": upstream, "method": method,
-        "path_prefix": path_prefix, "header": header.as_ref().map(|(name, _)| json!({ "name": name })),
-        "kind": kind_json(fault.kind), "seed": fault.seed,
+        "id": fault.id.to_string(), "owner": fault.owner, "route": route, "upstream": upstream,
+        "endpoint": endpoint, "zone": zone, "version": version, "listener": listener, "source": source,
+        "method": method, "path": path, "path_prefix": path_prefix,
+        "header": header.as_ref().map(|(name, _)| json!({ "name": name })),
+        "kind": kind::told(fault.kind), "seed": fault.seed,
+        "after": format_duration(after), "lasts": lasts.map(format_duration), "flap": flap.map(flap_json),
         "expires_at": rfc3339((parts.wall)() + *left), "left_s": left.as_secs_f64(),
         "seen": fault.seen, "requests": fault.requests, "tries": fault.tries,
     });
     match fault.portion {
         Portion::Share(share) => told["share"] = share.to_string().into(),
+        Portion::Connections(share) => told["connections"] = share.to_string().into(),
         Portion::First(count) => told["first"] = count.into(),
         Portion::Every(step) => told["every"] = step.into(),
     }
     told
 }
 
-fn kind_json(kind: Kind) -> Value {
-    match kind {
-        Kind::Latency { delay, jitter } => {
-            json!({ "latency": { "delay": format_duration(delay), "jitter": format_duration(jitter) } })
-        }
-        Kind::Abort { status } => json!({ "abort": { "status": status } }),
-        Kind::Refuse | Kind::Hang | Kind::Swallow | Kind::Cut => kind.name().into(),
-    }
+fn flap_json(flap: Flap) -> Value {
+    json!({ "on": format_duration(flap.on), "off": format_duration(flap.off) })
 }
 
 async fn read_order(body: Body) -> Result<Order, Refusal> {
@@ -154,7 +181,13 @@ async fn read_order(body: Body) -> Result<Order, Refusal> {
     let scope = Scope {
         route: text("route")?,
         upstream: text("upstream")?,
+        endpoint: text("endpoint")?,
+        zone: text("zone")?,
+        version: text("version")?,
+        listener: fields.parsed("listener", "127.0.0.1:8080")?,
+        source: fields.parsed("source", "10.0.0.0/8")?,
         method: text("method")?,
+        path: text("path")?,
         path_prefix: text("path_prefix")?,
         header: read_header(&fields)?,
     };
@@ -162,7 +195,8 @@ async fn read_order(body: Body) -> Result<Order, Refusal> {
         owner: fields.required("owner")?.to_owned(),
         scope,
         portion: read_portion(&fields)?,
-        kind: read_kind(fields.value("kind"))?,
+        kind: kind::read(fields.value("kind"))?,
+        timing: read_timing(&fields)?,
         ttl: fields.duration("ttl")?,
         seed: fields.number("seed")?,
     })
@@ -175,63 +209,31 @@ fn read_header(fields: &Fields) -> Result<Option<(String, String)>, Refusal> {
 }
 
 fn read_portion(fields: &Fields) -> Result<Portion, Refusal> {
-    let (first, every) = (fields.number("first")?, fields.number("every")?);
-    let one_of = |error: &str| Err(Refusal::bad("share", error).allowed(["share", "first", "every"]));
-    match (fields.text("share")?, first, every) {
-        (Some(share), None, None) => {
-            let share =
-                parse_ratio(share).map_err(|error| Refusal::bad("share", error.to_string()).allowed(["10%"]))?;
-            Ok(Portion::Share(share))
-        }
-        (None, Some(first), None) => Ok(Portion::First(first)),
-        (None, None, Some(every)) => Ok(Portion::Every(every)),
-        (None, None, None) => one_of("say how much of the traffic is meant"),
-        _ => one_of("only one of `share`, `first` and `every` can be given"),
+    let said = [
+        fields.ratio("share")?.map(Portion::Share),
+        fields.ratio("connections")?.map(Portion::Connections),
+        fields.number("first")?.map(Portion::First),
+        fields.number("every")?.map(Portion::Every),
+    ];
+    let mut said = said.into_iter().flatten();
+    let one_of = |error: &str| Err(Refusal::bad("share", error).allowed(["share", "connections", "first", "every"]));
+    match (said.next(), said.next()) {
+        (Some(portion), None) => Ok(portion),
+        (None, _) => one_of("say how much of the traffic is meant"),
+        _ => one_of("only one of `share`, `connections`, `first` and `every` can be given"),
     }
 }
 
-fn read_kind(value: Option<&Value>) -> Result<Kind, Refusal> {
-    let examples = [
-        "\"refuse\"",
-        "\"hang\"",
-        "\"swallow\"",
-        "\"cut\"",
-        "{\"abort\": {\"status\": 503}}",
-        "{\"latency\": {\"delay\": \"200ms\", \"jitter\": \"50ms\"}}",
-    ];
-    let bad = |error: String| Refusal::bad("kind", error).allowed(examples);
-    let one = |map: &Map<String, Value>| {
-        let mut entries = map.iter();
-        entries.next().filter(|_| map.len() == 1).map(|(name, value)| (name.clone(), Some(value.clone())))
+fn read_timing(fields: &Fields) -> Result<Timing, Refusal> {
+    let flap = match fields.value("flap") {
+        None => None,
+        Some(value) => {
+            let flap = Fields::of(value.clone(), "flap", &["on", "off"])?;
+            let part = |name| flap.duration(name)?.ok_or_else(|| Refusal::bad(name, format!("`{name}` is missing")));
+            Some(Flap { on: part("on")?, off: part("off")? })
+        }
     };
-    let (name, details) = match value {
-        Some(Value::String(name)) => (name.clone(), None),
-        Some(Value::Object(map)) => one(map).ok_or_else(|| bad("`kind` is one kind with what it needs".into()))?,
-        Some(other) => return Err(bad(format!("`{other}` is not a kind of fault"))),
-        None => return Err(bad("`kind` is missing".into())),
-    };
-    match (name.as_str(), details) {
-        ("refuse", None) => Ok(Kind::Refuse),
-        ("hang", None) => Ok(Kind::Hang),
-        ("swallow", None) => Ok(Kind::Swallow),
-        ("cut", None) => Ok(Kind::Cut),
-        ("refuse" | "hang" | "swallow" | "cut", Some(_)) => {
-            Err(bad(format!("`{name}` takes nothing: write it as a word")))
-        }
-        ("latency" | "abort", None) => Err(bad(format!("`{name}` needs to be told how much"))),
-        ("latency", Some(details)) => {
-            let fields = Fields::of(details, "kind", &["delay", "jitter"])?;
-            let delay = fields.duration("delay")?.ok_or_else(|| bad("`delay` is missing".into()).field("delay"))?;
-            Ok(Kind::Latency { delay, jitter: fields.duration("jitter")?.unwrap_or_default() })
-        }
-        ("abort", Some(details)) => {
-            let fields = Fields::of(details, "kind", &["status"])?;
-            let status = fields.number("status")?.ok_or_else(|| bad("`status` is missing".into()).field("status"))?;
-            // What does not fit is no status either, and is told with those that are.
-            Ok(Kind::Abort { status: u16::try_from(status).unwrap_or(u16::MAX) })
-        }
-        _ => Err(bad(format!("`{name}` is not a kind of fault"))),
-    }
+    Ok(Timing { after: fields.duration("after")?.unwrap_or_default(), lasts: fields.duration("lasts")?, flap })
 }
 
 /// A JSON object whose fields are known.
@@ -276,10 +278,30 @@ impl Fields {
         value.as_u64().map(Some).ok_or_else(not_one)
     }
 
+    /// A number that must be there.
+    fn whole(&self, name: &'static str) -> Result<u64, Refusal> {
+        self.number(name)?.ok_or_else(|| Refusal::bad(name, format!("`{name}` is missing")))
+    }
+
+    /// Bytes, which must be there.
+    fn size(&self, name: &'static str) -> Result<u64, Refusal> {
+        parse_size(self.required(name)?).map_err(|error| Refusal::bad(name, error.to_string()).allowed(["64KiB"]))
+    }
+
+    fn ratio(&self, name: &'static str) -> Result<Option<Ratio>, Refusal> {
+        let bad = |error: UnitError| Refusal::bad(name, error.to_string()).allowed(["10%"]);
+        self.text(name)?.map(|text| parse_ratio(text).map_err(bad)).transpose()
+    }
+
+    fn parsed<T: FromStr<Err: Display>>(&self, name: &'static str, example: &str) -> Result<Option<T>, Refusal> {
+        let bad = |text: &str, error: T::Err| {
+            Refusal::bad(name, format!("`{text}` is not understood: {error}")).allowed([example])
+        };
+        self.text(name)?.map(|text| text.parse().map_err(|error| bad(text, error))).transpose()
+    }
+
     fn duration(&self, name: &'static str) -> Result<Option<Duration>, Refusal> {
-        let Some(text) = self.text(name)? else { return Ok(None) };
-        let bad =
-            |error: seawall_core::units::UnitError| Refusal::bad(name, error.to_string()).allowed(["200ms", "2m"]);
-        parse_duration(text).map(Some).map_err(bad)
+        let bad = |error: UnitError| Refusal::bad(name, error.to_string()).allowed(["200ms", "2m"]);
+        self.text(name)?.map(|text| parse_duration(text).map_err(bad)).transpose()
     }
 }

@@ -53,6 +53,14 @@ impl Block {
     }
 }
 
+impl Block {
+    /// True if an address lies in both.
+    #[must_use]
+    pub fn meets(self, other: Self) -> bool {
+        self.contains(other.first) || other.contains(self.first)
+    }
+}
+
 /// The first address of the block of so many bits that an address lies in.
 fn first_of(address: IpAddr, bits: u8) -> Option<IpAddr> {
     match address {
@@ -102,6 +110,19 @@ mod tests {
 
     fn block(text: &str) -> Block {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn blocks_meet_where_one_lies_in_the_other() {
+        for (one, other, meet) in [
+            ("10.0.0.0/8", "10.1.0.0/16", true),
+            ("10.1.0.0/16", "10.2.0.0/16", false),
+            ("0.0.0.0/0", "10.0.0.1", true),
+            ("::/0", "10.0.0.1", false),
+        ] {
+            let (one, other) = (block(one), block(other));
+            assert_eq!((one.meets(other), other.meets(one)), (meet, meet), "{one} {other}");
+        }
     }
 
     #[test]

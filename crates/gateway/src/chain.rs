@@ -21,7 +21,7 @@ use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use seawall_core::balance::Avoid;
-use seawall_core::fault::book::{Act, Id as FaultId, Touch, Try};
+use seawall_core::fault::book::Id as FaultId;
 use seawall_core::guard::Refusal;
 use seawall_core::guard::deadline::Deadline;
 use seawall_core::guard::hedge;
@@ -34,6 +34,8 @@ use seawall_core::spool::FingerprintHalf;
 use seawall_core::time::Mono;
 
 use crate::aim::Aim;
+use crate::fault::body::Damage;
+use crate::fault::tries::{faulted, note_once, touch};
 use crate::http::answer::Answer;
 use crate::http::body::{ClientBody, Progress, ReqBody, ResBody, Tracked};
 use crate::http::conn::ConnState;
@@ -264,6 +266,8 @@ pub(crate) struct Call {
     pub(crate) touched: Vec<FaultId>,
     /// True if what the last try was answered with is a fault's work: nothing may be remembered of it.
     pub(crate) is_forged: bool,
+    /// True if a fault has changed what the upstream answered to the last try: it may not be remembered.
+    pub(crate) is_damaged: bool,
 }
 
 /// What the copies of a call share.
@@ -275,7 +279,7 @@ pub(crate) struct Copies {
     /// True once the second has been answered, and the first has not.
     pub(crate) outrun: AtomicBool,
     /// The faults that have touched one of them.
-    touched: Mutex<Vec<FaultId>>,
+    pub(crate) touched: Mutex<Vec<FaultId>>,
 }
 
 /// A write that must not be lost.
@@ -297,7 +301,7 @@ pub(crate) enum Kept {
 }
 
 impl Kept {
-    fn replayable(&self) -> bool {
+    pub(crate) fn replayable(&self) -> bool {
         !matches!(self, Self::Once(..))
     }
 
@@ -487,6 +491,7 @@ async fn prepare(
         callers_end: callers.map(|patience| started + patience),
         touched: Vec::new(),
         is_forged: false,
+        is_damaged: false,
         route,
     };
     if is_write && let Some(body) = call.whole_body() {
@@ -917,7 +922,7 @@ async fn try_hedged(worker: &Arc<Worker>, call: &mut Call, upstream: UpstreamId,
     };
     worker.counts[call.id.index()].hedges_won.add(1);
     call.may_have_arrived = true;
-    call.is_forged = twin.is_forged;
+    (call.is_forged, call.is_damaged) = (twin.is_forged, twin.is_damaged);
     if let ResBody::Relay(relay) = &mut received.body {
         relay.keep_place(place.take());
     }
@@ -958,7 +963,7 @@ async fn try_with(
     let load = node.upstreams[upstream.index()].begin(choice);
     let until = call.deadline.of_try(now, call.route.policy.guards.try_timeout);
     let until_instant = node.clock.instant(until);
-    let exchanged = match touch(worker, call, upstream, now) {
+    let exchanged = match touch(worker, call, (upstream, endpoint), now) {
         None => {
             let exchange = exchange(worker, call, upstream, endpoint, now, until);
             tokio::time::timeout_at(until_instant, exchange).await
@@ -972,8 +977,8 @@ async fn try_with(
     note_outlier(worker, call, (upstream, endpoint), now, &exchanged);
     let counts = &worker.counts[call.id.index()];
     match exchanged {
-        Ok(Ok(Exchanged { parts, content, at: now, ends_early })) => {
-            let relay = RelayParts { worker, pass, load, place, upstream, endpoint, ends_early };
+        Ok(Ok(Exchanged { parts, content, at: now, on_body })) => {
+            let relay = RelayParts { worker, pass, load, place, upstream, endpoint, on_body };
             judge(call, now, parts, content, relay)
         }
         Ok(Err(_)) if call.body.client_broke_it() => Tried::ClientBroke,
@@ -994,77 +999,6 @@ async fn try_with(
             pass.record(counts, node.clock.now(), Outcome::Failure(Failure::Timeout));
             Tried::Failed { failure: Failure::Timeout, answer: None, retry_after: None }
         }
-    }
-}
-
-/// The fault point: asks whether a fault lies in the way of this try, and marks its request.
-fn touch(worker: &Worker, call: &mut Call, upstream: UpstreamId, now: Mono) -> Option<Touch> {
-    call.is_forged = false;
-    let faults = worker.node.faults.as_ref().filter(|faults| faults.is_any())?;
-    // Two copies may be on their way at the same time, and are one request.
-    let touched = call.touched();
-    let has_header = |name: &str, value: &str| {
-        call.headers.get_all(name).iter().any(|written| written.as_bytes() == value.as_bytes())
-    };
-    let it = Try {
-        generation: worker.node.generation,
-        route: call.id,
-        upstream,
-        method: call.method.as_str(),
-        path: call.target.path(),
-        has_header: &has_header,
-        touched: &touched,
-    };
-    let (touch, told) = faults.touch(now, &it)?;
-    if touched.is_empty() {
-        worker.counts[call.id.index()].faulted.add(1);
-    }
-    note_once(&mut call.touched, touch.id);
-    if let Some(copies) = &call.copies {
-        note_once(&mut copies.touched.lock().unwrap_or_else(PoisonError::into_inner), touch.id);
-    }
-    told.iter().for_each(|told| call.route.touched(now, *told));
-    Some(touch)
-}
-
-fn note_once(touched: &mut Vec<FaultId>, id: FaultId) {
-    if !touched.contains(&id) {
-        touched.push(id);
-    }
-}
-
-/// An exchange with a fault in its way. What comes of it is told to the guards like the real thing.
-async fn faulted(
-    worker: &Arc<Worker>,
-    call: &mut Call,
-    (upstream, endpoint): (UpstreamId, usize),
-    touch: Touch,
-    until: Mono,
-) -> Result<Exchanged, Failure> {
-    let clock = &worker.node.clock;
-    let faults = worker.node.faults.as_ref();
-    match (touch.act, faults) {
-        (Act::Abort(status), _) => {
-            call.is_forged = true;
-            let mut forged = Response::new(());
-            *forged.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
-            let (parts, content) = (forged.into_parts().0, Content::Whole(Bytes::new()));
-            return Ok(Exchanged { parts, content, at: clock.now(), ends_early: false });
-        }
-        (Act::Refuse, _) => return Err(Failure::ConnectRefused),
-        (Act::Delay(delay), Some(faults)) => faults.hold(touch.id, Some(clock.now() + delay)).await,
-        // One that is taken away meanwhile lets the try go on: it was late, and nothing else.
-        (Act::Hang, Some(faults)) => faults.hold(touch.id, None).await,
-        (Act::Delay(_) | Act::Hang | Act::Swallow | Act::Cut, _) => {}
-    }
-    let exchanged = exchange(worker, call, upstream, endpoint, clock.now(), until).await?;
-    match (touch.act, &exchanged.content) {
-        // Its connection is dropped with it if there is more to come.
-        (Act::Swallow, _) => Err(Failure::ConnectionLost),
-        // A short answer is read whole before anything goes on: cut, it is a failed try.
-        (Act::Cut, Content::Whole(_) | Content::Switched(_)) => Err(Failure::Incomplete),
-        (Act::Cut, Content::Arriving(_)) => Ok(Exchanged { ends_early: true, ..exchanged }),
-        _ => Ok(exchanged),
     }
 }
 
@@ -1098,24 +1032,43 @@ pub(crate) fn no_healthy_endpoint(worker: &Worker, upstream: UpstreamId) -> Refu
     }
 }
 
-struct Exchanged {
-    parts: response::Parts,
-    content: Content,
+pub(crate) struct Exchanged {
+    pub(crate) parts: response::Parts,
+    pub(crate) content: Content,
     /// When the head had come, and a short answer's body.
-    at: Mono,
-    /// A fault wants it to.
-    ends_early: bool,
+    pub(crate) at: Mono,
+    pub(crate) on_body: OnBody,
 }
 
-enum Content {
+/// What becomes of a body that is still arriving.
+pub(crate) enum OnBody {
+    Passes,
+    /// A fault ends it early.
+    EndsEarly,
+    /// A fault meddles with it.
+    Damaged(Box<Damage>),
+}
+
+pub(crate) enum Content {
     Whole(Bytes),
     Arriving(Link),
     Switched(Switched),
 }
 
+impl Content {
+    /// True if there is no body.
+    pub(crate) fn is_empty(&self) -> bool {
+        match self {
+            Self::Whole(bytes) => bytes.is_empty(),
+            Self::Arriving(..) => false,
+            Self::Switched(_) => true,
+        }
+    }
+}
+
 /// Sends the request and takes in the answer: whole if it is short, its head otherwise. A pooled connection that turns
 /// out to have been closed by the upstream in the same moment gets one resend on a fresh one, free of charge.
-async fn exchange(
+pub(crate) async fn exchange(
     worker: &Arc<Worker>,
     call: &mut Call,
     upstream: UpstreamId,
@@ -1140,19 +1093,19 @@ async fn exchange(
         // To what was asked for, or nobody asked.
         let agreed = call.upgrade.as_ref().filter(|wanted| upgrade::agrees(&parts.headers, wanted));
         let switched = agreed.ok_or(Failure::Protocol).and_then(|_| link.into_switched())?;
-        return Ok(Exchanged { parts, content: Content::Switched(switched), at: clock.now(), ends_early: false });
+        return Ok(Exchanged { parts, content: Content::Switched(switched), at: clock.now(), on_body: OnBody::Passes });
     }
     let short = call.route.policy.guards.answer_bytes_max;
     // What became of a call of gRPC stands behind its last byte, where reading the whole would lose it.
     let length = link.left().filter(|_| !grpc::is_grpc(&parts.headers));
     if length.is_none_or(|length| length > short) && !link.is_over() {
-        return Ok(Exchanged { parts, content: Content::Arriving(link), at: clock.now(), ends_early: false });
+        return Ok(Exchanged { parts, content: Content::Arriving(link), at: clock.now(), on_body: OnBody::Passes });
     }
     // A body that ends before its announced end is an incomplete answer, whatever broke it.
     let body = link.read_whole().await.map_err(|_| Failure::Incomplete)?;
     let at = clock.now();
     pool.checkin(at, link);
-    Ok(Exchanged { parts, content: Content::Whole(body), at, ends_early: false })
+    Ok(Exchanged { parts, content: Content::Whole(body), at, on_body: OnBody::Passes })
 }
 
 trait Stale {
@@ -1241,7 +1194,7 @@ struct RelayParts<'a> {
     place: &'a mut Option<Place>,
     upstream: UpstreamId,
     endpoint: usize,
-    ends_early: bool,
+    on_body: OnBody,
 }
 
 /// Tells the breaker what came, and makes it an answer or a failed try.
@@ -1288,6 +1241,11 @@ fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, r
             }
             pass.iter_mut().for_each(Pass::answered);
             let announced = call.speaks_2 || headers::announces_trailers(&parts.headers);
+            let (early, damage) = match relay.on_body {
+                OnBody::Passes => (Early::No, None),
+                OnBody::EndsEarly => (Early::AtFirstPiece, None),
+                OnBody::Damaged(damage) => (Early::No, Some(damage)),
+            };
             ResBody::Relay(Box::new(Relay {
                 link: Some(link),
                 pass,
@@ -1303,7 +1261,8 @@ fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, r
                 idle: None,
                 ends_with_connection: call.conn.as_ref().filter(|_| !call.speaks_1_1).map(Arc::clone),
                 keeping: None,
-                early: if relay.ends_early { Early::AtFirstPiece } else { Early::No },
+                early,
+                damage,
                 _load: relay.load,
                 // A failed try may be followed by another: it keeps the place.
                 _place: if outcome.is_failure() { None } else { relay.place.take() },
@@ -1326,7 +1285,7 @@ fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, r
 pub(crate) fn whole_answer(worker: &Arc<Worker>, mut call: Call, received: Received) -> Response<ResBody> {
     let (node, now) = (&worker.node, received.at);
     let mut response = Response::from_parts(received.parts, received.body);
-    match (call.stale_key.take(), response.body()) {
+    match (call.stale_key.take().filter(|_| !call.is_damaged), response.body()) {
         (Some(key), ResBody::Whole(Some(body))) => {
             node.stale.keep(&key, now, response.status(), response.headers(), body);
         }
@@ -1345,15 +1304,19 @@ pub(crate) fn whole_answer(worker: &Arc<Worker>, mut call: Call, received: Recei
     response
 }
 
-/// Finishes what was begun for a write that was answered. Of an answer that a fault made up nothing is remembered: whoever
+/// Finishes what was begun for a write that was answered. Of an answer that a fault made up or changed nothing is remembered: whoever
 /// asks again with the same key asks the upstream.
 pub(crate) fn finish(worker: &Worker, call: &mut Call, response: &mut Response<ResBody>) {
     let Some(write) = call.write.take() else { return };
-    if !call.is_forged {
+    if !call.is_forged && !call.is_damaged {
         return fallback::finish_write(&worker.node, write, call.may_have_arrived, response);
     }
     if let Some(stamped) = write.stamped {
-        stamped.settle(if call.may_have_arrived { Fate::Indeterminate } else { Fate::Refused });
+        stamped.settle(match call.is_forged {
+            false => fallback::fate(response.status(), call.may_have_arrived),
+            true if call.may_have_arrived => Fate::Indeterminate,
+            true => Fate::Refused,
+        });
     }
     response.headers_mut().entry(IDEMPOTENCY_KEY).or_insert(write.identity.key);
 }

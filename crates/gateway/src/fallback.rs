@@ -294,15 +294,9 @@ fn not_kept(error: &EnqueueError) -> Response<ResBody> {
 /// Finishes a write that its upstream answered: the ledger's account, the key's answer.
 pub(crate) fn finish_write(node: &Arc<Node>, write: Write, may_have_arrived: bool, response: &mut Response<ResBody>) {
     let status = response.status();
-    // A no to the last try says nothing about an earlier one that was never answered; "conflict" often means just that.
-    let is_certain = !may_have_arrived && status != StatusCode::CONFLICT;
     let Write { identity, claiming, stamped, .. } = write;
     if let Some(stamped) = stamped {
-        stamped.settle(match is_taken(status) {
-            true => Fate::Accepted,
-            false if is_certain => Fate::Refused,
-            false => Fate::Indeterminate,
-        });
+        stamped.settle(fate(status, may_have_arrived));
     }
     response.headers_mut().entry(IDEMPOTENCY_KEY).or_insert(identity.key);
     // "Try later" is no final answer; neither is one we did not see whole.
@@ -315,6 +309,17 @@ pub(crate) fn finish_write(node: &Arc<Node>, write: Write, may_have_arrived: boo
         (Some(body), _) => claiming.finish(node.clock.now(), DoneAnswer { status, headers, body }),
         (None, ResBody::Relay(relay)) => relay.keep_for(Wish::Replay(claiming, (status, headers)), ANSWER_BYTES_MAX),
         (None, _) => unreachable!("what is not at hand arrives"),
+    }
+}
+
+/// What became of a write, by its answer.
+pub(crate) fn fate(status: StatusCode, may_have_arrived: bool) -> Fate {
+    // A no to the last try says nothing about an earlier one that was never answered; "conflict" often means just that.
+    let is_certain = !may_have_arrived && status != StatusCode::CONFLICT;
+    match is_taken(status) {
+        true => Fate::Accepted,
+        false if is_certain => Fate::Refused,
+        false => Fate::Indeterminate,
     }
 }
 

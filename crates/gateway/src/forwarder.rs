@@ -232,6 +232,7 @@ fn call(route: &Arc<RouteState>, id: RouteId, record: &NewRecord, now: Mono) -> 
         callers_end: None,
         touched: Vec::new(),
         is_forged: false,
+        is_damaged: false,
     })
 }
 

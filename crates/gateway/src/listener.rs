@@ -12,6 +12,7 @@ use http::{HeaderValue, StatusCode};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use seawall_core::block::Block;
+use seawall_core::fault::book::Client;
 use seawall_core::policy;
 use tokio::io::AsyncWriteExt as _;
 use tokio_util::sync::CancellationToken;
@@ -95,7 +96,7 @@ async fn pause_after(worker: &Worker, error: &io::Error) {
 
 fn admit(seat: &Arc<Seat>, stream: Stream, peer: SocketAddr, door: &Arc<Door>, stop: &Stop) {
     let node = Arc::clone(&seat.worker().node);
-    node.connections_total.fetch_add(1, Relaxed);
+    let connection = node.connections_total.fetch_add(1, Relaxed);
     if let Some(route) = node.tcp_route_of(door) {
         return tcp::admit(seat, stream, peer, door, route, stop);
     }
@@ -115,6 +116,8 @@ fn admit(seat: &Arc<Seat>, stream: Stream, peer: SocketAddr, door: &Arc<Door>, s
                 drop(worker);
                 let Guest { stream, peer, of_source } = guest;
                 let _of_source = of_source;
+                let (listener, source) = (door.configured, peer.ip().to_canonical());
+                let _ = state.client.set(Client { listener, source, connection });
                 serve_connection(seat_of_task, stream, peer, door, state, stop).await;
             });
         }

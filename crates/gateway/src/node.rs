@@ -151,6 +151,7 @@ pub(crate) struct Worker {
 impl Node {
     pub(crate) fn new(parts: Parts, doors: Vec<Arc<Door>>) -> Self {
         let Parts { policy, spool, journal, records, clock, net, cause, seed, traffic_every, tls, faults } = parts;
+        let connections_total = faults.as_ref().map(CallFaults::connections).unwrap_or_default();
         let upstream = |upstream| UpstreamState::new(upstream, &policy.zone, clock.now(), cause);
         let upstreams: Vec<UpstreamState> = policy.upstreams.iter().map(upstream).collect();
         let mut seeds = Prng::new(seed).fork();
@@ -182,7 +183,7 @@ impl Node {
             mirrors: Arc::new(Limiter::new("mirrors", COPIES_MAX)),
             of_store: Arc::new(Limiter::new("of_store", u64::MAX)),
             descriptors_reached: Arc::default(),
-            connections_total: Arc::default(),
+            connections_total,
             workers: Mutex::new(Vec::new()),
             policy,
         }

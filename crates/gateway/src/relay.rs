@@ -18,6 +18,7 @@ use seawall_core::outcome::{Failure, Outcome};
 use seawall_core::time::Mono;
 
 use crate::chain::InFlight;
+use crate::fault::body::{Damage, Step};
 use crate::http::body::BoxError;
 use crate::http::conn::ConnState;
 use crate::http::grpc;
@@ -98,6 +99,8 @@ pub(crate) struct Relay {
     pub(crate) keeping: Option<Keeping>,
     /// A fault may want it to end early.
     pub(crate) early: Early,
+    /// A fault may meddle with it.
+    pub(crate) damage: Option<Box<Damage>>,
     pub(crate) _load: InFlight,
     pub(crate) _place: Option<Place>,
 }
@@ -117,6 +120,9 @@ impl Relay {
             }
             Early::No | Early::AtFirstPiece => {}
         }
+        if self.damage.is_some() {
+            return self.poll_damaged(cx);
+        }
         loop {
             let Some(link) = &mut self.link else { return Poll::Ready(None) };
             match link.poll_body(cx) {
@@ -130,18 +136,13 @@ impl Relay {
                 }
                 Poll::Ready(Some(Ok(frame))) => {
                     self.idle = None;
-                    if let (Some(told), Some(trailers)) = (&mut self.grpc, frame.trailers_ref()) {
-                        *told = grpc::outcome(trailers).or(*told);
-                    }
+                    self.hear(&frame);
                     if let (Some(keeping), Some(data)) = (&mut self.keeping, frame.data_ref())
                         && !keeping.takes(data)
                     {
                         self.keeping = None;
                     }
-                    if frame.is_trailers() && !self.trailers_announced {
-                        // The library writes announced trailers only; an unannounced one cannot follow.
-                        self.worker.counts[self.route.index()].trailers_dropped.add(1);
-                        tracing::debug!("trailers that the answer did not announce end here");
+                    if frame.is_trailers() && !self.passes_trailers() {
                         continue;
                     }
                     if frame.is_trailers() || self.link.as_ref().is_none_or(Link::is_over) {
@@ -160,9 +161,60 @@ impl Relay {
         }
     }
 
+    /// As [`Self::poll_frame`], with a fault in between. Its connection has seen too much to be used again.
+    fn poll_damaged(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        loop {
+            let (Some(link), Some(damage)) = (&mut self.link, &mut self.damage) else { return Poll::Ready(None) };
+            match damage.next(cx) {
+                Step::Data(data) => {
+                    self.idle = None;
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Step::End(trailers) => {
+                    self.link = None;
+                    self.end();
+                    return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
+                }
+                Step::Broken => return Poll::Ready(Some(Err(self.cut(Failure::Incomplete)))),
+                Step::Wait => return self.poll_idle(cx),
+                Step::More => {}
+            }
+            match link.poll_body(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    self.hear(&frame);
+                    let passes = !frame.is_trailers() || self.passes_trailers();
+                    let Some(damage) = &mut self.damage else { continue };
+                    match frame.into_data() {
+                        Ok(data) => damage.push(data),
+                        Err(frame) => damage.end(frame.into_trailers().ok().filter(|_| passes)),
+                    }
+                }
+                Poll::Ready(None) => damage.end(None),
+                Poll::Ready(Some(Err(failure))) => return Poll::Ready(Some(Err(self.cut(failure)))),
+                Poll::Pending => return self.poll_idle(cx),
+            }
+        }
+    }
+
+    /// Takes in what trailers say of a call of gRPC.
+    fn hear(&mut self, frame: &Frame<Bytes>) {
+        if let (Some(told), Some(trailers)) = (&mut self.grpc, frame.trailers_ref()) {
+            *told = grpc::outcome(trailers).or(*told);
+        }
+    }
+
+    /// The library writes announced trailers only; an unannounced one cannot follow.
+    fn passes_trailers(&self) -> bool {
+        if !self.trailers_announced {
+            self.worker.counts[self.route.index()].trailers_dropped.add(1);
+            tracing::debug!("trailers that the answer did not announce end here");
+        }
+        self.trailers_announced
+    }
+
     /// Hands the whole of it to somebody at the end, if it has not more than `bytes_max` and no trailers.
     pub(crate) fn keep_for(&mut self, wish: Wish, bytes_max: u64) {
-        if !self.trailers_announced {
+        if !self.trailers_announced && self.damage.is_none() {
             self.keeping = Some(Keeping { wish, bytes: BytesMut::new(), bytes_max });
         }
     }
@@ -173,7 +225,9 @@ impl Relay {
     }
 
     pub(crate) fn size_hint(&self) -> SizeHint {
-        self.link.as_ref().map_or(Some(0), Link::left).map_or(SizeHint::new(), SizeHint::with_exact)
+        // The head says it where it is known, the truth or not.
+        let left = if self.damage.is_some() { None } else { self.link.as_ref().map_or(Some(0), Link::left) };
+        left.map_or(SizeHint::new(), SizeHint::with_exact)
     }
 
     pub(crate) fn is_over(&self) -> bool {

@@ -43,7 +43,7 @@ pub(crate) struct Seat {
 #[derive(Debug)]
 pub(crate) struct Door {
     /// As the policy says it: with port 0 for any.
-    configured: SocketAddr,
+    pub(crate) configured: SocketAddr,
     /// As it is.
     pub(crate) address: SocketAddr,
     /// No new requests by this door; those in work may end.

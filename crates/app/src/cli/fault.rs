@@ -36,6 +36,8 @@ Examples:
   seawall fault place --route events --abort 503 --share 10% --ttl 2m --hold
   seawall fault place --route quotes --hang --header x-tenant=acme --every 2 --ttl 1m
   seawall fault place --upstream carrier --cut --first 3 --ttl 30s --seed 42
+  seawall fault place --route events --abort 503 --retry-at -2h --flap 2s/10s --share 50% --ttl 5m
+  seawall fault place --upstream queue --version v2 --head-latency 1s --jitter 300ms --spread tail --every 5 --ttl 5m
 
 Exit status: 0 placed, or held until stopped; 1 refused, or a held fault was lost; 3 the node cannot be reached.";
 
@@ -93,11 +95,12 @@ pub(super) struct PlaceArgs {
     scope: ScopeArgs,
     #[command(flatten)]
     kind: KindArgs,
-    /// With --latency: and up to so much more, each as likely
-    #[arg(long, value_name = "DURATION", value_parser = duration, requires = "latency", conflicts_with_all = ["abort", "refuse", "hang", "swallow", "cut"])]
-    jitter: Option<Duration>,
+    #[command(flatten)]
+    more: MoreArgs,
     #[command(flatten)]
     portion: PortionArgs,
+    #[command(flatten)]
+    timing: TimingArgs,
     /// Gone after so long unless it is renewed
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     ttl: Duration,
@@ -115,6 +118,7 @@ pub(super) struct PlaceArgs {
 }
 
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "On what")]
 struct ScopeArgs {
     /// Tries of this route to its own upstream
     #[arg(long, required_unless_present = "upstream")]
@@ -122,9 +126,27 @@ struct ScopeArgs {
     /// Tries to this upstream
     #[arg(long)]
     upstream: Option<String>,
+    /// Only to this endpoint of it
+    #[arg(long, value_name = "HOST:PORT")]
+    endpoint: Option<String>,
+    /// Only to endpoints in this zone
+    #[arg(long)]
+    zone: Option<String>,
+    /// Only to endpoints of this version
+    #[arg(long)]
+    version: Option<String>,
+    /// Only for clients that came in by this listener
+    #[arg(long, value_name = "HOST:PORT")]
+    listener: Option<String>,
+    /// Only for clients from there: an address, or a block such as 10.0.0.0/8
+    #[arg(long, value_name = "BLOCK")]
+    source: Option<String>,
     /// Only with this method
     #[arg(long)]
     method: Option<String>,
+    /// Only with this path
+    #[arg(long, conflicts_with = "path_prefix")]
+    path: Option<String>,
     /// Only where the path begins so
     #[arg(long, value_name = "PATH")]
     path_prefix: Option<String>,
@@ -134,14 +156,27 @@ struct ScopeArgs {
 }
 
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "What")]
 #[group(required = true, multiple = false)]
 struct KindArgs {
     /// Send later
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     latency: Option<Duration>,
+    /// Send, and let the head of the answer come later
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    head_latency: Option<Duration>,
+    /// Send, and let the body of the answer come later
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    body_latency: Option<Duration>,
+    /// Send, and let no more than this of the answer's body come in a second
+    #[arg(long, value_name = "SIZE")]
+    bandwidth: Option<String>,
     /// Do not send; take this for the upstream's answer
     #[arg(long, value_name = "STATUS")]
     abort: Option<u16>,
+    /// Do not send a call of gRPC; take this for the upstream's answer
+    #[arg(long, value_name = "CODE")]
+    grpc: Option<u8>,
     /// Do not send, as if nobody listened
     #[arg(long)]
     refuse: bool,
@@ -154,20 +189,76 @@ struct KindArgs {
     /// Send, and end the answer early
     #[arg(long)]
     cut: bool,
+    /// Send, and leave out half of the answer's body, which says that it is whole
+    #[arg(long)]
+    short_body: bool,
+    /// Send, and let the answer say that it is twice as long; its end never comes
+    #[arg(long)]
+    long_body: bool,
+    /// Send, and change this share of the bytes of the answer's body
+    #[arg(long, value_name = "PERCENT", value_parser = share)]
+    corrupt: Option<Ratio>,
+    /// Send, and let the head of the answer have one field more, of this length
+    #[arg(long, value_name = "SIZE")]
+    huge_head: Option<String>,
+    /// Send, and let the head of the answer be unreadable
+    #[arg(long)]
+    garbled_head: bool,
+    /// Send twice, and answer once
+    #[arg(long)]
+    duplicate: bool,
 }
 
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "What, more exactly")]
+struct MoreArgs {
+    /// With a latency: a random time more, which follows from this
+    #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with_all = [
+        "bandwidth", "abort", "grpc", "refuse", "hang", "swallow", "cut", "short_body", "long_body", "corrupt",
+        "huge_head", "garbled_head", "duplicate",
+    ])]
+    jitter: Option<Duration>,
+    /// With --jitter: up to so much, each as likely, or on average so much, and now and then a lot more
+    #[arg(long, value_name = "even|tail", requires = "jitter")]
+    spread: Option<String>,
+    /// With --abort: say to come back in so much time
+    #[arg(long, value_name = "DURATION", requires = "abort", conflicts_with = "retry_at")]
+    retry_after: Option<String>,
+    /// With --abort: say to come back on a date so far ahead (`+1d`), or one that has passed (`-2h`)
+    #[arg(long, value_name = "+-DURATION", requires = "abort", allow_hyphen_values = true)]
+    retry_at: Option<String>,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "How much of it")]
 #[group(required = true, multiple = false)]
 struct PortionArgs {
     /// Touch each with this probability
     #[arg(long, value_name = "PERCENT", value_parser = share)]
     share: Option<Ratio>,
+    /// Touch all of this share of the clients' connections
+    #[arg(long, value_name = "PERCENT", value_parser = share)]
+    connections: Option<Ratio>,
     /// Touch the first so many
     #[arg(long, value_name = "COUNT")]
     first: Option<u64>,
     /// Touch each so many-th
     #[arg(long, value_name = "COUNT")]
     every: Option<u64>,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "When")]
+struct TimingArgs {
+    /// Begin so much later
+    #[arg(long, value_name = "DURATION")]
+    after: Option<String>,
+    /// Be at work for so long
+    #[arg(long, value_name = "DURATION")]
+    lasts: Option<String>,
+    /// Be at work for a while, then not for a while, again and again
+    #[arg(long, value_name = "ON/OFF", value_parser = flap)]
+    flap: Option<(String, String)>,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -180,6 +271,11 @@ fn share(text: &str) -> Result<Ratio, String> {
 
 fn header(text: &str) -> Result<(String, String), String> {
     let parts = text.split_once('=').ok_or_else(|| format!("`{text}` is not a header, such as `x-tenant=acme`"))?;
+    Ok((parts.0.into(), parts.1.into()))
+}
+
+fn flap(text: &str) -> Result<(String, String), String> {
+    let parts = text.split_once('/').ok_or_else(|| format!("`{text}` is not `ON/OFF`, such as `500ms/2s`"))?;
     Ok((parts.0.into(), parts.1.into()))
 }
 
@@ -241,24 +337,49 @@ async fn place(args: &PlaceArgs) -> anyhow::Result<Ended> {
 }
 
 fn order(args: &PlaceArgs, owner: &str) -> Value {
-    let PlaceArgs { scope, kind, jitter, portion, ttl, seed, .. } = args;
+    let PlaceArgs { scope, kind, more, portion, timing, ttl, seed, .. } = args;
     let header = scope.header.as_ref().map(|(name, value)| json!({ "name": name, "value": value }));
-    let kind = match (kind.latency, kind.abort) {
-        (Some(delay), _) => {
-            let jitter = format_duration(jitter.unwrap_or_default());
-            json!({ "latency": { "delay": format_duration(delay), "jitter": jitter } })
-        }
-        (None, Some(status)) => json!({ "abort": { "status": status } }),
-        (None, None) => {
-            let words = [("refuse", kind.refuse), ("hang", kind.hang), ("swallow", kind.swallow), ("cut", kind.cut)];
-            json!(words.iter().find(|(_, wanted)| *wanted).map(|(word, _)| word))
-        }
-    };
+    let flap = timing.flap.as_ref().map(|(on, off)| json!({ "on": on, "off": off }));
+    let percent = |share: Option<Ratio>| share.map(|share| share.to_string());
     json!({
-        "owner": owner, "route": scope.route, "upstream": scope.upstream, "method": scope.method,
-        "path_prefix": scope.path_prefix, "header": header, "share": portion.share.map(|share| share.to_string()),
-        "first": portion.first, "every": portion.every, "kind": kind, "ttl": format_duration(*ttl), "seed": seed,
+        "owner": owner, "route": scope.route, "upstream": scope.upstream, "endpoint": scope.endpoint,
+        "zone": scope.zone, "version": scope.version, "listener": scope.listener, "source": scope.source,
+        "method": scope.method, "path": scope.path, "path_prefix": scope.path_prefix, "header": header,
+        "share": percent(portion.share), "connections": percent(portion.connections), "first": portion.first,
+        "every": portion.every, "kind": kind_of(kind, more), "after": timing.after, "lasts": timing.lasts,
+        "flap": flap, "ttl": format_duration(*ttl), "seed": seed,
     })
+}
+
+/// The one that was typed, in the words of the API.
+fn kind_of(kind: &KindArgs, more: &MoreArgs) -> Value {
+    let latency = |delay: Duration| {
+        let jitter = more.jitter.map(format_duration);
+        json!({ "delay": format_duration(delay), "jitter": jitter, "spread": more.spread })
+    };
+    let abort = |status| json!({ "status": status, "retry_after": more.retry_after, "retry_at": more.retry_at });
+    let with_more = [
+        ("latency", kind.latency.map(latency)),
+        ("head_latency", kind.head_latency.map(latency)),
+        ("body_latency", kind.body_latency.map(latency)),
+        ("bandwidth", kind.bandwidth.as_ref().map(|rate| json!({ "per_second": rate }))),
+        ("abort", kind.abort.map(abort)),
+        ("grpc", kind.grpc.map(|code| json!({ "code": code }))),
+        ("corrupt", kind.corrupt.map(|share| json!({ "bytes": share.to_string() }))),
+        ("huge_head", kind.huge_head.as_ref().map(|size| json!({ "size": size }))),
+    ];
+    let words = [
+        ("refuse", kind.refuse),
+        ("hang", kind.hang),
+        ("swallow", kind.swallow),
+        ("cut", kind.cut),
+        ("short_body", kind.short_body),
+        ("long_body", kind.long_body),
+        ("garbled_head", kind.garbled_head),
+        ("duplicate", kind.duplicate),
+    ];
+    let details = with_more.into_iter().find_map(|(name, details)| Some(json!({ name: details? })));
+    details.unwrap_or_else(|| json!(words.iter().find(|(_, wanted)| *wanted).map(|(word, _)| word)))
 }
 
 /// Renews until stopped, and takes the fault away then.

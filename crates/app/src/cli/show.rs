@@ -405,7 +405,8 @@ pub(super) fn record(record: &Value) -> String {
 /// The faults of a node, and its kill switch.
 pub(super) fn faults(answer: &Value) -> String {
     let on = |fault: &Value| {
-        let narrowed = ["route", "upstream", "method", "path_prefix"];
+        let narrowed =
+            ["route", "upstream", "endpoint", "zone", "version", "listener", "source", "method", "path", "path_prefix"];
         let mut parts: Vec<String> = narrowed
             .into_iter()
             .filter(|key| !fault[*key].is_null())
@@ -414,10 +415,12 @@ pub(super) fn faults(answer: &Value) -> String {
         parts.extend(fault["header"]["name"].as_str().map(|name| format!("header {name}")));
         printable(&parts.join(", "))
     };
-    let share = |fault: &Value| match (fault["share"].as_str(), fault["first"].as_u64()) {
-        (Some(share), _) => share.to_owned(),
-        (None, Some(first)) => format!("first {first}"),
-        (None, None) => format!("one in {}", text(&fault["every"])),
+    let share = |fault: &Value| {
+        let said = |key: &str| Some(text(&fault[key])).filter(|_| !fault[key].is_null());
+        let connections = || said("connections").map(|share| format!("{share} of connections"));
+        let first = || said("first").map(|first| format!("first {first}"));
+        let share = said("share").or_else(connections).or_else(first);
+        share.unwrap_or_else(|| format!("one in {}", text(&fault["every"])))
     };
     let row = |fault: &Value| {
         vec![
@@ -441,12 +444,17 @@ pub(super) fn faults(answer: &Value) -> String {
     }
 }
 
+/// A word, or a name and what it needs.
 fn fault_kind(kind: &Value) -> String {
-    let latency = &kind["latency"];
-    match (kind.as_str(), kind["abort"]["status"].as_u64()) {
-        (Some(word), _) => word.into(),
-        (None, Some(status)) => format!("abort {status}"),
-        (None, None) => format!("latency {} + {}", text(&latency["delay"]), text(&latency["jitter"])),
+    let Some((name, details)) = kind.as_object().and_then(|kind| kind.iter().next()) else { return text(kind) };
+    let details: Vec<(&String, String)> =
+        details.as_object().into_iter().flatten().map(|(key, value)| (key, text(value))).collect();
+    match details.as_slice() {
+        [(_, only)] => format!("{name} {only}"),
+        several => {
+            let several: Vec<String> = several.iter().map(|(key, value)| format!("{key} {value}")).collect();
+            format!("{name} {}", several.join(", "))
+        }
     }
 }
 

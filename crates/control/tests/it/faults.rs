@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use seawall_control::FaultPort;
-use seawall_core::fault::book::{Book, Caps, Fault, Id, Look, Order, Refused, Standing, Try};
+use seawall_core::fault::book::{Book, Caps, Fault, Id, Kind, Look, Order, Refused, Standing, Try};
 use seawall_core::id::{RouteId, UpstreamId};
-use seawall_core::policy::{Delivery, Guards, Limits, Match, Policy, Protocol, Route, Upstream};
+use seawall_core::policy::{Delivery, Endpoint, Guards, Limits, Listener, Match, Policy, Protocol, Route, Upstream};
 use seawall_core::prng::Prng;
 use seawall_core::time::Mono;
 use serde_json::{Value, json};
@@ -36,7 +36,11 @@ impl FakeFaults {
         };
         let upstream = |name: &str| Upstream {
             name: name.into(),
-            endpoints: Vec::new(),
+            endpoints: vec![Endpoint {
+                zone: Some("here".into()),
+                version: Some("v1".into()),
+                ..Endpoint::at(format!("{name}:80"))
+            }],
             health: None,
             outlier: None,
             balance: seawall_core::balance::BalanceConfig::default(),
@@ -51,7 +55,7 @@ impl FakeFaults {
             node: "n".into(),
             zone: "z".into(),
             zones: Vec::new(),
-            listeners: Vec::new(),
+            listeners: vec![Listener::new(([127, 0, 0, 1], 8080).into(), vec![RouteId(0), RouteId(1)])],
             routes: vec![route("events", 0), route("quotes", 1)],
             upstreams: vec![upstream("queue"), upstream("carrier")],
             limits: Limits::default(),
@@ -78,18 +82,21 @@ impl FaultPort for FakeFaults {
 
     fn place(&self, order: Order) -> Result<Standing, Refused> {
         let mut book = self.book.lock().unwrap();
-        let placed = book.place(self.now(), order, &mut Prng::new(1)).map(|fault| self.standing(fault))?;
+        let placed = book.place(self.now(), order, 0, &mut Prng::new(1)).map(|fault| self.standing(fault))?;
         // One request comes by.
-        let has_header = |_: &str, _: &str| true;
+        let (has_header, endpoint) = (|_: &str, _: &str| true, Endpoint::at("queue:80"));
         book.touch(
             self.now(),
             &Try {
                 generation: 0,
                 route: RouteId(0),
                 upstream: UpstreamId(0),
+                endpoint: &endpoint,
+                client: None,
                 method: "POST",
                 path: "/",
                 has_header: &has_header,
+                is_grpc: false,
                 touched: &[],
             },
         );
@@ -118,6 +125,12 @@ async fn allowing() -> World {
     world_with_faults(FakeFaults::new()).await
 }
 
+impl World {
+    async fn remove(&self, id: &Value) {
+        assert_eq!(delete(self, &format!("/api/faults/{}", id.as_str().unwrap())).await.status, 200);
+    }
+}
+
 async fn delete(world: &World, target: &str) -> Answer {
     world.call(&format!("DELETE {target} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", world.address)).await
 }
@@ -134,8 +147,10 @@ async fn a_fault_is_placed_listed_renewed_and_taken_away() {
     assert_eq!(
         placed.json(),
         json!({
-            "id": "f12-1", "owner": "ada", "route": "events", "upstream": null, "method": null, "path_prefix": null,
-            "header": null, "first": 1, "kind": { "abort": { "status": 503 } }, "seed": 7,
+            "id": "f12-1", "owner": "ada", "route": "events", "upstream": null, "endpoint": null, "zone": null,
+            "version": null, "listener": null, "source": null, "method": null, "path": null, "path_prefix": null,
+            "header": null, "first": 1, "kind": { "abort": { "status": 503 } }, "seed": 7, "after": "0s", "lasts": null,
+            "flap": null,
             "expires_at": "2023-11-14T22:15:20.000Z", "left_s": 120.0, "seen": 0, "requests": 0, "tries": 0,
         })
     );
@@ -171,30 +186,62 @@ async fn a_fault_is_placed_listed_renewed_and_taken_away() {
 #[tokio::test]
 async fn every_kind_and_portion_can_be_said() {
     let world = allowing().await;
-    for (kind, told) in [
-        (json!("refuse"), json!("refuse")),
-        (json!("hang"), json!("hang")),
-        (json!("swallow"), json!("swallow")),
-        (json!("cut"), json!("cut")),
-        (json!({ "abort": { "status": 404 } }), json!({ "abort": { "status": 404 } })),
-        (json!({ "latency": { "delay": "200ms" } }), json!({ "latency": { "delay": "200ms", "jitter": "0s" } })),
-    ] {
+    let late = json!({ "delay": "200ms" });
+    let told_late = json!({ "delay": "200ms", "jitter": "0s", "spread": "even" });
+    let words = Kind::WORDS.iter().map(|kind| (json!(kind.name()), json!(kind.name())));
+    let same = |kind: Value| (kind.clone(), kind);
+    let with_more = [
+        (json!({ "latency": late }), json!({ "latency": told_late })),
+        (json!({ "head_latency": late }), json!({ "head_latency": told_late })),
+        same(json!({ "body_latency": { "delay": "200ms", "jitter": "50ms", "spread": "tail" } })),
+        same(json!({ "bandwidth": { "per_second": "10KiB" } })),
+        same(json!({ "abort": { "status": 404 } })),
+        same(json!({ "grpc": { "code": 14 } })),
+        same(json!({ "corrupt": { "bytes": "1%" } })),
+        same(json!({ "huge_head": { "size": "64KiB" } })),
+    ];
+    let mut names = Vec::new();
+    for (kind, told) in words.chain(with_more) {
         let mut order = order();
         order["kind"] = kind;
         let placed = world.post("/api/faults", &order.to_string()).await;
         assert_eq!((placed.status, &placed.json()["kind"]), (201, &told), "{}", placed.body);
+        let name = told.as_str().or_else(|| told.as_object()?.keys().next().map(String::as_str));
+        names.push(name.unwrap().to_owned());
+        world.remove(&placed.json()["id"]).await;
+    }
+    names.sort();
+    let mut all = Kind::NAMES;
+    all.sort_unstable();
+    assert_eq!(names, all);
+    for retry in [json!({ "retry_after": "120s" }), json!({ "retry_at": "+1d" }), json!({ "retry_at": "-2h" })] {
+        let mut order = order();
+        order["kind"] = json!({ "abort": { "status": 503 } });
+        order["kind"]["abort"].as_object_mut().unwrap().extend(retry.as_object().unwrap().clone());
+        let placed = world.post("/api/faults", &order.to_string()).await.json();
+        assert_eq!(placed["kind"], order["kind"], "{placed}");
+        world.remove(&placed["id"]).await;
     }
     let header = json!({ "name": "X-Tenant", "value": "secret" });
-    for (name, value) in [("share", json!("10%")), ("every", json!(4))] {
+    for (name, value) in [("share", json!("10%")), ("every", json!(4)), ("connections", json!("10%"))] {
         let mut order = json!({
             "owner": "ada", "upstream": "carrier", "method": "GET", "path_prefix": "/quotes", "header": header,
-            "kind": if name == "share" { "cut" } else { "hang" }, "ttl": "1s",
+            "endpoint": "carrier:80", "zone": "here", "version": "v1", "listener": "127.0.0.1:8080",
+            "source": "10.0.0.0/8", "kind": if name == "share" { "cut" } else { "hang" }, "ttl": "1s",
+            "after": "5s", "lasts": "1m", "flap": { "on": "500ms", "off": "2s" },
         });
+        if name == "connections" {
+            (order["path"], order["path_prefix"]) = (json!("/quotes/7"), Value::Null);
+        }
         order[name] = value.clone();
         let placed = world.post("/api/faults", &order.to_string()).await;
         let told = placed.json();
         assert_eq!((placed.status, &told[name], &told["header"]), (201, &value, &json!({ "name": "x-tenant" })));
         assert!(told["seed"].is_u64() && !placed.body.contains("secret"), "{told}");
+        for field in ["endpoint", "zone", "version", "listener", "source", "path", "after", "lasts", "flap"] {
+            assert_eq!(told[field], order[field], "{field}");
+        }
+        world.remove(&told["id"]).await;
     }
     world.end().await;
 }
@@ -250,6 +297,39 @@ async fn every_mistake_is_told_with_its_field_and_changes_nothing() {
             "a delay or a jitter above 0s, each at most 10m",
         ),
         (with("kind", json!({ "hang": 1, "cut": 1 })), "kind", "\"refuse\""),
+        (with("kind", json!({ "latency": { "delay": "1s", "spread": "odd" } })), "spread", "tail"),
+        (with("kind", json!({ "bandwidth": {} })), "per_second", ""),
+        (with("kind", json!({ "bandwidth": { "per_second": "fast" } })), "per_second", "64KiB"),
+        (with("kind", json!({ "bandwidth": { "per_second": "0B" } })), "kind", "1B or more; `hang` for none"),
+        (with("kind", json!({ "abort": { "status": 503, "retry_after": "soon" } })), "retry_after", "2m"),
+        (with("kind", json!({ "abort": { "status": 503, "retry_at": "1d" } })), "retry_at", "-2h"),
+        (with("kind", json!({ "abort": { "status": 503, "retry_at": "-" } })), "retry_at", "+1d"),
+        (with("kind", json!({ "abort": { "status": 503, "retry_at": "" } })), "retry_at", "+1d"),
+        (with("kind", json!({ "abort": { "status": 503, "retry_at": "+2000d" } })), "kind", "at most 366d"),
+        (
+            with("kind", json!({ "abort": { "status": 503, "retry_at": "+1d", "retry_after": "1s" } })),
+            "retry_at",
+            "retry_after",
+        ),
+        (with("kind", json!({ "grpc": { "code": 0 } })), "kind", "1 to 16"),
+        (with("kind", json!({ "grpc": { "code": 300 } })), "kind", "1 to 16"),
+        (with("kind", json!({ "corrupt": {} })), "bytes", "1%"),
+        (with("kind", json!({ "corrupt": { "bytes": "0%" } })), "kind", "more than 0%"),
+        (with("kind", json!({ "huge_head": { "size": "2MiB" } })), "kind", "1B to 1MiB"),
+        (with("kind", json!({ "huge_head": { "size": 5 } })), "size", ""),
+        (with("kind", json!({ "explode": {} })), "kind", "\"refuse\""),
+        (with("endpoint", json!("queue:81")), "endpoint", "queue:80"),
+        (with("zone", json!("there")), "zone", "here"),
+        (with("version", json!("v2")), "version", "v1"),
+        (with("listener", json!("8080")), "listener", "127.0.0.1:8080"),
+        (with("listener", json!("127.0.0.1:1")), "listener", "127.0.0.1:8080"),
+        (with("source", json!("here")), "source", "10.0.0.0/8"),
+        (with("path", json!("x")), "path", "/orders"),
+        (with("after", json!("11m")), "after", "more than 0s, at most 10m"),
+        (with("lasts", json!("0s")), "lasts", "more than 0s, at most 10m"),
+        (with("flap", json!("1s")), "flap", "on"),
+        (with("flap", json!({ "on": "1s" })), "off", ""),
+        (with("flap", json!({ "on": "1s", "off": "0s" })), "flap", "more than 0s, at most 10m"),
         (without("ttl"), "ttl", "more than 0s, at most 15m"),
         (with("ttl", json!("0s")), "ttl", "more than 0s, at most 15m"),
         (with("ttl", json!("16m")), "ttl", "more than 0s, at most 15m"),

@@ -8,7 +8,12 @@
 //! board is empty. The same orders, seeds and tries, in the same order, give the same choices.
 //! Not here: what becomes of a touched try (the gateway's), bytes ([`Link`](super::Link)), the words of the API.
 
+mod kind;
+mod scope;
+mod timing;
+
 use std::fmt;
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
@@ -16,10 +21,16 @@ use std::time::Duration;
 
 use crate::id::{RouteId, UpstreamId};
 use crate::journal::Seq;
-use crate::policy::{Fallback, Policy, Protocol};
+use crate::policy::{Endpoint, Fallback, Policy, Protocol};
 use crate::prng::Prng;
 use crate::time::Mono;
 use crate::units::{Ratio, format_duration};
+
+pub use kind::{Act, DATE_MAX, HEAD_BYTES_MAX, Kind, Moment, RetryAfter, Spread, on_body};
+pub use scope::{Client, Portion, Scope, Try};
+pub use timing::{Flap, Timing};
+
+use scope::check_text;
 
 /// Most tries a fault on the first ones ([`Portion::First`]) may touch: it knows no share that could be capped.
 pub const FIRST_MAX: u64 = 1_000;
@@ -73,132 +84,6 @@ impl FromStr for Id {
     }
 }
 
-/// What is done to a try.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// It is sent later.
-    Latency {
-        /// By so much,
-        delay: Duration,
-        /// and a random part of this, each as likely.
-        jitter: Duration,
-    },
-    /// It is not sent; this status is taken for the upstream's answer.
-    Abort {
-        /// 400 to 599: anything else would tell a client that something was done.
-        status: u16,
-    },
-    /// It is not sent, as if nobody listened there.
-    Refuse,
-    /// It is not sent and not answered: its time runs out.
-    Hang,
-    /// The upstream gets it and does it; its answer is thrown away, as if the connection had been reset.
-    Swallow,
-    /// The upstream gets it and does it; its answer's body ends early.
-    Cut,
-}
-
-impl Kind {
-    /// Every kind by name.
-    pub const NAMES: [&'static str; 6] = ["latency", "abort", "refuse", "hang", "swallow", "cut"];
-
-    /// Its word in the API, the journal and metrics.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Latency { .. } => "latency",
-            Self::Abort { .. } => "abort",
-            Self::Refuse => "refuse",
-            Self::Hang => "hang",
-            Self::Swallow => "swallow",
-            Self::Cut => "cut",
-        }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Latency { delay, jitter: Duration::ZERO } => write!(f, "latency {}", format_duration(*delay)),
-            Self::Latency { delay, jitter } => {
-                write!(f, "latency {} to {}", format_duration(*delay), format_duration(*delay + *jitter))
-            }
-            Self::Abort { status } => write!(f, "abort {status}"),
-            other => f.write_str(other.name()),
-        }
-    }
-}
-
-/// Which of the tries in a fault's scope it touches.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Portion {
-    /// Each with this probability.
-    Share(Ratio),
-    /// The first so many, then none.
-    First(u64),
-    /// Each n-th.
-    Every(u64),
-}
-
-impl Portion {
-    /// Of the tries in scope, in the long run. The first few are none of many.
-    fn share(self) -> f64 {
-        match self {
-            Self::Share(share) => share.get(),
-            Self::First(_) => 0.0,
-            Self::Every(step) => 1.0 / step.max(1) as f64,
-        }
-    }
-}
-
-impl fmt::Display for Portion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Share(share) => write!(f, "{share}"),
-            Self::First(count) => write!(f, "first {count}"),
-            Self::Every(1) => f.write_str("every one"),
-            Self::Every(step) => write!(f, "one in {step}"),
-        }
-    }
-}
-
-/// Which tries a fault lies in the way of: those that fit everything that is said.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Scope {
-    /// Of this route, by name. Without an upstream: to the route's own upstream, not to one that stands in for it.
-    pub route: Option<String>,
-    /// To this upstream, by name, whoever sends them.
-    pub upstream: Option<String>,
-    /// With this method, to the letter.
-    pub method: Option<String>,
-    /// Whose path begins so.
-    pub path_prefix: Option<String>,
-    /// With this header (name in lower case) of this value.
-    pub header: Option<(String, String)>,
-}
-
-impl fmt::Display for Scope {
-    /// Without the header's value, which may be a secret.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let header = self.header.as_ref().map(|(name, _)| name);
-        let parts = [
-            ("route", self.route.as_ref()),
-            ("upstream", self.upstream.as_ref()),
-            ("method", self.method.as_ref()),
-            ("path_prefix", self.path_prefix.as_ref()),
-            ("header", header),
-        ];
-        let mut separator = "";
-        for (name, value) in parts {
-            if let Some(value) = value {
-                write!(f, "{separator}{name} {value}")?;
-                separator = ", ";
-            }
-        }
-        Ok(())
-    }
-}
-
 /// A fault somebody wants.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Order {
@@ -210,6 +95,8 @@ pub struct Order {
     pub portion: Portion,
     /// What.
     pub kind: Kind,
+    /// When, while it lies there.
+    pub timing: Timing,
     /// For how long unless it is renewed.
     pub ttl: Option<Duration>,
     /// What its choices follow from; one is drawn where none is given.
@@ -298,8 +185,12 @@ pub struct Fault {
     pub portion: Portion,
     /// What.
     pub kind: Kind,
+    /// When, while it lies there.
+    pub timing: Timing,
     /// What its choices follow from.
     pub seed: u64,
+    /// Placed at this moment.
+    pub began: Mono,
     /// Gone from this moment on.
     pub until: Mono,
     /// Tries that came by and were in its scope.
@@ -312,49 +203,13 @@ pub struct Fault {
     pub told: Option<Seq>,
 }
 
-/// A try that is about to be sent.
-#[derive(Clone, Copy)]
-pub struct Try<'a> {
-    /// Under which policy, counted from 0: ids of another one mean something else.
-    pub generation: u64,
-    /// Of which route.
-    pub route: RouteId,
-    /// To which upstream.
-    pub upstream: UpstreamId,
-    /// Its method.
-    pub method: &'a str,
-    /// Its path, without the query.
-    pub path: &'a str,
-    /// Whether it has this header with this value.
-    pub has_header: &'a dyn Fn(&str, &str) -> bool,
-    /// What touched earlier tries of the same request.
-    pub touched: &'a [Id],
-}
-
 /// What is to be done to a try.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Touch {
     /// By which fault.
     pub id: Id,
     /// And how.
     pub act: Act,
-}
-
-/// What is done to one try.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Act {
-    /// Send it so much later.
-    Delay(Duration),
-    /// Answer with this status.
-    Abort(u16),
-    /// Refuse the connection.
-    Refuse,
-    /// Say nothing.
-    Hang,
-    /// Send it and throw the answer away.
-    Swallow,
-    /// Send it and end the answer early.
-    Cut,
 }
 
 /// Why a fault ended.
@@ -418,7 +273,14 @@ pub struct Look {
 #[derive(Clone, Debug)]
 struct Names {
     routes: Vec<RouteName>,
-    upstreams: Vec<String>,
+    upstreams: Vec<UpstreamName>,
+    listeners: Vec<SocketAddr>,
+}
+
+#[derive(Clone, Debug)]
+struct UpstreamName {
+    name: String,
+    endpoints: Vec<Endpoint>,
 }
 
 #[derive(Clone, Debug)]
@@ -436,6 +298,8 @@ struct Held {
     /// `None` for any.
     route: Option<RouteId>,
     upstream: UpstreamId,
+    /// How many connections there had been when it was placed: its choices count from there.
+    connections: u64,
     /// Decides which tries; what is done to them draws from another source, so that a kind changes no choice.
     choices: Prng,
     effects: Prng,
@@ -484,20 +348,21 @@ impl Book {
         self.killed.as_ref()
     }
 
-    /// Places a fault.
+    /// Places a fault, after so many connections.
     ///
     /// # Errors
     /// [`Refused`]; nothing was placed then.
-    pub fn place(&mut self, now: Mono, order: Order, prng: &mut Prng) -> Result<&Fault, Refused> {
+    pub fn place(&mut self, now: Mono, order: Order, connections: u64, prng: &mut Prng) -> Result<&Fault, Refused> {
         if let Some(Killed { reason, .. }) = &self.killed {
             return Err(Refused::Killed { reason: reason.clone() });
         }
         let (route, upstream) = self.names.find(&order.scope)?;
-        let Order { owner, scope, portion, kind, ttl, seed } = order;
+        let Order { owner, scope, portion, kind, timing, ttl, seed } = order;
         check_text("owner", &owner)?;
-        check_scope(&scope)?;
-        self.check_portion(portion)?;
-        check_kind(kind)?;
+        scope.check_words()?;
+        portion.check(self.caps.share_max)?;
+        kind.check()?;
+        timing.check()?;
         let ttl = self.check_ttl(ttl)?;
         let standing: Vec<&Held> = self.held.iter().filter(|held| now < held.fault.until).collect();
         let is_same = |held: &&&Held| held.fault.kind.name() == kind.name() && held.fault.scope == scope;
@@ -515,9 +380,10 @@ impl Book {
         let seed = seed.unwrap_or_else(|| prng.next_u64() >> 32);
         let mut choices = Prng::new(seed);
         let effects = choices.fork();
-        let until = now + ttl;
-        let fault = Fault { id, owner, scope, portion, kind, seed, until, seen: 0, tries: 0, requests: 0, told: None };
-        self.held.push(Held { fault, route, upstream, choices, effects });
+        let (began, until) = (now, now + ttl);
+        let (seen, tries, requests, told) = (0, 0, 0, None);
+        let fault = Fault { id, owner, scope, portion, kind, timing, seed, began, until, seen, tries, requests, told };
+        self.held.push(Held { fault, route, upstream, connections, choices, effects });
         Ok(&self.held[self.held.len() - 1].fault)
     }
 
@@ -589,10 +455,10 @@ impl Book {
         }
     }
 
-    /// Until when a fault lies there, if nobody renews it.
+    /// Until when a fault is at work without a pause, if nobody renews it; `None` while it is not.
     #[must_use]
     pub fn until(&self, now: Mono, id: Id) -> Option<Mono> {
-        self.standing_at(now).find(|fault| fault.id == id).map(|fault| fault.until)
+        self.held.iter().find(|held| held.fault.id == id)?.at_work(now).map(|left| now + left)
     }
 
     /// What becomes of a try: the oldest fault that chooses it touches it.
@@ -602,14 +468,14 @@ impl Book {
         }
         let mut touch = None;
         for held in &mut self.held {
-            if held.fault.until <= now || !held.covers(it) {
+            if held.at_work(now).is_none() || !held.covers(it) {
                 continue;
             }
             // Asked of each, touched by one: a neighbour that comes or goes changes nobody's later choices.
-            if held.chooses() && touch.is_none() {
+            if held.chooses(it) && touch.is_none() {
                 held.fault.tries += 1;
                 held.fault.requests += u64::from(!it.touched.contains(&held.fault.id));
-                touch = Some(Touch { id: held.fault.id, act: held.act() });
+                touch = Some(Touch { id: held.fault.id, act: held.fault.kind.act(&mut held.effects) });
             }
         }
         touch
@@ -629,25 +495,6 @@ impl Book {
         gone
     }
 
-    fn check_portion(&self, portion: Portion) -> Result<(), Refused> {
-        let max = self.caps.share_max;
-        match portion {
-            Portion::Share(share) if share <= Ratio::ZERO || share > max => {
-                let message = format!("a share of {share} is not allowed here (`faults.share_max` is {max})");
-                Err(Refused::invalid("share", message, [format!("more than 0%, at most {max}")]))
-            }
-            Portion::First(count) if !(1..=FIRST_MAX).contains(&count) => {
-                Err(Refused::invalid("first", format!("`{count}` is out of range"), [format!("1 to {FIRST_MAX}")]))
-            }
-            Portion::Every(step) if Ratio::of(1, step).is_none_or(|share| share > max) => {
-                let least = (1.0 / max.get()).ceil();
-                let message = format!("one in {step} is not allowed here (`faults.share_max` is {max})");
-                Err(Refused::invalid("every", message, [format!("{least} or more")]))
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Faults that may meet the same requests share the cap: many small ones are one large one to whoever is behind them.
     fn check_sum(&self, portion: Portion, beside: f64) -> Result<(), Refused> {
         let max = self.caps.share_max;
@@ -655,13 +502,12 @@ impl Book {
         if portion.share() <= 0.0 || portion.share() + beside <= max.get() + 1e-9 {
             return Ok(());
         }
-        let field = if matches!(portion, Portion::Every(_)) { "every" } else { "share" };
         let of = |share: f64| Ratio::new(share.clamp(0.0, 1.0)).unwrap_or(Ratio::ZERO);
         let message = format!(
             "with what lies there already ({}) it would be more than is allowed here (`faults.share_max` is {max})",
             of(beside)
         );
-        Err(Refused::invalid(field, message, [format!("at most {}", of(max.get() - beside))]))
+        Err(Refused::invalid(portion.field(), message, [format!("at most {}", of(max.get() - beside))]))
     }
 
     fn check_ttl(&self, ttl: Option<Duration>) -> Result<Duration, Refused> {
@@ -694,15 +540,26 @@ impl Names {
             let (name, protocol) = (route.name.clone(), route.protocol);
             RouteName { name, protocol, upstreams: [route.upstream].into_iter().chain(others).collect() }
         };
+        let upstream = |upstream: &crate::policy::Upstream| UpstreamName {
+            name: upstream.name.clone(),
+            endpoints: upstream.endpoints.clone(),
+        };
         Self {
             routes: policy.routes.iter().map(route).collect(),
-            upstreams: policy.upstreams.iter().map(|upstream| upstream.name.clone()).collect(),
+            upstreams: policy.upstreams.iter().map(upstream).collect(),
+            listeners: policy.listeners.iter().map(|listener| listener.address).collect(),
         }
     }
 
     /// As [`Self::look_up`], where there are calls: bytes of connections pass no fault of this book.
     fn find(&self, scope: &Scope) -> Result<(Option<RouteId>, UpstreamId), Refused> {
         let (route, upstream) = self.look_up(scope)?;
+        let UpstreamName { name, endpoints } = &self.upstreams[upstream.index()];
+        scope.check_endpoints(endpoints, name)?;
+        if let Some(listener) = scope.listener.filter(|wanted| !self.listeners.contains(wanted)) {
+            let known = self.listeners.iter().map(ToString::to_string);
+            return Err(Refused::invalid("listener", format!("there is no listener `{listener}`"), known));
+        }
         let has_calls = |named: &RouteName| named.protocol == Protocol::Http;
         let leads_there = |named: &&RouteName| named.upstreams.contains(&upstream);
         let (field, carries_none) = match route {
@@ -735,8 +592,9 @@ impl Names {
         let upstream = match &scope.upstream {
             None => None,
             Some(name) => {
-                let found = self.upstreams.iter().position(|known| known == name).ok_or_else(|| {
-                    Refused::invalid("upstream", format!("there is no upstream `{name}`"), self.upstreams.iter())
+                let found = self.upstreams.iter().position(|known| known.name == *name).ok_or_else(|| {
+                    let known = self.upstreams.iter().map(|known| known.name.as_str());
+                    Refused::invalid("upstream", format!("there is no upstream `{name}`"), known)
                 })?;
                 Some(UpstreamId(place(found)))
             }
@@ -753,8 +611,9 @@ impl Names {
                 if upstreams.contains(&upstream) {
                     return Ok((Some(RouteId(place(route))), upstream));
                 }
-                let message = format!("route `{name}` never calls upstream `{}`", self.upstreams[upstream.index()]);
-                let known = upstreams.iter().map(|known| self.upstreams[known.index()].as_str());
+                let message =
+                    format!("route `{name}` never calls upstream `{}`", self.upstreams[upstream.index()].name);
+                let known = upstreams.iter().map(|known| self.upstreams[known.index()].name.as_str());
                 Err(Refused::invalid("upstream", message, known))
             }
         }
@@ -764,96 +623,34 @@ impl Names {
 impl Held {
     /// True unless no try can be in both scopes.
     fn may_meet(&self, route: Option<RouteId>, upstream: UpstreamId, scope: &Scope) -> bool {
-        let own = &self.fault.scope;
         let routes = self.route.is_none() || route.is_none() || self.route == route;
-        let methods = own.method.is_none() || scope.method.is_none() || own.method == scope.method;
-        let paths = match (&own.path_prefix, &scope.path_prefix) {
-            (Some(one), Some(other)) => one.starts_with(other.as_str()) || other.starts_with(one.as_str()),
-            _ => true,
-        };
-        // A header may be there twice: two values keep nobody apart.
-        self.upstream == upstream && routes && methods && paths
+        self.upstream == upstream && routes && self.fault.scope.may_meet(scope)
+    }
+
+    /// For how long it is at work from now on; `None` while it is not.
+    fn at_work(&self, now: Mono) -> Option<Duration> {
+        let Fault { until, began, timing, .. } = &self.fault;
+        if now < *until { Some(timing.left(now.since(*began))?.min(now.until(*until))) } else { None }
     }
 
     fn covers(&self, it: &Try<'_>) -> bool {
-        let Scope { method, path_prefix, header, .. } = &self.fault.scope;
         self.upstream == it.upstream
             && self.route.is_none_or(|route| route == it.route)
-            && method.as_ref().is_none_or(|method| method == it.method)
-            && path_prefix.as_ref().is_none_or(|prefix| it.path.starts_with(prefix.as_str()))
-            && header.as_ref().is_none_or(|(name, value)| (it.has_header)(name, value))
+            && (it.is_grpc || !matches!(self.fault.kind, Kind::Grpc { .. }))
+            && self.fault.scope.covers(it)
     }
 
-    fn chooses(&mut self) -> bool {
+    fn chooses(&mut self, it: &Try<'_>) -> bool {
         self.fault.seen += 1;
         match self.fault.portion {
             Portion::Share(share) => self.choices.chance(share.get()),
+            Portion::Connections(share) => {
+                let number = |client: Client| client.connection.wrapping_sub(self.connections);
+                it.client.is_some_and(|client| scope::is_chosen(self.fault.seed, number(client), share))
+            }
             Portion::First(count) => self.fault.tries < count,
             Portion::Every(step) => self.fault.seen.is_multiple_of(step),
         }
-    }
-
-    fn act(&mut self) -> Act {
-        match self.fault.kind {
-            Kind::Latency { delay, jitter } => {
-                let nanos = u64::try_from(jitter.as_nanos()).unwrap_or(u64::MAX);
-                Act::Delay(delay + Duration::from_nanos(self.effects.below(nanos.saturating_add(1))))
-            }
-            Kind::Abort { status } => Act::Abort(status),
-            Kind::Refuse => Act::Refuse,
-            Kind::Hang => Act::Hang,
-            Kind::Swallow => Act::Swallow,
-            Kind::Cut => Act::Cut,
-        }
-    }
-}
-
-fn check_text(field: &'static str, text: &str) -> Result<(), Refused> {
-    let count = text.chars().count();
-    if text.trim().is_empty() || count > TEXT_CHARS_MAX || text.chars().any(char::is_control) {
-        let message = if count == 0 { format!("`{field}` is empty") } else { format!("`{field}` is not a short text") };
-        return Err(Refused::invalid(field, message, [format!("1 to {TEXT_CHARS_MAX} characters of one line")]));
-    }
-    Ok(())
-}
-
-fn check_scope(scope: &Scope) -> Result<(), Refused> {
-    let is_token = |text: &str| {
-        (1..=TEXT_CHARS_MAX).contains(&text.len())
-            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
-    };
-    if let Some(method) = scope.method.as_ref().filter(|method| !is_token(method)) {
-        return Err(Refused::invalid("method", format!("`{method}` is not a method"), ["GET", "POST", "PUT"]));
-    }
-    if let Some(prefix) = &scope.path_prefix {
-        check_text("path_prefix", prefix)?;
-        if !prefix.starts_with('/') {
-            let message = format!("`{prefix}` is not the beginning of a path");
-            return Err(Refused::invalid("path_prefix", message, ["/", "/orders/"]));
-        }
-    }
-    if let Some((name, value)) = &scope.header {
-        check_text("header", value)?;
-        if !is_token(name) || name.bytes().any(|byte| byte.is_ascii_uppercase()) {
-            let message = format!("`{name}` is not the name of a header");
-            return Err(Refused::invalid("header", message, ["x-tenant"]));
-        }
-    }
-    Ok(())
-}
-
-fn check_kind(kind: Kind) -> Result<(), Refused> {
-    match kind {
-        Kind::Latency { delay, jitter } if (delay + jitter).is_zero() || delay > DELAY_MAX || jitter > DELAY_MAX => {
-            let message = "a latency of nothing, or too long a one";
-            let allowed = format!("a delay or a jitter above 0s, each at most {}", format_duration(DELAY_MAX));
-            Err(Refused::invalid("kind", message, [allowed]))
-        }
-        Kind::Abort { status } if !(400..=599).contains(&status) => {
-            let message = format!("`{status}` would tell a client that something was done: only a failure is given");
-            Err(Refused::invalid("kind", message, ["400 to 599"]))
-        }
-        _ => Ok(()),
     }
 }
 

@@ -24,6 +24,8 @@ mod stage;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::units::Ratio;
+
 pub use chance::link_prng;
 pub use link::{Ending, Link, Out};
 
@@ -97,7 +99,7 @@ pub struct Fault {
 }
 
 /// The kinds of harm. Every number makes sense: whoever takes them from outside clamps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Effect {
     /// None: bytes pass.
     Noop,
@@ -144,5 +146,15 @@ pub enum Effect {
     LimitData {
         /// Of one connection, in all.
         bytes: u64,
+    },
+    /// Bytes become others, each with the same probability.
+    Corrupt {
+        /// Of the bytes.
+        share: Ratio,
+    },
+    /// Chunks are lost, each with the same probability.
+    Loss {
+        /// Of the chunks.
+        share: Ratio,
     },
 }

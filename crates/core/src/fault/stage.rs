@@ -9,6 +9,7 @@ use super::slice::Cuts;
 use super::{Effect, Ending, Fault};
 use crate::prng::Prng;
 use crate::time::Mono;
+use crate::units::Ratio;
 
 /// Chunks that may wait in a latency, side by side: at 32 KiB each 32 MiB in flight.
 const LATENCY_CHUNKS_MAX: usize = 1_024;
@@ -50,6 +51,8 @@ pub(super) struct Stage {
     end: Option<Ending>,
     /// Ends the connection at once, whatever is held.
     cut: Option<Ending>,
+    /// The oldest chunk will not be lost.
+    is_kept: bool,
     is_done: bool,
 }
 
@@ -99,6 +102,14 @@ enum Work {
         passed: u64,
         is_full: bool,
     },
+    Corrupt {
+        share: Ratio,
+    },
+    Loss {
+        share: Ratio,
+        /// There is a hole in what has passed.
+        has_lost: bool,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -124,6 +135,8 @@ impl Work {
                 Self::Slicer { average, variation, delay, cuts: None, ready_at: now, is_rest_whole: false }
             }
             Effect::LimitData { bytes } => Self::LimitData { bytes, passed: 0, is_full: false },
+            Effect::Corrupt { share } => Self::Corrupt { share },
+            Effect::Loss { share } => Self::Loss { share, has_lost: false },
         }
     }
 }
@@ -133,8 +146,9 @@ impl Stage {
     pub(super) fn new(now: Mono, fault: Fault, mut prng: Prng, is_from_start: bool) -> Self {
         let draw = prng.unit();
         let work = if fault.share.touches(draw) { Work::of(fault.effect, now) } else { Work::Pass };
-        let queue = VecDeque::new();
-        Self { fault, draw, is_from_start, prng, work, queue, held_bytes: 0, end: None, cut: None, is_done: false }
+        let (queue, held_bytes) = (VecDeque::new(), 0);
+        let (end, cut, is_kept, is_done) = (None, None, false, false);
+        Self { fault, draw, is_from_start, prng, work, queue, held_bytes, end, cut, is_kept, is_done }
     }
 
     pub(super) fn id(&self) -> &super::FaultId {
@@ -197,7 +211,7 @@ impl Stage {
         }
         let waits = room && !self.queue.is_empty();
         match &self.work {
-            Work::Pass | Work::LimitData { .. } => None,
+            Work::Pass | Work::LimitData { .. } | Work::Corrupt { .. } | Work::Loss { .. } => None,
             Work::Latency { due, .. } => due.filter(|_| waits),
             Work::Bandwidth { piece, .. } => piece.map(|piece| piece.due).filter(|_| waits),
             Work::SlowClose { delay, since } => since.map(|since| since + *delay),
@@ -233,7 +247,9 @@ impl Stage {
     /// A stream with a hole in it must not go on as if it were whole.
     fn cut_when_lifted(&self) -> Option<Ending> {
         match self.work {
-            Work::Timeout { .. } | Work::LimitData { is_full: true, .. } => Some(Ending::Close),
+            Work::Timeout { .. } | Work::LimitData { is_full: true, .. } | Work::Loss { has_lost: true, .. } => {
+                Some(Ending::Close)
+            }
             Work::ResetPeer { since: Some(_), .. } => Some(self.reset()),
             _ => None,
         }
@@ -277,6 +293,8 @@ impl Stage {
                 *ready_at = now;
             }
             (Work::LimitData { bytes, .. }, Effect::LimitData { bytes: new }) => *bytes = new,
+            (Work::Corrupt { share }, Effect::Corrupt { share: new }) => *share = new,
+            (Work::Loss { share, .. }, Effect::Loss { share: new }) => *share = new,
             _ => return false,
         }
         true
@@ -308,6 +326,15 @@ impl Stage {
                 let is_over = *is_full || (!self.queue.is_empty() && passed >= bytes);
                 is_over.then_some(Ending::Close)
             }
+            Work::Loss { share, has_lost } => {
+                // Drawn once for each: what is kept leaves at once, as soon as there is room for it.
+                while !self.queue.is_empty() && !self.is_kept && self.prng.chance(share.get()) {
+                    self.held_bytes -= self.queue.pop_front().map_or(0, |lost| lost.bytes.len());
+                    *has_lost = true;
+                }
+                self.is_kept = !self.queue.is_empty();
+                None
+            }
             _ => None,
         }
     }
@@ -316,6 +343,15 @@ impl Stage {
         let oldest = self.queue.front_mut()?;
         match &mut self.work {
             Work::Pass | Work::SlowClose { .. } => self.queue.pop_front(),
+            Work::Loss { .. } => {
+                self.is_kept = false;
+                self.queue.pop_front()
+            }
+            Work::Corrupt { share } => {
+                let mut chunk = self.queue.pop_front()?;
+                chunk.bytes = corrupted(&chunk.bytes, share.get(), &mut self.prng);
+                Some(chunk)
+            }
             Work::Timeout { .. } | Work::ResetPeer { .. } => None,
             Work::Latency { delay_ms, jitter, due, left_last } => {
                 let leaves = *due.get_or_insert_with(|| oldest.at + jittered(*delay_ms, *jitter, &mut self.prng));
@@ -387,6 +423,13 @@ fn split_front(queue: &mut VecDeque<Chunk>, len: usize) -> Option<Bytes> {
         queue.pop_front();
     }
     Some(bytes)
+}
+
+/// With some bytes that are others, and as many as before.
+fn corrupted(bytes: &Bytes, share: f64, prng: &mut Prng) -> Bytes {
+    let other = |byte: u8, prng: &mut Prng| byte ^ (1 + prng.below(255) as u8);
+    let damage = |byte: &u8| if prng.chance(share) { other(*byte, prng) } else { *byte };
+    bytes.iter().map(damage).collect()
 }
 
 /// Rounded up: a rate is never exceeded.

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::{Ending, Link, Out};
 use crate::fault::{Direction, Effect, Fault, FaultId, Share, link_prng};
 use crate::time::Mono;
+use crate::units::Ratio;
 
 const NAME: &str = "it";
 
@@ -344,6 +345,52 @@ fn limit_data_counts_over_the_whole_connection() {
     assert_eq!(run(&[it(limit(100))], &lowered), "0:60 2:Close");
     let again = [(0, Send(60)), (1, Lift(NAME)), (1, Put(it(limit(50)))), (2, Send(60))];
     assert_eq!(run(&[it(limit(100))], &again), "0:60 2:50 2:Close");
+}
+
+#[test]
+fn corrupted_bytes_are_others_and_as_many() {
+    let (whole, some) = (Bytes::from(vec![7; 10_000]), Ratio::of(1, 10).unwrap());
+    let through = |share| {
+        let mut link = link(&[it(Effect::Corrupt { share })]);
+        link.push(Mono::ZERO, whole.clone());
+        match link.next(Mono::ZERO) {
+            Out::Write(bytes) => bytes,
+            other => panic!("{other:?}"),
+        }
+    };
+    let damaged = |bytes: &Bytes| bytes.iter().filter(|byte| **byte != 7).count();
+    assert_eq!(damaged(&through(Ratio::ONE)), 10_000, "an other byte is never the same");
+    assert!((850..1_150).contains(&damaged(&through(some))), "{}", damaged(&through(some)));
+    assert_eq!(through(some), through(some), "the same seed, the same bytes");
+    assert_eq!(through(some).len(), whole.len());
+}
+
+#[test]
+fn lost_chunks_are_gone_whole_and_who_has_lost_some_is_closed_when_it_is_lifted() {
+    let loss = |percent| it(Effect::Loss { share: Ratio::of(percent, 100).unwrap() });
+    assert_eq!(run(&[loss(100)], &[(1, Send(5)), (2, Send(6)), (3, End(Ending::Half))]), "3:Half");
+    assert_eq!(run(&[loss(100)], &[(1, Send(5)), (2, Lift(NAME)), (3, Send(6))]), "2:Close");
+    assert_eq!(run(&[loss(100)], &[(1, Lift(NAME)), (2, Send(5)), (3, End(Ending::Half))]), "2:5 3:Half");
+    let sends: Vec<(u64, Do)> = (1..1_001).map(|at| (at, Send(at as usize))).collect();
+    let told = run(&[loss(30)], &sends);
+    let passed: Vec<(u64, usize)> = told
+        .split(' ')
+        .map(|one| one.split_once(':').unwrap())
+        .map(|(at, size)| (at.parse().unwrap(), size.parse().unwrap()))
+        .collect();
+    assert!((620..780).contains(&passed.len()), "{}", passed.len());
+    assert!(passed.iter().all(|(at, size)| *at == *size as u64), "at once, and in one piece");
+    // Less than all of it from now on; none is drawn for twice, however often it is asked.
+    assert_eq!(run(&[loss(100)], &[(1, Put(loss(1))), (2, Send(5))]), "2:5");
+}
+
+#[test]
+fn a_corruption_can_be_changed_on_the_way() {
+    let corrupt = |percent| it(Effect::Corrupt { share: Ratio::of(percent, 100).unwrap() });
+    let mut link = link(&[corrupt(100)]);
+    link.put(Mono::ZERO, corrupt(0));
+    link.push(Mono::ZERO, Bytes::from_static(b"same"));
+    assert_eq!(link.next(Mono::ZERO), Out::Write(Bytes::from_static(b"same")));
 }
 
 #[test]

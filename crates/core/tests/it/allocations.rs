@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use allocation_counter::measure;
 use seawall_core::balance::{Avoid, BalanceConfig, Endpoints, Plan};
-use seawall_core::fault::book::{Book, Caps, Kind, Order, Portion, Scope, SharedBook, Try};
+use seawall_core::fault::book::{Book, Caps, Kind, Order, Portion, Scope, SharedBook, Timing, Try};
 use seawall_core::guard::breaker::{BreakerConfig, SharedBreaker};
 use seawall_core::id::{RecordId, RouteId, UpstreamId};
 use seawall_core::ledger::{Arrival, Class, Event, Ledger, ReceiptBatch, RecordRef};
@@ -106,22 +106,26 @@ fn policy() -> Policy {
 #[test]
 fn faults_allocate_nothing_whether_there_are_any_or_not() {
     let book = SharedBook::new(Book::new(Caps::default(), &policy(), 1));
-    let has_header = |_: &str, _: &str| false;
+    let (has_header, endpoint) = (|_: &str, _: &str| false, Endpoint::at("a:80"));
     let it = Try {
         generation: 0,
         route: RouteId(0),
         upstream: UpstreamId(0),
+        endpoint: &endpoint,
+        client: None,
         method: "POST",
         path: "/events",
         has_header: &has_header,
+        is_grpc: false,
         touched: &[],
     };
     let touched = |tries: u64| (0..tries).filter(|_| book.touch(Mono::ZERO, &it).is_some()).count();
     assert_eq!(measure(|| assert_eq!(touched(10_000), 0)).count_total, 0);
     let scope = Scope { route: Some("events".into()), ..Scope::default() };
     let (ttl, portion) = (Some(Duration::from_secs(1)), Portion::Every(2));
-    let order = Order { owner: "ada".into(), scope, portion, kind: Kind::Refuse, ttl, seed: None };
-    book.with(|book| assert!(book.place(Mono::ZERO, order, &mut Prng::new(1)).is_ok()));
+    let (kind, timing) = (Kind::Refuse, Timing::default());
+    let order = Order { owner: "ada".into(), scope, portion, kind, timing, ttl, seed: None };
+    book.with(|book| assert!(book.place(Mono::ZERO, order, 0, &mut Prng::new(1)).is_ok()));
     assert_eq!(measure(|| assert_eq!(touched(10_000), 5_000)).count_total, 0);
 }
 

@@ -2,9 +2,10 @@
 //!
 //! Picture the attendant of the board: writes down who pinned which note and when it was gone, and wakes those who stand
 //! before a note that has been taken away. Which try is touched is decided in `core::fault::book`, what becomes of it in
-//! `chain.rs`.
+//! `tries.rs`.
 //! Invariant: whoever waits for a fault waits no longer than the fault is there.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -37,14 +38,16 @@ struct Shared {
     seeds: Mutex<Prng>,
     /// Wakes those who wait when a fault may be gone.
     changed: Notify,
+    /// Clients' connections so far.
+    connections: Arc<AtomicU64>,
 }
 
 impl CallFaults {
     /// None at first, whatever there was before a restart.
     #[must_use]
     pub fn new(book: Book, clock: Clock, journal: Journal, cause: Option<Seq>, seed: u64) -> Self {
-        let (seeds, changed) = (Mutex::new(Prng::new(seed)), Notify::new());
-        Self(Arc::new(Shared { book: SharedBook::new(book), clock, journal, cause, seeds, changed }))
+        let (seeds, changed, connections) = (Mutex::new(Prng::new(seed)), Notify::new(), Arc::default());
+        Self(Arc::new(Shared { book: SharedBook::new(book), clock, journal, cause, seeds, changed, connections }))
     }
 
     /// Places a fault. It works from now on.
@@ -53,11 +56,11 @@ impl CallFaults {
     /// [`Refused`]; nothing was placed then.
     pub fn place(&self, order: Order) -> Result<Standing, Refused> {
         self.sweep();
-        let Shared { book, clock, journal, cause, seeds, .. } = &*self.0;
-        let now = clock.now();
+        let Shared { book, clock, journal, cause, seeds, connections, .. } = &*self.0;
+        let (now, connections) = (clock.now(), connections.load(Relaxed));
         book.with(|book| {
             let mut seeds = seeds.lock().unwrap_or_else(PoisonError::into_inner);
-            let fault = book.place(now, order, &mut seeds)?.clone();
+            let fault = book.place(now, order, connections, &mut seeds)?.clone();
             let left = now.until(fault.until);
             let draft = Draft::new(Kind::FaultPlaced, subject(fault.id))
                 .because(*cause)
@@ -65,6 +68,7 @@ impl CallFaults {
                 .with("kind", fault.kind)
                 .with("scope", &fault.scope)
                 .with("portion", fault.portion)
+                .with("timing", fault.timing)
                 .with("ttl", format_duration(left))
                 .with("seed", fault.seed);
             book.tell(fault.id, journal.record(draft));
@@ -145,6 +149,15 @@ impl CallFaults {
         self.sweep();
         let now = self.0.clock.now();
         self.0.book.with(|book| book.look(now))
+    }
+
+    /// The counter of clients' connections.
+    pub(crate) fn connections(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.0.connections)
+    }
+
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.0.clock
     }
 
     /// True while there may be a fault: one atomic load.

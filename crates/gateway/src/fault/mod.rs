@@ -11,10 +11,13 @@
 //!
 //! Faults on calls (HTTP) hang in the chain's attempt loop instead: [`CallFaults`].
 
+pub(crate) mod body;
 mod calls;
 mod flow;
+mod head;
 mod place;
 mod share;
+pub(crate) mod tries;
 
 use std::collections::BTreeMap;
 use std::io;

@@ -8,11 +8,12 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper::rt::{Read, ReadBufCursor, Write};
+use seawall_core::fault::book::Client;
 use seawall_core::time::Mono;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
@@ -55,6 +56,8 @@ pub(crate) struct ConnState {
     /// True once it is known that there is no upgrade.
     released: AtomicBool,
     switch: Mutex<Option<Box<Handover>>>,
+    /// Whose it is, as faults ask for it.
+    pub(crate) client: OnceLock<Client>,
 }
 
 /// Limits of a connection's patience.

@@ -101,6 +101,14 @@ pub(crate) fn say<B>(answer: &mut Response<B>) -> bool {
     true
 }
 
+/// An answer of one word: the call came to this.
+pub(crate) fn failed(code: u8) -> Response<()> {
+    let mut answer = Response::new(());
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    answer.headers_mut().insert(GRPC_STATUS, HeaderValue::from(u16::from(code)));
+    answer
+}
+
 /// As the mapping has it, but for the time being over: that is the call's own deadline.
 fn code_of(status: u16) -> u16 {
     match status {

@@ -49,6 +49,9 @@ pub(crate) fn answer(bytes: &[u8]) -> Result<Option<Answer>, Malformed> {
     let httparse::Status::Complete(length) = parsed.map_err(|_| Malformed)? else {
         return if bytes.len() > ANSWER_HEAD_MAX { Err(Malformed) } else { Ok(None) };
     };
+    if length > ANSWER_HEAD_MAX {
+        return Err(Malformed);
+    }
     let mut rest = Bytes::copy_from_slice(bytes);
     let (mut parts, ()) = http::Response::new(()).into_parts();
     parts.status = seen.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(Malformed)?;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use seawall_core::fault::book::{Id, Kind as Fault, Order, Portion, Refused, Scope};
+use seawall_core::fault::book::{Id, Kind as Fault, Order, Portion, Refused, Scope, Timing};
 use seawall_core::guard::health::HealthConfig;
 use seawall_core::guard::hedge::HedgeConfig;
 use seawall_core::journal::Kind;
@@ -12,25 +12,26 @@ use seawall_gateway::Fate;
 
 use crate::world::{Do, Server, World, answer, breaker, ok, policy, post, route, spooling, upstream, wait_until};
 
-fn order(route: &str, kind: Fault, portion: Portion) -> Order {
+pub fn order(route: &str, kind: Fault, portion: Portion) -> Order {
     let scope = Scope { route: Some(route.into()), ..Scope::default() };
-    Order { owner: "test".into(), scope, portion, kind, ttl: Some(Duration::from_secs(60)), seed: Some(1) }
+    let (timing, ttl, seed) = (Timing::default(), Some(Duration::from_secs(60)), Some(1));
+    Order { owner: "test".into(), scope, portion, kind, timing, ttl, seed }
 }
 
-const ALL: Portion = Portion::Every(1);
+pub const ALL: Portion = Portion::Every(1);
 
-fn put(world: &World, kind: Fault, portion: Portion) -> Id {
+pub fn put(world: &World, kind: Fault, portion: Portion) -> Id {
     world.faults.place(order("r", kind, portion)).unwrap().fault.id
 }
 
-fn world_of(server: &Server, change: impl FnOnce(&mut Route)) -> World {
+pub fn world_of(server: &Server, change: impl FnOnce(&mut Route)) -> World {
     let mut route = route("r", 0);
     change(&mut route);
     World::new(policy(vec![route], vec![upstream("u", &[server.address])]))
 }
 
 /// Requests and tries touched, standing or ended.
-fn touched(world: &World, id: Id) -> (u64, u64) {
+pub fn touched(world: &World, id: Id) -> (u64, u64) {
     let look = world.faults.look();
     let all = look.standing.into_iter().map(|it| it.fault).chain(look.ended);
     all.filter(|fault| fault.id == id).map(|fault| (fault.requests, fault.tries)).next().unwrap()
@@ -49,7 +50,7 @@ fn latency_comes_before_the_try_and_is_marked() {
     let server = Server::start(|_, _| ok("well"));
     let world = world_of(&server, |_| {});
     let (delay, jitter) = (Duration::from_millis(80), Duration::from_millis(20));
-    let id = put(&world, Fault::Latency { delay, jitter }, ALL);
+    let id = put(&world, Fault::late(delay, jitter), ALL);
     let begin = Instant::now();
     let late = world.get("/");
     assert!(begin.elapsed() >= delay, "{:?}", begin.elapsed());
@@ -71,7 +72,7 @@ fn an_abort_is_the_upstreams_answer_to_everybody_but_the_upstream() {
         route.guards.retry.attempts_max = 1;
         route.guards.breaker = Some(breaker());
     });
-    let id = put(&world, Fault::Abort { status: 503 }, ALL);
+    let id = put(&world, Fault::abort(503), ALL);
     for _ in 0..4 {
         let aborted = world.get("/");
         assert_eq!((aborted.status, aborted.must("seawall-fault")), (503, id.to_string()));
@@ -90,7 +91,7 @@ fn an_abort_is_the_upstreams_answer_to_everybody_but_the_upstream() {
 fn a_status_that_is_no_failure_passes_the_guards() {
     let server = Server::start(|_, _| ok("well"));
     let world = world_of(&server, |_| {});
-    let id = put(&world, Fault::Abort { status: 404 }, Portion::First(1));
+    let id = put(&world, Fault::abort(404), Portion::First(1));
     assert_eq!((world.get("/").status, world.get("/").status, server.count()), (404, 200, 1));
     assert_eq!((world.route(0).failures_total, touched(&world, id)), (0, (1, 1)));
 }
@@ -99,7 +100,7 @@ fn a_status_that_is_no_failure_passes_the_guards() {
 fn a_retry_is_a_try_of_its_own() {
     let server = Server::start(|_, _| ok("well"));
     let world = world_of(&server, |_| {});
-    let id = put(&world, Fault::Abort { status: 503 }, Portion::First(2));
+    let id = put(&world, Fault::abort(503), Portion::First(2));
     let answer = world.get("/");
     assert_eq!((answer.status, answer.must("seawall-fault")), (200, id.to_string()), "touched twice, and well at last");
     assert_eq!((server.count(), world.route(0).retries_total), (1, 2));
@@ -142,7 +143,7 @@ fn who_waits_for_a_fault_waits_no_longer_than_it_is_there() {
     let world = world_of(&server, |route| {
         (route.guards.timeout, route.guards.try_timeout) = (Duration::from_secs(60), Duration::from_secs(60));
     });
-    let late = Fault::Latency { delay: Duration::from_secs(50), jitter: Duration::ZERO };
+    let late = Fault::late(Duration::from_secs(50), Duration::ZERO);
     let ends: [&dyn Fn(Id); 4] = [
         &|id| drop(world.faults.remove(id).unwrap()),
         &|_| assert_eq!(world.faults.kill("enough").len(), 1),
@@ -246,7 +247,7 @@ fn a_long_answer_that_is_cut_breaks_the_clients_too() {
 fn what_a_fault_answered_is_not_remembered() {
     let server = Server::start(|_, _| ok("done"));
     let world = World::new(policy(vec![spooling("r", 0)], vec![upstream("u", &[server.address])]));
-    let id = put(&world, Fault::Abort { status: 422 }, ALL);
+    let id = put(&world, Fault::abort(422), ALL);
     let refused = world.post("/", "Idempotency-Key: \"k\"\r\n", "x");
     assert_eq!((refused.status, refused.must("idempotency-key").as_str()), (422, "\"k\""));
     assert_eq!(world.fates(), [Fate::Refused]);
@@ -263,7 +264,7 @@ fn no_dead_letter_is_a_faults() {
     route.delivery.attempts_max = 1;
     let world = World::new(policy(vec![route], vec![upstream("u", &[server.address])]));
     put(&world, Fault::Refuse, Portion::First(1));
-    let id = put(&world, Fault::Abort { status: 422 }, ALL);
+    let id = put(&world, Fault::abort(422), ALL);
     let kept = world.post("/", "", "x");
     assert_eq!(kept.status, 202);
     wait_until("deliveries are touched", || touched(&world, id).1 >= 3);
@@ -279,7 +280,7 @@ fn what_fails_because_of_a_fault_says_so_in_the_journal() {
     let mut route = spooling("r", 0);
     route.guards.retry.attempts_max = 1;
     let world = World::new(policy(vec![route], vec![upstream("u", &[server.address])]));
-    put(&world, Fault::Abort { status: 503 }, Portion::First(1));
+    put(&world, Fault::abort(503), Portion::First(1));
     assert_eq!(world.post("/", "", "x").status, 202);
     let placed = world.entries(Kind::FaultPlaced)[0].seq;
     assert_eq!(world.entries(Kind::CallsFailing)[0].cause, Some(placed));
@@ -310,7 +311,7 @@ fn only_what_is_in_scope_is_touched() {
         header: Some(("x-tenant".into(), "acme".into())),
         ..order("r", Fault::Refuse, ALL).scope
     };
-    world.faults.place(Order { scope, ..order("r", Fault::Abort { status: 418 }, ALL) }).unwrap();
+    world.faults.place(Order { scope, ..order("r", Fault::abort(418), ALL) }).unwrap();
     let ask = |request: &str| world.client().ask(request).status;
     assert_eq!(ask("GET /a/b HTTP/1.1\r\nHost: h\r\nX-Tenant: acme\r\n\r\n"), 418);
     for other in [
@@ -387,7 +388,7 @@ fn a_second_copy_helps_against_a_fault_on_the_first() {
     assert_eq!((helped.status, helped.must("seawall-fault")), (200, id.to_string()));
     assert_eq!((world.route(0).hedges_won_total, touched(&world, id)), (1, (1, 1)));
     world.faults.remove(id).unwrap();
-    let late = Fault::Latency { delay: Duration::from_millis(100), jitter: Duration::ZERO };
+    let late = Fault::late(Duration::from_millis(100), Duration::ZERO);
     let both = put(&world, late, Portion::First(2));
     assert_eq!(world.get("/").must("seawall-fault"), both.to_string(), "once, though it touched both");
     assert_eq!(touched(&world, both), (1, 2));
@@ -399,10 +400,10 @@ fn a_long_upload_meets_faults_too() {
     let server = Server::start(|_, _| ok("well"));
     let long = "x".repeat(200_000);
     for (kind, status, arrives) in [
-        (Fault::Abort { status: 503 }, 503, 0),
+        (Fault::abort(503), 503, 0),
         (Fault::Refuse, 502, 0),
         (Fault::Swallow, 502, 1),
-        (Fault::Latency { delay: Duration::from_millis(30), jitter: Duration::ZERO }, 200, 1),
+        (Fault::late(Duration::from_millis(30), Duration::ZERO), 200, 1),
     ] {
         let world = world_of(&server, |_| {});
         let before = server.count();
@@ -417,7 +418,7 @@ fn a_long_upload_meets_faults_too() {
 fn retries_under_a_fault_cost_what_retries_cost() {
     let server = Server::start(|_, _| ok("well"));
     let world = world_of(&server, |route| route.guards.budget.floor_per_s = 0.1);
-    put(&world, Fault::Abort { status: 503 }, ALL);
+    put(&world, Fault::abort(503), ALL);
     for _ in 0..30 {
         assert_eq!(world.get("/").status, 503);
     }
@@ -432,7 +433,7 @@ fn a_seed_can_be_played_again() {
     let run = || {
         let world = world_of(&server, |route| route.guards.retry.attempts_max = 1);
         let half = seawall_core::units::Ratio::of(1, 2).unwrap();
-        let order = Order { seed: Some(7), ..order("r", Fault::Abort { status: 500 }, Portion::Share(half)) };
+        let order = Order { seed: Some(7), ..order("r", Fault::abort(500), Portion::Share(half)) };
         world.faults.place(order).unwrap();
         let mut client = world.client();
         (0..40).map(|_| client.ask("GET / HTTP/1.1\r\nHost: h\r\n\r\n").status).collect::<Vec<_>>()

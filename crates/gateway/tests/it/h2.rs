@@ -17,22 +17,22 @@ use tokio::net::TcpStream;
 use crate::world::{Do, PATIENCE, Server, World, answer, ok, policy, route, upstream, wait_until};
 
 /// One HTTP/2 connection and the runtime that drives it.
-struct Wire {
+pub struct Wire {
     runtime: tokio::runtime::Runtime,
     send: SendRequest<Bytes>,
     driver: tokio::task::JoinHandle<Result<(), h2::Error>>,
 }
 
 #[derive(Debug)]
-struct Heard {
-    status: u16,
-    headers: HeaderMap,
-    body: Vec<u8>,
+pub struct Heard {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Vec<u8>,
     trailers: Option<HeaderMap>,
 }
 
 impl Wire {
-    fn new(address: SocketAddr) -> Self {
+    pub fn new(address: SocketAddr) -> Self {
         Self::with_window(address, 65_535)
     }
 
@@ -49,7 +49,7 @@ impl Wire {
     }
 
     /// Sends a request and hears the whole answer.
-    fn ask(&self, request: Request<()>, body: &[u8]) -> Result<Heard, h2::Error> {
+    pub fn ask(&self, request: Request<()>, body: &[u8]) -> Result<Heard, h2::Error> {
         let mut send = self.send.clone();
         let body = Bytes::copy_from_slice(body);
         self.runtime.block_on(async move {
@@ -89,7 +89,7 @@ async fn read(mut body: RecvStream) -> Result<(Vec<u8>, Option<HeaderMap>), h2::
     Ok((whole, body.trailers().await?))
 }
 
-fn request(method: &str, path: &str) -> http::request::Builder {
+pub fn request(method: &str, path: &str) -> http::request::Builder {
     Request::builder().method(method).uri(format!("http://h.example{path}"))
 }
 

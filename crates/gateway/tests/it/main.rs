@@ -5,6 +5,7 @@
 mod announce;
 mod answers;
 mod calls;
+mod damage;
 mod faults;
 mod framing;
 mod guards;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use seawall_core::fault::book::{Kind as FaultKind, Order, Portion, Scope};
+use seawall_core::fault::book::{Kind as FaultKind, Order, Portion, Scope, Timing};
 use seawall_core::guard::breaker::BreakerConfig;
 use seawall_core::guard::health::HealthConfig;
 use seawall_core::guard::outlier::OutlierConfig;
@@ -222,7 +222,8 @@ fn a_fault_stays_on_the_route_of_its_name() {
         owner: "ada".into(),
         scope: Scope { route: Some("r".into()), ..Scope::default() },
         portion: Portion::Every(1),
-        kind: FaultKind::Abort { status: 418 },
+        kind: FaultKind::abort(418),
+        timing: Timing::default(),
         ttl: Some(Duration::from_secs(60)),
         seed: Some(1),
     };

@@ -1,11 +1,13 @@
 //! A board and tries that walk past it: named cases, then chance against a model.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::LazyLock;
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::fault::{Direction, Effect, Share};
 use crate::policy::{Delivery, Guards, Limits, Listener, Match, Protocol, Route, Upstream};
 
 /// Routes `events` (to `queue`, then `other`) and `quotes` (to `carrier`).
@@ -24,7 +26,7 @@ fn policy() -> Policy {
     };
     let upstream = |name: &str| Upstream {
         name: name.into(),
-        endpoints: Vec::new(),
+        endpoints: ENDPOINTS.to_vec(),
         health: None,
         outlier: None,
         balance: crate::balance::BalanceConfig::default(),
@@ -39,7 +41,7 @@ fn policy() -> Policy {
         node: "n".into(),
         zone: "z".into(),
         zones: vec!["z".into()],
-        listeners: vec![Listener::new(SocketAddr::from(([127, 0, 0, 1], 0)), vec![RouteId(0), RouteId(1)])],
+        listeners: vec![Listener::new(LISTENER, vec![RouteId(0), RouteId(1)])],
         routes: vec![
             route("events", 0, vec![Fallback::Spool, Fallback::Upstream(UpstreamId(2))]),
             route("quotes", 1, Vec::new()),
@@ -49,6 +51,9 @@ fn policy() -> Policy {
         digest: String::new(),
     }
 }
+
+/// There have been so many before any fault is placed.
+const CONNECTIONS: u64 = 1_000;
 
 fn book() -> Book {
     Book::new(Caps::default(), &policy(), 7)
@@ -61,11 +66,11 @@ fn at(seconds: u64) -> Mono {
 fn order(kind: Kind, portion: Portion) -> Order {
     let scope = Scope { route: Some("events".into()), ..Scope::default() };
     let ttl = Some(Duration::from_secs(60));
-    Order { owner: "ada".into(), scope, portion, kind, ttl, seed: Some(42) }
+    Order { owner: "ada".into(), scope, portion, kind, timing: Timing::default(), ttl, seed: Some(42) }
 }
 
 fn put(book: &mut Book, now: Mono, order: Order) -> Result<Id, Refused> {
-    book.place(now, order, &mut Prng::new(1)).map(|fault| fault.id)
+    book.place(now, order, CONNECTIONS, &mut Prng::new(1)).map(|fault| fault.id)
 }
 
 fn no_header(_: &str, _: &str) -> bool {
@@ -78,12 +83,28 @@ fn a_try() -> Try<'static> {
         generation: 0,
         route: RouteId(0),
         upstream: UpstreamId(0),
+        endpoint: &ENDPOINTS[0],
+        client: Some(Client { listener: LISTENER, source: SOURCE, connection: CONNECTIONS }),
         method: "POST",
         path: "/events/1",
         has_header: &no_header,
+        is_grpc: false,
         touched: &[],
     }
 }
+
+const LISTENER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 7));
+
+/// Of every upstream.
+static ENDPOINTS: LazyLock<[Endpoint; 2]> = LazyLock::new(|| {
+    let endpoint = |address: &str, zone: &str, version: &str| Endpoint {
+        zone: Some(zone.into()),
+        version: Some(version.into()),
+        ..Endpoint::at(address)
+    };
+    [endpoint("a:80", "z", "v1"), endpoint("b:80", "y", "v2")]
+});
 
 fn hits(book: &mut Book, tries: usize) -> Vec<bool> {
     (0..tries).map(|_| book.touch(at(1), &a_try()).is_some()).collect()
@@ -155,6 +176,12 @@ fn what_cannot_be_placed_is_told_with_its_field_and_what_would_be_right() {
         order
     };
     let kind = |kind| Order { kind, ..good.clone() };
+    let timing = |timing| Order { timing, ..good.clone() };
+    let always = Timing::default();
+    let latency = |delay| {
+        let (of, jitter, spread) = (Moment::Head, Duration::ZERO, Spread::Even);
+        Kind::Latency { of, delay: Duration::from_millis(delay), jitter, spread }
+    };
     let portion = |portion| Order { portion, ..good.clone() };
     let ttl = |ttl: Option<u64>| Order { ttl: ttl.map(Duration::from_secs), ..good.clone() };
     let ms = Duration::from_millis;
@@ -172,13 +199,28 @@ fn what_cannot_be_placed_is_told_with_its_field_and_what_would_be_right() {
         (ttl(None), "ttl", "more than 0s, at most 15m"),
         (ttl(Some(0)), "ttl", "more than 0s, at most 15m"),
         (ttl(Some(901)), "ttl", "more than 0s, at most 15m"),
-        (kind(Kind::Abort { status: 200 }), "kind", "400 to 599"),
-        (kind(Kind::Abort { status: 600 }), "kind", "400 to 599"),
-        (kind(Kind::Latency { delay: ms(0), jitter: ms(0) }), "kind", "a delay or a jitter above 0s, each at most 10m"),
+        (kind(Kind::abort(200)), "kind", "400 to 599"),
+        (kind(Kind::abort(600)), "kind", "400 to 599"),
+        (kind(latency(0)), "kind", "a delay or a jitter above 0s, each at most 10m"),
+        (kind(latency(600_001)), "kind", "a delay or a jitter above 0s, each at most 10m"),
+        (kind(Kind::Bandwidth { bytes_per_second: 0 }), "kind", "1B or more; `hang` for none"),
+        (kind(Kind::Abort { status: 503, retry: Some(RetryAfter::Ago(2 * DATE_MAX)) }), "kind", "at most 366d"),
+        (kind(Kind::Grpc { code: 0 }), "kind", "1 to 16"),
+        (kind(Kind::Corrupt { share: Ratio::ZERO }), "kind", "more than 0%"),
+        (kind(Kind::HugeHead { bytes: HEAD_BYTES_MAX + 1 }), "kind", "1B to 1MiB"),
+        (portion(Portion::Connections(Ratio::ONE)), "connections", "more than 0%, at most 50%"),
+        (timing(Timing { after: ms(600_001), ..always }), "after", "more than 0s, at most 10m"),
+        (timing(Timing { lasts: Some(ms(0)), ..always }), "lasts", "more than 0s, at most 10m"),
+        (timing(Timing { flap: Some(Flap { on: ms(1), off: ms(0) }), ..always }), "flap", "more than 0s, at most 10m"),
+        (narrowed(|scope| scope.endpoint = Some("c:80".into())), "endpoint", "a:80, b:80"),
+        (narrowed(|scope| scope.zone = Some("x".into())), "zone", "z, y"),
+        (narrowed(|scope| scope.version = Some("v3".into())), "version", "v1, v2"),
+        (narrowed(|scope| scope.listener = Some(SocketAddr::new(SOURCE, 1))), "listener", "127.0.0.1:0"),
+        (narrowed(|scope| scope.path = Some("orders".into())), "path", "/orders, /orders/7"),
         (
-            kind(Kind::Latency { delay: ms(600_001), jitter: ms(0) }),
-            "kind",
-            "a delay or a jitter above 0s, each at most 10m",
+            narrowed(|scope| (scope.path, scope.path_prefix) = (Some("/a".into()), Some("/".into()))),
+            "path",
+            "path, path_prefix",
         ),
         (Order { owner: " ".into(), ..good.clone() }, "owner", "1 to 256 characters of one line"),
         (Order { owner: "a\nb".into(), ..good.clone() }, "owner", "1 to 256 characters of one line"),
@@ -216,7 +258,7 @@ fn no_more_than_the_cap_and_none_twice() {
         let same = put(&mut book, at(0), order).unwrap_err();
         assert!(matches!(same, Refused::Same { .. }) && same.field() == Some("kind"), "{same}");
     }
-    let one_more = order(Kind::Abort { status: 503 }, Portion::First(1));
+    let one_more = order(Kind::abort(503), Portion::First(1));
     assert_eq!(put(&mut book, at(0), one_more.clone()), Err(Refused::TooMany { count_max: 8 }));
     assert!(put(&mut book, at(60), one_more).is_ok(), "those that have run out take no place, taken down or not");
 }
@@ -244,6 +286,21 @@ fn faults_that_may_meet_the_same_requests_share_the_cap() {
             }
             other => panic!("{other:?}"),
         }
+    }
+    type Change = fn(&mut Scope);
+    let apart: [(Change, Change); 6] = [
+        (|scope| scope.endpoint = Some("a:80".into()), |scope| scope.endpoint = Some("b:80".into())),
+        (|scope| scope.zone = Some("z".into()), |scope| scope.zone = Some("y".into())),
+        (|scope| scope.version = Some("v1".into()), |scope| scope.version = Some("v2".into())),
+        (|scope| scope.source = "10.0.0.0/8".parse().ok(), |scope| scope.source = "11.0.0.0/8".parse().ok()),
+        (|scope| scope.path = Some("/a".into()), |scope| scope.path = Some("/b".into())),
+        (|scope| scope.path = Some("/a".into()), |scope| scope.path_prefix = Some("/b".into())),
+    ];
+    for (one, other) in apart {
+        let mut book = self::book();
+        put(&mut book, at(0), narrowed(Kind::Hang, share(50), one)).unwrap();
+        put(&mut book, at(0), narrowed(Kind::Cut, share(50), other)).unwrap();
+        assert!(put(&mut book, at(0), narrowed(Kind::Refuse, share(1), one)).is_err(), "the same again");
     }
     // Others' requests, and the first few, are no part of it.
     put(&mut book, at(0), narrowed(Kind::Hang, share(50), |scope| scope.route = Some("quotes".into()))).unwrap();
@@ -279,8 +336,15 @@ fn only_what_is_in_scope_is_seen() {
         method: Some("POST".into()),
         path_prefix: Some("/events".into()),
         header: Some(("x-tenant".into(), "acme".into())),
+        endpoint: Some("a:80".into()),
+        zone: Some("z".into()),
+        version: Some("v1".into()),
+        listener: Some(LISTENER),
+        source: Some("10.0.0.0/8".parse().unwrap()),
+        path: None,
     };
     let fits = Try { has_header: &has, ..a_try() };
+    let client = Client { listener: LISTENER, source: SOURCE, connection: 0 };
     let others = [
         Try { route: RouteId(1), upstream: UpstreamId(1), ..fits },
         // Another route to the same upstream.
@@ -290,6 +354,12 @@ fn only_what_is_in_scope_is_seen() {
         Try { method: "GET", ..fits },
         Try { path: "/event", ..fits },
         Try { has_header: &no_header, ..fits },
+        Try { endpoint: &ENDPOINTS[1], ..fits },
+        Try { endpoint: &Endpoint { zone: None, ..ENDPOINTS[0].clone() }, ..fits },
+        Try { endpoint: &Endpoint { version: None, ..ENDPOINTS[0].clone() }, ..fits },
+        Try { client: None, ..fits },
+        Try { client: Some(Client { listener: SocketAddr::new(SOURCE, 0), ..client }), ..fits },
+        Try { client: Some(Client { source: LISTENER.ip(), ..client }), ..fits },
     ];
     let mut book = book();
     put(&mut book, at(0), Order { scope: full, ..order(Kind::Hang, Portion::First(9)) }).unwrap();
@@ -317,6 +387,117 @@ fn the_first_few_and_each_nth() {
 }
 
 #[test]
+fn a_share_of_connections_is_all_of_some_and_none_of_the_others() {
+    let order = order(Kind::Hang, Portion::Connections(Ratio::of(30, 100).unwrap()));
+    let chosen = |before: u64, tries: usize| {
+        let mut book = book();
+        book.place(at(0), order.clone(), before, &mut Prng::new(1)).unwrap();
+        let client = |connection| Client { listener: LISTENER, source: SOURCE, connection: before + connection };
+        let mut is_hit = |connection| {
+            let it = Try { client: Some(client(connection)), ..a_try() };
+            let hits = (0..tries).filter(|_| book.touch(at(1), &it).is_some()).count();
+            assert!(hits == 0 || hits == tries, "{hits} of {tries} of one connection");
+            hits > 0
+        };
+        let chosen: Vec<u64> = (0..1_000).filter(|connection| is_hit(*connection)).collect();
+        assert_eq!(book.touch(at(1), &Try { client: None, ..a_try() }), None, "no connection, no share of them");
+        chosen
+    };
+    let some = chosen(0, 3);
+    assert!((250..350).contains(&some.len()), "{}", some.len());
+    assert_eq!(chosen(77, 1), some, "counted from where it was placed, the same ones are chosen again");
+}
+
+#[test]
+fn only_calls_of_grpc_have_a_status_of_it() {
+    let mut book = book();
+    put(&mut book, at(0), order(Kind::Grpc { code: 14 }, Portion::First(9))).unwrap();
+    assert_eq!(book.touch(at(1), &a_try()), None);
+    assert_eq!(book.standing_at(at(1)).next().unwrap().seen, 0);
+    let of_grpc = Try { is_grpc: true, ..a_try() };
+    assert_eq!(book.touch(at(1), &of_grpc).map(|touch| touch.act), Some(Act::Grpc(14)));
+}
+
+#[test]
+fn a_path_is_that_path_and_no_other() {
+    let mut book = book();
+    let mut exact = order(Kind::Hang, Portion::First(9));
+    exact.scope.path = Some("/events/1".into());
+    put(&mut book, at(0), exact).unwrap();
+    assert_eq!(book.touch(at(1), &Try { path: "/events/12", ..a_try() }), None);
+    assert!(book.touch(at(1), &a_try()).is_some());
+}
+
+#[test]
+fn each_kind_makes_its_own_of_a_try() {
+    let (delay, jitter) = (Duration::from_millis(5), Duration::ZERO);
+    let late = |of| Kind::Latency { of, delay, jitter, spread: Spread::Tail };
+    let mut prng = Prng::new(1);
+    let mut act = |kind: Kind| kind.act(&mut prng);
+    for of in [Moment::Request, Moment::Head, Moment::Body] {
+        assert_eq!(act(late(of)), Act::Delay(of, delay));
+    }
+    let share = Ratio::of(1, 100).unwrap();
+    let slow = act(Kind::Bandwidth { bytes_per_second: 7 });
+    assert!(matches!(slow, Act::Body(Effect::Bandwidth { bytes_per_second: 7 }, _)), "{slow:?}");
+    let corrupt = act(Kind::Corrupt { share });
+    assert!(matches!(corrupt, Act::Body(Effect::Corrupt { share: told }, _) if told == share), "{corrupt:?}");
+    let retry = Some(RetryAfter::Seconds(9));
+    assert_eq!(act(Kind::Abort { status: 503, retry }), Act::Abort(503, retry));
+    let words = [Act::Refuse, Act::Hang, Act::Swallow, Act::Cut, Act::Short, Act::Long];
+    assert_eq!(Kind::WORDS[..6].iter().map(|kind| act(*kind)).collect::<Vec<_>>(), words);
+    assert!(matches!(act(Kind::GarbledHead), Act::GarbledHead(_)));
+    assert_eq!([act(Kind::HugeHead { bytes: 5 }), act(Kind::Duplicate)], [Act::HugeHead(5), Act::Duplicate]);
+    let toxic = on_body(Effect::Noop);
+    assert_eq!((toxic.direction, toxic.share), (Direction::Downstream, Share::ALL));
+}
+
+#[test]
+fn a_tail_is_short_mostly_and_long_now_and_then() {
+    let mut prng = Prng::new(3);
+    let jitter = Duration::from_millis(100);
+    let drawn: Vec<f64> = (0..10_000).map(|_| Spread::Tail.draw(jitter, &mut prng).as_secs_f64() * 10.0).collect();
+    let mean = drawn.iter().sum::<f64>() / 10_000.0;
+    let above = |bound: f64| drawn.iter().filter(|draw| **draw > bound).count();
+    assert!((0.95..1.05).contains(&mean), "{mean}");
+    // By the law of it: a part of 1/e, then of e^-3, and nothing beyond ten.
+    assert!((3_500..3_850).contains(&above(1.0)) && (400..600).contains(&above(3.0)) && above(10.0) == 0);
+}
+
+/// What [`Timing`] says of each tenth of a second: at work, or not.
+fn beats(timing: Timing, tenths: u64) -> String {
+    let is_on = |tenth: u64| timing.left(Duration::from_millis(tenth * 100)).is_some();
+    (0..tenths).map(|tenth| if is_on(tenth) { '#' } else { '.' }).collect()
+}
+
+#[test]
+fn later_for_a_while_on_and_off() {
+    let ms = Duration::from_millis;
+    let flap = Some(Flap { on: ms(200), off: ms(300) });
+    let always = Timing::default();
+    assert_eq!(beats(always, 5), "#####");
+    assert_eq!(beats(Timing { after: ms(200), ..always }, 5), "..###");
+    assert_eq!(beats(Timing { lasts: Some(ms(300)), ..always }, 5), "###..");
+    assert_eq!(beats(Timing { flap, ..always }, 12), "##...##...##");
+    assert_eq!(beats(Timing { after: ms(100), lasts: Some(ms(600)), flap }, 12), ".##...#.....");
+    assert_eq!(always.left(ms(1)), Some(Duration::MAX));
+    assert_eq!(Timing { flap, ..always }.left(ms(550)), Some(ms(150)), "and then it is off");
+    assert_eq!(Timing { lasts: Some(ms(600)), flap, ..always }.left(ms(550)), Some(ms(50)));
+}
+
+#[test]
+fn who_waits_for_a_fault_that_flaps_waits_until_it_is_off() {
+    let mut book = book();
+    let flap = Some(Flap { on: Duration::from_secs(2), off: Duration::from_secs(3) });
+    let timing = Timing { after: Duration::from_secs(1), flap, ..Timing::default() };
+    let id = put(&mut book, at(10), Order { timing, ..order(Kind::Hang, Portion::First(9)) }).unwrap();
+    let untils = [10, 11, 12, 13, 15, 16, 66, 67, 70].map(|now| book.until(at(now), id));
+    assert_eq!(untils, [None, Some(at(13)), Some(at(13)), None, None, Some(at(18)), Some(at(68)), Some(at(68)), None]);
+    assert_eq!([10, 12, 13, 16].map(|now| book.touch(at(now), &a_try()).is_some()), [false, true, false, true]);
+    assert_eq!(book.standing_at(at(13)).next().unwrap().seen, 2, "what comes by meanwhile is not seen");
+}
+
+#[test]
 fn a_request_that_is_tried_again_is_one_request() {
     let mut book = book();
     let id = put(&mut book, at(0), order(Kind::Hang, Portion::First(9))).unwrap();
@@ -338,9 +519,33 @@ fn one_try_is_touched_by_the_oldest_that_chooses_it() {
 #[test]
 fn words_for_people() {
     let ms = Duration::from_millis;
-    assert_eq!(Kind::Latency { delay: ms(200), jitter: ms(50) }.to_string(), "latency 200ms to 250ms");
-    assert_eq!(Kind::Latency { delay: ms(200), jitter: ms(0) }.to_string(), "latency 200ms");
-    assert_eq!(Kind::Abort { status: 503 }.to_string(), "abort 503");
+    let latency = |of, jitter, spread| Kind::Latency { of, delay: ms(200), jitter: ms(jitter), spread };
+    let abort = |retry| Kind::Abort { status: 503, retry };
+    let day = Duration::from_secs(86_400);
+    for (kind, words) in [
+        (latency(Moment::Request, 50, Spread::Even), "latency 200ms to 250ms"),
+        (latency(Moment::Head, 0, Spread::Even), "head_latency 200ms"),
+        (latency(Moment::Body, 50, Spread::Tail), "body_latency 200ms and a tail of 50ms"),
+        (Kind::Bandwidth { bytes_per_second: 10 << 10 }, "bandwidth 10KiB/s"),
+        (abort(None), "abort 503"),
+        (abort(Some(RetryAfter::Seconds(120))), "abort 503, Retry-After 2m"),
+        (abort(Some(RetryAfter::Ahead(day))), "abort 503, Retry-After a date 1d ahead"),
+        (abort(Some(RetryAfter::Ago(day))), "abort 503, Retry-After a date 1d ago"),
+        (Kind::Grpc { code: 14 }, "grpc 14"),
+        (Kind::Corrupt { share: Ratio::of(1, 100).unwrap() }, "corrupt 1% of the bytes"),
+        (Kind::HugeHead { bytes: 64 << 10 }, "huge_head 64KiB"),
+    ] {
+        assert_eq!(kind.to_string(), words);
+        assert!(Kind::NAMES.contains(&kind.name()));
+    }
+    for kind in Kind::WORDS {
+        assert!(kind.to_string() == kind.name() && Kind::NAMES.contains(&kind.name()));
+    }
+    let flap = Some(Flap { on: ms(500), off: ms(1_500) });
+    let timing = Timing { after: ms(200), lasts: Some(day / 24), flap };
+    assert_eq!(timing.to_string(), "after 200ms, for 1h, 500ms on, 1500ms off");
+    assert_eq!(Timing::default().to_string(), "always");
+    assert_eq!(Portion::Connections(Ratio::ONE).to_string(), "100% of connections");
     let portions = [Portion::First(3), Portion::Every(4), Portion::Every(1), Portion::Share(Ratio::ONE)];
     assert_eq!(portions.map(|it| it.to_string()), ["first 3", "one in 4", "every one", "100%"]);
     let scope = Scope {
@@ -379,8 +584,7 @@ fn op() -> impl Strategy<Value = Op> {
 
 /// Twelve that differ in kind or path.
 fn one_of(kind: usize, ttl: u64) -> Order {
-    let kinds =
-        [Kind::Hang, Kind::Refuse, Kind::Swallow, Kind::Cut, Kind::Abort { status: 500 }, Kind::Abort { status: 404 }];
+    let kinds = [Kind::Hang, Kind::Refuse, Kind::Swallow, Kind::Cut, Kind::abort(500), Kind::abort(404)];
     let mut order = order(kinds[kind / 2], Portion::First(FIRST_MAX));
     order.scope.path_prefix = (kind % 2 == 1).then(|| "/events".into());
     order.ttl = Some(Duration::from_secs(ttl));
@@ -454,7 +658,8 @@ proptest! {
     /// The same seed and tries give the same choices and delays, whatever lies beside it.
     #[test]
     fn a_seed_is_a_promise(seed: u64, share in 1..=50_u64, tries in 1..200_usize, neighbour: bool) {
-        let latency = Kind::Latency { delay: Duration::from_millis(5), jitter: Duration::from_millis(50) };
+        let (delay, jitter) = (Duration::from_millis(5), Duration::from_millis(50));
+        let latency = Kind::late(delay, jitter);
         let order = Order { seed: Some(seed), ..order(latency, Portion::Share(Ratio::of(share, 100).unwrap())) };
         let run = |neighbour: bool| {
             let mut book = book();
@@ -469,7 +674,7 @@ proptest! {
         let acts = run(false);
         prop_assert_eq!(&acts, &run(neighbour));
         for touch in acts.into_iter().flatten() {
-            let Act::Delay(delay) = touch.act else { panic!("{touch:?}") };
+            let Act::Delay(Moment::Request, delay) = touch.act else { panic!("{touch:?}") };
             prop_assert!((5..=55).contains(&delay.as_millis()), "{:?}", delay);
         }
     }
@@ -514,7 +719,7 @@ fn connections_carry_no_calls_to_touch() {
     let mut place = |route: Option<&str>, upstream: Option<&str>| {
         let scope = Scope { route: route.map(Into::into), upstream: upstream.map(Into::into), ..Scope::default() };
         let order = Order { scope, ..order(Kind::Hang, Portion::Share(Ratio::ONE)) };
-        book.place(at(0), order, &mut Prng::new(1)).map(drop)
+        book.place(at(0), order, CONNECTIONS, &mut Prng::new(1)).map(drop)
     };
     for (route, upstream, field) in [(Some("quotes"), None, "route"), (None, Some("carrier"), "upstream")] {
         let Err(Refused::Invalid { field: told, message, allowed }) = place(route, upstream) else { panic!("placed") };

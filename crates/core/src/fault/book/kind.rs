@@ -1,0 +1,307 @@
+//! What is done to a try: the kinds of faults on calls, and what each makes of one try.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::{DELAY_MAX, Refused};
+use crate::fault::{Direction, Effect, Fault as Toxic, Share};
+use crate::prng::Prng;
+use crate::units::{Ratio, format_duration, format_size};
+
+/// Longest head a fault makes up: beyond it nothing is learned.
+pub const HEAD_BYTES_MAX: u64 = 1 << 20;
+/// Farthest a made up date may be from now.
+pub const DATE_MAX: Duration = Duration::from_secs(366 * 24 * 3_600);
+
+/// What a latency delays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// The request: the upstream gets it late.
+    Request,
+    /// The first byte of the answer: the upstream has done it long before.
+    Head,
+    /// The answer's body: its head comes at once.
+    Body,
+}
+
+/// How late, between one try and the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spread {
+    /// Up to so much more, each as likely.
+    Even,
+    /// So much more on average: mostly less, and now and then a lot, at most ten times as much.
+    Tail,
+}
+
+/// When the caller is told to come back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetryAfter {
+    /// In so many seconds.
+    Seconds(u64),
+    /// On a date so far ahead.
+    Ahead(Duration),
+    /// On a date so long ago.
+    Ago(Duration),
+}
+
+/// What is done to a try.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    /// Something comes later.
+    Latency {
+        /// What.
+        of: Moment,
+        /// By so much,
+        delay: Duration,
+        /// and a random time that follows from this.
+        jitter: Duration,
+        /// In this way.
+        spread: Spread,
+    },
+    /// The answer's body comes slowly.
+    Bandwidth {
+        /// At most.
+        bytes_per_second: u64,
+    },
+    /// It is not sent; this status is taken for the upstream's answer.
+    Abort {
+        /// 400 to 599: anything else would tell a client that something was done.
+        status: u16,
+        /// With `Retry-After`.
+        retry: Option<RetryAfter>,
+    },
+    /// A call of gRPC is not sent; this status is taken for the upstream's answer. Nothing else is touched.
+    Grpc {
+        /// 1 to 16.
+        code: u8,
+    },
+    /// It is not sent, as if nobody listened there.
+    Refuse,
+    /// It is not sent and not answered: its time runs out.
+    Hang,
+    /// The upstream gets it and does it; its answer is thrown away, as if the connection had been reset.
+    Swallow,
+    /// The upstream gets it and does it; its answer's body ends early, and shows it.
+    Cut,
+    /// The upstream gets it and does it; half of its answer's body is missing, and the length that is told hides it.
+    Short,
+    /// The upstream gets it and does it; its answer's body is twice as long by what is told, and its end never comes.
+    Long,
+    /// The upstream gets it and does it; bytes of its answer's body are others.
+    Corrupt {
+        /// Of the bytes.
+        share: Ratio,
+    },
+    /// The upstream gets it and does it; its answer's head has one field more, which is very long.
+    HugeHead {
+        /// Of that field.
+        bytes: u64,
+    },
+    /// The upstream gets it and does it; its answer's head cannot be read.
+    GarbledHead,
+    /// The upstream gets it twice, and the caller one answer.
+    Duplicate,
+}
+
+impl Kind {
+    /// This status, and nothing more.
+    #[must_use]
+    pub const fn abort(status: u16) -> Self {
+        Self::Abort { status, retry: None }
+    }
+
+    /// A request that comes late.
+    #[must_use]
+    pub const fn late(delay: Duration, jitter: Duration) -> Self {
+        Self::Latency { of: Moment::Request, delay, jitter, spread: Spread::Even }
+    }
+
+    /// Every kind by name.
+    pub const NAMES: [&'static str; 16] = [
+        "latency",
+        "head_latency",
+        "body_latency",
+        "bandwidth",
+        "abort",
+        "grpc",
+        "refuse",
+        "hang",
+        "swallow",
+        "cut",
+        "short_body",
+        "long_body",
+        "corrupt",
+        "huge_head",
+        "garbled_head",
+        "duplicate",
+    ];
+
+    /// Those that need nothing more said.
+    pub const WORDS: [Self; 8] = [
+        Self::Refuse,
+        Self::Hang,
+        Self::Swallow,
+        Self::Cut,
+        Self::Short,
+        Self::Long,
+        Self::GarbledHead,
+        Self::Duplicate,
+    ];
+
+    /// Its word in the API, the journal and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Latency { of: Moment::Request, .. } => "latency",
+            Self::Latency { of: Moment::Head, .. } => "head_latency",
+            Self::Latency { of: Moment::Body, .. } => "body_latency",
+            Self::Bandwidth { .. } => "bandwidth",
+            Self::Abort { .. } => "abort",
+            Self::Grpc { .. } => "grpc",
+            Self::Refuse => "refuse",
+            Self::Hang => "hang",
+            Self::Swallow => "swallow",
+            Self::Cut => "cut",
+            Self::Short => "short_body",
+            Self::Long => "long_body",
+            Self::Corrupt { .. } => "corrupt",
+            Self::HugeHead { .. } => "huge_head",
+            Self::GarbledHead => "garbled_head",
+            Self::Duplicate => "duplicate",
+        }
+    }
+
+    pub(super) fn check(self) -> Result<(), Refused> {
+        let refused = |message: String, allowed: String| Err(Refused::invalid("kind", message, [allowed]));
+        match self {
+            Self::Latency { delay, jitter, .. }
+                if (delay + jitter).is_zero() || delay > DELAY_MAX || jitter > DELAY_MAX =>
+            {
+                let allowed = format!("a delay or a jitter above 0s, each at most {}", format_duration(DELAY_MAX));
+                refused("a latency of nothing, or too long a one".into(), allowed)
+            }
+            Self::Bandwidth { bytes_per_second: 0 } => {
+                refused("at no bytes a second nothing ever comes".into(), "1B or more; `hang` for none".into())
+            }
+            Self::Abort { status, .. } if !(400..=599).contains(&status) => refused(
+                format!("`{status}` would tell a client that something was done: only a failure is given"),
+                "400 to 599".into(),
+            ),
+            Self::Abort { retry: Some(RetryAfter::Ahead(by) | RetryAfter::Ago(by)), .. } if by > DATE_MAX => refused(
+                format!("a date {} from now is too far away", format_duration(by)),
+                format!("at most {}", format_duration(DATE_MAX)),
+            ),
+            Self::Grpc { code } if !(1..=16).contains(&code) => {
+                refused(format!("`{code}` is not the status of a call that failed"), "1 to 16".into())
+            }
+            Self::Corrupt { share } if share <= Ratio::ZERO => {
+                refused("none of the bytes would be others".into(), "more than 0%".into())
+            }
+            Self::HugeHead { bytes } if !(1..=HEAD_BYTES_MAX).contains(&bytes) => refused(
+                format!("a field of {} is not allowed", format_size(bytes)),
+                format!("1B to {}", format_size(HEAD_BYTES_MAX)),
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    /// What it makes of one try.
+    pub(super) fn act(self, prng: &mut Prng) -> Act {
+        match self {
+            Self::Latency { of, delay, jitter, spread } => Act::Delay(of, delay + spread.draw(jitter, prng)),
+            Self::Bandwidth { bytes_per_second } => Act::Body(Effect::Bandwidth { bytes_per_second }, prng.next_u64()),
+            Self::Abort { status, retry } => Act::Abort(status, retry),
+            Self::Grpc { code } => Act::Grpc(code),
+            Self::Refuse => Act::Refuse,
+            Self::Hang => Act::Hang,
+            Self::Swallow => Act::Swallow,
+            Self::Cut => Act::Cut,
+            Self::Short => Act::Short,
+            Self::Long => Act::Long,
+            Self::Corrupt { share } => Act::Body(Effect::Corrupt { share }, prng.next_u64()),
+            Self::HugeHead { bytes } => Act::HugeHead(bytes),
+            Self::GarbledHead => Act::GarbledHead(prng.next_u64()),
+            Self::Duplicate => Act::Duplicate,
+        }
+    }
+}
+
+impl Spread {
+    pub(super) fn draw(self, jitter: Duration, prng: &mut Prng) -> Duration {
+        let nanos = u64::try_from(jitter.as_nanos()).unwrap_or(u64::MAX);
+        match self {
+            Self::Even => Duration::from_nanos(prng.below(nanos.saturating_add(1))),
+            // One minus the draw is never zero.
+            Self::Tail => jitter.mul_f64((-(1.0 - prng.unit()).ln()).min(10.0)),
+        }
+    }
+}
+
+impl fmt::Display for RetryAfter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Seconds(seconds) => f.write_str(&format_duration(Duration::from_secs(*seconds))),
+            Self::Ahead(by) => write!(f, "a date {} ahead", format_duration(*by)),
+            Self::Ago(by) => write!(f, "a date {} ago", format_duration(*by)),
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())?;
+        match self {
+            Self::Latency { delay, jitter: Duration::ZERO, .. } => write!(f, " {}", format_duration(*delay)),
+            Self::Latency { delay, jitter, spread: Spread::Even, .. } => {
+                write!(f, " {} to {}", format_duration(*delay), format_duration(*delay + *jitter))
+            }
+            Self::Latency { delay, jitter, spread: Spread::Tail, .. } => {
+                write!(f, " {} and a tail of {}", format_duration(*delay), format_duration(*jitter))
+            }
+            Self::Bandwidth { bytes_per_second } => write!(f, " {}/s", format_size(*bytes_per_second)),
+            Self::Abort { status, retry: None } => write!(f, " {status}"),
+            Self::Abort { status, retry: Some(retry) } => write!(f, " {status}, Retry-After {retry}"),
+            Self::Grpc { code } => write!(f, " {code}"),
+            Self::Corrupt { share } => write!(f, " {share} of the bytes"),
+            Self::HugeHead { bytes } => write!(f, " {}", format_size(*bytes)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What is done to one try.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Act {
+    /// Let this come so much later.
+    Delay(Moment, Duration),
+    /// Send it, and do this to the bytes of the answer's body, with this seed.
+    Body(Effect, u64),
+    /// Answer with this status, and when to come back.
+    Abort(u16, Option<RetryAfter>),
+    /// Answer with this status of gRPC.
+    Grpc(u8),
+    /// Refuse the connection.
+    Refuse,
+    /// Say nothing.
+    Hang,
+    /// Send it and throw the answer away.
+    Swallow,
+    /// Send it and end the answer early.
+    Cut,
+    /// Send it and leave half of the answer out, unseen.
+    Short,
+    /// Send it and let the answer be longer than it is.
+    Long,
+    /// Send it and make one field of the answer's head this long.
+    HugeHead(u64),
+    /// Send it and garble the answer's head, in the way this number chooses.
+    GarbledHead(u64),
+    /// Send it, and before that a copy.
+    Duplicate,
+}
+
+/// An effect on the body of one answer: whatever has been chosen is touched.
+#[must_use]
+pub fn on_body(effect: Effect) -> Toxic {
+    Toxic { id: "body".into(), direction: Direction::Downstream, share: Share::ALL, effect }
+}
