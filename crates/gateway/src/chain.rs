@@ -7,7 +7,6 @@
 //! Not here: what a guard decides (`core::guard`), how a connection is kept (`pool.rs`), what waits (`forwarder.rs`).
 
 use std::borrow::Cow;
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +18,6 @@ use http::header::{HOST, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, response};
 use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use hyper::body::Incoming;
 use seawall_core::balance::Avoid;
 use seawall_core::fault::book::Id as FaultId;
 use seawall_core::guard::Refusal;
@@ -37,7 +35,7 @@ use crate::aim::Aim;
 use crate::fault::body::Damage;
 use crate::fault::tries::{faulted, note_once, touch};
 use crate::http::answer::Answer;
-use crate::http::body::{ClientBody, Progress, ReqBody, ResBody, Tracked};
+use crate::http::body::{ClientBody, Incoming, Progress, ReqBody, ResBody, Tracked};
 use crate::http::conn::ConnState;
 use crate::http::gate::{VERDICT_HEADER, Verdict};
 use crate::http::grpc::{self, GRPC_TIMEOUT, PREVIOUS_ATTEMPTS};
@@ -93,7 +91,7 @@ pub(crate) async fn serve(
     conn: Arc<ConnState>,
     peer: Arc<Peer>,
     request: Request<Incoming>,
-) -> Result<Response<Tracked<Ending>>, Infallible> {
+) -> Response<Tracked<Ending>> {
     let node = &worker.node;
     let started = node.clock.now();
     conn.set_in_request(started, true);
@@ -109,7 +107,7 @@ pub(crate) async fn serve(
     if asks {
         switch_or_release(&conn, &mut response);
     }
-    Ok(response.map(|body| Tracked::new(body, ending)))
+    response.map(|body| Tracked::new(body, ending))
 }
 
 /// A request that asked for an upgrade is answered: its connection goes on as what was asked for, or as it was.

@@ -1,6 +1,5 @@
 //! Accepts clients and serves them: one task per connection, a limit on how many, a sweep for the slow, a drain.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -9,8 +8,6 @@ use std::time::Duration;
 
 use http::header::CONNECTION;
 use http::{HeaderValue, StatusCode};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use seawall_core::block::Block;
 use seawall_core::fault::book::Client;
 use seawall_core::policy;
@@ -18,9 +15,10 @@ use tokio::io::AsyncWriteExt as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::announce;
-use crate::chain::{Peer, serve};
+use crate::chain::{self, Peer};
 use crate::http::conn::{ClientIo, ConnState, Patience};
 use crate::http::h2;
+use crate::http::serve::{self, End, Order};
 use crate::net::{Listener, Stream};
 use crate::node::Worker;
 use crate::seat::{Door, Seat};
@@ -56,6 +54,12 @@ pub(crate) struct Stop {
 pub(crate) struct Open(Mutex<Vec<std::sync::Weak<ConnState>>>);
 
 impl Open {
+    /// Has every one of them look around.
+    fn nudge(&self) {
+        let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        open.iter().filter_map(std::sync::Weak::upgrade).for_each(|state| state.nudge());
+    }
+
     /// True while a request may come in by one of them, on which none is.
     pub(crate) fn may_ask(&self) -> bool {
         let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -68,7 +72,7 @@ pub(crate) async fn accept(seat: Arc<Seat>, door: Arc<Door>, listener: Arc<Liste
     loop {
         let accepted = tokio::select! {
             biased;
-            () = door.drain.cancelled() => return,
+            () = door.drain.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -76,6 +80,8 @@ pub(crate) async fn accept(seat: Arc<Seat>, door: Arc<Door>, listener: Arc<Liste
             Err(error) => pause_after(&seat.worker(), &error).await,
         }
     }
+    // Those who came in by it learn of it.
+    seat.open.nudge();
 }
 
 /// Out of descriptors: told, counted, and given a moment, instead of spinning.
@@ -250,55 +256,34 @@ async fn serve_connection(
     if speaks_frames {
         return Box::pin(h2::serve_connection(seat, io.for_frames(), peer, door, stop)).await;
     }
-    let limits = &node.policy.limits;
+    let mut io = io;
     // Each request by the policy in force when it comes.
-    let service = {
-        let (seat, state, peer) = (Arc::clone(&seat), Arc::clone(&state), Arc::clone(&peer));
-        let parting = Arc::clone(&stop.parting);
-        service_fn(move |request| {
-            let answer = serve(seat.worker_for(&peer.door), Arc::clone(&state), Arc::clone(&peer), request);
-            let parting = Arc::clone(&parting);
-            async move {
-                let mut answer = answer.await?;
-                if parting.load(Relaxed) && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
-                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-                }
-                Ok::<_, Infallible>(answer)
+    let answer = |request| {
+        let answer = chain::serve(seat.worker_for(&peer.door), Arc::clone(&state), Arc::clone(&peer), request);
+        let parting = &stop.parting;
+        async move {
+            let mut answer = answer.await;
+            if parting.load(Relaxed) && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-        })
-    };
-    let mut builder = http1::Builder::new();
-    builder
-        .max_headers(limits.headers_max as usize + 8)
-        .max_buf_size((limits.header_bytes_max as usize).max(8 << 10) + (8 << 10))
-        .header_read_timeout(None);
-    let mut connection = builder.serve_connection(io, service);
-    let mut draining = false;
-    let is_well = loop {
-        tokio::select! {
-            biased;
-            ended = &mut connection => break match ended {
-                Ok(()) => true,
-                Err(error) => {
-                    tracing::trace!(%error, "a connection ended");
-                    false
-                }
-            },
-            () = state.nudge.notified() => {}
-            () = door.drain.cancelled(), if !draining => {
-                draining = true;
-                Pin::new(&mut connection).graceful_shutdown();
-            }
-            () = stop.now.cancelled() => return,
+            answer
         }
     };
-    // It may have ended because it is no HTTP any more, or HTTP/2.
-    let parts = connection.into_parts();
-    if let Some(switch) = state.take_switch().filter(|_| is_well) {
+    let orders = || match (stop.now.is_cancelled(), door.drain.is_cancelled()) {
+        (true, _) => Order::Stop,
+        (false, true) => Order::Drain,
+        (false, false) => Order::GoOn,
+    };
+    state.nudge();
+    let end = serve::serve_connection(&mut io, &state, &node.clock, orders, answer).await;
+    if end == End::Closed {
+        return;
+    }
+    if let Some(switch) = state.take_switch() {
         // Nobody asks for anything here any more.
         state.set_in_request(node.clock.now(), true);
-        upgrade::go_on(*switch, parts.io, parts.read_buf, &stop.now).await;
-    } else if let Some(io) = parts.io.into_frames() {
+        upgrade::go_on(*switch, io, &stop.now).await;
+    } else if let Some(io) = io.into_frames() {
         Box::pin(h2::serve_connection(seat, io, peer, door, stop)).await;
     }
 }
@@ -308,7 +293,7 @@ pub(crate) async fn sweep(seat: Arc<Seat>, stop: Stop) {
     loop {
         tokio::select! {
             biased;
-            () = stop.now.cancelled() => return,
+            () = stop.now.cancelled() => return seat.open.nudge(),
             () = tokio::time::sleep(SWEEP_EVERY) => {}
         }
         seat.sweep_doors();

@@ -9,7 +9,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderValue, UPGRADE};
 use seawall_core::id::RouteId;
 use seawall_core::observation::Ended;
@@ -56,10 +55,9 @@ pub(crate) fn agrees(headers: &HeaderMap, wanted: &HeaderValue) -> bool {
     names_it && named.next().is_some_and(is_wanted) && named.next().is_none()
 }
 
-/// Goes on with a client's connection that is no HTTP any more. `read` is what has been read of it and not been looked at.
-pub(crate) async fn go_on(handover: Handover, client: ClientIo, read: Bytes, stop: &CancellationToken) {
-    let (Some(client), rest) = client.into_parts() else { return };
-    let early = [&read[..], &rest].concat();
+/// Goes on with a client's connection that is no HTTP any more. 
+pub(crate) async fn go_on(handover: Handover, client: ClientIo, stop: &CancellationToken) {
+    let (Some(client), early) = client.into_parts() else { return };
     let worker = handover.worker;
     let (clock, counts) = (&worker.node.clock, &worker.counts[handover.id.index()].connections);
     let (began, Switched { stream, said, _open, _slot }) = (clock.now(), handover.switched);

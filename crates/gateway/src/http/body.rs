@@ -11,14 +11,55 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
 use super::conn::ConnState;
+use super::feed::Fed;
 use super::gate::Verdict;
 use crate::relay::Relay;
 use crate::upgrade::Handover;
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A request's body as it comes from the client.
+pub(crate) enum Incoming {
+    /// None.
+    Empty,
+    /// By HTTP/1.
+    Lines(Fed),
+    /// By HTTP/2.
+    Frames(hyper::body::Incoming),
+}
+
+impl Body for Incoming {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Lines(fed) => fed.poll_frame(cx),
+            Self::Frames(incoming) => {
+                Pin::new(incoming).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(Into::into)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Lines(fed) => fed.is_over(),
+            Self::Frames(incoming) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Lines(fed) => fed.left().map_or(SizeHint::new(), SizeHint::with_exact),
+            Self::Frames(incoming) => incoming.size_hint(),
+        }
+    }
+}
 
 /// A request's body as the upstream gets it.
 pub(crate) enum ReqBody {
@@ -105,7 +146,7 @@ impl Body for ReqBody {
                     }
                     Some(Ok(_)) => {}
                 }
-                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+                Poll::Ready(frame)
             }
         }
     }

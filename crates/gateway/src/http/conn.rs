@@ -6,17 +6,16 @@
 
 use std::future::Future;
 use std::io;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use hyper::rt::{Read, ReadBufCursor, Write};
+use bytes::Bytes;
 use seawall_core::fault::book::Client;
 use seawall_core::time::Mono;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::Notify;
+use tokio::io::{AsyncRead as _, AsyncReadExt as _, AsyncWrite, ReadBuf};
 
 use super::gate::{Gate, GateLimits, Phase, Verdict};
 use super::h2::PREFACE;
@@ -27,6 +26,9 @@ use crate::upgrade::Handover;
 /// After a refusal the client may still be sending; closing at once would reset the answer away. So we read on, and
 /// throw away, for this long.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// A body with so much to come is read where it will stay, and not copied.
+const LONG: u64 = 16 << 10;
 
 /// What others may know and change of a connection.
 #[derive(Default)]
@@ -40,10 +42,11 @@ pub(crate) struct ConnState {
     /// True from a request's head to the end of its answer.
     in_request: AtomicBool,
     overdue: AtomicBool,
-    /// Wakes the connection's task to notice `overdue` or an interim answer.
-    pub(crate) nudge: Notify,
+    /// The connection's task is to look around: at what is overdue, an interim answer, whether it is to end.
+    is_nudged: AtomicBool,
+    task: OnceLock<Waker>,
     body_verdict: Mutex<Option<Verdict>>,
-    /// True while everything written has been flushed, so that an interim answer would not cut into another.
+    /// True while everything written has been flushed, and no answer has begun that an interim one would cut into.
     clean: AtomicBool,
     /// True if the connection must end in a way that cannot be taken for the end of an answer.
     reset: AtomicBool,
@@ -88,7 +91,7 @@ impl ConnState {
         let write_overdue = stalled > 0 && now.since(Mono::from_nanos(stalled)) >= patience.body;
         let is_overdue = now.since(since) >= allowed || write_overdue;
         if is_overdue && !self.overdue.swap(true, Relaxed) {
-            self.nudge.notify_one();
+            self.nudge();
         }
         is_overdue
     }
@@ -96,6 +99,23 @@ impl ConnState {
     /// True while it stands between requests, before the first or in a head.
     pub(crate) fn may_ask(&self) -> bool {
         !self.in_request.load(Relaxed) && matches!(self.phase.load(Relaxed), PHASE_IDLE | PHASE_HEAD)
+    }
+
+    /// Has the connection's task look around.
+    pub(crate) fn nudge(&self) {
+        self.is_nudged.store(true, Relaxed);
+        // Either the task is seen here, or the task sees that it is nudged.
+        fence(SeqCst);
+        self.task.get().into_iter().for_each(Waker::wake_by_ref);
+    }
+
+    /// True if it is to look around; its task is woken for that from now on.
+    pub(crate) fn is_nudged(&self, cx: &Context<'_>) -> bool {
+        if self.task.get().is_none() {
+            let _ = self.task.set(cx.waker().clone());
+            fence(SeqCst);
+        }
+        self.is_nudged.load(Relaxed) && self.is_nudged.swap(false, Relaxed)
     }
 
     /// A request has begun or its answer has ended.
@@ -121,8 +141,30 @@ impl ConnState {
         }
         self.interim.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
         self.has_interim.store(true, Relaxed);
-        self.nudge.notify_one();
+        self.nudge();
         true
+    }
+
+    /// Interim answers that wait to be written.
+    pub(crate) fn take_interim(&self, out: &mut Vec<u8>) {
+        if self.has_interim.swap(false, Relaxed) {
+            out.append(&mut self.interim.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
+    /// True if there are any.
+    pub(crate) fn has_interim(&self) -> bool {
+        self.has_interim.load(Relaxed)
+    }
+
+    /// The answer begins: no interim one can come before it any more.
+    pub(crate) fn begin_answer(&self) {
+        self.clean.store(false, Relaxed);
+    }
+
+    /// When the present phase began, or the present request.
+    pub(crate) fn since(&self) -> Mono {
+        Mono::from_nanos(self.since.load(Relaxed))
     }
 
     /// Ends the connection with a reset: to a client whose answer ends with its connection, a plain close would say that
@@ -142,7 +184,7 @@ impl ConnState {
     pub(crate) fn release(&self) {
         self.asking.store(0, Relaxed);
         self.released.store(true, Relaxed);
-        self.nudge.notify_one();
+        self.nudge();
     }
 
     /// Once the answer has been written, the connection is this one's.
@@ -197,7 +239,6 @@ pub(crate) struct ClientIo {
     gate: Gate,
     /// Bytes that may pass and have not been asked for yet.
     passed: Vec<u8>,
-    passed_at: usize,
     /// A verdict on a body, told once what passed before it has been handed over.
     broken: Option<Verdict>,
     speech: Speech,
@@ -214,7 +255,6 @@ impl ClientIo {
             stream: Some(stream),
             gate: Gate::new(limits),
             passed: Vec::new(),
-            passed_at: 0,
             broken: None,
             speech: Speech::Unknown(Vec::new()),
             clock,
@@ -225,24 +265,8 @@ impl ClientIo {
 
     /// The connection, and what the client has said after its last request.
     pub(crate) fn into_parts(mut self) -> (Option<Stream>, Vec<u8>) {
-        let early = [&self.passed[self.passed_at..], self.gate.held()].concat();
+        let early = [&self.passed, self.gate.held()].concat();
         (self.stream.take(), early)
-    }
-
-    /// Hands over what has passed the gate. False if there is nothing.
-    fn hand_over(&mut self, cursor: &mut ReadBufCursor<'_>) -> bool {
-        let waiting = &self.passed[self.passed_at..];
-        if waiting.is_empty() {
-            return false;
-        }
-        let take = waiting.len().min(cursor.remaining());
-        cursor.put_slice(&waiting[..take]);
-        self.passed_at += take;
-        if self.passed_at == self.passed.len() {
-            self.passed.clear();
-            self.passed_at = 0;
-        }
-        true
     }
 
     /// Ends an overdue connection in the way of its phase. True if reading shall go on (there is something to hand
@@ -271,19 +295,6 @@ impl ClientIo {
         io::Error::new(io::ErrorKind::InvalidData, verdict.words())
     }
 
-    fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.state.has_interim.load(Relaxed) {
-            return Poll::Ready(Ok(()));
-        }
-        let mut interim = self.state.interim.lock().unwrap_or_else(PoisonError::into_inner);
-        while !interim.is_empty() {
-            let written = ready!(pinned(&mut self.stream).poll_write(cx, &interim))?;
-            interim.drain(..written);
-        }
-        self.state.has_interim.store(false, Relaxed);
-        Poll::Ready(Ok(()))
-    }
-
     fn note_write<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         match &polled {
             Poll::Pending if self.state.stalled.load(Relaxed) == 0 => {
@@ -296,33 +307,6 @@ impl ClientIo {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         polled
-    }
-}
-
-impl Read for ClientIo {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, mut cursor: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        loop {
-            if this.hand_over(&mut cursor) {
-                return Poll::Ready(Ok(()));
-            }
-            if let Some(verdict) = this.broken {
-                return Poll::Ready(Err(this.break_body(verdict)));
-            }
-            if this.state.overdue.load(Relaxed) && !this.end_overdue()? {
-                return Poll::Ready(Ok(()));
-            }
-            if this.gate.phase() == Phase::Refused && this.passed.is_empty() {
-                // Nothing more is read. The answer on its way, or the sweep, ends the connection.
-                return Poll::Pending;
-            }
-            if this.gate.phase() == Phase::Held && !this.go_on_held() {
-                return Poll::Pending;
-            }
-            if this.passed.is_empty() && ready!(this.poll_fill(cx, &mut cursor))? {
-                return Poll::Ready(Ok(()));
-            }
-        }
     }
 }
 
@@ -343,22 +327,48 @@ impl ClientIo {
         self.state.enter(self.gate.phase(), self.clock.now());
     }
 
-    /// Reads from the kernel through the gate. True if the caller has what it asked for: bytes, or the end.
-    fn poll_fill(&mut self, cx: &mut Context<'_>, cursor: &mut ReadBufCursor<'_>) -> Poll<io::Result<bool>> {
+    /// What has come through the gate: whole heads, and bodies as they come. `None` at the end.
+    ///
+    /// # Errors
+    /// If a body broke, the connection did, or it has turned out to be HTTP/2.
+    pub(crate) fn poll_come(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
+        loop {
+            if !self.passed.is_empty() {
+                return Poll::Ready(Ok(Some(std::mem::take(&mut self.passed).into())));
+            }
+            if let Some(verdict) = self.broken {
+                return Poll::Ready(Err(self.break_body(verdict)));
+            }
+            if self.state.overdue.load(Relaxed) && !self.end_overdue()? {
+                return Poll::Ready(Ok(None));
+            }
+            if self.gate.phase() == Phase::Refused && self.passed.is_empty() {
+                // Nothing more is read. The answer on its way, or the sweep, ends the connection.
+                return Poll::Pending;
+            }
+            if self.gate.phase() == Phase::Held && !self.go_on_held() {
+                return Poll::Pending;
+            }
+            if self.passed.is_empty() && !ready!(self.poll_fill(cx))? {
+                return Poll::Ready(Ok(None));
+            }
+        }
+    }
+
+    /// Reads from the kernel through the gate. False at the end.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        if self.gate.run() >= LONG {
+            return self.poll_run(cx);
+        }
         with_scratch(|scratch| {
-            let room = scratch.len().min(cursor.remaining());
-            let mut buffer = ReadBuf::new(&mut scratch[..room]);
+            let mut buffer = ReadBuf::new(scratch);
             ready!(pinned(&mut self.stream).poll_read(cx, &mut buffer))?;
             let bytes = buffer.filled();
             if bytes.is_empty() {
-                return Poll::Ready(Ok(true));
+                return Poll::Ready(Ok(false));
             }
             match &mut self.speech {
-                Speech::Lines => {}
-                Speech::Frames => {
-                    cursor.put_slice(bytes);
-                    return Poll::Ready(Ok(true));
-                }
+                Speech::Lines | Speech::Frames => {}
                 Speech::Unknown(held) if held.is_empty() && bytes[0] != PREFACE[0] => self.speech = Speech::Lines,
                 Speech::Unknown(held) => {
                     held.extend_from_slice(bytes);
@@ -366,29 +376,55 @@ impl ClientIo {
                     if held[..seen] != PREFACE[..seen] {
                         let held = std::mem::take(held);
                         self.speech = Speech::Lines;
-                        let fed = self.gate.feed(&held, &mut self.passed);
+                        self.broken = self.gate.feed(&held, &mut self.passed).err();
                         self.state.enter(self.gate.phase(), self.clock.now());
-                        self.broken = fed.err();
                     } else if seen == PREFACE.len() {
                         return Poll::Ready(Err(io::Error::other("HTTP/2")));
                     } else {
                         // The clock of a head runs, whichever it will be.
                         self.state.enter(Phase::Head, self.clock.now());
                     }
-                    return Poll::Ready(Ok(false));
+                    return Poll::Ready(Ok(true));
                 }
             }
-            let whole_run = self.gate.take_run(bytes.len());
-            let fed = if whole_run {
-                cursor.put_slice(bytes);
-                Ok(())
-            } else {
-                self.gate.feed(bytes, &mut self.passed)
-            };
+            self.broken = self.gate.feed(bytes, &mut self.passed).err();
             self.note_gate();
-            self.broken = fed.err();
-            Poll::Ready(Ok(whole_run))
+            Poll::Ready(Ok(true))
         })
+    }
+
+    /// Reads on in a long body of known length, where it will stay.
+    fn poll_run(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let run = usize::try_from(self.gate.run()).unwrap_or(usize::MAX).min(SCRATCH_BYTES);
+        let mut come = Vec::with_capacity(run);
+        let stream = self.stream.as_mut().expect("whoever took it out took the whole of this");
+        let bytes = ready!(pin!(stream.take(run as u64).read_buf(&mut come)).poll(cx))?;
+        self.gate.pass_run(bytes as u64);
+        self.passed = come;
+        self.note_gate();
+        Poll::Ready(Ok(bytes > 0))
+    }
+
+    /// Reads what comes of HTTP/2.
+    pub(crate) fn poll_read_frames(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.passed.is_empty() {
+            return pinned(&mut self.stream).poll_read(cx, buffer);
+        }
+        let take = self.passed.len().min(buffer.remaining());
+        buffer.put_slice(&self.passed[..take]);
+        self.passed.drain(..take);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Puts back what has come and was not looked at.
+    pub(crate) fn unread(&mut self, come: Bytes) {
+        self.passed.splice(..0, come);
+    }
+
+    /// True between two requests, while nothing of the next has come.
+    pub(crate) fn is_idle(&self) -> bool {
+        let has_begun = matches!(&self.speech, Speech::Unknown(held) if !held.is_empty());
+        self.gate.phase() == Phase::Idle && self.passed.is_empty() && !has_begun
     }
 }
 
@@ -403,7 +439,7 @@ impl ClientIo {
     }
 
     /// True once it has turned out to be HTTP/2 and nobody has taken it on yet.
-    fn has_frames(&self) -> bool {
+    pub(crate) fn has_frames(&self) -> bool {
         matches!(&self.speech, Speech::Unknown(held) if held.starts_with(PREFACE))
     }
 
@@ -425,10 +461,9 @@ impl Drop for ClientIo {
     }
 }
 
-impl Write for ClientIo {
+impl AsyncWrite for ClientIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        ready!(this.poll_interim(cx))?;
         this.state.clean.store(false, Relaxed);
         let polled = pinned(&mut this.stream).poll_write(cx, bytes);
         this.note_write(polled)
@@ -440,7 +475,6 @@ impl Write for ClientIo {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        ready!(this.poll_interim(cx))?;
         this.state.clean.store(false, Relaxed);
         let polled = pinned(&mut this.stream).poll_write_vectored(cx, slices);
         this.note_write(polled)
@@ -453,7 +487,6 @@ impl Write for ClientIo {
     /// Called by the library only when all it had has been written: the moment between two answers.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.poll_interim(cx))?;
         this.state.clean.store(true, Relaxed);
         pinned(&mut this.stream).poll_flush(cx)
     }

@@ -194,15 +194,18 @@ impl Gate {
         self.feed(&held, out)
     }
 
-    /// True if so many bytes all belong to the body of a known length, and counts them: they may pass unlooked at.
-    pub(crate) fn take_run(&mut self, length: usize) -> bool {
+    /// How many bytes all belong to the body of a known length, which may pass unlooked at.
+    pub(crate) fn run(&self) -> u64 {
         match self.state {
-            State::Sized { left } if left > length as u64 => {
-                self.state = State::Sized { left: left - length as u64 };
-                true
-            }
-            _ => false,
+            State::Sized { left } => left,
+            _ => 0,
         }
+    }
+
+    /// So many of them have passed.
+    pub(crate) fn pass_run(&mut self, bytes: u64) {
+        let left = self.run().saturating_sub(bytes);
+        self.state = if left == 0 { State::Head } else { State::Sized { left } };
     }
 
     /// Takes in what came from the client and appends to `out` what may pass. A refused head appends our own in its
@@ -317,8 +320,7 @@ impl Gate {
     fn take_sized(&mut self, left: u64, input: &[u8], out: &mut Vec<u8>) -> usize {
         let take = input.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         out.extend_from_slice(&input[..take]);
-        let left = left - take as u64;
-        self.state = if left == 0 { State::Head } else { State::Sized { left } };
+        self.pass_run(take as u64);
         take
     }
 
@@ -807,13 +809,15 @@ mod tests {
         assert_eq!((gate.phase(), out.len()), (Phase::Head, 0), "half a head does not pass");
         gate.feed(b"Host: h\r\nContent-Length: 5\r\n\r\nab", &mut out).unwrap();
         assert_eq!(gate.phase(), Phase::Body);
-        assert!(gate.take_run(2) && !gate.take_run(1), "the last byte ends the body and is looked at");
+        assert_eq!(gate.run(), 3);
+        gate.pass_run(2);
+        assert_eq!((gate.run(), gate.phase()), (1, Phase::Body));
         gate.feed(b"c", &mut out).unwrap();
         assert_eq!(gate.phase(), Phase::Idle);
         gate.refuse(Verdict::HeadTooSlow, &mut out);
         gate.feed(b"more", &mut out).unwrap();
         assert_eq!(gate.phase(), Phase::Refused);
-        assert!(!gate.take_run(1));
+        assert_eq!(gate.run(), 0);
     }
 
     #[test]

@@ -19,16 +19,16 @@ use h2::Reason;
 use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, HeaderValue};
 use http::{Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
-use hyper::rt::{Executor, Read, ReadBufCursor, Write};
+use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioTimer;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use seawall_core::policy::Limits;
 use seawall_core::time::Mono;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::task::TaskTracker;
 
-use super::body::{BoxError, Tracked};
+use super::body::{BoxError, Incoming, Tracked};
 use super::conn::{ClientIo, ConnState};
 use super::gate::{VERDICT_HEADER, Verdict, is_host, is_path};
 use super::grpc;
@@ -207,13 +207,13 @@ impl Counted {
     }
 }
 
-impl Read for Counted {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, cursor: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, cursor)
+impl AsyncRead for Counted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.io.poll_read_frames(cx, buffer)
     }
 }
 
-impl Write for Counted {
+impl AsyncWrite for Counted {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(cx, bytes);
         self.note(written)
@@ -250,7 +250,7 @@ pub(crate) async fn serve_connection(seat: Arc<Seat>, io: ClientIo, peer: Arc<Pe
         let (seat, traffic, clock) = (Arc::clone(&seat), Arc::clone(&traffic), clock.clone());
         move |request| answer(Arc::clone(&seat), Arc::clone(&peer), Flow::begin(&traffic, &clock), request)
     });
-    let io = Counted { io, traffic: Arc::clone(&traffic) };
+    let io = TokioIo::new(Counted { io, traffic: Arc::clone(&traffic) });
     let connection = builder(&node.policy.limits, &seat.tasks).serve_connection(io, service);
     let mut connection = std::pin::pin!(connection);
     let (mut is_draining, mut window_since) = (false, clock.now());
@@ -364,14 +364,14 @@ async fn answer(
     seat: Arc<Seat>,
     peer: Arc<Peer>,
     flow: Arc<Flow>,
-    mut request: Request<Incoming>,
+    mut request: Request<hyper::body::Incoming>,
 ) -> Result<Response<Watched<Tracked<Ending>>>, Infallible> {
     let (worker, is_grpc) = (seat.worker_for(&peer.door), grpc::is_grpc(request.headers()));
     if let Err(verdict) = admit(&mut request, &worker.node.policy.limits) {
         request.headers_mut().clear();
         request.headers_mut().insert(VERDICT_HEADER, HeaderValue::from_static(verdict.name()));
     }
-    let mut answered = serve(worker, Arc::new(ConnState::default()), peer, request).await?;
+    let mut answered = serve(worker, Arc::new(ConnState::default()), peer, request.map(Incoming::Frames)).await;
     if is_grpc && grpc::say(&mut answered) {
         answered = answered.map(Tracked::emptied);
     }
@@ -382,7 +382,7 @@ async fn answer(
 }
 
 /// What the gate asks of bytes, asked of a request; and what HTTP/1.1 wants of it, so that it can go on as either.
-fn admit(request: &mut Request<Incoming>, limits: &Limits) -> Result<(), Verdict> {
+fn admit(request: &mut Request<hyper::body::Incoming>, limits: &Limits) -> Result<(), Verdict> {
     let (uri, headers) = (request.uri().clone(), request.headers());
     if request.method() == Method::CONNECT || request.method() == Method::TRACE {
         return Err(Verdict::Method);
@@ -421,7 +421,7 @@ fn check_body(headers: &HeaderMap, limits: &Limits) -> Result<(), Verdict> {
 }
 
 /// The one host a request names (RFC 9113, section 8.3.1).
-fn host(request: &Request<Incoming>) -> Result<HeaderValue, Verdict> {
+fn host(request: &Request<hyper::body::Incoming>) -> Result<HeaderValue, Verdict> {
     let mut named = request.headers().get_all(HOST).iter();
     let (header, more) = (named.next(), named.next());
     if more.is_some() {

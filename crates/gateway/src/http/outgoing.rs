@@ -35,6 +35,11 @@ impl Outgoing {
         self.head_at == self.head.len() && self.data.is_empty() && self.after.is_empty()
     }
 
+    /// True if it is to leave before more is added.
+    pub(crate) fn is_full(&self, bytes: usize) -> bool {
+        !self.data.is_empty() || !self.after.is_empty() || self.head.len() - self.head_at >= bytes
+    }
+
     /// Where to write what leaves before the next piece of data. To be asked for only while there is no data.
     pub(crate) fn head(&mut self) -> &mut Vec<u8> {
         if self.head.capacity() == 0 {

@@ -10,8 +10,8 @@ use std::io::Write as _;
 use std::mem::MaybeUninit;
 
 use bytes::{Buf as _, Bytes};
-use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRAILER, TRANSFER_ENCODING};
-use http::{Method, StatusCode, Uri, Version, response};
+use http::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderMap, HeaderName, HeaderValue, TRAILER, TRANSFER_ENCODING};
+use http::{Method, StatusCode, Uri, Version, request, response};
 use hyper::ext::ReasonPhrase;
 
 use super::chunks::{BadChunk, Chunk};
@@ -19,6 +19,8 @@ use super::headers::has_token;
 
 /// Header lines of an answer.
 const ANSWER_HEADERS_MAX: usize = 256;
+/// Header lines of a request, whatever the gate lets through.
+const REQUEST_HEADERS_MAX: usize = 1_024 + 8;
 /// Bytes of an answer's head.
 pub(crate) const ANSWER_HEAD_MAX: usize = 400 << 10;
 /// Trailer lines of a body.
@@ -83,6 +85,20 @@ fn headers(lines: &[httparse::Header<'_>], bytes: &[u8], shared: &Bytes) -> Resu
     Ok(headers)
 }
 
+/// Takes a client's head apart, which has passed the gate. `None` if it makes no request all the same.
+pub(crate) fn request(bytes: &Bytes) -> Option<(request::Parts, Bytes)> {
+    let mut lines = [const { MaybeUninit::uninit() }; REQUEST_HEADERS_MAX];
+    let mut seen = httparse::Request::new(&mut []);
+    let parsed = seen.parse_with_uninit_headers(bytes, &mut lines).ok()?;
+    let httparse::Status::Complete(length) = parsed else { return None };
+    let (mut parts, ()) = http::Request::new(()).into_parts();
+    parts.method = Method::from_bytes(seen.method?.as_bytes()).ok()?;
+    parts.uri = Uri::from_maybe_shared(bytes.slice_ref(seen.path?.as_bytes())).ok()?;
+    parts.version = version(seen.version);
+    parts.headers = headers(seen.headers, bytes, bytes).ok()?;
+    Some((parts, bytes.slice(length..)))
+}
+
 /// True if whoever wrote this head goes on with the connection after the message.
 pub(crate) fn keeps_open(version: Version, headers: &HeaderMap) -> bool {
     let mut said = headers.get_all(CONNECTION).iter().peekable();
@@ -145,6 +161,14 @@ impl Reading {
             });
         }
         Ok(length(headers)?.map_or(Self::ToEnd, Self::sized))
+    }
+
+    /// How the body of a request that has passed the gate ends.
+    pub(crate) fn of_request(headers: &HeaderMap) -> Self {
+        match headers.contains_key(TRANSFER_ENCODING) {
+            true => Self::Chunked(Chunk::BEGIN, Vec::new()),
+            false => Self::sized(length(headers).ok().flatten().unwrap_or(0)),
+        }
     }
 
     fn sized(length: u64) -> Self {
@@ -296,6 +320,105 @@ impl Writing {
 
 fn decides_framing(name: &HeaderName) -> bool {
     [TRANSFER_ENCODING, CONTENT_LENGTH, TRAILER, CONNECTION].contains(name)
+}
+
+/// What an answer must know of its request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    pub(crate) is_head: bool,
+    pub(crate) version: Version,
+    /// The client goes on with the connection.
+    pub(crate) keeps_open: bool,
+}
+
+impl Asked {
+    pub(crate) fn of(parts: &request::Parts) -> Self {
+        let keeps_open = keeps_open(parts.version, &parts.headers);
+        Self { is_head: parts.method == Method::HEAD, version: parts.version, keeps_open }
+    }
+}
+
+/// An answer's head as it was written.
+pub(crate) struct Written {
+    /// How its body goes on; `None` if there is none.
+    pub(crate) writing: Option<Writing>,
+    /// The connection goes on after it.
+    pub(crate) keeps_open: bool,
+}
+
+/// Writes an answer's head. `left` is how long its body is, if that is known (RFC 9112 section 6.3).
+pub(crate) fn put_answer(
+    out: &mut Vec<u8>,
+    asked: Asked,
+    status: StatusCode,
+    reason: Option<&ReasonPhrase>,
+    headers: &HeaderMap,
+    left: Option<u64>,
+    date: &[u8],
+) -> Written {
+    let is_bare = status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let announced = if left == Some(0) && !asked.is_head { None } else { length(headers).ok().flatten() };
+    let (framing, writing) = match (announced.or(left), asked.version) {
+        _ if is_bare => (Framing::None, None),
+        (None, _) if asked.is_head => (Framing::None, None),
+        // An answer without a body may still have one to a GET.
+        (Some(0), _) if asked.is_head && announced.is_none() => (Framing::None, None),
+        (Some(length), _) => (Framing::Length(length), Some(Writing::Sized(length))),
+        (None, Version::HTTP_10) => (Framing::None, Some(Writing::ToEnd)),
+        (None, _) => (Framing::Chunks, Some(Writing::chunked(headers))),
+    };
+    put_status_line(out, asked.version, status, reason);
+    let is_chunked = matches!(framing, Framing::Chunks);
+    let (mut keeps_open, mut says_close, mut has_date) = (asked.keeps_open, false, false);
+    for (name, value) in headers {
+        match *name {
+            CONTENT_LENGTH | TRANSFER_ENCODING => continue,
+            TRAILER if !is_chunked => continue,
+            CONNECTION if has_token(value, "close") => (keeps_open, says_close) = (false, true),
+            DATE => has_date = true,
+            _ => {}
+        }
+        put_header(out, name, value);
+    }
+    match framing {
+        Framing::None => {}
+        Framing::Length(length) => {
+            let _ = write!(out, "content-length: {length}\r\n");
+        }
+        Framing::Chunks => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+    }
+    keeps_open &= !matches!(writing, Some(Writing::ToEnd));
+    if !keeps_open && !says_close && status != StatusCode::SWITCHING_PROTOCOLS {
+        out.extend_from_slice(b"connection: close\r\n");
+    } else if keeps_open && asked.version == Version::HTTP_10 {
+        out.extend_from_slice(b"connection: keep-alive\r\n");
+    }
+    if !has_date {
+        out.extend_from_slice(b"date: ");
+        out.extend_from_slice(date);
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+    let has_body = !asked.is_head && !matches!(writing, Some(Writing::Sized(0)));
+    Written { writing: writing.filter(|_| has_body), keeps_open }
+}
+
+enum Framing {
+    None,
+    Length(u64),
+    Chunks,
+}
+
+fn put_status_line(out: &mut Vec<u8>, version: Version, status: StatusCode, reason: Option<&ReasonPhrase>) {
+    out.extend_from_slice(if version == Version::HTTP_10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
+    out.extend_from_slice(status.as_str().as_bytes());
+    out.push(b' ');
+    // Many a parser expects one.
+    out.extend_from_slice(match reason {
+        Some(reason) => reason.as_bytes(),
+        None => status.canonical_reason().unwrap_or("Unknown").as_bytes(),
+    });
+    out.extend_from_slice(b"\r\n");
 }
 
 /// Writes a request's first line.

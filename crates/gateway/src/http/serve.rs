@@ -1,0 +1,423 @@
+//! HTTP/1 with a client: one request after the other, each answered before the next is looked at.
+//!
+//! Picture a clerk at a window. A request is read and its answer awaited in the connection's own task; meanwhile the clerk
+//! hands on what comes of its body if somebody asks for it, passes interim answers out, and notices when the client
+//! leaves. Between two requests the window holds no buffer.
+//! Not here: what may come in (`gate.rs`), what bytes mean (`wire.rs`), what is answered (`chain.rs`), HTTP/2 (`h2.rs`).
+
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, UNIX_EPOCH};
+
+use bytes::{Buf as _, Bytes};
+use http::header::{EXPECT, HeaderValue};
+use http::{Request, Response, StatusCode};
+use http_body::{Body as _, Frame};
+use hyper::ext::ReasonPhrase;
+use seawall_core::time::Mono;
+use tokio::io::AsyncWrite as _;
+
+use super::body::{Incoming, Tracked};
+use super::conn::{ClientIo, ConnState};
+use super::feed::Feed;
+use super::gate::{VERDICT_HEADER, Verdict};
+use super::outgoing::Outgoing;
+use super::wire::{self, Asked, Malformed, Piece, Reading, Written};
+use crate::clock::Clock;
+
+/// Of a body that nobody wanted so much is read, so that the connection can go on.
+const UNWANTED_MAX: usize = 256 << 10;
+/// What waits to leave is written when it is so much.
+const FULL: usize = 16 << 10;
+/// How old the date on an answer may be.
+const DATE_EVERY: Duration = Duration::from_millis(500);
+const DATE_BYTES: usize = 29;
+
+thread_local! {
+    /// When it was last written, and how.
+    static DATE: Cell<(Option<Mono>, [u8; DATE_BYTES])> = const { Cell::new((None, [b' '; DATE_BYTES])) };
+}
+
+/// What a connection is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    GoOn,
+    /// No request after this one.
+    Drain,
+    /// Nothing any more.
+    Stop,
+}
+
+/// How HTTP/1 ended on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// With the connection.
+    Closed,
+    /// It may go on as something else.
+    Switched,
+}
+
+/// Serves a connection for as long as it is HTTP/1. `orders` is asked whenever the connection is nudged.
+pub(crate) async fn serve_connection<G: Unpin, F: Future<Output = Response<Tracked<G>>>>(
+    io: &mut ClientIo,
+    state: &ConnState,
+    clock: &Clock,
+    orders: impl Fn() -> Order,
+    mut answer: impl FnMut(Request<Incoming>) -> F,
+) -> End {
+    let mut window = Window {
+        io,
+        state,
+        orders,
+        is_draining: false,
+        come: Bytes::new(),
+        reading: Reading::Over,
+        feed: None,
+        will_continue: false,
+        out: Outgoing::default(),
+    };
+    loop {
+        let (asked, request) = match std::future::poll_fn(|cx| window.poll_request(cx)).await {
+            Next::Request(request) => *request,
+            Next::End => break,
+            Next::Gone => return End::Closed,
+            Next::Frames => return End::Switched,
+        };
+        let response = {
+            let mut answering = pin!(answer(request));
+            std::future::poll_fn(|cx| window.poll_answer(cx, answering.as_mut())).await
+        };
+        let Ok(response) = response else { return End::Closed };
+        let date = date(state.since(), clock);
+        let Ok(keeps_open) = window.write(response, asked, &date).await else { return End::Closed };
+        match keeps_open {
+            Keeps::Open => {}
+            Keeps::Nothing => break,
+            Keeps::Switched => return End::Switched,
+        }
+    }
+    // Whoever is still sending would lose the answer to a plain close.
+    let _ = std::future::poll_fn(|cx| {
+        if state.is_nudged(cx) && (window.orders)() == Order::Stop {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut *window.io).poll_shutdown(cx)
+    })
+    .await;
+    End::Closed
+}
+
+/// The client or the connection is gone, or must not go on.
+#[derive(Debug)]
+struct Gone;
+
+enum Next {
+    Request(Box<(Asked, Request<Incoming>)>),
+    /// No request any more; what was written may be on its way.
+    End,
+    Gone,
+    /// It is HTTP/2.
+    Frames,
+}
+
+enum Keeps {
+    Open,
+    Nothing,
+    Switched,
+}
+
+struct Window<'a, O> {
+    io: &'a mut ClientIo,
+    state: &'a ConnState,
+    orders: O,
+    is_draining: bool,
+    /// What has come and has not been looked at.
+    come: Bytes,
+    /// The present request's body.
+    reading: Reading,
+    /// Who reads it.
+    feed: Option<Feed>,
+    /// The client waits to be told to send it.
+    will_continue: bool,
+    out: Outgoing,
+}
+
+impl<O: Fn() -> Order> Window<'_, O> {
+    /// Looks around if it is to.
+    fn look(&mut self, cx: &Context<'_>) -> Result<(), Gone> {
+        if self.state.is_nudged(cx) {
+            match (self.orders)() {
+                Order::GoOn => {}
+                Order::Drain => self.is_draining = true,
+                Order::Stop => return Err(Gone),
+            }
+        }
+        Ok(())
+    }
+
+    fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
+        if let Err(Gone) = self.look(cx) {
+            return Poll::Ready(Next::Gone);
+        }
+        loop {
+            if self.is_draining && self.come.is_empty() && self.io.is_idle() {
+                return Poll::Ready(Next::End);
+            }
+            if !self.come.is_empty() {
+                return Poll::Ready(Next::Request(Box::new(self.take_request(cx))));
+            }
+            match ready!(self.io.poll_come(cx)) {
+                Ok(Some(come)) => self.come = come,
+                Ok(None) => return Poll::Ready(Next::End),
+                Err(_) => return Poll::Ready(if self.io.has_frames() { Next::Frames } else { Next::Gone }),
+            }
+        }
+    }
+
+    /// The head in front of what has come.
+    fn take_request(&mut self, cx: &mut Context<'_>) -> (Asked, Request<Incoming>) {
+        let Some((parts, rest)) = wire::request(&self.come) else {
+            // The gate and the library differ about what a target may look like.
+            self.come = Bytes::new();
+            let mut request = Request::new(Incoming::Empty);
+            request.headers_mut().insert(VERDICT_HEADER, HeaderValue::from_static(Verdict::Target.name()));
+            let asked = Asked { is_head: false, version: http::Version::HTTP_11, keeps_open: false };
+            return (asked, request);
+        };
+        self.come = rest;
+        self.reading = Reading::of_request(&parts.headers);
+        let body = if self.reading == Reading::Over {
+            Incoming::Empty
+        } else {
+            self.will_continue = parts.version == http::Version::HTTP_11 && parts.headers.contains_key(EXPECT);
+            let (feed, fed) = Feed::new(cx.waker(), self.reading.left());
+            self.feed = Some(feed);
+            Incoming::Lines(fed)
+        };
+        (Asked::of(&parts), Request::from_parts(parts, body))
+    }
+
+    /// Waits for the answer to the present request.
+    fn poll_answer<R>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut answering: Pin<&mut impl Future<Output = R>>,
+    ) -> Poll<Result<R, Gone>> {
+        self.look(cx)?;
+        loop {
+            if let Poll::Ready(response) = answering.as_mut().poll(cx) {
+                return Poll::Ready(Ok(response));
+            }
+            let has_fed = self.feed(cx)?;
+            self.put_interim();
+            if !self.out.is_empty() && self.poll_leave(cx)?.is_pending() {
+                return Poll::Pending;
+            }
+            if !has_fed {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn put_interim(&mut self) {
+        if self.state.has_interim() {
+            self.state.take_interim(self.out.head());
+        }
+    }
+
+    fn poll_leave(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, Gone> {
+        match self.out.poll_leave(self.io, cx, &mut 0) {
+            Poll::Ready(Ok(())) => Ok(Poll::Ready(())),
+            Poll::Ready(Err(_)) => Err(Gone),
+            Poll::Pending => Ok(Poll::Pending),
+        }
+    }
+
+    /// Hands on what is there of the body, if somebody has asked. True if so. Else notices whether the client is still
+    /// there, where its next words are not the body.
+    fn feed(&mut self, cx: &mut Context<'_>) -> Result<bool, Gone> {
+        let Some(feed) = &self.feed else {
+            return self.notice_end(cx).map(|()| false);
+        };
+        if !feed.is_wanted() {
+            return Ok(false);
+        }
+        let mut has_come_all = false;
+        loop {
+            let piece = match self.reading.next(&self.come) {
+                Ok((framing, piece)) => {
+                    self.come.advance(framing);
+                    piece
+                }
+                Err(Malformed) => {
+                    feed.put(Err("a chunk is malformed".into()));
+                    self.feed = None;
+                    return Ok(true);
+                }
+            };
+            match piece {
+                Piece::Data(bytes) => {
+                    feed.put(Ok(Frame::data(self.come.split_to(bytes))));
+                    if self.reading == Reading::Over {
+                        feed.end();
+                        self.feed = None;
+                    }
+                }
+                Piece::Trailers(trailers) => {
+                    feed.put(Ok(Frame::trailers(trailers)));
+                    feed.end();
+                    self.feed = None;
+                }
+                Piece::End => {
+                    feed.end();
+                    self.feed = None;
+                }
+                Piece::More if has_come_all => return Ok(false),
+                Piece::More => {
+                    if self.will_continue {
+                        self.will_continue = false;
+                        self.out.head().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+                    }
+                    match self.io.poll_come(cx) {
+                        Poll::Ready(Ok(Some(come))) => self.come = come,
+                        Poll::Ready(end) => {
+                            let why = end.err().map_or("the client left off".into(), Into::into);
+                            feed.put(Err(why));
+                            self.feed = None;
+                            return Ok(true);
+                        }
+                        Poll::Pending => has_come_all = true,
+                    }
+                    continue;
+                }
+            }
+            self.will_continue = false;
+            return Ok(true);
+        }
+    }
+
+    /// A client that has ended its side while it waits is gone.
+    fn notice_end(&mut self, cx: &mut Context<'_>) -> Result<(), Gone> {
+        if self.reading == Reading::Over && self.come.is_empty() {
+            match self.io.poll_come(cx) {
+                Poll::Ready(Ok(Some(come))) => self.come = come,
+                Poll::Ready(Ok(None) | Err(_)) => return Err(Gone),
+                Poll::Pending => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes an answer to its end. Tells whether the connection goes on.
+    async fn write<G: Unpin>(
+        &mut self,
+        response: Response<Tracked<G>>,
+        asked: Asked,
+        date: &[u8],
+    ) -> Result<Keeps, Gone> {
+        let (parts, mut body) = response.into_parts();
+        self.put_interim();
+        self.state.begin_answer();
+        let asked = Asked { keeps_open: asked.keeps_open && !self.is_draining, ..asked };
+        let left = if body.is_end_stream() { Some(0) } else { body.size_hint().exact() };
+        let reason = parts.extensions.get::<ReasonPhrase>();
+        let mut written =
+            wire::put_answer(self.out.head(), asked, parts.status, reason, &parts.headers, left, date);
+        std::future::poll_fn(|cx| self.poll_write(cx, &mut body, &mut written)).await?;
+        drop(body);
+        if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+            self.io.unread(std::mem::take(&mut self.come));
+            return Ok(Keeps::Switched);
+        }
+        self.feed = None;
+        let goes_on = written.keeps_open && std::future::poll_fn(|cx| Poll::Ready(self.skip_body(cx))).await;
+        self.will_continue = false;
+        Ok(if goes_on { Keeps::Open } else { Keeps::Nothing })
+    }
+
+    fn poll_write<G: Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        body: &mut Tracked<G>,
+        written: &mut Written,
+    ) -> Poll<Result<(), Gone>> {
+        self.look(cx)?;
+        loop {
+            let has_fed = self.feed(cx)?;
+            if self.out.is_full(FULL) && self.poll_leave(cx)?.is_pending() {
+                return Poll::Pending;
+            }
+            let Some(writing) = &mut written.writing else {
+                return self.poll_leave(cx).map_or_else(|gone| Poll::Ready(Err(gone)), |left| left.map(Ok));
+            };
+            let put = match Pin::new(&mut *body).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) if data.is_empty() => Ok(()),
+                    Ok(data) => {
+                        let begun = writing.begin_piece(self.out.head(), data.len());
+                        self.out.piece(data, writing.end_piece());
+                        begun
+                    }
+                    Err(frame) => {
+                        let ended = writing.end(self.out.head(), frame.trailers_ref());
+                        written.writing = None;
+                        ended
+                    }
+                },
+                Poll::Ready(None) => {
+                    let ended = writing.end(self.out.head(), None);
+                    written.writing = None;
+                    ended
+                }
+                Poll::Ready(Some(Err(_))) => Err(Malformed),
+                Poll::Pending => {
+                    if self.poll_leave(cx)?.is_pending() || !has_fed {
+                        return Poll::Pending;
+                    }
+                    Ok(())
+                }
+            };
+            if let Err(Malformed) = put {
+                // A broken answer breaks off, so that nobody takes it for a whole one.
+                return Poll::Ready(Err(Gone));
+            }
+        }
+    }
+
+    /// Reads what is there of a body that nobody wanted. True if that was the rest of it.
+    fn skip_body(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut skipped = 0;
+        while skipped <= UNWANTED_MAX {
+            let Ok((framing, piece)) = self.reading.next(&self.come) else { return false };
+            self.come.advance(framing);
+            match piece {
+                Piece::Data(bytes) => {
+                    self.come.advance(bytes);
+                    skipped += bytes;
+                }
+                Piece::End | Piece::Trailers(_) => return true,
+                Piece::More => match self.io.poll_come(cx) {
+                    Poll::Ready(Ok(Some(come))) => self.come = come,
+                    _ => return false,
+                },
+            }
+        }
+        false
+    }
+}
+
+/// The date for an answer to a request that began at `now`, or a little later.
+fn date(now: Mono, clock: &Clock) -> [u8; DATE_BYTES] {
+    let (at, mut date) = DATE.get();
+    if at.is_none_or(|at| now.since(at) >= DATE_EVERY || at > now) {
+        let wall = UNIX_EPOCH + Duration::from_millis(clock.wall().as_millis());
+        let text = httpdate::fmt_http_date(wall);
+        if let Ok(text) = text.as_bytes().try_into() {
+            date = text;
+        }
+        DATE.set((Some(now), date));
+    }
+    date
+}
