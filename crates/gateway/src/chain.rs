@@ -784,7 +784,11 @@ pub(crate) async fn attempt_loop(
     let mut _retry = None;
     loop {
         call.attempts += 1;
-        let (failure, answer, retry_after) = match try_hedged(worker, call, upstream, &mut place).await {
+        let tried = match hedge_due(worker, call) {
+            None => try_once(worker, call, upstream, &mut place).await,
+            Some(due) => Box::pin(try_hedged(worker, call, upstream, due, &mut place)).await,
+        };
+        let (failure, answer, retry_after) = match tried {
             Tried::Answered(received) => return Ok(received),
             Tried::Refused(refusal) => {
                 counts.refused(&refusal);
@@ -866,13 +870,26 @@ pub(crate) async fn try_once(
     }
 }
 
+/// When a second copy of a try is due, if it may have one.
+fn hedge_due(worker: &Worker, call: &Call) -> Option<(hedge::Call, Mono)> {
+    if call.write.is_some() || call.upgrade.is_some() || call.route.policy.guards.hedge.is_none() {
+        return None;
+    }
+    let now = worker.node.clock.now();
+    let copied = hedge::Call { started: now, hedges: 0, idempotent: call.can_be_sent_again() };
+    call.route.hedge_due(now, copied).map(|due| (copied, due))
+}
+
 /// One try, and a second copy of it when the first is slower to answer than most: the first good answer wins, and the
 /// other is dropped, which cancels it.
-async fn try_hedged(worker: &Arc<Worker>, call: &mut Call, upstream: UpstreamId, place: &mut Option<Place>) -> Tried {
+async fn try_hedged(
+    worker: &Arc<Worker>,
+    call: &mut Call,
+    upstream: UpstreamId,
+    (copied, due): (hedge::Call, Mono),
+    place: &mut Option<Place>,
+) -> Tried {
     let (clock, route) = (&worker.node.clock, Arc::clone(&call.route));
-    let copied = hedge::Call { started: clock.now(), hedges: 0, idempotent: call.can_be_sent_again() };
-    let due = if call.write.is_some() || call.upgrade.is_some() { None } else { route.hedge_due(clock.now(), copied) };
-    let Some(due) = due else { return try_once(worker, call, upstream, place).await };
     call.touched = call.touched();
     let copies = Copies {
         started: copied.started,

@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::header::CONNECTION;
-use http::{HeaderValue, StatusCode};
+use http::HeaderValue;
 use seawall_core::block::Block;
 use seawall_core::fault::book::Client;
 use seawall_core::policy;
@@ -258,24 +257,14 @@ async fn serve_connection(
     }
     let mut io = io;
     // Each request by the policy in force when it comes.
-    let answer = |request| {
-        let answer = chain::serve(seat.worker_for(&peer.door), Arc::clone(&state), Arc::clone(&peer), request);
-        let parting = &stop.parting;
-        async move {
-            let mut answer = answer.await;
-            if parting.load(Relaxed) && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
-                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            }
-            answer
-        }
-    };
+    let answer = |request| chain::serve(seat.worker_for(&peer.door), Arc::clone(&state), Arc::clone(&peer), request);
     let orders = || match (stop.now.is_cancelled(), door.drain.is_cancelled()) {
         (true, _) => Order::Stop,
         (false, true) => Order::Drain,
         (false, false) => Order::GoOn,
     };
     state.nudge();
-    let end = serve::serve_connection(&mut io, &state, &node.clock, orders, answer).await;
+    let end = serve::serve_connection(&mut io, &state, &node.clock, orders, &stop.parting, answer).await;
     if end == End::Closed {
         return;
     }

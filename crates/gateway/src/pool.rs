@@ -138,7 +138,7 @@ impl EndpointPool {
     /// upstream.
     pub(crate) async fn checkout(&self, now: Mono, fresh: bool, waiting: &mut bool) -> Result<Link, Failure> {
         if let Some(frames) = &self.frames {
-            return self.checkout_seat(frames, waiting).await;
+            return Box::pin(self.checkout_seat(frames, waiting)).await;
         }
         loop {
             if fresh {
@@ -152,7 +152,8 @@ impl EndpointPool {
             }
             if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
                 *waiting = false;
-                return self.connect_in_time(Some(slot)).await;
+                // In a box, like every way that is rarely gone.
+                return Box::pin(self.connect_in_time(Some(slot))).await;
             }
             *waiting = true;
             tokio::select! {
@@ -160,7 +161,7 @@ impl EndpointPool {
                 () = self.returned.notified() => {}
                 slot = Arc::clone(&self.slots).acquire_owned() => {
                     *waiting = false;
-                    return self.connect_in_time(slot.ok()).await;
+                    return Box::pin(self.connect_in_time(slot.ok())).await;
                 }
             }
         }

@@ -55,7 +55,7 @@ pub(crate) fn agrees(headers: &HeaderMap, wanted: &HeaderValue) -> bool {
     names_it && named.next().is_some_and(is_wanted) && named.next().is_none()
 }
 
-/// Goes on with a client's connection that is no HTTP any more. 
+/// Goes on with a client's connection that is no HTTP any more.
 pub(crate) async fn go_on(handover: Handover, client: ClientIo, stop: &CancellationToken) {
     let (Some(client), early) = client.into_parts() else { return };
     let worker = handover.worker;

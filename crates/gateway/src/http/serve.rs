@@ -8,6 +8,7 @@
 use std::cell::Cell;
 use std::future::Future;
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -65,12 +66,14 @@ pub(crate) async fn serve_connection<G: Unpin, F: Future<Output = Response<Track
     state: &ConnState,
     clock: &Clock,
     orders: impl Fn() -> Order,
+    parting: &AtomicBool,
     mut answer: impl FnMut(Request<Incoming>) -> F,
 ) -> End {
     let mut window = Window {
         io,
         state,
         orders,
+        parting,
         is_draining: false,
         come: Bytes::new(),
         reading: Reading::Over,
@@ -132,6 +135,8 @@ struct Window<'a, O> {
     io: &'a mut ClientIo,
     state: &'a ConnState,
     orders: O,
+    /// True while every answer is the last of its connection.
+    parting: &'a AtomicBool,
     is_draining: bool,
     /// What has come and has not been looked at.
     come: Bytes,
@@ -320,11 +325,11 @@ impl<O: Fn() -> Order> Window<'_, O> {
         let (parts, mut body) = response.into_parts();
         self.put_interim();
         self.state.begin_answer();
-        let asked = Asked { keeps_open: asked.keeps_open && !self.is_draining, ..asked };
+        let is_last = self.is_draining || self.parting.load(Relaxed);
+        let asked = Asked { keeps_open: asked.keeps_open && !is_last, ..asked };
         let left = if body.is_end_stream() { Some(0) } else { body.size_hint().exact() };
         let reason = parts.extensions.get::<ReasonPhrase>();
-        let mut written =
-            wire::put_answer(self.out.head(), asked, parts.status, reason, &parts.headers, left, date);
+        let mut written = wire::put_answer(self.out.head(), asked, parts.status, reason, &parts.headers, left, date);
         std::future::poll_fn(|cx| self.poll_write(cx, &mut body, &mut written)).await?;
         drop(body);
         if parts.status == StatusCode::SWITCHING_PROTOCOLS {

@@ -46,8 +46,7 @@ pub(crate) struct Answer {
 pub(crate) fn answer(bytes: &[u8]) -> Result<Option<Answer>, Malformed> {
     let mut lines = [const { MaybeUninit::uninit() }; ANSWER_HEADERS_MAX];
     let mut seen = httparse::Response::new(&mut []);
-    let parsed =
-        httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut seen, bytes, &mut lines);
+    let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut seen, bytes, &mut lines);
     let httparse::Status::Complete(length) = parsed.map_err(|_| Malformed)? else {
         return if bytes.len() > ANSWER_HEAD_MAX { Err(Malformed) } else { Ok(None) };
     };
