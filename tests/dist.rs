@@ -619,7 +619,17 @@ fn a_node_makes_no_system_call_that_the_unit_forbids() {
         assert_eq!(node.post("/", "", "kept").status, 202);
         node.admin_get("/metrics");
     }
-    node.process.signal(Signal::TERM);
+    // Another process in its place; what ends last is that.
+    node.process.signal(Signal::USR2);
+    let heir = wait_for("another takes over", || {
+        let lines = node.process.lines();
+        let pid = |line: &String| {
+            let line: Value = serde_json::from_str(line).ok()?;
+            line["message"].as_str()?.starts_with("handed over").then(|| line["pid"].as_u64())?
+        };
+        lines.iter().find_map(pid)
+    });
+    crate::process::send(u32::try_from(heir).unwrap(), Signal::TERM);
     assert_eq!(code(node.process.wait()), 0);
     let text = wait_for("strace has written its last line", || {
         let text = std::fs::read_to_string(&trace).unwrap_or_default();

@@ -287,7 +287,8 @@ fn who_does_not_need_the_store_does_not_hold_it_back() {
     let text = config(&server)
         .replacen("listeners: [", "listeners: [{ address: \"127.0.0.1:0\", protocol: tcp, upstream: echo }, ", 1)
         .replacen("upstreams: {", &format!("upstreams: {{ echo: {{ url: \"tcp://{echo_address}\" }},"), 1);
-    let place = Place::new(&text);
+    let toxiproxy = port();
+    let place = Place::new(&format!("{text}toxiproxy: {{ listen: \"127.0.0.1:{toxiproxy}\" }}\n"));
     let old = place.node();
     let mut line = Client::new(old.addresses[0]);
     let mut say = |word: &str| {
@@ -304,6 +305,8 @@ fn who_does_not_need_the_store_does_not_hold_it_back() {
     let new = take_over(&place, &old);
     say("after");
     assert_eq!(Client::new(new.addresses[1]).ask(GET).status, 200);
+    let version = Client::new(local(toxiproxy)).ask("GET /version HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert_eq!(version.status, 200, "this port is the new one's too");
     assert_eq!(silent.rest(), "", "who has never asked for anything is let go");
     let mut old = old;
     assert!(old.process.ended().is_none(), "it waits for those it let in");
