@@ -13,6 +13,7 @@ mod crash;
 mod demo;
 mod disk;
 mod dist;
+mod drain;
 mod examples;
 mod failover;
 mod faults;

@@ -38,6 +38,7 @@ use tokio_util::task::TaskTracker;
 use crate::book::Book;
 use crate::clock::RealClock;
 use crate::config::{AdminConfig, AppConfig, Report, StoreConfig};
+use crate::drains;
 use crate::faults;
 use crate::handover::{self, Host, Predecessor, Role, Sockets, Successor, wait_for_store};
 use crate::reload::{self, Origin, Rules};
@@ -550,11 +551,11 @@ struct Seen<'n> {
 
 fn admin(seen: Seen<'_>, token: Option<String>, draining: &Arc<AtomicBool>) -> Admin {
     let Seen { policy, gateway, store, book, clock, certificates, rules, faults } = seen;
-    let (watched, draining) = (store.clone(), Arc::clone(draining));
+    let (watched, draining, drained) = (store.clone(), Arc::clone(draining), gateway.drains());
     let ready = move || match watched.failure() {
         Some(failure) => Err(format!("the store stopped: {failure}")),
         None if draining.load(Relaxed) => Err("this node is stopping".into()),
-        None => Ok(()),
+        None => drained.listener().map_or(Ok(()), |listener| Err(format!("the {listener} is being drained"))),
     };
     let wall_clock = clock.clone();
     Admin::new(AdminParts {
@@ -574,6 +575,7 @@ fn admin(seen: Seen<'_>, token: Option<String>, draining: &Arc<AtomicBool>) -> A
         wall: Arc::new(move || -> Wall { wall_clock.wall() }),
         config: rules,
         certificates: Arc::new(move || certificates.snapshot()),
+        drains: Arc::new(drains::Port(gateway.drains())),
         faults: faults.map(|faults| Arc::new(faults::Port(faults)) as Arc<dyn FaultPort>),
         token,
     })

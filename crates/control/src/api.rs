@@ -88,6 +88,8 @@ pub(crate) async fn no_such_path(uri: Uri) -> Refusal {
         "/api/spool",
         "/api/ledger",
         "/api/faults",
+        "/api/drain",
+        "/api/resume",
         "/api/reload",
     ];
     Refusal::new(StatusCode::NOT_FOUND, format!("there is nothing at `{}`", uri.path())).allowed(paths)

@@ -237,10 +237,10 @@ fn read_timing(fields: &Fields) -> Result<Timing, Refusal> {
 }
 
 /// A JSON object whose fields are known.
-struct Fields(Map<String, Value>);
+pub(crate) struct Fields(Map<String, Value>);
 
 impl Fields {
-    async fn read(body: Body, known: &[&str]) -> Result<Self, Refusal> {
+    pub(crate) async fn read(body: Body, known: &[&str]) -> Result<Self, Refusal> {
         let bytes = read_body_within(body, BODY_BYTES_MAX).await?;
         let value = serde_json::from_slice(&bytes)
             .map_err(|error| Refusal::bad("body", format!("the body is not JSON: {error}")))?;
@@ -263,7 +263,7 @@ impl Fields {
         self.0.get(name).filter(|value| !value.is_null())
     }
 
-    fn text(&self, name: &'static str) -> Result<Option<&str>, Refusal> {
+    pub(crate) fn text(&self, name: &'static str) -> Result<Option<&str>, Refusal> {
         let Some(value) = self.value(name) else { return Ok(None) };
         value.as_str().map(Some).ok_or_else(|| Refusal::bad(name, format!("`{name}` is a text, not `{value}`")))
     }
@@ -300,7 +300,7 @@ impl Fields {
         self.text(name)?.map(|text| text.parse().map_err(|error| bad(text, error))).transpose()
     }
 
-    fn duration(&self, name: &'static str) -> Result<Option<Duration>, Refusal> {
+    pub(crate) fn duration(&self, name: &'static str) -> Result<Option<Duration>, Refusal> {
         let bad = |error: UnitError| Refusal::bad(name, error.to_string()).allowed(["200ms", "2m"]);
         self.text(name)?.map(|text| parse_duration(text).map_err(bad)).transpose()
     }

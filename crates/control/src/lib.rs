@@ -2,7 +2,7 @@
 //!
 //! Picture a window into the engine room, with a few levers. Everything shown is drawn from snapshots that others
 //! hand over ([`AdminParts`]): this crate does not know the gateway. The levers (retry or discard a dead letter, take
-//! receipts, seal the ledger, place a fault) call the store and the ledger, and leave an entry in the journal.
+//! receipts, seal the ledger, place a fault, drain an endpoint) call the store and the ledger, and leave an entry in the journal.
 //!
 //! - [`api`]: the JSON endpoints. Every bad call is a 4xx that names the field and what would be allowed.
 //! - [`metrics`]: the same numbers as Prometheus text.
@@ -21,6 +21,7 @@ pub mod ui;
 
 mod adopt;
 mod config;
+mod drains;
 mod events;
 mod faults;
 mod guard;
@@ -29,7 +30,8 @@ mod status;
 mod text;
 
 pub use parts::{
-    Admin, AdminParts, BoxFuture, ConfigPort, FaultPort, LedgerPort, LedgerRefusal, NodeInfo, NotReloaded, Reloaded,
+    Admin, AdminParts, BoxFuture, ConfigPort, DrainPort, FaultPort, LedgerPort, LedgerRefusal, NodeInfo, NotReloaded,
+    Reloaded,
 };
 pub use serve::CONNECTIONS_MAX;
 pub use status::Status;

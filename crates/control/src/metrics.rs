@@ -11,6 +11,7 @@ use axum::extract::State;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use seawall_core::drain::{Standing, Target};
 use seawall_core::guard::Refusal;
 use seawall_core::guard::breaker::StateName;
 use seawall_core::ledger::{Counts, Summary, Verdict};
@@ -48,6 +49,7 @@ pub fn render(parts: &AdminParts) -> String {
     limits(&mut text, &snapshot);
     certificates(&mut text, parts);
     faults(&mut text, parts, &snapshot.routes);
+    drains(&mut text, &snapshot.drains);
     spool(&mut text, parts);
     replica(&mut text, parts);
     journal(&mut text, parts);
@@ -389,6 +391,21 @@ fn limits(text: &mut Text, snapshot: &NodeSnapshot) {
 }
 
 /// Faults on calls: those that lie there and the last that ended, so that a label does not grow for ever.
+fn drains(text: &mut Text, drains: &[Standing]) {
+    text.family("seawall_drains", "gauge", "What is taken out of service by hand, by kind.");
+    for kind in Target::KINDS {
+        let count = drains.iter().filter(|standing| standing.kind == kind).count();
+        text.sample("seawall_drains", &[("kind", kind)], count);
+    }
+    let name = "seawall_drain_left";
+    text.family(name, "gauge", "Calls on their way and connections open of what is drained.");
+    for Standing { kind, name: of, calls, connections, .. } in drains {
+        for (what, count) in [("calls", calls), ("connections", connections)] {
+            text.sample(name, &[("kind", kind), ("name", of), ("what", what)], count);
+        }
+    }
+}
+
 fn faults(text: &mut Text, parts: &AdminParts, routes: &[RouteSnapshot]) {
     let look = parts.faults.as_ref().map(|faults| faults.look());
     let (standing, ended, killed) =

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use seawall_core::drain::{Refused as NotDrained, Standing as Drained, Target};
 use seawall_core::fault::book::{Fault, Id, Look, Order, Refused, Standing};
 use seawall_core::ledger::census::Salt;
 use seawall_core::ledger::{Counted, Place, Receipts, Summary};
@@ -16,7 +17,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::{STREAMS_MAX, api, config, events, faults, guard, metrics, serve, ui};
+use crate::{STREAMS_MAX, api, config, drains, events, faults, guard, metrics, serve, ui};
 
 /// A future in a box, for traits used as objects.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -114,6 +115,21 @@ pub trait FaultPort: Send + Sync {
     fn release(&self, reason: &str) -> bool;
 }
 
+/// Drains as the admin side needs them; `app` puts the gateway's behind it. What stands is in the snapshot.
+pub trait DrainPort: Send + Sync {
+    /// Takes something out of service; a listener refuses after this time.
+    ///
+    /// # Errors
+    /// [`NotDrained`]; nothing changes then.
+    fn drain(&self, target: &Target, reason: &str, refuse_after: Duration) -> Result<Drained, NotDrained>;
+
+    /// Takes it back. Tells whether it was drained.
+    ///
+    /// # Errors
+    /// [`NotDrained`]; nothing changes then.
+    fn resume(&self, target: &Target) -> Result<bool, NotDrained>;
+}
+
 /// The configuration as the admin side needs it.
 pub trait ConfigPort: Send + Sync {
     /// SHA-256 of the one in force, hex.
@@ -168,6 +184,8 @@ pub struct AdminParts {
     pub certificates: Arc<dyn Fn() -> Vec<CertificateSnapshot> + Send + Sync>,
     /// Faults on calls, where the configuration allows them.
     pub faults: Option<Arc<dyn FaultPort>>,
+    /// What is taken out of service by hand.
+    pub drains: Arc<dyn DrainPort>,
     /// Asked for with every call but probes and metrics, if set.
     pub token: Option<String>,
 }
@@ -204,6 +222,7 @@ impl Admin {
         let open = Router::new().merge(api::probes()).merge(metrics::router());
         let closed = Router::new()
             .merge(api::router())
+            .merge(drains::router())
             .merge(faults::router())
             .merge(config::router())
             .merge(ui::router())

@@ -7,7 +7,9 @@ use seawall_core::policy::Protocol;
 use seawall_core::time::Wall;
 use seawall_store::{ReplicaState, ReplicaStatus, SpoolDepth};
 use serde::Serialize;
+use serde_json::Value;
 
+use crate::drains::standing_json;
 use crate::parts::AdminParts;
 use crate::text::rfc3339;
 
@@ -27,6 +29,7 @@ pub struct Status {
     not_ready_because: Option<String>,
     routes: Vec<Route>,
     upstreams: Vec<UpstreamSnapshot>,
+    drains: Vec<Value>,
     spool: SpoolStatus,
     #[serde(skip_serializing_if = "Option::is_none")]
     replica: Option<ReplicaView>,
@@ -120,7 +123,7 @@ impl ReplicaView {
 impl Status {
     pub(crate) fn of(parts: &AdminParts) -> Self {
         let (info, now) = (&parts.info, (parts.wall)());
-        let NodeSnapshot { routes, upstreams, limits, .. } = (parts.view)();
+        let NodeSnapshot { routes, upstreams, limits, drains, .. } = (parts.view)();
         let ready = (parts.ready)();
         Self {
             node: info.node.clone(),
@@ -134,6 +137,7 @@ impl Status {
             not_ready_because: ready.err(),
             routes: routes.into_iter().map(Route::of).collect(),
             upstreams,
+            drains: drains.iter().map(standing_json).collect(),
             spool: SpoolStatus::of(parts.spool.depth(), now),
             replica: parts.spool.replica().map(|status| ReplicaView::of(&status, now)),
             limits,

@@ -16,6 +16,7 @@
 pub mod addresses;
 pub mod balance;
 pub mod block;
+pub mod drain;
 pub mod fault;
 pub mod guard;
 pub mod id;

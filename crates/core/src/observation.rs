@@ -4,6 +4,7 @@
 use serde::Serialize;
 
 use crate::balance::assign::ByVersion;
+use crate::drain::Standing;
 use crate::policy::Protocol;
 
 /// Upper bounds of the latency histogram's buckets, in seconds; a last bucket takes the rest.
@@ -78,6 +79,8 @@ pub struct NodeSnapshot {
     pub connections_total: u64,
     /// Requests that matched no route or never became one, by reason.
     pub rejected: Vec<(&'static str, u64)>,
+    /// What is drained by hand.
+    pub drains: Vec<Standing>,
 }
 
 /// A certificate in use.
@@ -235,6 +238,8 @@ pub struct EndpointSnapshot {
     pub healthy: bool,
     /// True while it gets no calls because it did worse than its peers.
     pub ejected: bool,
+    /// True while it gets no calls because somebody has taken it out of service.
+    pub draining: bool,
     /// The share of the choices it takes part in: below 1 while it has just come (back).
     pub ramp: f64,
     /// Its usual latency, in milliseconds, a peak counting at once; 0 while it is not known.

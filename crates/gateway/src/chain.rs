@@ -373,6 +373,10 @@ async fn route_call(
 
 /// The call through its guards, and its fallback if they give up.
 async fn guarded(worker: &Arc<Worker>, mut call: Call, started: Mono) -> Response<ResBody> {
+    if let Err(refusal) = call.route.takes_new() {
+        worker.counts[call.id.index()].refused(&refusal);
+        return Box::pin(fallback::apply(worker, call, Reason::Refused(refusal))).await;
+    }
     if must_queue(worker, &call) && !Box::pin(queue_clears(worker, &call)).await {
         return Box::pin(fallback::apply(worker, call, Reason::Behind)).await;
     }
@@ -1040,6 +1044,9 @@ fn note_outlier(
 }
 
 pub(crate) fn no_healthy_endpoint(worker: &Worker, upstream: UpstreamId) -> Refusal {
+    if let Some(refusal) = worker.node.upstreams[upstream.index()].drained() {
+        return refusal;
+    }
     let upstream = worker.node.policy.upstream(upstream);
     Refusal::NoHealthyEndpoint {
         endpoints: u32::try_from(upstream.endpoints.len()).unwrap_or(u32::MAX),

@@ -8,6 +8,7 @@ mod aim;
 pub mod announce;
 mod chain;
 mod clock;
+mod drains;
 mod duplex;
 mod ejection;
 mod fallback;
@@ -49,6 +50,7 @@ use seawall_core::prng::Prng;
 use seawall_core::time::Mono;
 
 pub use clock::Clock;
+pub use drains::Drains;
 pub use node::Parts;
 pub use records::{Fate, NoRecords, Records};
 pub use seat::{Handed, Prepared};
@@ -133,7 +135,7 @@ impl Gateway {
             let place = handed.iter().position(|handed| handed.configured == wanted.address);
             let (door, openings) = match place.map(|place| handed.remove(place)) {
                 Some(handed) => reopen(handed, workers, &stop)?,
-                None => bind(wanted.address, workers, &stop)?,
+                None => bind(wanted.address, wanted.address, workers, &stop)?,
             };
             for (place, opening) in openings.into_iter().enumerate() {
                 sockets[place % workers].push((Arc::clone(&door), opening));
@@ -177,7 +179,9 @@ impl Gateway {
     /// # Errors
     /// The kernel's; out of descriptors among them.
     pub fn shared(&self) -> io::Result<Vec<Handed>> {
-        self.hall.node().doors.iter().map(|door| door.shared()).collect()
+        let doors = self.hall.node().doors.clone();
+        // One that is drained is closed, and opened anew.
+        doors.iter().filter(|door| !door.drain.is_cancelled()).map(|door| door.shared()).collect()
     }
 
     /// With `true`, every answer of HTTP/1 ends its connection from now on: who keeps on asking comes by another, and can
@@ -198,6 +202,7 @@ impl Gateway {
     pub async fn settle(&mut self, hurry: impl Future<Output = ()>) {
         self.hall.stop.drain.cancel();
         let node = self.hall.node();
+        node.end_drains();
         self.drains_since = Some(node.clock.now());
         let settled = async {
             // A request that is on its way by a connection that stands is as good as here; by a silent one it is not.
@@ -232,6 +237,12 @@ impl Gateway {
         Arc::new(move || hall.node().snapshot())
     }
 
+    /// What takes things out of service while the gateway runs, and back.
+    #[must_use]
+    pub fn drains(&self) -> Drains {
+        Drains(Arc::clone(&self.hall))
+    }
+
     /// What changes the policy while the gateway runs.
     #[must_use]
     pub fn changer(&self) -> Changer {
@@ -244,6 +255,7 @@ impl Gateway {
     pub async fn stop(self, hurry: impl Future<Output = ()>) -> u64 {
         self.hall.stop.drain.cancel();
         let node = self.hall.node();
+        node.end_drains();
         let used = || node.connections.used.load(Relaxed);
         let drained_for = self.drains_since.map_or(Duration::ZERO, |since| node.clock.now().since(since));
         let grace = node.policy.limits.grace.saturating_sub(drained_for);
@@ -284,7 +296,7 @@ impl Changer {
         for (wanted, known) in policy.listeners.iter().zip(known) {
             doors.push(match known {
                 Some(door) => (door, Vec::new()),
-                None => bind(wanted.address, self.0.seats().len(), &self.0.stop)?,
+                None => bind(wanted.address, wanted.address, self.0.seats().len(), &self.0.stop)?,
             });
         }
         Ok(self.0.prepared(policy, doors))
@@ -397,7 +409,12 @@ fn ask(address: SocketAddr) -> Result<(), StartError> {
 }
 
 /// Opens a door: a socket for each worker on the same address.
-fn bind(address: SocketAddr, workers: usize, stop: &Stop) -> Result<(Arc<Door>, Vec<Opening>), StartError> {
+fn bind(
+    configured: SocketAddr,
+    address: SocketAddr,
+    workers: usize,
+    stop: &Stop,
+) -> Result<(Arc<Door>, Vec<Opening>), StartError> {
     let failed = |source| StartError::Listen { address, source };
     ask(address)?;
     // Asked for any port, the kernel may give a shared socket one that another node of ours shares already, and each of the
@@ -408,7 +425,7 @@ fn bind(address: SocketAddr, workers: usize, stop: &Stop) -> Result<(Arc<Door>, 
     };
     let open = || listen_shared(actual, true)?.into_std().map(Opening::Std);
     let openings = (0..workers).map(|_| open().map_err(failed)).collect::<Result<_, _>>()?;
-    Ok((Door::new(address, actual, stop), openings))
+    Ok((Door::new(configured, actual, stop), openings))
 }
 
 /// Opens a door by sockets that stand: each has connections of its own that wait. Where there are more workers than those,

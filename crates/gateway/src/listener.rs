@@ -263,8 +263,9 @@ async fn serve_connection(
         (false, true) => Order::Drain,
         (false, false) => Order::GoOn,
     };
+    let is_last = || stop.parting.load(Relaxed) || door.parting.load(Relaxed) != 0;
     state.nudge();
-    let end = serve::serve_connection(&mut io, &state, &node.clock, orders, &stop.parting, answer).await;
+    let end = serve::serve_connection(&mut io, &state, &node.clock, orders, is_last, answer).await;
     if end == End::Closed {
         return;
     }

@@ -27,6 +27,7 @@ use tokio_util::task::TaskTracker;
 use crate::aim::Aim;
 use crate::chain::InFlight;
 use crate::clock::Clock;
+use crate::drains;
 use crate::fault::CallFaults;
 use crate::http::gate::{GateLimits, Verdict};
 use crate::mirror::COPIES_MAX;
@@ -89,6 +90,7 @@ pub(crate) struct Node {
     pub(crate) traffic_every: Duration,
     pub(crate) tls: Tls,
     pub(crate) faults: Option<CallFaults>,
+    pub(crate) drains: Arc<drains::Book>,
     pub(crate) connections: Arc<Limiter>,
     pub(crate) pending: Arc<Limiter>,
     pub(crate) sources: Arc<Sources>,
@@ -133,6 +135,8 @@ pub(crate) struct EndpointState {
     pub(crate) health: Mutex<Health>,
     /// Ejected as an outlier, and that is heeded.
     pub(crate) ejected: Arc<AtomicBool>,
+    /// Taken out of service by hand.
+    pub(crate) draining: AtomicBool,
     /// [`UpstreamState::judge`] of the one in force: what a call of an old policy came to is no business of the new one.
     pub(crate) judge: Arc<AtomicUsize>,
     /// The entry that last told of its health, its ejection or its return, at first the config's: the cause of the next.
@@ -177,6 +181,7 @@ impl Node {
             traffic_every,
             tls,
             faults,
+            drains: Arc::default(),
             connections: Arc::new(Limiter::new("connections", policy.limits.connections_max.into())),
             pending: Arc::new(Limiter::new("pending", policy.limits.pending_max.into())),
             sources: Arc::default(),
@@ -237,6 +242,7 @@ impl Node {
             traffic_every: self.traffic_every,
             tls,
             faults: self.faults.clone(),
+            drains: Arc::clone(&self.drains),
             connections: Arc::clone(&self.connections),
             pending: Arc::clone(&self.pending),
             sources: Arc::clone(&self.sources),
@@ -261,7 +267,7 @@ impl Node {
         state.endpoints.iter().map(pool).collect()
     }
 
-    fn known_upstream(&self, name: &str) -> Option<(UpstreamId, &UpstreamState)> {
+    pub(crate) fn known_upstream(&self, name: &str) -> Option<(UpstreamId, &UpstreamState)> {
         let place = self.upstreams.iter().position(|state| state.name == name)?;
         Some((UpstreamId(u32::try_from(place).ok()?), &self.upstreams[place]))
     }
@@ -300,8 +306,10 @@ impl Node {
         let workers = self.workers();
         let mut rejected = Vec::new();
         workers.iter().for_each(|worker| worker.rejections.add_to(&mut rejected));
+        let routes: Vec<_> = (0..self.routes.len()).map(|index| self.route_snapshot(index, &workers)).collect();
         NodeSnapshot {
-            routes: (0..self.routes.len()).map(|index| self.route_snapshot(index, &workers)).collect(),
+            drains: self.drains_seen(&routes),
+            routes,
             upstreams: self.upstreams.iter().map(|upstream| upstream.snapshot(self.clock.now())).collect(),
             limits: self.limit_snapshots(&workers),
             connections: self.connections.used.load(Relaxed),
@@ -310,11 +318,11 @@ impl Node {
         }
     }
 
-    fn workers(&self) -> Vec<Arc<Worker>> {
+    pub(crate) fn workers(&self) -> Vec<Arc<Worker>> {
         self.workers.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect()
     }
 
-    fn route_snapshot(&self, index: usize, workers: &[Arc<Worker>]) -> RouteSnapshot {
+    pub(crate) fn route_snapshot(&self, index: usize, workers: &[Arc<Worker>]) -> RouteSnapshot {
         let mut snapshot = self.routes[index].look(self.clock.now());
         workers.iter().for_each(|worker| worker.counts[index].add_to(&mut snapshot));
         finish(&mut snapshot);
@@ -457,6 +465,16 @@ impl UpstreamState {
         state
     }
 
+    /// Why none of its endpoints can be asked, if it is because those that are well are being drained.
+    pub(crate) fn drained(&self) -> Option<Refusal> {
+        let is_kept = |it: &&Arc<EndpointState>| {
+            it.draining.load(Relaxed) && it.healthy.load(Relaxed) && !it.ejected.load(Relaxed)
+        };
+        let endpoint = self.endpoints.iter().find(is_kept)?;
+        let name = format!("{}/{}", self.name, endpoint.endpoint.address);
+        Some(Refusal::Draining { what: "endpoint", name, retry_in: route::DRAINED_RETRY_IN })
+    }
+
     /// A call goes where it was chosen to go.
     pub(crate) fn begin(&self, choice: Choice) -> InFlight {
         if choice.is_away {
@@ -495,6 +513,7 @@ impl UpstreamState {
             priority: state.endpoint.priority,
             healthy: state.healthy.load(Relaxed),
             ejected: state.ejected.load(Relaxed),
+            draining: state.draining.load(Relaxed),
             ramp: self.ramp(state, now),
             latency_ms: (state.load.latency.at(now) * 1e6).round() / 1e3,
             calls_total: state.load.calls.load(Relaxed),
@@ -532,9 +551,15 @@ impl EndpointState {
             healthy: AtomicBool::new(true),
             health: Mutex::default(),
             ejected: Arc::default(),
+            draining: AtomicBool::new(false),
             judge: Arc::default(),
             told: Mutex::new(cause),
         }
+    }
+
+    /// True if a call may go there.
+    pub(crate) fn can_be_asked(&self) -> bool {
+        self.healthy.load(Relaxed) && !self.ejected.load(Relaxed) && !self.draining.load(Relaxed)
     }
 
     /// The same, of which something else is told.
@@ -545,6 +570,7 @@ impl EndpointState {
             healthy: AtomicBool::new(self.healthy.load(Relaxed)),
             health: Mutex::new(self.health.lock().unwrap_or_else(PoisonError::into_inner).clone()),
             ejected: Arc::clone(&self.ejected),
+            draining: AtomicBool::new(self.draining.load(Relaxed)),
             judge: Arc::clone(&self.judge),
             told: Mutex::new(*self.told.lock().unwrap_or_else(PoisonError::into_inner)),
         }
@@ -561,6 +587,10 @@ impl Endpoints for AtMoment<'_> {
     fn is_well(&self, place: usize) -> bool {
         let state = &self.upstream.endpoints[place];
         state.healthy.load(Relaxed) && !state.ejected.load(Relaxed)
+    }
+
+    fn is_out(&self, place: usize) -> bool {
+        self.upstream.endpoints[place].draining.load(Relaxed)
     }
 
     fn ramp(&self, place: usize) -> f64 {
@@ -659,7 +689,8 @@ impl Worker {
     pub(crate) fn choose(&self, upstream: UpstreamId, avoid: Avoid, now: Mono) -> Option<Choice> {
         let upstream = &self.node.upstreams[upstream.index()];
         if let [only] = upstream.endpoints.as_slice() {
-            let is_usable = only.healthy.load(Relaxed) || upstream.plan.ignores_health();
+            let is_well = only.healthy.load(Relaxed) || upstream.plan.ignores_health();
+            let is_usable = is_well && !only.draining.load(Relaxed);
             return is_usable.then_some(Choice { place: 0, is_away: false });
         }
         let mut prng = self.prng.lock().unwrap_or_else(PoisonError::into_inner);

@@ -242,11 +242,12 @@ impl EndpointPool {
         self.returned.notify_one();
     }
 
-    /// Closes what has been idle too long or was closed from the other side.
-    pub(crate) fn sweep(&self) {
-        let now = self.clock.now();
-        self.frames.iter().for_each(|frames| frames.sweep(now, self.idle_timeout));
-        self.lock().retain_mut(|link| now.since(link.idle_since) < self.idle_timeout && link.is_quiet());
+    /// Closes what has been idle too long or was closed from the other side; of an endpoint that is drained, all that is
+    /// idle.
+    pub(crate) fn sweep(&self, draining: bool) {
+        let (now, idle_timeout) = (self.clock.now(), if draining { Duration::ZERO } else { self.idle_timeout });
+        self.frames.iter().for_each(|frames| frames.sweep(now, idle_timeout));
+        self.lock().retain_mut(|link| now.since(link.idle_since) < idle_timeout && link.is_quiet());
     }
 
     fn take_idle(&self, now: Mono) -> Option<Box<Lines>> {

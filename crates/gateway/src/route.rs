@@ -4,7 +4,7 @@
 //! that is dropped half way (its client went away) leaves no permit behind.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +32,8 @@ use crate::observe::RouteCounts;
 
 /// Answers are called whole again when none was reduced for this long.
 const DEGRADED_LINGER: Duration = Duration::from_secs(2);
+/// When to ask again for what is drained: nobody knows.
+pub(crate) const DRAINED_RETRY_IN: Duration = Duration::from_secs(5);
 /// Calls that fail within this long of each other are one story, told once.
 const FAILING_LINGER: Duration = Duration::from_secs(10);
 
@@ -43,6 +45,8 @@ pub(crate) struct RouteState {
     life: Arc<Life>,
     voice: Arc<Voice>,
     clock: Clock,
+    /// True while it is taken out of service by hand.
+    draining: AtomicBool,
 }
 
 /// A route's memory beside its guards'.
@@ -85,7 +89,7 @@ impl RouteState {
         let guards = policy.guards.clone();
         let guards = Pipeline::new(guards, budget, (seed, SHEETS), clock.now(), move |told| hears.tell(told))
             .expect("a policy's guards are checked where it is read");
-        Self { policy, upstream_name, guards, life: Arc::default(), voice, clock }
+        Self { policy, upstream_name, guards, life: Arc::default(), voice, clock, draining: AtomicBool::new(false) }
     }
 
     /// The same route under another policy: its guards keep what they know. One that leads to another upstream is
@@ -101,11 +105,33 @@ impl RouteState {
         let guards = policy.guards.clone();
         let guards = self.guards.succeed(guards, budget, (seed, SHEETS), clock.now(), move |told| hears.tell(told));
         let guards = guards.expect("a policy's guards are checked where it is read");
-        Self { policy, upstream_name, guards, life: Arc::clone(&self.life), voice, clock }
+        Self {
+            policy,
+            upstream_name,
+            guards,
+            life: Arc::clone(&self.life),
+            voice,
+            clock,
+            draining: AtomicBool::new(false),
+        }
     }
 
     fn waiters(&self) -> MutexGuard<'_, BTreeMap<Ticket, Option<oneshot::Sender<()>>>> {
         self.life.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether new requests go the way of its guards; deliveries from the spool always do.
+    pub(crate) fn takes_new(&self) -> Result<(), Refusal> {
+        if !self.draining.load(Relaxed) {
+            return Ok(());
+        }
+        Err(Refusal::Draining { what: "route", name: self.policy.name.clone(), retry_in: DRAINED_RETRY_IN })
+    }
+
+    /// Takes it out of service, or back; what comes next comes because of this entry.
+    pub(crate) fn set_draining(&self, draining: bool, entry: Seq) {
+        self.draining.store(draining, Relaxed);
+        self.voice.follow(Some(entry));
     }
 
     /// Counts a request and gets it a place, waiting for one if need be.
@@ -150,7 +176,7 @@ impl RouteState {
 
     /// What the breaker would say to a call that came now, without counting it.
     pub(crate) fn would_refuse(&self, now: Mono) -> Option<Refusal> {
-        self.guards.would_refuse(now)
+        self.takes_new().err().or_else(|| self.guards.would_refuse(now))
     }
 
     /// When the breaker will admit a call, if not now. For the forwarder, who can wait.

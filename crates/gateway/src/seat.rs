@@ -11,7 +11,9 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use seawall_core::id::UpstreamId;
@@ -25,7 +27,7 @@ use crate::listener::{self, Open, Stop};
 use crate::net::Listener;
 use crate::node::{Node, Worker};
 use crate::tls::Tls;
-use crate::{forwarder, traffic, watch};
+use crate::{StartError, bind, forwarder, traffic, watch};
 
 /// A worker's place.
 pub(crate) struct Seat {
@@ -48,6 +50,8 @@ pub(crate) struct Door {
     pub(crate) address: SocketAddr,
     /// No new requests by this door; those in work may end.
     pub(crate) drain: CancellationToken,
+    /// The entry of its drain while it is drained, or zero: answers are the last of their connections.
+    pub(crate) parting: AtomicU64,
     /// Held by every connection that came in by it.
     pub(crate) guests: Arc<()>,
     /// Of each worker, while it waits on it.
@@ -57,7 +61,7 @@ pub(crate) struct Door {
 impl Door {
     pub(crate) fn new(configured: SocketAddr, address: SocketAddr, stop: &Stop) -> Arc<Self> {
         let (drain, guests, sockets) = (stop.drain.child_token(), Arc::default(), Mutex::default());
-        Arc::new(Self { configured, address, drain, guests, sockets })
+        Arc::new(Self { configured, address, drain, parting: AtomicU64::new(0), guests, sockets })
     }
 
     /// Its sockets once more, for whoever takes our place.
@@ -125,7 +129,7 @@ impl Seat {
 }
 
 /// What runs under one policy and ends with it.
-struct Reign {
+pub(crate) struct Reign {
     /// For forwarders: what is on its way may end.
     stop: Stop,
     /// For health checks.
@@ -246,6 +250,39 @@ impl Hall {
         Prepared { policy, doors: all, opened }
     }
 
+    /// Held while something changes that another change must not meet half done.
+    pub(crate) fn one_change(&self) -> MutexGuard<'_, Option<Reign>> {
+        self.reign.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes a door after a time, if it is still being drained because of this entry.
+    pub(crate) fn refuse_after(&self, door: Arc<Door>, entry: Seq, time: Duration) {
+        let Some(handle) = self.seats[0].handle.get().filter(|_| !time.is_zero()) else { return door.drain.cancel() };
+        let closing = async move {
+            tokio::select! {
+                biased;
+                () = door.drain.cancelled() => {}
+                () = tokio::time::sleep(time) => {
+                    if door.parting.load(Relaxed) == entry.0 {
+                        door.drain.cancel();
+                    }
+                }
+            }
+        };
+        self.seats[0].tasks.spawn_on(closing, handle);
+    }
+
+    /// A change to the same policy, with another door in the place of one that was closed.
+    pub(crate) fn reopening(&self, closed: &Arc<Door>) -> Result<Prepared, StartError> {
+        let mut opened = Some(bind(closed.configured, closed.address, self.seats.len(), &self.stop)?);
+        let node = self.node();
+        let doors = node.doors.iter().map(|door| {
+            let opened = if Arc::ptr_eq(door, closed) { opened.take() } else { None };
+            opened.unwrap_or_else(|| (Arc::clone(door), Vec::new()))
+        });
+        Ok(self.prepared(Arc::clone(&node.policy), doors.collect()))
+    }
+
     /// Puts the next policy in force.
     pub(crate) fn change(&self, prepared: Prepared, tls: Tls, cause: Option<Seq>, seed: u64) {
         let Prepared { policy, doors, opened } = prepared;
@@ -257,6 +294,7 @@ impl Hall {
         let next = Arc::new(old.succeed(policy, doors, tls, cause, seed));
         let workers: Vec<_> = self.seats.iter().map(|seat| seat.worker().succeed(&next, self.seats.len())).collect();
         self.node.store(Arc::clone(&next));
+        next.follow_drains();
         let gone = || old.doors.iter().filter(|door| !next.doors.iter().any(|other| Arc::ptr_eq(door, other)));
         for (seat, worker) in self.seats.iter().zip(workers) {
             let last = gone().map(|door| (Arc::clone(door), seat.worker()));

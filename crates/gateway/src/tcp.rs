@@ -47,8 +47,9 @@ pub(crate) fn admit(seat: &Arc<Seat>, client: Stream, peer: SocketAddr, door: &A
     match worker.node.connections.take() {
         Ok(used) => {
             let (worker, door, stop) = (Arc::clone(&worker), Arc::clone(door), stop.clone());
+            let guest = Arc::clone(&door.guests);
             seat.tasks.spawn(async move {
-                let _used = used;
+                let _held = (used, guest);
                 match let_in(&worker, client, peer, &door, &stop).await {
                     Ok(Guest { stream, peer, of_source }) => {
                         let _of_source = of_source;
@@ -212,6 +213,7 @@ async fn connect(
         }
         Ended::Refused
     };
+    route.takes_new().map_err(refused)?;
     let mut place = Some(route.enter(started, deadline).await.map_err(refused)?);
     let (mut tried, mut attempts, mut waits) = (0, 0, Waits::default());
     // Held while a retry waits and while it is made: both are load that the budget must know of.

@@ -221,7 +221,12 @@ pub(crate) async fn sweep_pools(seat: Arc<Seat>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(Duration::from_millis(500)) => {}
         }
-        seat.worker().pools.iter().flatten().for_each(|pool| pool.sweep());
+        let worker = seat.worker();
+        for (upstream, pools) in worker.node.upstreams.iter().zip(&worker.pools) {
+            for (endpoint, pool) in upstream.endpoints.iter().zip(pools) {
+                pool.sweep(endpoint.draining.load(Relaxed));
+            }
+        }
     }
 }
 

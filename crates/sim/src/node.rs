@@ -9,7 +9,8 @@ use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use seawall_app::book::{Book, Keeper, OpenBookError};
-use seawall_control::{Admin, AdminParts, BoxFuture, ConfigPort, NodeInfo, NotReloaded, Reloaded};
+use seawall_control::{Admin, AdminParts, BoxFuture, ConfigPort, DrainPort, NodeInfo, NotReloaded, Reloaded};
+use seawall_core::drain::{self, Target};
 use seawall_core::journal::{Draft, Kind};
 use seawall_gateway::net::Net;
 use seawall_gateway::{Clock, Hosted, Parts, run_here};
@@ -138,6 +139,7 @@ fn admin(stage: &Arc<Stage>, store: &Store, book: &Book, gateway: &Hosted) -> Ad
         config: Arc::new(Unchanging),
         certificates: Arc::new(Vec::new),
         faults: None,
+        drains: Arc::new(Undrained),
         token: None,
     })
 }
@@ -183,6 +185,19 @@ impl Node {
         engine.close();
         engine.wait().await;
         stage.tell(NODE, format_args!("life {life} has stopped, {cut_off} connections cut off"));
+    }
+}
+
+/// Nobody takes anything out of service here.
+struct Undrained;
+
+impl DrainPort for Undrained {
+    fn drain(&self, target: &Target, _: &str, _: Duration) -> Result<drain::Standing, drain::Refused> {
+        Err(drain::Refused::Unknown { target: target.clone(), known: Vec::new() })
+    }
+
+    fn resume(&self, _: &Target) -> Result<bool, drain::Refused> {
+        Ok(false)
     }
 }
 

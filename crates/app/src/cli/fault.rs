@@ -261,7 +261,7 @@ struct TimingArgs {
     flap: Option<(String, String)>,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).map_err(|error| error.to_string())
 }
 

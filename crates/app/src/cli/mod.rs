@@ -3,6 +3,7 @@
 mod adopt;
 mod check;
 mod client;
+mod drain;
 mod explain;
 mod fault;
 mod init;
@@ -100,6 +101,12 @@ enum Command {
     /// Break a dependency on purpose, in a running node: requests that fail, hang, come late or are lost
     #[command(subcommand, after_help = fault::EXAMPLES)]
     Fault(fault::FaultCommand),
+    /// Take an endpoint, a route or a listener of a running node out of service; what is on its way may end
+    #[command(after_help = drain::EXAMPLES)]
+    Drain(drain::DrainArgs),
+    /// Take back into service what was drained
+    #[command(after_help = drain::EXAMPLES)]
+    Resume(drain::ResumeArgs),
     /// Stand in for Toxiproxy: faults on TCP connections, moved by its clients
     #[command(after_help = toxiproxy::EXAMPLES, disable_version_flag = true)]
     Toxiproxy(toxiproxy::ToxiproxyArgs),
@@ -159,6 +166,8 @@ fn perform(command: Command) -> anyhow::Result<ExitCode> {
         Command::Journal(args) => block_on(read::journal(&args))?,
         Command::Spool(command) => block_on(spool::run(&command))?,
         Command::Ledger(args) => block_on(ledger::run(&args))?,
+        Command::Drain(args) => block_on(drain::drain(&args))?,
+        Command::Resume(args) => block_on(drain::resume(&args))?,
         Command::Fault(command) => block_on(fault::run(&command))?,
     };
     Ok(match ended {

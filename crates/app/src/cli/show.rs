@@ -83,6 +83,10 @@ pub(super) fn status(status: &Value, paint: Paint) -> String {
     out.push_str(&found_out(list(status, "routes")));
     out.push('\n');
     out.push_str(&endpoints(list(status, "upstreams"), paint));
+    match drains(&status["drains"]) {
+        drained if drained.is_empty() => {}
+        drained => out.push_str(&format!("\n{drained}")),
+    }
     out.push('\n');
     out.push_str(&spool_facts(&status["spool"]));
     out.push_str(&replica_facts(&status["replica"], paint));
@@ -96,6 +100,26 @@ pub(super) fn status(status: &Value, paint: Paint) -> String {
         out.push_str(&table(&["LIMIT REACHED", "VALUE", "USED", "TIMES"], &reached));
     }
     out
+}
+
+/// What is drained; nothing if nothing is.
+pub(super) fn drains(drains: &Value) -> String {
+    let row = |drain: &Value| {
+        let state = if drain["refuses"] == true { "refuses" } else { "moves its clients" };
+        vec![
+            format!("{} {}", text(&drain["kind"]), text(&drain["name"])),
+            text(&drain["since"]),
+            state.into(),
+            text(&drain["calls"]),
+            text(&drain["connections"]),
+            text(&drain["reason"]),
+        ]
+    };
+    let rows: Vec<Vec<String>> = drains.as_array().into_iter().flatten().map(row).collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    table(&["DRAINED", "SINCE", "NOW", "CALLS LEFT", "CONNECTIONS", "WHY"], &rows)
 }
 
 fn replica_facts(replica: &Value, paint: Paint) -> String {
@@ -206,7 +230,9 @@ fn endpoints(upstreams: &[Value], paint: Paint) -> String {
     let mut rows = Vec::new();
     for upstream in upstreams {
         for endpoint in list(upstream, "endpoints") {
+            let is_drained = endpoint["draining"].as_bool() == Some(true);
             let health = match (endpoint["healthy"].as_bool(), endpoint["ejected"].as_bool()) {
+                _ if is_drained => "draining",
                 (Some(true), Some(true)) => "ejected",
                 (Some(true), _) if endpoint["ramp"].as_f64().is_some_and(|ramp| ramp < 1.0) => "slow_start",
                 (Some(true), _) => "healthy",
@@ -246,7 +272,7 @@ fn painted(table: &str, paint: Paint) -> String {
     if !paint.0 {
         return table.into();
     }
-    let words = ["closed", "half_open", "open", "healthy", "slow_start", "ejected", "unhealthy"];
+    let words = ["closed", "half_open", "open", "healthy", "slow_start", "ejected", "draining", "unhealthy"];
     let paint_word = |word: &str| if words.contains(&word) { paint.state(word) } else { word.into() };
     let lines = table.lines().map(|line| line.split(' ').map(paint_word).collect::<Vec<_>>().join(" ") + "\n");
     lines.collect()

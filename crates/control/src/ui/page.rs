@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use seawall_core::drain::Standing;
 use seawall_core::journal::Entry;
 use seawall_core::ledger::{Summary, Verdict};
 use seawall_core::observation::{EndpointSnapshot, NodeSnapshot, RouteSnapshot, UpstreamSnapshot};
@@ -145,6 +146,9 @@ fn summary(parts: &AdminParts, snapshot: &NodeSnapshot) -> String {
         let endpoints = if out == 1 { "endpoint is" } else { "endpoints are" };
         words.push(format!("{out} {endpoints} ejected as worse than the others"));
     }
+    for Standing { kind, name, .. } in &snapshot.drains {
+        words.push(format!("the {kind} <code>{}</code> is being drained", Escaped(name)));
+    }
     if class == "good" && !words.is_empty() {
         class = "warn";
     }
@@ -240,6 +244,7 @@ fn dependencies(upstreams: &[UpstreamSnapshot], info: &NodeInfo) -> String {
 
 fn endpoint_html(endpoint: &EndpointSnapshot) -> String {
     let (class, word) = match endpoint {
+        EndpointSnapshot { draining: true, .. } => ("warn", "draining"),
         EndpointSnapshot { healthy: false, .. } => ("bad", "unhealthy"),
         EndpointSnapshot { ejected: true, .. } => ("warn", "ejected"),
         EndpointSnapshot { ramp, .. } if *ramp < 1.0 => ("warn", "slow start"),

@@ -55,7 +55,7 @@ async fn status_has_the_shape_of_the_contract() {
         status["upstreams"][0]["endpoints"][1],
         json!({
             "address": "10.1.0.1:80", "zone": "us-west", "version": "v2", "weight": 2, "priority": 1,
-            "healthy": true, "ejected": false, "ramp": 0.25, "latency_ms": 1.5, "calls_total": 7,
+            "healthy": true, "draining": false, "ejected": false, "ramp": 0.25, "latency_ms": 1.5, "calls_total": 7,
             "in_flight": 1, "connections": 4,
         })
     );

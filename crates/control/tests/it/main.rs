@@ -2,6 +2,7 @@
 
 mod api;
 mod connections;
+mod drains;
 mod events;
 mod faults;
 mod metrics;

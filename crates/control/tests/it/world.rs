@@ -24,6 +24,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::drains::FakeDrains;
 use crate::faults::FakeFaults;
 
 pub(crate) const START: Wall = Wall::from_millis(1_700_000_000_000);
@@ -162,6 +163,7 @@ async fn world_of(token: Option<&str>, faults: Option<FakeFaults>) -> World {
             }]
         }),
         faults: faults.map(|faults| Arc::new(faults) as Arc<dyn FaultPort>),
+        drains: Arc::new(FakeDrains(Arc::clone(&snapshot))),
         token: token.map(Into::into),
     });
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -296,6 +298,7 @@ pub(crate) fn snapshot() -> NodeSnapshot {
         priority: 1,
         healthy,
         ejected: false,
+        draining: false,
         ramp: if zone == Some("us-west") { 0.25 } else { 1.0 },
         latency_ms: 1.5,
         calls_total: 7,
@@ -318,6 +321,7 @@ pub(crate) fn snapshot() -> NodeSnapshot {
         connections: 4,
         connections_total: 44,
         rejected: vec![("no_route", 9)],
+        drains: Vec::new(),
     }
 }
 

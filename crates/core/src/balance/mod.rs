@@ -84,6 +84,11 @@ pub fn ramp(since: Option<Mono>, now: Mono, slow_start: Duration) -> f64 {
 pub trait Endpoints {
     /// False while its health check fails or it is ejected.
     fn is_well(&self, place: usize) -> bool;
+    /// True while it is taken out of service by hand: it is not chosen, panic or not.
+    fn is_out(&self, place: usize) -> bool {
+        let _ = place;
+        false
+    }
     /// The share of the choices it takes part in: below 1 in slow start.
     fn ramp(&self, place: usize) -> f64;
     /// Calls on their way to it.
@@ -145,7 +150,6 @@ pub struct Plan {
     groups: Vec<Group>,
     config: BalanceConfig,
     calls_max: u32,
-    weight: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -199,8 +203,7 @@ impl Plan {
                 _ => groups.push(Group { first: index, end: index + 1, weight: weight.into(), is_even: true }),
             }
         }
-        let weight = groups.iter().map(|group| group.weight).sum();
-        Self { members, groups, config, calls_max: config.calls_max.unwrap_or(calls_max), weight }
+        Self { members, groups, config, calls_max: config.calls_max.unwrap_or(calls_max) }
     }
 
     /// True if there is another group than the first.
@@ -282,9 +285,11 @@ impl Plan {
         if below <= 0.0 {
             return false;
         }
-        let well = self.members.iter().filter(|member| endpoints.is_well(member.place));
-        let well: u64 = well.map(|member| u64::from(member.weight)).sum();
-        (well as f64) < below * self.weight as f64
+        let weight = |asked: &dyn Fn(&Member) -> bool| -> f64 {
+            let there = self.members.iter().filter(|member| !endpoints.is_out(member.place) && asked(member));
+            there.map(|member| f64::from(member.weight)).sum()
+        };
+        weight(&|member| endpoints.is_well(member.place)) < below * weight(&|_| true)
     }
 }
 
@@ -301,7 +306,7 @@ struct Now<'a, E> {
 
 impl<E: Endpoints> Now<'_, E> {
     fn is_usable(&self, member: &Member) -> bool {
-        self.panics || self.endpoints.is_well(member.place)
+        !self.endpoints.is_out(member.place) && (self.panics || self.endpoints.is_well(member.place))
     }
 
     fn takes_part(&self, member: &Member) -> bool {

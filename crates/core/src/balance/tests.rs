@@ -9,6 +9,7 @@ use super::*;
 struct At {
     endpoint: Endpoint,
     is_well: bool,
+    is_out: bool,
     ramp: f64,
     in_flight: u32,
     latency: f64,
@@ -19,6 +20,9 @@ struct World(Vec<At>);
 impl Endpoints for World {
     fn is_well(&self, place: usize) -> bool {
         self.0[place].is_well
+    }
+    fn is_out(&self, place: usize) -> bool {
+        self.0[place].is_out
     }
     fn ramp(&self, place: usize) -> f64 {
         self.0[place].ramp
@@ -37,10 +41,11 @@ fn read(line: &str) -> World {
         let mut words = text.split_whitespace();
         let zone = words.next().filter(|zone| *zone != "-").map(Into::into);
         let endpoint = Endpoint { zone, ..Endpoint::at(format!("h:{place}")) };
-        let mut at = At { endpoint, is_well: true, ramp: 1.0, in_flight: 0, latency: 0.0 };
+        let mut at = At { endpoint, is_well: true, is_out: false, ramp: 1.0, in_flight: 0, latency: 0.0 };
         for word in words {
             match word.split_once('=') {
                 None if word == "sick" => at.is_well = false,
+                None if word == "out" => at.is_out = true,
                 None if word == "full" => at.in_flight = 100,
                 Some(("w", weight)) => at.endpoint.weight = weight.parse().unwrap(),
                 Some(("p", priority)) => at.endpoint.priority = priority.parse().unwrap(),
@@ -178,6 +183,11 @@ fn in_a_panic_nobody_is_ill() {
         ("- sick, - sick", 0.01, &[50, 50]),
         ("- sick w=9, - w=1", 0.1, &[0, 100]),
         ("- sick w=9, - w=1", 0.2, &[90, 10]),
+        // Who is taken out by hand is asked in no panic, and is the cause of none.
+        ("- out, - sick, - sick", 0.5, &[0, 50, 50]),
+        ("- out, - out, -", 0.5, &[0, 0, 100]),
+        ("- out, - sick, -", 0.5, &[0, 0, 100]),
+        ("- out, - out", 0.5, &[0, 0]),
     ];
     for (line, below, wanted) in table {
         let got = shares_with(line, panic(*below), Avoid::default());
@@ -240,6 +250,7 @@ fn at() -> impl Strategy<Value = At> {
         |(zone, weight, priority, is_well, ramp, in_flight, latency)| At {
             endpoint: Endpoint { zone: zone.map(Into::into), weight, priority, ..Endpoint::at("h:1") },
             is_well,
+            is_out: false,
             ramp: ramp.min(1.0),
             in_flight,
             latency,

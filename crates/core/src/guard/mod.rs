@@ -79,6 +79,15 @@ pub enum Refusal {
         /// Until the next health check.
         retry_in: Duration,
     },
+    /// It was taken out of service by hand.
+    Draining {
+        /// `route` or `upstream`.
+        what: &'static str,
+        /// Its name.
+        name: String,
+        /// A guess: nobody knows when it is back.
+        retry_in: Duration,
+    },
     /// A limit of the whole node.
     LimitReached {
         /// Its name.
@@ -188,6 +197,7 @@ impl Refusal {
             Self::DeadlineSpent { .. } | Self::DeadlineTooShort { .. } => "deadline",
             Self::BudgetSpent { .. } => "budget",
             Self::NoHealthyEndpoint { .. } => "health",
+            Self::Draining { .. } => "drain",
             Self::LimitReached { .. } => "limit",
             Self::RateLimited { .. } => "rate",
             Self::OverBurst { .. } => "rate_burst",
@@ -198,12 +208,13 @@ impl Refusal {
     }
 
     /// Every rule, for metrics that must show zeros too.
-    pub const RULES: [&'static str; 11] = [
+    pub const RULES: [&'static str; 12] = [
         "breaker",
         "bulkhead",
         "deadline",
         "budget",
         "health",
+        "drain",
         "limit",
         "rate",
         "rate_burst",
@@ -219,6 +230,7 @@ impl Refusal {
             Self::BreakerOpen { retry_in, .. }
             | Self::BulkheadFull { retry_in, .. }
             | Self::NoHealthyEndpoint { retry_in, .. }
+            | Self::Draining { retry_in, .. }
             | Self::LimitReached { retry_in, .. }
             | Self::RateLimited { retry_in, .. }
             | Self::Throttled { retry_in, .. }
@@ -245,7 +257,9 @@ impl Refusal {
     #[must_use]
     pub const fn proxy_status(&self) -> &'static str {
         match self {
-            Self::BreakerOpen { .. } | Self::NoHealthyEndpoint { .. } => "destination_unavailable",
+            Self::BreakerOpen { .. } | Self::NoHealthyEndpoint { .. } | Self::Draining { .. } => {
+                "destination_unavailable"
+            }
             Self::BulkheadFull { .. } | Self::LimitReached { .. } | Self::ConcurrencyLimited { .. } => {
                 "connection_limit_reached"
             }
@@ -286,6 +300,7 @@ impl fmt::Display for Refusal {
                 )
             }
             Self::NoHealthyEndpoint { endpoints, .. } => write!(f, "none of {endpoints} endpoints is healthy"),
+            Self::Draining { what, name, .. } => write!(f, "the {what} `{name}` is being drained"),
             Self::LimitReached { limit, value, .. } => write!(f, "the limit `{limit}` of {value} is reached"),
             Self::RateLimited { cells, per, burst, .. } => {
                 write!(f, "the rate of {cells} per {} with bursts of {burst} is used up", format_duration(*per))
@@ -322,6 +337,7 @@ mod tests {
             Refusal::DeadlineSpent { timeout: second },
             Refusal::BudgetSpent { ratio: Ratio::new(0.2).unwrap(), requests: 10, retries: 2, out: 1 },
             Refusal::NoHealthyEndpoint { endpoints: 2, retry_in: second },
+            Refusal::Draining { what: "route", name: "events".into(), retry_in: second },
             Refusal::LimitReached { limit: "pending", value: 9, retry_in: second },
             Refusal::RateLimited { cells: 5, per: second, burst: 3, retry_in: second },
             Refusal::OverBurst { cells: 4, burst: 3 },
@@ -339,6 +355,7 @@ mod tests {
                 "nothing is left of 1s",
                 "2 retries for 10 requests are what a budget of 20% affords; 1 are out",
                 "none of 2 endpoints is healthy",
+                "the route `events` is being drained",
                 "the limit `pending` of 9 is reached",
                 "the rate of 5 per 1s with bursts of 3 is used up",
                 "a weight of 4 never fits into a burst of 3",
@@ -347,7 +364,10 @@ mod tests {
                 "the upstream allows about 20.0 calls per second, as its refusals told",
             ]
         );
-        assert_eq!(refusals.each_ref().map(Refusal::status), [503, 503, 504, 503, 503, 503, 429, 429, 503, 503, 503]);
+        assert_eq!(
+            refusals.each_ref().map(Refusal::status),
+            [503, 503, 504, 503, 503, 503, 503, 429, 429, 503, 503, 503]
+        );
         assert_eq!(refusals.iter().filter(|refusal| refusal.retry_in().is_some()).count(), 8);
         assert!(refusals.iter().all(|refusal| !refusal.proxy_status().is_empty()));
     }

@@ -210,6 +210,10 @@ kinds! {
     FaultsKilled = "faults_killed",
     /// The kill switch was turned off.
     FaultsReleased = "faults_released",
+    /// An endpoint, a route or a listener was taken out of service by hand; why is in the fields.
+    DrainBegan = "drain_began",
+    /// It is in service again, or gone: why (`resumed`, `reconfigured`, `stopped`) is in the fields.
+    DrainEnded = "drain_ended",
     /// A limit was reached; its name is the subject, how often so far is in the fields.
     LimitReached = "limit_reached",
 }

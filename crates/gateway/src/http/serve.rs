@@ -8,7 +8,6 @@
 use std::cell::Cell;
 use std::future::Future;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -66,14 +65,14 @@ pub(crate) async fn serve_connection<G: Unpin, F: Future<Output = Response<Track
     state: &ConnState,
     clock: &Clock,
     orders: impl Fn() -> Order,
-    parting: &AtomicBool,
+    is_last: impl Fn() -> bool,
     mut answer: impl FnMut(Request<Incoming>) -> F,
 ) -> End {
     let mut window = Window {
         io,
         state,
         orders,
-        parting,
+        is_last,
         is_draining: false,
         come: Bytes::new(),
         reading: Reading::Over,
@@ -131,12 +130,12 @@ enum Keeps {
     Switched,
 }
 
-struct Window<'a, O> {
+struct Window<'a, O, L> {
     io: &'a mut ClientIo,
     state: &'a ConnState,
     orders: O,
     /// True while every answer is the last of its connection.
-    parting: &'a AtomicBool,
+    is_last: L,
     is_draining: bool,
     /// What has come and has not been looked at.
     come: Bytes,
@@ -149,7 +148,7 @@ struct Window<'a, O> {
     out: Outgoing,
 }
 
-impl<O: Fn() -> Order> Window<'_, O> {
+impl<O: Fn() -> Order, L: Fn() -> bool> Window<'_, O, L> {
     /// Looks around if it is to.
     fn look(&mut self, cx: &Context<'_>) -> Result<(), Gone> {
         if self.state.is_nudged(cx) {
@@ -325,7 +324,7 @@ impl<O: Fn() -> Order> Window<'_, O> {
         let (parts, mut body) = response.into_parts();
         self.put_interim();
         self.state.begin_answer();
-        let is_last = self.is_draining || self.parting.load(Relaxed);
+        let is_last = self.is_draining || (self.is_last)();
         let asked = Asked { keeps_open: asked.keeps_open && !is_last, ..asked };
         let left = if body.is_end_stream() { Some(0) } else { body.size_hint().exact() };
         let reason = parts.extensions.get::<ReasonPhrase>();

@@ -1,0 +1,28 @@
+//! Drains: the control side's words before the gateway's.
+
+use std::time::Duration;
+
+use seawall_control::DrainPort;
+use seawall_core::drain::{Refused, Standing, Target};
+use seawall_gateway::Drains;
+
+use crate::lifecycle::entropy;
+
+/// The gateway, as the admin API needs it.
+pub(crate) struct Port(pub(crate) Drains);
+
+impl DrainPort for Port {
+    fn drain(&self, target: &Target, reason: &str, refuse_after: Duration) -> Result<Standing, Refused> {
+        let standing = self.0.drain(target, reason, refuse_after)?;
+        tracing::info!(%target, reason, "being drained");
+        Ok(standing)
+    }
+
+    fn resume(&self, target: &Target) -> Result<bool, Refused> {
+        let seed = entropy().map(u64::from_le_bytes);
+        let seed = seed.map_err(|error| Refused::NotReopened { target: target.clone(), why: format!("{error:#}") })?;
+        let was_draining = self.0.resume(target, seed)?;
+        tracing::info!(%target, was_draining, "in service");
+        Ok(was_draining)
+    }
+}
