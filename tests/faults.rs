@@ -32,7 +32,10 @@ struct House {
 
 impl House {
     fn new(server: &Server, faults: &str, rules: &str) -> Self {
-        let place = place(server, faults, rules);
+        Self::of(place(server, faults, rules))
+    }
+
+    fn of(place: Place) -> Self {
         let node = place.node();
         let admin = format!("http://{}", node.admin);
         Self { node, place, admin }
@@ -322,6 +325,99 @@ fn only_the_scope_is_touched() {
         let answer = house.node.admin_get(own);
         assert_eq!((answer.status, answer.header("seawall-fault")), (200, None));
     }
+    house.node.stop();
+}
+
+/// A route of connections beside one of calls, and a zone beside one's own.
+#[test]
+fn whatever_is_typed_comes_to_the_node() {
+    let server = Server::start(|_| ok("well"));
+    let house = House::of(Place::new(&format!(
+        "zone: here\nzones: [here, there]\n\
+         listeners:\n\
+         - {{ address: \"127.0.0.1:0\", routes: [{{ name: api, upstream: up }}] }}\n\
+         - {{ address: \"127.0.0.2:0\", protocol: tcp, upstream: up, name: bytes }}\n\
+         upstreams:\n  up: {{ endpoints: [{{ address: \"{0}\", zone: here, version: v1 }}, {{ address: \"[::1]:1\", zone: there }}] }}\n\
+         faults: {{ share_max: 100%, deny: [{{ path_prefix: /pay/ }}] }}\n",
+        server.address
+    )));
+    let endpoint = server.address.to_string();
+    let calls = ["--route", "api", "--first", "1"];
+    let bytes = ["--route", "bytes", "--first", "1"];
+    let narrow = [
+        "--upstream",
+        "up",
+        "--endpoint",
+        &endpoint,
+        "--zone",
+        "here",
+        "--version",
+        "v1",
+        "--listener",
+        "127.0.0.1:0",
+        "--source",
+        "10.0.0.0/8",
+        "--path",
+        "/x",
+        "--connections",
+        "10%",
+        "--refuse",
+        "--after",
+        "1s",
+        "--lasts",
+        "2s",
+        "--flap",
+        "500ms/2s",
+    ];
+    let cases: [(&[&str], &[&str], Value); 15] = [
+        (&calls, &["--grpc", "14"], json!({ "grpc": { "code": 14 } })),
+        (&calls, &["--duplicate"], json!("duplicate")),
+        (&calls, &["--abort", "503", "--retry-at", "-2h"], json!({ "abort": { "status": 503, "retry_at": "-2h" } })),
+        (
+            &calls,
+            &["--abort", "503", "--retry-after", "2m"],
+            json!({ "abort": { "status": 503, "retry_after": "120s" } }),
+        ),
+        (
+            &bytes,
+            &["--tcp-latency", "20ms", "--jitter", "5ms", "--way", "both"],
+            json!({ "tcp_latency": { "delay": "20ms", "jitter": "5ms", "way": "both" } }),
+        ),
+        (&bytes, &["--tcp-bandwidth", "10KiB"], json!({ "tcp_bandwidth": { "per_second": "10KiB", "way": "down" } })),
+        (&bytes, &["--slow-close", "2s"], json!({ "slow_close": { "delay": "2s", "way": "down" } })),
+        (&bytes, &["--black-hole", "--way", "up"], json!({ "black_hole": { "after": null, "way": "up" } })),
+        (&bytes, &["--reset"], json!({ "reset": { "after": "0s", "way": "down" } })),
+        (
+            &bytes,
+            &["--slicer", "10B", "--pause", "1ms"],
+            json!({ "slicer": { "size": "10B", "variation": "0B", "pause": "1ms", "way": "down" } }),
+        ),
+        (&bytes, &["--limit-data", "1KiB"], json!({ "limit_data": { "size": "1KiB", "way": "down" } })),
+        (&bytes, &["--tcp-corrupt", "1%"], json!({ "tcp_corrupt": { "bytes": "1%", "way": "down" } })),
+        (&bytes, &["--chunk-loss", "10%"], json!({ "chunk_loss": { "chunks": "10%", "way": "down" } })),
+        (&["--zone", "there"], &["--zone-cut"], json!({ "zone_cut": { "way": "both" } })),
+        (&narrow, &[], json!("refuse")),
+    ];
+    for (on, what, wanted) in cases {
+        let placed = house.fault(&[&["place", "--ttl", "1m", "--json"], on, what].concat());
+        assert_eq!((placed.code, &placed.json()["kind"]), (0, &wanted), "{placed:?}");
+        let told = placed.json();
+        let listed = house.fault(&["ls"]);
+        listed.shows(&[wanted.as_str().unwrap_or_else(|| wanted.as_object().unwrap().keys().next().unwrap())]);
+        if what.is_empty() {
+            listed.shows(&[
+                "upstream up, endpoint ",
+                "zone here, version v1",
+                "source 10.0.0.0/8",
+                "10% of connections",
+            ]);
+            assert_eq!((&told["flap"], &told["after"]), (&json!({ "on": "500ms", "off": "2s" }), &json!("1s")));
+        }
+        house.remove(told["id"].as_str().unwrap());
+    }
+    let id = house.put(&["--abort", "503"]);
+    assert_eq!(house.node.get("/").must("seawall-fault"), id);
+    assert_eq!(house.node.get("/pay/1").header("seawall-fault"), None, "denied in the configuration");
     house.node.stop();
 }
 

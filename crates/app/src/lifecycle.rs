@@ -218,9 +218,9 @@ async fn live(
         ));
     }
     let admin_address = admin_listener.local_addr().unwrap_or(config.admin.address);
-    let faults = match config.faults {
+    let faults = match &config.faults {
         Some(caps) => {
-            let (book, seed) = (FaultBook::new(caps, &policy, store.epoch), u64::from_le_bytes(entropy()?));
+            let (book, seed) = (FaultBook::new(caps.clone(), &policy, store.epoch), u64::from_le_bytes(entropy()?));
             Some(CallFaults::new(book, clock.gateway(), store.journal.clone(), Some(cause), seed))
         }
         None => None,

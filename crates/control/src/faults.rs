@@ -16,7 +16,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{delete, get, post};
-use seawall_core::fault::book::{Fault, Flap, Id, Look, Order, Portion, Refused, Scope, Standing, Timing};
+use seawall_core::fault::book::{Deny, Fault, Flap, Id, Kind, Look, Order, Portion, Refused, Scope, Standing, Timing};
 use seawall_core::units::{Ratio, UnitError, format_duration, parse_duration, parse_ratio, parse_size};
 use serde_json::{Map, Value, json};
 
@@ -68,7 +68,7 @@ impl From<Refused> for Refusal {
         let status = match refused {
             Refused::Invalid { .. } => StatusCode::BAD_REQUEST,
             Refused::Unknown { .. } => StatusCode::NOT_FOUND,
-            Refused::NotOwner { .. } => StatusCode::FORBIDDEN,
+            Refused::NotOwner { .. } | Refused::Denied { .. } => StatusCode::FORBIDDEN,
             Refused::TooMany { .. } | Refused::Same { .. } | Refused::Killed { .. } => StatusCode::CONFLICT,
         };
         let refusal = Self::new(status, refused.to_string());
@@ -101,6 +101,7 @@ async fn list(State(admin): State<Admin>) -> Result<Response, Refusal> {
         "share_max": caps.share_max.to_string(),
         "ttl_max": format_duration(caps.ttl_max),
         "count_max": caps.count_max,
+        "deny": caps.deny.iter().map(deny_json).collect::<Vec<_>>(),
         "faults": faults,
     })))
 }
@@ -171,6 +172,11 @@ fn standing_json(parts: &AdminParts, standing: &Standing) -> Value {
     told
 }
 
+fn deny_json(deny: &Deny) -> Value {
+    let said = [("route", &deny.route), ("upstream", &deny.upstream), ("path_prefix", &deny.path_prefix)];
+    said.into_iter().filter_map(|(name, value)| Some((name.to_owned(), json!(value.as_ref()?)))).collect()
+}
+
 fn flap_json(flap: Flap) -> Value {
     json!({ "on": format_duration(flap.on), "off": format_duration(flap.off) })
 }
@@ -191,11 +197,12 @@ async fn read_order(body: Body) -> Result<Order, Refusal> {
         path_prefix: text("path_prefix")?,
         header: read_header(&fields)?,
     };
+    let kind = kind::read(fields.value("kind"))?;
     Ok(Order {
         owner: fields.required("owner")?.to_owned(),
         scope,
-        portion: read_portion(&fields)?,
-        kind: kind::read(fields.value("kind"))?,
+        portion: read_portion(&fields, kind)?,
+        kind,
         timing: read_timing(&fields)?,
         ttl: fields.duration("ttl")?,
         seed: fields.number("seed")?,
@@ -208,7 +215,7 @@ fn read_header(fields: &Fields) -> Result<Option<(String, String)>, Refusal> {
     Ok(Some((header.required("name")?.to_ascii_lowercase(), header.required("value")?.to_owned())))
 }
 
-fn read_portion(fields: &Fields) -> Result<Portion, Refusal> {
+fn read_portion(fields: &Fields, kind: Kind) -> Result<Portion, Refusal> {
     let said = [
         fields.ratio("share")?.map(Portion::Share),
         fields.ratio("connections")?.map(Portion::Connections),
@@ -219,6 +226,7 @@ fn read_portion(fields: &Fields) -> Result<Portion, Refusal> {
     let one_of = |error: &str| Err(Refusal::bad("share", error).allowed(["share", "connections", "first", "every"]));
     match (said.next(), said.next()) {
         (Some(portion), None) => Ok(portion),
+        (None, _) if matches!(kind, Kind::ZoneCut { .. }) => Ok(Portion::Every(1)),
         (None, _) => one_of("say how much of the traffic is meant"),
         _ => one_of("only one of `share`, `connections`, `first` and `every` can be given"),
     }
@@ -286,6 +294,16 @@ impl Fields {
     /// Bytes, which must be there.
     fn size(&self, name: &'static str) -> Result<u64, Refusal> {
         parse_size(self.required(name)?).map_err(|error| Refusal::bad(name, error.to_string()).allowed(["64KiB"]))
+    }
+
+    fn size_or(&self, name: &'static str, default: u64) -> Result<u64, Refusal> {
+        if self.value(name).is_none() { Ok(default) } else { self.size(name) }
+    }
+
+    /// A time that must be there.
+    fn needed(&self, name: &'static str) -> Result<Duration, Refusal> {
+        let missing = || Refusal::bad(name, format!("`{name}` is missing")).allowed(["200ms"]);
+        self.duration(name)?.ok_or_else(missing)
     }
 
     fn ratio(&self, name: &'static str) -> Result<Option<Ratio>, Refusal> {

@@ -82,6 +82,25 @@ pub(crate) struct Duplex {
     timer: Option<Pin<Box<Sleep>>>,
 }
 
+/// What is left to be carried.
+pub(crate) struct Rest {
+    /// The client's and the upstream's.
+    pub(crate) streams: [Stream; 2],
+    /// What each of them says.
+    pub(crate) flows: [RestOf; 2],
+    pub(crate) idle_timeout: Option<Duration>,
+}
+
+/// Of one direction.
+pub(crate) struct RestOf {
+    /// What has been read and not been passed on.
+    pub(crate) held: Vec<u8>,
+    /// The sender has said all.
+    pub(crate) has_ended: bool,
+    /// Nothing more will be done.
+    pub(crate) is_over: bool,
+}
+
 /// One direction.
 #[derive(Debug, Default)]
 struct Flow {
@@ -122,6 +141,16 @@ impl Duplex {
     /// Ends in a way that neither can take for an orderly end.
     pub(crate) fn reset(self) {
         self.streams.iter().for_each(Stream::reset_on_close);
+    }
+
+    /// Leaves the rest to somebody else.
+    pub(crate) fn into_rest(self) -> Rest {
+        let rest = |flow: Flow| RestOf {
+            held: flow.held.get(flow.held_at..).unwrap_or_default().to_vec(),
+            has_ended: flow.has_ended,
+            is_over: flow.is_over,
+        };
+        Rest { streams: self.streams, flows: self.flows.map(rest), idle_timeout: self.idle_timeout }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, moved: &mut impl FnMut(Peer, Moved)) -> Poll<End> {

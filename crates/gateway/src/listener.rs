@@ -103,7 +103,7 @@ fn admit(seat: &Arc<Seat>, stream: Stream, peer: SocketAddr, door: &Arc<Door>, s
     let node = Arc::clone(&seat.worker().node);
     let connection = node.connections_total.fetch_add(1, Relaxed);
     if let Some(route) = node.tcp_route_of(door) {
-        return tcp::admit(seat, stream, peer, door, route, stop);
+        return tcp::admit(seat, stream, (peer, connection), door, route, stop);
     }
     match node.connections.take() {
         Ok(used) => {

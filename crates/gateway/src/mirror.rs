@@ -16,6 +16,7 @@ use seawall_core::outcome::Failure;
 use seawall_core::policy::Mirror;
 
 use crate::chain::{Call, Kept};
+use crate::fault;
 use crate::http::body::ReqBody;
 use crate::http::headers::{SEAWALL_MIRROR, SEAWALL_RECORD};
 use crate::node::Worker;
@@ -92,6 +93,7 @@ async fn exchange(
     let choice = worker.choose(mirror.to, Avoid::default(), now).ok_or(Failure::ConnectRefused)?;
     let _load = worker.node.upstreams[mirror.to.index()].begin(choice);
     let pool = worker.pool(mirror.to, choice.place);
+    fault::stand_before_cut(worker, mirror.to, choice.place).await;
     let mut link = pool.checkout(now, false, &mut false).await?;
     let answer = link.send(request, |_| {}).await?;
     let status = answer.status.as_u16();

@@ -14,6 +14,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use seawall_core::balance::{Avoid, Choice};
+use seawall_core::fault::book::{Client, Id as FaultId};
 use seawall_core::guard::Refusal;
 use seawall_core::guard::deadline::Deadline;
 use seawall_core::guard::pipeline::{Answered, NoRetry};
@@ -28,6 +29,7 @@ use crate::announce;
 use crate::chain::{InFlight, no_healthy_endpoint};
 use crate::duplex::{Duplex, End, Moved, Peer};
 use crate::ejection;
+use crate::fault::connection::{self, Exposed};
 use crate::listener::{Guest, Stop, let_in};
 use crate::net::Stream;
 use crate::node::Worker;
@@ -37,10 +39,17 @@ use crate::route::{Pass, Place, RouteState};
 use crate::seat::{Door, Seat};
 
 /// A connection that has stood for so long came about well, whether or not anybody has said anything.
-const SETTLED_AFTER: Duration = Duration::from_secs(1);
+pub(crate) const SETTLED_AFTER: Duration = Duration::from_secs(1);
 
 /// Takes a client's connection on, or refuses it.
-pub(crate) fn admit(seat: &Arc<Seat>, client: Stream, peer: SocketAddr, door: &Arc<Door>, id: RouteId, stop: &Stop) {
+pub(crate) fn admit(
+    seat: &Arc<Seat>,
+    client: Stream,
+    (peer, connection): (SocketAddr, u64),
+    door: &Arc<Door>,
+    id: RouteId,
+    stop: &Stop,
+) {
     let worker = seat.worker();
     let counts = &worker.counts[id.index()];
     counts.connections.opened.add(1);
@@ -54,7 +63,9 @@ pub(crate) fn admit(seat: &Arc<Seat>, client: Stream, peer: SocketAddr, door: &A
                     Ok(Guest { stream, peer, of_source }) => {
                         let _of_source = of_source;
                         let at = stream.local().unwrap_or(door.address);
-                        serve(worker, id, stream, (peer, at), stop.now).await;
+                        let (listener, source) = (door.configured, peer.ip().to_canonical());
+                        let whose = Client { listener, source, connection };
+                        serve(worker, id, stream, Ends { peer, at, whose }, stop.now).await;
                     }
                     Err(_) => worker.counts[id.index()].connections.ended(Ended::Left),
                 }
@@ -68,14 +79,16 @@ pub(crate) fn admit(seat: &Arc<Seat>, client: Stream, peer: SocketAddr, door: &A
     }
 }
 
-/// `ends` are whose connection it is, and where it came in.
-async fn serve(
-    worker: Arc<Worker>,
-    id: RouteId,
-    client: Stream,
-    ends: (SocketAddr, SocketAddr),
-    stop: CancellationToken,
-) {
+/// Whose connection it is, and where it came in.
+#[derive(Clone, Copy)]
+struct Ends {
+    peer: SocketAddr,
+    at: SocketAddr,
+    /// As faults ask for it.
+    whose: Client,
+}
+
+async fn serve(worker: Arc<Worker>, id: RouteId, client: Stream, ends: Ends, stop: CancellationToken) {
     let (clock, counts) = (&worker.node.clock, &worker.counts[id.index()]);
     let started = clock.now();
     let standing = tokio::select! {
@@ -85,11 +98,12 @@ async fn serve(
         standing = connect(&worker, id, ends, started) => standing,
     };
     let ended = match standing {
-        Ok((upstream, standing)) => {
+        Ok((upstream, standing, touched)) => {
             counts.took(clock.now().since(started));
             let idle_timeout = standing.route.policy.guards.idle_timeout;
             let duplex = Duplex::new(clock.clone(), [client, upstream], Default::default(), idle_timeout);
-            let ended = carry(&counts.connections, duplex, Some(standing), &stop).await;
+            let exposed = Exposed::new(&worker, id, standing.endpoint, ends.whose, touched);
+            let ended = carry(&counts.connections, duplex, Some(standing), &stop, exposed).await;
             counts.connections.lasted(clock.now().since(started));
             ended
         }
@@ -107,21 +121,25 @@ pub(crate) async fn carry(
     mut duplex: Duplex,
     mut standing: Option<Standing>,
     stop: &CancellationToken,
+    mut exposed: Option<Exposed>,
 ) -> Ended {
     let mut settled = pin!(tokio::time::sleep(SETTLED_AFTER));
     let ended = loop {
         let is_open = standing.as_ref().is_some_and(Standing::is_open);
-        let hear = |peer, moved| {
-            match (peer, moved) {
-                (Peer::Client, Moved::Bytes(bytes)) => counts.bytes_up.add(bytes as u64),
-                (Peer::Upstream, Moved::Bytes(bytes)) => counts.bytes_down.add(bytes as u64),
-                (_, Moved::End) => {}
+        let hear = |peer, moved| count(counts, &mut standing, peer, moved);
+        let is_found = async {
+            match &mut exposed {
+                Some(exposed) => exposed.is_found().await,
+                None => std::future::pending().await,
             }
-            standing.iter_mut().for_each(|standing| standing.hear(peer, moved));
         };
         tokio::select! {
             biased;
             () = stop.cancelled() => break Ended::Cut,
+            () = is_found => match exposed {
+                Some(exposed) => return Box::pin(connection::carry(counts, duplex, standing, stop, exposed)).await,
+                None => unreachable!("nobody is found who is not exposed"),
+            },
             end = duplex.run(hear) => break match end {
                 End::Done => return Ended::Done,
                 End::Reset(Peer::Client) => Ended::ClientReset,
@@ -137,6 +155,16 @@ pub(crate) async fn carry(
     }
     duplex.reset();
     ended
+}
+
+/// Takes in what came of something a peer said.
+pub(crate) fn count(counts: &ConnectionCounts, standing: &mut Option<Standing>, peer: Peer, moved: Moved) {
+    match (peer, moved) {
+        (Peer::Client, Moved::Bytes(bytes)) => counts.bytes_up.add(bytes as u64),
+        (Peer::Upstream, Moved::Bytes(bytes)) => counts.bytes_down.add(bytes as u64),
+        (_, Moved::End) => {}
+    }
+    standing.iter_mut().for_each(|standing| standing.hear(peer, moved));
 }
 
 /// A connection to an upstream that has come about, and what it holds until it ends.
@@ -155,7 +183,7 @@ pub(crate) struct Standing {
 
 impl Standing {
     /// True while it is not known how it came about.
-    fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.pass.is_some()
     }
 
@@ -171,7 +199,7 @@ impl Standing {
         }
     }
 
-    fn well(&mut self) {
+    pub(crate) fn well(&mut self) {
         let Some(pass) = self.pass.take() else { return };
         let (counts, now) = (&self.worker.counts[self.id.index()], self.worker.node.clock.now());
         pass.report(counts, now, self.connected, Outcome::Success, Answered::default());
@@ -179,13 +207,22 @@ impl Standing {
         ejection::note(&self.worker, self.endpoint, Outcome::Success, took, self.route.cause());
     }
 
-    fn ill(&mut self) {
+    pub(crate) fn ill(&mut self) {
         let Some(pass) = self.pass.take() else { return };
         let failure = Failure::ConnectionLost;
         note_failure(&self.worker, (self.id, &self.route), self.endpoint, pass, self.began, failure);
         let now = self.worker.node.clock.now();
         self.route.failing(now, &failure.to_string());
     }
+}
+
+/// What the tries of a connection have in common.
+#[derive(Default)]
+struct Tries {
+    /// Where they went, a bit for each endpoint.
+    endpoints: u64,
+    /// The faults that have touched one of them.
+    touched: Vec<FaultId>,
 }
 
 /// What became of one try.
@@ -195,13 +232,13 @@ enum Tried {
     Failed(Failure),
 }
 
-/// Finds the client a connection, or tells why there is none.
+/// Finds the client a connection, or tells why there is none. Also which faults touched it on the way.
 async fn connect(
     worker: &Arc<Worker>,
     id: RouteId,
-    ends: (SocketAddr, SocketAddr),
+    ends: Ends,
     started: Mono,
-) -> Result<(Stream, Standing), Ended> {
+) -> Result<(Stream, Standing, Vec<FaultId>), Ended> {
     let (clock, counts) = (&worker.node.clock, &worker.counts[id.index()]);
     let route = &worker.node.routes[id.index()];
     let deadline = Deadline::new(started, route.policy.guards.timeout, None);
@@ -215,13 +252,13 @@ async fn connect(
     };
     route.takes_new().map_err(refused)?;
     let mut place = Some(route.enter(started, deadline).await.map_err(refused)?);
-    let (mut tried, mut attempts, mut waits) = (0, 0, Waits::default());
+    let (mut tried, mut attempts, mut waits) = (Tries::default(), 0, Waits::default());
     // Held while a retry waits and while it is made: both are load that the budget must know of.
     let mut _retry = None;
     loop {
         attempts += 1;
         let failure = match try_once(worker, (id, ends), &deadline, &mut tried, &mut place).await {
-            Tried::Stands(upstream, standing) => return Ok((upstream, *standing)),
+            Tried::Stands(upstream, standing) => return Ok((upstream, *standing, tried.touched)),
             Tried::Refused(refusal) => return Err(refused(refusal)),
             Tried::Failed(failure) => failure,
         };
@@ -258,9 +295,9 @@ async fn connect(
 /// One try: breaker, limits, endpoint, connection under its timeout.
 async fn try_once(
     worker: &Arc<Worker>,
-    (id, (peer, at)): (RouteId, (SocketAddr, SocketAddr)),
+    (id, Ends { peer, at, whose }): (RouteId, Ends),
     deadline: &Deadline,
-    tried: &mut u64,
+    tried: &mut Tries,
     place: &mut Option<Place>,
 ) -> Tried {
     let (node, clock) = (&worker.node, &worker.node.clock);
@@ -270,17 +307,23 @@ async fn try_once(
         Ok(pass) => pass,
         Err(refusal) => return Tried::Refused(refusal),
     };
-    let (choice, open) = match choose(worker, upstream, *tried, began) {
+    let (choice, open) = match choose(worker, upstream, tried.endpoints, began) {
         Ok(chosen) => chosen,
         Err(refusal) => return Tried::Refused(refusal),
     };
     let endpoint = choice.place;
-    *tried |= bit(endpoint);
+    tried.endpoints |= bit(endpoint);
     let load = node.upstreams[upstream.index()].begin(choice);
     let announce = node.policy.upstream(upstream).announce;
     let said = announce.map_or_else(Vec::new, |announce| announce::write(announce, peer, at));
     let until = clock.instant(deadline.of_try(began, route.policy.guards.try_timeout));
-    let dialled = tokio::time::timeout_at(until, worker.pool(upstream, endpoint).dial_in_time(&said)).await;
+    let dialled = match connection::touch(worker, id, (upstream, endpoint), whose, &mut tried.touched) {
+        None => tokio::time::timeout_at(until, worker.pool(upstream, endpoint).dial_in_time(&said)).await,
+        Some(touch) => {
+            let dial = Box::pin(connection::dial(worker, (upstream, endpoint), touch, &said));
+            tokio::time::timeout_at(until, dial).await
+        }
+    };
     match (dialled.unwrap_or(Err(Failure::ConnectTimeout)), place.take()) {
         (Ok(stream), Some(place)) => {
             // From here on a silent upstream is nobody's fault.

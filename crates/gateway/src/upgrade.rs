@@ -64,7 +64,7 @@ pub(crate) async fn go_on(handover: Handover, client: ClientIo, stop: &Cancellat
     counts.opened.add(1);
     let idle_timeout = worker.node.policy.route(handover.id).guards.idle_timeout;
     let duplex = Duplex::new(clock.clone(), [client, stream], [early, said.to_vec()], idle_timeout);
-    let ended: Ended = tcp::carry(counts, duplex, None, stop).await;
+    let ended: Ended = tcp::carry(counts, duplex, None, stop, None).await;
     counts.lasted(clock.now().since(began));
     counts.ended(ended);
 }

@@ -16,6 +16,7 @@ use seawall_core::units::{Ratio, format_duration};
 use tokio_util::sync::CancellationToken;
 
 use crate::ejection;
+use crate::fault;
 use crate::http::body::ReqBody;
 use crate::node::{Node, UpstreamState, Worker};
 use crate::seat::Seat;
@@ -69,14 +70,15 @@ pub(crate) async fn check_endpoint(
 }
 
 async fn check(worker: &Worker, upstream: UpstreamId, endpoint: usize, config: &HealthConfig) -> Result<(), String> {
-    let pool = worker.pool(upstream, endpoint);
+    let (pool, state) = (worker.pool(upstream, endpoint), &worker.node.upstreams[upstream.index()]);
+    // Whoever is cut off is not found well either.
+    fault::stand_before_cut(worker, upstream, endpoint).await;
     let Some(path) = &config.path else {
         return pool.dial_in_time(b"").await.map(drop).map_err(|failure| failure.to_string());
     };
     let mut link = pool.probe().await.map_err(|failure| failure.to_string())?;
     let mut request = Request::new(ReqBody::Empty);
     *request.uri_mut() = path.parse::<Uri>().map_err(|error| error.to_string())?;
-    let state = &worker.node.upstreams[upstream.index()];
     let host = match &state.host {
         Some(host) => host.clone(),
         None => match state.endpoints[endpoint].endpoint.address.as_str() {

@@ -37,6 +37,8 @@ Examples:
   seawall fault place --route quotes --hang --header x-tenant=acme --every 2 --ttl 1m
   seawall fault place --upstream carrier --cut --first 3 --ttl 30s --seed 42
   seawall fault place --route events --abort 503 --retry-at -2h --flap 2s/10s --share 50% --ttl 5m
+  seawall fault place --route cache --tcp-latency 200ms --way both --connections 10% --ttl 5m
+  seawall fault place --zone-cut --zone us-west --way down --ttl 2m --hold
   seawall fault place --upstream queue --version v2 --head-latency 1s --jitter 300ms --spread tail --every 5 --ttl 5m
 
 Exit status: 0 placed, or held until stopped; 1 refused, or a held fault was lost; 3 the node cannot be reached.";
@@ -52,7 +54,7 @@ pub(super) enum FaultCommand {
         reader: Reader,
     },
     /// Place a fault
-    #[command(after_help = PLACE_EXAMPLES)]
+    #[command(after_help = PLACE_EXAMPLES, disable_version_flag = true)]
     Place(Box<PlaceArgs>),
     /// Give a fault another time to live, from now on
     Renew {
@@ -121,7 +123,7 @@ pub(super) struct PlaceArgs {
 #[command(next_help_heading = "On what")]
 struct ScopeArgs {
     /// Tries of this route to its own upstream
-    #[arg(long, required_unless_present = "upstream")]
+    #[arg(long, required_unless_present_any = ["upstream", "zone_cut"])]
     route: Option<String>,
     /// Tries to this upstream
     #[arg(long)]
@@ -207,34 +209,203 @@ struct KindArgs {
     /// Send twice, and answer once
     #[arg(long)]
     duplicate: bool,
+    /// On connections: let bytes come later
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    tcp_latency: Option<Duration>,
+    /// On connections: let no more than this come in a second
+    #[arg(long, value_name = "SIZE")]
+    tcp_bandwidth: Option<String>,
+    /// On connections: let the end come later
+    #[arg(long, value_name = "DURATION")]
+    slow_close: Option<String>,
+    /// On connections: swallow everything
+    #[arg(long)]
+    black_hole: bool,
+    /// On connections: reset them when something comes
+    #[arg(long)]
+    reset: bool,
+    /// On connections: cut what comes into pieces of this size
+    #[arg(long, value_name = "SIZE")]
+    slicer: Option<String>,
+    /// On connections: close them after so many bytes
+    #[arg(long, value_name = "SIZE")]
+    limit_data: Option<String>,
+    /// On connections: change this share of the bytes
+    #[arg(long, value_name = "PERCENT", value_parser = share)]
+    tcp_corrupt: Option<Ratio>,
+    /// On connections: lose this share of what comes at once
+    #[arg(long, value_name = "PERCENT", value_parser = share)]
+    chunk_loss: Option<Ratio>,
+    /// Let nothing pass between this node's zone and the one of --zone
+    #[arg(long, requires = "zone")]
+    zone_cut: bool,
 }
+
+/// Kinds that know no jitter.
+const NO_JITTER: [&str; 22] = [
+    "bandwidth",
+    "abort",
+    "grpc",
+    "refuse",
+    "hang",
+    "swallow",
+    "cut",
+    "short_body",
+    "long_body",
+    "corrupt",
+    "huge_head",
+    "garbled_head",
+    "duplicate",
+    "tcp_bandwidth",
+    "slow_close",
+    "black_hole",
+    "reset",
+    "slicer",
+    "limit_data",
+    "tcp_corrupt",
+    "chunk_loss",
+    "zone_cut",
+];
+
+/// Kinds that know one way to spread it.
+const NO_SPREAD: [&str; 23] = [
+    "bandwidth",
+    "abort",
+    "grpc",
+    "refuse",
+    "hang",
+    "swallow",
+    "cut",
+    "short_body",
+    "long_body",
+    "corrupt",
+    "huge_head",
+    "garbled_head",
+    "duplicate",
+    "tcp_latency",
+    "tcp_bandwidth",
+    "slow_close",
+    "black_hole",
+    "reset",
+    "slicer",
+    "limit_data",
+    "tcp_corrupt",
+    "chunk_loss",
+    "zone_cut",
+];
+
+/// Kinds that tell nobody when to come back.
+const NO_RETRY: [&str; 25] = [
+    "latency",
+    "head_latency",
+    "body_latency",
+    "bandwidth",
+    "grpc",
+    "refuse",
+    "hang",
+    "swallow",
+    "cut",
+    "short_body",
+    "long_body",
+    "corrupt",
+    "huge_head",
+    "garbled_head",
+    "duplicate",
+    "tcp_latency",
+    "tcp_bandwidth",
+    "slow_close",
+    "black_hole",
+    "reset",
+    "slicer",
+    "limit_data",
+    "tcp_corrupt",
+    "chunk_loss",
+    "zone_cut",
+];
+
+/// Kinds that go no way.
+const NO_WAY: [&str; 16] = [
+    "latency",
+    "head_latency",
+    "body_latency",
+    "bandwidth",
+    "abort",
+    "grpc",
+    "refuse",
+    "hang",
+    "swallow",
+    "cut",
+    "short_body",
+    "long_body",
+    "corrupt",
+    "huge_head",
+    "garbled_head",
+    "duplicate",
+];
+
+/// Kinds without pieces.
+const NO_PAUSE: [&str; 25] = [
+    "latency",
+    "head_latency",
+    "body_latency",
+    "bandwidth",
+    "abort",
+    "grpc",
+    "refuse",
+    "hang",
+    "swallow",
+    "cut",
+    "short_body",
+    "long_body",
+    "corrupt",
+    "huge_head",
+    "garbled_head",
+    "duplicate",
+    "tcp_latency",
+    "tcp_bandwidth",
+    "slow_close",
+    "black_hole",
+    "reset",
+    "limit_data",
+    "tcp_corrupt",
+    "chunk_loss",
+    "zone_cut",
+];
 
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "What, more exactly")]
 struct MoreArgs {
     /// With a latency: a random time more, which follows from this
-    #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with_all = [
-        "bandwidth", "abort", "grpc", "refuse", "hang", "swallow", "cut", "short_body", "long_body", "corrupt",
-        "huge_head", "garbled_head", "duplicate",
-    ])]
+    #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with_all = NO_JITTER)]
     jitter: Option<Duration>,
     /// With --jitter: up to so much, each as likely, or on average so much, and now and then a lot more
-    #[arg(long, value_name = "even|tail", requires = "jitter")]
+    #[arg(long, value_name = "even|tail", requires = "jitter", conflicts_with_all = NO_SPREAD)]
     spread: Option<String>,
     /// With --abort: say to come back in so much time
-    #[arg(long, value_name = "DURATION", requires = "abort", conflicts_with = "retry_at")]
+    #[arg(long, value_name = "DURATION", conflicts_with = "retry_at", conflicts_with_all = NO_RETRY)]
     retry_after: Option<String>,
     /// With --abort: say to come back on a date so far ahead (`+1d`), or one that has passed (`-2h`)
-    #[arg(long, value_name = "+-DURATION", requires = "abort", allow_hyphen_values = true)]
+    #[arg(long, value_name = "+-DURATION", allow_hyphen_values = true, conflicts_with_all = NO_RETRY)]
     retry_at: Option<String>,
+    /// On connections, and with --zone-cut: what goes up to the upstream, what comes down from it, or both
+    #[arg(long, value_name = "up|down|both", conflicts_with_all = NO_WAY)]
+    way: Option<String>,
+    /// With --slicer: after each piece
+    #[arg(long, value_name = "DURATION", conflicts_with_all = NO_PAUSE)]
+    pause: Option<String>,
 }
 
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "How much of it")]
-#[group(required = true, multiple = false)]
+#[group(multiple = false)]
 struct PortionArgs {
     /// Touch each with this probability
-    #[arg(long, value_name = "PERCENT", value_parser = share)]
+    #[arg(
+        long,
+        value_name = "PERCENT",
+        value_parser = share,
+        required_unless_present_any = ["connections", "first", "every", "zone_cut"],
+    )]
     share: Option<Ratio>,
     /// Touch all of this share of the clients' connections
     #[arg(long, value_name = "PERCENT", value_parser = share)]
@@ -353,6 +524,7 @@ fn order(args: &PlaceArgs, owner: &str) -> Value {
 
 /// The one that was typed, in the words of the API.
 fn kind_of(kind: &KindArgs, more: &MoreArgs) -> Value {
+    let way = &more.way;
     let latency = |delay: Duration| {
         let jitter = more.jitter.map(format_duration);
         json!({ "delay": format_duration(delay), "jitter": jitter, "spread": more.spread })
@@ -367,6 +539,22 @@ fn kind_of(kind: &KindArgs, more: &MoreArgs) -> Value {
         ("grpc", kind.grpc.map(|code| json!({ "code": code }))),
         ("corrupt", kind.corrupt.map(|share| json!({ "bytes": share.to_string() }))),
         ("huge_head", kind.huge_head.as_ref().map(|size| json!({ "size": size }))),
+        (
+            "tcp_latency",
+            kind.tcp_latency.map(|delay| {
+                let jitter = more.jitter.map(format_duration);
+                json!({ "delay": format_duration(delay), "jitter": jitter, "way": way })
+            }),
+        ),
+        ("tcp_bandwidth", kind.tcp_bandwidth.as_ref().map(|rate| json!({ "per_second": rate, "way": way }))),
+        ("slow_close", kind.slow_close.as_ref().map(|delay| json!({ "delay": delay, "way": way }))),
+        ("black_hole", kind.black_hole.then(|| json!({ "way": way }))),
+        ("reset", kind.reset.then(|| json!({ "way": way }))),
+        ("slicer", kind.slicer.as_ref().map(|size| json!({ "size": size, "pause": more.pause, "way": way }))),
+        ("limit_data", kind.limit_data.as_ref().map(|size| json!({ "size": size, "way": way }))),
+        ("tcp_corrupt", kind.tcp_corrupt.map(|share| json!({ "bytes": share.to_string(), "way": way }))),
+        ("chunk_loss", kind.chunk_loss.map(|share| json!({ "chunks": share.to_string(), "way": way }))),
+        ("zone_cut", kind.zone_cut.then(|| json!({ "way": way }))),
     ];
     let words = [
         ("refuse", kind.refuse),

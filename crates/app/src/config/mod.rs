@@ -271,7 +271,6 @@ fn resolve(root: Field<'_>) -> AppConfig {
     }
     let admin = top.field("admin").map(node::admin).unwrap_or_default();
     let toxiproxy = top.field("toxiproxy").and_then(|field| node::toxiproxy(field, &admin));
-    let faults = top.field("faults").and_then(node::faults);
     let mut taken = vec![("admin", admin.address)];
     taken.extend(toxiproxy.as_ref().map(|toxiproxy| ("toxiproxy", toxiproxy.listen)));
     let upstreams =
@@ -286,6 +285,7 @@ fn resolve(root: Field<'_>) -> AppConfig {
     upstreams.tell_unused();
     policies.tell_unused();
     let (upstreams, upstreams_tls) = upstreams.resolved();
+    let faults = top.field("faults").and_then(|field| node::faults(field, &routes, &upstreams));
     let tls = TlsConfig { listeners: listeners_tls, upstreams: upstreams_tls };
     let policy = Policy {
         node: place.node,

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use seawall_core::fault::book::Caps;
-use seawall_core::policy::Limits;
+use seawall_core::fault::book::{Caps, Deny};
+use seawall_core::policy::{Limits, Route, Upstream};
 use seawall_core::units::Ratio;
 
 use super::address::{clash, parse_listen};
@@ -191,10 +191,11 @@ pub(super) fn toxiproxy(field: Field<'_>, admin: &AdminConfig) -> Option<Toxipro
     Some(ToxiproxyConfig { listen })
 }
 
-const FAULTS: Keys = Keys { of: "`faults`", known: &["share_max", "ttl_max", "count_max"], later: &[] };
+const FAULTS: Keys = Keys { of: "`faults`", known: &["share_max", "ttl_max", "count_max", "deny"], later: &[] };
+const DENY: Keys = Keys { of: "`deny`", known: &["route", "upstream", "path_prefix"], later: &[] };
 
 /// `on`, `off`, or how far they may go. Nothing where they are not allowed.
-pub(super) fn faults(field: Field<'_>) -> Option<Caps> {
+pub(super) fn faults(field: Field<'_>, routes: &[Route], upstreams: &[Upstream]) -> Option<Caps> {
     let default = Caps::default();
     if field.is_off() {
         return None;
@@ -215,7 +216,40 @@ pub(super) fn faults(field: Field<'_>) -> Option<Caps> {
             .unwrap_or(default.share_max),
         ttl_max: section.duration("ttl_max", default.ttl_max, Duration::from_secs(1)..=DAY),
         count_max: usize::try_from(count_max).unwrap_or(usize::MAX),
+        deny: section.field("deny").map(|field| deny(field, routes, upstreams)).unwrap_or_default(),
     })
+}
+
+/// What no fault may touch.
+fn deny(field: Field<'_>, routes: &[Route], upstreams: &[Upstream]) -> Vec<Deny> {
+    let routes = || routes.iter().map(|route| route.name.as_str());
+    let upstreams = || upstreams.iter().map(|upstream| upstream.name.as_str());
+    let read = |field: Field<'_>| {
+        let section = field.section(DENY);
+        let named = |key: &str, known: Vec<&str>| {
+            let field = section.field(key)?;
+            let name = field.parsed(parse_name)?;
+            if !known.contains(&name.as_str()) {
+                field.error_with(format!("there is no {key} `{name}`"), hint_of(&name, known.iter().copied()));
+            }
+            Some(name)
+        };
+        let path = |text: &str| match text.starts_with('/') {
+            true => Ok(text.to_owned()),
+            false => Err(format!("`{text}` is not the beginning of a path, such as `/pay/`")),
+        };
+        let deny = Deny {
+            route: named("route", routes().collect()),
+            upstream: named("upstream", upstreams().collect()),
+            path_prefix: section.field("path_prefix").and_then(|field| field.parsed(path)),
+        };
+        let says_nothing = DENY.known.iter().all(|key| section.field(key).is_none());
+        if says_nothing && section.readable {
+            field.error_with("it names nothing, and would deny everything", "write `faults: off` for that");
+        }
+        (!says_nothing).then_some(deny)
+    };
+    field.list().into_iter().filter_map(read).collect()
 }
 
 pub(super) fn read_path(field: Field<'_>) -> Option<PathBuf> {

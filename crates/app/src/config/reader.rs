@@ -131,7 +131,7 @@ pub(super) struct Section<'n> {
     spot: Spot,
     fields: Vec<Field<'n>>,
     /// False if there was no mapping: then nothing is missing from it either.
-    readable: bool,
+    pub(super) readable: bool,
 }
 
 impl<'n> Section<'n> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use seawall_core::balance::BalanceConfig;
 use seawall_core::balance::assign::Unit;
+use seawall_core::fault::book::Deny;
 use seawall_core::guard::breaker::WindowConfig;
 use seawall_core::guard::bulkhead::Order;
 use seawall_core::guard::outlier::OutlierConfig;
@@ -220,6 +221,13 @@ fn the_whole_grammar_is_understood() {
     assert_eq!(toxiproxy.unwrap().listen.to_string(), "127.0.0.1:8474");
     let faults = faults.unwrap();
     assert_eq!((faults.share_max, faults.ttl_max, faults.count_max), (Ratio::ONE, Duration::from_secs(3_600), 3));
+    let deny = |route: Option<&str>, upstream: Option<&str>, path: Option<&str>| Deny {
+        route: route.map(Into::into),
+        upstream: upstream.map(Into::into),
+        path_prefix: path.map(Into::into),
+    };
+    let denied = [deny(Some("sessions"), None, None), deny(None, Some("inner"), Some("/pay/"))];
+    assert_eq!(faults.deny, denied);
 }
 
 /// Of an upstream that requests go to as well, health is asked for as HTTP.

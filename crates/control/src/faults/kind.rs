@@ -1,6 +1,9 @@
 //! Kinds of faults, as they are written: a word, or one name with what it needs.
 
-use seawall_core::fault::book::{Kind, Moment, RetryAfter, Spread};
+use std::time::Duration;
+
+use seawall_core::fault::Effect;
+use seawall_core::fault::book::{Kind, Moment, RetryAfter, Spread, Way};
 use seawall_core::units::{format_duration, format_size, parse_duration};
 use serde_json::{Map, Value, json};
 
@@ -8,6 +11,9 @@ use super::Fields;
 use crate::api::Refusal;
 
 const SPREADS: [(&str, Spread); 2] = [("even", Spread::Even), ("tail", Spread::Tail)];
+
+/// Those that may say more, and need not.
+const BARE: [&str; 3] = ["black_hole", "reset", "zone_cut"];
 
 /// One of each.
 fn examples() -> Vec<String> {
@@ -20,6 +26,16 @@ fn examples() -> Vec<String> {
         json!({ "grpc": { "code": 14 } }),
         json!({ "corrupt": { "bytes": "1%" } }),
         json!({ "huge_head": { "size": "64KiB" } }),
+        json!({ "tcp_latency": { "delay": "200ms", "jitter": "50ms", "way": "down" } }),
+        json!({ "tcp_bandwidth": { "per_second": "10KiB", "way": "both" } }),
+        json!({ "slow_close": { "delay": "2s", "way": "down" } }),
+        json!({ "black_hole": { "after": "10s", "way": "up" } }),
+        json!({ "reset": { "after": "0s", "way": "down" } }),
+        json!({ "slicer": { "size": "100B", "variation": "10B", "pause": "1ms", "way": "down" } }),
+        json!({ "limit_data": { "size": "1KiB", "way": "down" } }),
+        json!({ "tcp_corrupt": { "bytes": "1%", "way": "down" } }),
+        json!({ "chunk_loss": { "chunks": "10%", "way": "down" } }),
+        json!({ "zone_cut": { "way": "both" } }),
     ];
     Kind::WORDS.iter().map(|kind| json!(kind.name())).chain(with_more).map(|kind| kind.to_string()).collect()
 }
@@ -46,6 +62,9 @@ pub(super) fn read(value: Option<&Value>) -> Result<Kind, Refusal> {
         (None, Some(details)) => {
             with_details(&name, details)?.ok_or_else(|| bad(format!("`{name}` is not a kind of fault")))
         }
+        (None, None) if BARE.contains(&name.as_str()) => {
+            with_details(&name, json!({}))?.ok_or_else(|| bad(format!("`{name}` is not a kind of fault")))
+        }
         (None, None) if Kind::NAMES.contains(&name.as_str()) => Err(bad(format!("`{name}` needs to be told how much"))),
         (None, None) => Err(bad(format!("`{name}` is not a kind of fault"))),
     }
@@ -70,15 +89,80 @@ fn with_details(name: &str, details: Value) -> Result<Option<Kind>, Refusal> {
             Kind::Corrupt { share: share.ok_or_else(|| Refusal::bad("bytes", "`bytes` is missing").allowed(["1%"]))? }
         }
         "huge_head" => Kind::HugeHead { bytes: fields(&["size"])?.size("size")? },
-        _ => return Ok(None),
+        "zone_cut" => Kind::ZoneCut { way: way(&fields(&["way"])?)?.unwrap_or(Way::Both) },
+        _ => return on_bytes(name, fields),
     }))
+}
+
+/// What is done to the bytes of a connection.
+fn on_bytes(name: &str, fields: impl Fn(&[&str]) -> Result<Fields, Refusal>) -> Result<Option<Kind>, Refusal> {
+    let share = |fields: &Fields, name| {
+        fields.ratio(name)?.ok_or_else(|| Refusal::bad(name, format!("`{name}` is missing")).allowed(["1%"]))
+    };
+    let (fields, effect) = match name {
+        "tcp_latency" => {
+            let fields = fields(&["delay", "jitter", "way"])?;
+            let delay_ms = i64::try_from(fields.needed("delay")?.as_millis()).unwrap_or(i64::MAX);
+            let jitter = fields.duration("jitter")?.unwrap_or_default();
+            (fields, Effect::Latency { delay_ms, jitter })
+        }
+        "tcp_bandwidth" => {
+            let fields = fields(&["per_second", "way"])?;
+            let bytes_per_second = fields.size("per_second")?;
+            (fields, Effect::Bandwidth { bytes_per_second })
+        }
+        "slow_close" => {
+            let fields = fields(&["delay", "way"])?;
+            let delay = fields.needed("delay")?;
+            (fields, Effect::SlowClose { delay })
+        }
+        "black_hole" => {
+            let fields = fields(&["after", "way"])?;
+            let after = fields.duration("after")?;
+            (fields, Effect::Timeout { after })
+        }
+        "reset" => {
+            let fields = fields(&["after", "way"])?;
+            let after = fields.duration("after")?.unwrap_or_default();
+            (fields, Effect::ResetPeer { after })
+        }
+        "slicer" => {
+            let fields = fields(&["size", "variation", "pause", "way"])?;
+            let bytes = |size| usize::try_from(size).unwrap_or(usize::MAX);
+            let (average, variation) = (bytes(fields.size("size")?), fields.size_or("variation", 0).map(bytes)?);
+            let delay = fields.duration("pause")?.unwrap_or_default();
+            (fields, Effect::Slicer { average, variation, delay })
+        }
+        "limit_data" => {
+            let fields = fields(&["size", "way"])?;
+            let bytes = fields.size("size")?;
+            (fields, Effect::LimitData { bytes })
+        }
+        "tcp_corrupt" => {
+            let fields = fields(&["bytes", "way"])?;
+            let share = share(&fields, "bytes")?;
+            (fields, Effect::Corrupt { share })
+        }
+        "chunk_loss" => {
+            let fields = fields(&["chunks", "way"])?;
+            let share = share(&fields, "chunks")?;
+            (fields, Effect::Loss { share })
+        }
+        _ => return Ok(None),
+    };
+    Ok(Some(Kind::Bytes { way: way(&fields)?.unwrap_or(Way::Down), effect }))
+}
+
+fn way(fields: &Fields) -> Result<Option<Way>, Refusal> {
+    let Some(word) = fields.text("way")? else { return Ok(None) };
+    let unknown = || Refusal::bad("way", format!("`{word}` is no way")).allowed(Way::ALL.map(Way::name));
+    Way::ALL.into_iter().find(|way| way.name() == word).map(Some).ok_or_else(unknown)
 }
 
 const LATENCY: [&str; 3] = ["delay", "jitter", "spread"];
 
 fn latency(of: Moment, fields: &Fields) -> Result<Kind, Refusal> {
-    let missing = || Refusal::bad("delay", "`delay` is missing").allowed(["200ms"]);
-    let delay = fields.duration("delay")?.ok_or_else(missing)?;
+    let delay = fields.needed("delay")?;
     let jitter = fields.duration("jitter")?.unwrap_or_default();
     let spread = match fields.text("spread")? {
         None => Spread::Even,
@@ -133,6 +217,29 @@ pub(super) fn told(kind: Kind) -> Value {
         Kind::Grpc { code } => json!({ "code": code }),
         Kind::Corrupt { share } => json!({ "bytes": share.to_string() }),
         Kind::HugeHead { bytes } => json!({ "size": format_size(bytes) }),
+        Kind::ZoneCut { way } => json!({ "way": way.name() }),
+        Kind::Bytes { way, effect } => {
+            let mut details = match effect {
+                Effect::Noop => json!({}),
+                Effect::Latency { delay_ms, jitter } => {
+                    let delay = Duration::from_millis(u64::try_from(delay_ms).unwrap_or(0));
+                    json!({ "delay": format_duration(delay), "jitter": format_duration(jitter) })
+                }
+                Effect::Bandwidth { bytes_per_second } => json!({ "per_second": format_size(bytes_per_second) }),
+                Effect::SlowClose { delay } => json!({ "delay": format_duration(delay) }),
+                Effect::Timeout { after } => json!({ "after": after.map(format_duration) }),
+                Effect::ResetPeer { after } => json!({ "after": format_duration(after) }),
+                Effect::Slicer { average, variation, delay } => {
+                    let (size, variation) = (format_size(average as u64), format_size(variation as u64));
+                    json!({ "size": size, "variation": variation, "pause": format_duration(delay) })
+                }
+                Effect::LimitData { bytes } => json!({ "size": format_size(bytes) }),
+                Effect::Corrupt { share } => json!({ "bytes": share.to_string() }),
+                Effect::Loss { share } => json!({ "chunks": share.to_string() }),
+            };
+            details["way"] = way.name().into();
+            details
+        }
         word => return word.name().into(),
     };
     json!({ kind.name(): details })

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use seawall_control::FaultPort;
-use seawall_core::fault::book::{Book, Caps, Fault, Id, Kind, Look, Order, Refused, Standing, Try};
+use seawall_core::fault::book::{Book, Caps, Carries, Deny, Fault, Id, Kind, Look, Order, Refused, Standing, Try};
 use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::policy::{Delivery, Endpoint, Guards, Limits, Listener, Match, Policy, Protocol, Route, Upstream};
 use seawall_core::prng::Prng;
@@ -36,11 +36,13 @@ impl FakeFaults {
         };
         let upstream = |name: &str| Upstream {
             name: name.into(),
-            endpoints: vec![Endpoint {
-                zone: Some("here".into()),
-                version: Some("v1".into()),
-                ..Endpoint::at(format!("{name}:80"))
-            }],
+            endpoints: ["here", "there"]
+                .map(|zone| Endpoint {
+                    zone: Some(zone.into()),
+                    version: Some("v1".into()),
+                    ..Endpoint::at(format!("{name}{}:80", if zone == "here" { "" } else { "-2" }))
+                })
+                .into(),
             health: None,
             outlier: None,
             balance: seawall_core::balance::BalanceConfig::default(),
@@ -53,15 +55,22 @@ impl FakeFaults {
         };
         let policy = Policy {
             node: "n".into(),
-            zone: "z".into(),
+            zone: "here".into(),
             zones: Vec::new(),
             listeners: vec![Listener::new(([127, 0, 0, 1], 8080).into(), vec![RouteId(0), RouteId(1)])],
-            routes: vec![route("events", 0), route("quotes", 1)],
-            upstreams: vec![upstream("queue"), upstream("carrier")],
+            routes: vec![
+                route("events", 0),
+                route("quotes", 1),
+                Route { protocol: Protocol::Tcp, ..route("bytes", 1) },
+                route("denied", 2),
+            ],
+            upstreams: vec![upstream("queue"), upstream("carrier"), upstream("vault")],
             limits: Limits::default(),
             digest: String::new(),
         };
-        Self { book: Mutex::new(Book::new(Caps::default(), &policy, 12)), now_ms: AtomicU64::new(0) }
+        let deny = vec![Deny { route: Some("denied".into()), ..Deny::default() }];
+        let caps = Caps { deny, ..Caps::default() };
+        Self { book: Mutex::new(Book::new(caps, &policy, 12)), now_ms: AtomicU64::new(0) }
     }
 
     fn now(&self) -> Mono {
@@ -96,7 +105,7 @@ impl FaultPort for FakeFaults {
                 method: "POST",
                 path: "/",
                 has_header: &has_header,
-                is_grpc: false,
+                carries: Carries::Call,
                 touched: &[],
             },
         );
@@ -159,6 +168,11 @@ async fn a_fault_is_placed_listed_renewed_and_taken_away() {
         (&listed["killed"], &listed["share_max"], &listed["ttl_max"]),
         (&Value::Null, &json!("50%"), &json!("15m"))
     );
+    assert_eq!(listed["deny"], json!([{ "route": "denied" }]));
+    let mut denied = order();
+    denied["route"] = json!("denied");
+    let refused = world.post("/api/faults", &denied.to_string()).await;
+    assert_eq!((refused.status, &refused.json()["field"]), (403, &json!("route")), "{}", refused.body);
     assert_eq!((&listed["count_max"], &listed["faults"][0]["requests"]), (&json!(8), &json!(1)));
     let renewed = world.post("/api/faults/f12-1/renew", r#"{"owner": "ada", "ttl": "10m"}"#).await;
     assert_eq!((renewed.status, &renewed.json()["left_s"]), (200, &json!(600.0)));
@@ -200,10 +214,28 @@ async fn every_kind_and_portion_can_be_said() {
         same(json!({ "corrupt": { "bytes": "1%" } })),
         same(json!({ "huge_head": { "size": "64KiB" } })),
     ];
+    let of_bytes = [
+        same(json!({ "tcp_latency": { "delay": "200ms", "jitter": "50ms", "way": "up" } })),
+        same(json!({ "tcp_bandwidth": { "per_second": "10KiB", "way": "both" } })),
+        same(json!({ "slow_close": { "delay": "2s", "way": "down" } })),
+        (json!("black_hole"), json!({ "black_hole": { "after": null, "way": "down" } })),
+        (json!("reset"), json!({ "reset": { "after": "0s", "way": "down" } })),
+        same(json!({ "slicer": { "size": "100B", "variation": "10B", "pause": "1ms", "way": "down" } })),
+        (json!({ "limit_data": { "size": "0B" } }), json!({ "limit_data": { "size": "0B", "way": "down" } })),
+        same(json!({ "tcp_corrupt": { "bytes": "1%", "way": "down" } })),
+        same(json!({ "chunk_loss": { "chunks": "10%", "way": "down" } })),
+        (json!("zone_cut"), json!({ "zone_cut": { "way": "both" } })),
+    ];
     let mut names = Vec::new();
-    for (kind, told) in words.chain(with_more) {
+    for (kind, told) in words.chain(with_more).chain(of_bytes.clone()) {
         let mut order = order();
         order["kind"] = kind;
+        if of_bytes.iter().any(|(_, of_bytes)| *of_bytes == told) {
+            order["route"] = json!("bytes");
+        }
+        if told.get("zone_cut").is_some() {
+            (order["route"], order["first"], order["zone"]) = (Value::Null, Value::Null, json!("there"));
+        }
         let placed = world.post("/api/faults", &order.to_string()).await;
         assert_eq!((placed.status, &placed.json()["kind"]), (201, &told), "{}", placed.body);
         let name = told.as_str().or_else(|| told.as_object()?.keys().next().map(String::as_str));
@@ -318,8 +350,16 @@ async fn every_mistake_is_told_with_its_field_and_changes_nothing() {
         (with("kind", json!({ "huge_head": { "size": "2MiB" } })), "kind", "1B to 1MiB"),
         (with("kind", json!({ "huge_head": { "size": 5 } })), "size", ""),
         (with("kind", json!({ "explode": {} })), "kind", "\"refuse\""),
+        (with("kind", json!({ "tcp_latency": { "delay": "1s" } })), "kind", "refuse"),
+        (with("kind", json!({ "tcp_latency": {} })), "delay", "200ms"),
+        (with("kind", json!({ "tcp_latency": { "delay": "1s", "way": "back" } })), "way", "both"),
+        (with("kind", json!({ "slicer": { "size": "1B", "variation": 5 } })), "variation", ""),
+        (with("kind", json!({ "chunk_loss": {} })), "chunks", "1%"),
+        (with("kind", json!({ "tcp_corrupt": { "bytes": "x" } })), "bytes", "10%"),
+        (with("kind", json!("slicer")), "kind", "\"refuse\""),
+        (with("kind", json!("zone_cut")), "route", "zone"),
         (with("endpoint", json!("queue:81")), "endpoint", "queue:80"),
-        (with("zone", json!("there")), "zone", "here"),
+        (with("zone", json!("nowhere")), "zone", "here"),
         (with("version", json!("v2")), "version", "v1"),
         (with("listener", json!("8080")), "listener", "127.0.0.1:8080"),
         (with("listener", json!("127.0.0.1:1")), "listener", "127.0.0.1:8080"),

@@ -12,6 +12,7 @@ mod kind;
 mod scope;
 mod timing;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
@@ -19,6 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use super::{Fault as Toxic, FaultId};
 use crate::id::{RouteId, UpstreamId};
 use crate::journal::Seq;
 use crate::policy::{Endpoint, Fallback, Policy, Protocol};
@@ -26,7 +28,7 @@ use crate::prng::Prng;
 use crate::time::Mono;
 use crate::units::{Ratio, format_duration};
 
-pub use kind::{Act, DATE_MAX, HEAD_BYTES_MAX, Kind, Moment, RetryAfter, Spread, on_body};
+pub use kind::{Act, Carries, DATE_MAX, HEAD_BYTES_MAX, Kind, Moment, RetryAfter, Spread, Way, on_body};
 pub use scope::{Client, Portion, Scope, Try};
 pub use timing::{Flap, Timing};
 
@@ -42,7 +44,7 @@ pub const DELAY_MAX: Duration = Duration::from_secs(600);
 const ENDED_MAX: usize = 32;
 
 /// How far faults may go.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Caps {
     /// Most of the traffic in its scope a fault may touch, together with those beside it that may meet the same requests.
     pub share_max: Ratio,
@@ -50,11 +52,36 @@ pub struct Caps {
     pub ttl_max: Duration,
     /// Most faults at the same time.
     pub count_max: usize,
+    /// What no fault may touch.
+    pub deny: Vec<Deny>,
+}
+
+/// Tries that no fault may touch: those that fit everything that is said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Deny {
+    /// Of this route, by name.
+    pub route: Option<String>,
+    /// To this upstream, by name.
+    pub upstream: Option<String>,
+    /// Whose path begins so.
+    pub path_prefix: Option<String>,
 }
 
 impl Default for Caps {
     fn default() -> Self {
-        Self { share_max: Ratio::of(1, 2).unwrap_or(Ratio::ZERO), ttl_max: Duration::from_secs(900), count_max: 8 }
+        Self {
+            share_max: Ratio::of(1, 2).unwrap_or(Ratio::ZERO),
+            ttl_max: Duration::from_secs(900),
+            count_max: 8,
+            deny: Vec::new(),
+        }
+    }
+}
+
+impl Deny {
+    /// True if nothing to this upstream may be touched.
+    fn is_all_of(&self, upstream: &str) -> bool {
+        self.route.is_none() && self.path_prefix.is_none() && self.upstream.as_deref() == Some(upstream)
     }
 }
 
@@ -128,6 +155,14 @@ pub enum Refused {
         /// The one that is there.
         id: Id,
     },
+    /// The configuration denies it.
+    #[error("{field} `{name}` is on the list of what no fault may touch (`faults.deny`)")]
+    Denied {
+        /// `route` or `upstream`.
+        field: &'static str,
+        /// Its name.
+        name: String,
+    },
     /// The kill switch is on.
     #[error("the kill switch is on (`{reason}`): no fault can be placed until it is released")]
     Killed {
@@ -163,7 +198,7 @@ impl Refused {
     #[must_use]
     pub const fn field(&self) -> Option<&'static str> {
         match self {
-            Self::Invalid { field, .. } => Some(field),
+            Self::Invalid { field, .. } | Self::Denied { field, .. } => Some(field),
             Self::Unknown { .. } => Some("id"),
             Self::NotOwner { .. } => Some("owner"),
             Self::Same { .. } => Some("kind"),
@@ -275,6 +310,8 @@ struct Names {
     routes: Vec<RouteName>,
     upstreams: Vec<UpstreamName>,
     listeners: Vec<SocketAddr>,
+    /// This node's own.
+    zone: String,
 }
 
 #[derive(Clone, Debug)]
@@ -291,13 +328,35 @@ struct RouteName {
     upstreams: Vec<UpstreamId>,
 }
 
+/// What a fault lies on, by the present policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    /// Tries to this upstream; of this route, or of any.
+    Upstream(Option<RouteId>, UpstreamId),
+    /// Everything that leads to the zone of its scope.
+    Zone,
+}
+
+/// What is to become of the bytes of a connection.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Exposure {
+    /// What lies on them now.
+    pub toxics: Vec<Toxic>,
+    /// What the journal says of those that have come to lie on them just now.
+    pub told: Vec<Seq>,
+    /// Their names.
+    pub touched: Vec<Id>,
+    /// When it may be something else, if nobody places or takes away anything.
+    pub until: Option<Mono>,
+}
+
 /// A fault at work.
 #[derive(Clone, Debug)]
 struct Held {
     fault: Fault,
-    /// `None` for any.
-    route: Option<RouteId>,
-    upstream: UpstreamId,
+    target: Target,
+    /// How much of the traffic in question its scope is: less than all where a zone is cut off.
+    of_all: f64,
     /// How many connections there had been when it was placed: its choices count from there.
     connections: u64,
     /// Decides which tries; what is done to them draws from another source, so that a kind changes no choice.
@@ -334,8 +393,8 @@ impl Book {
         let names = &self.names;
         let mut lost = Vec::new();
         for held in &mut self.held {
-            match names.find(&held.fault.scope) {
-                Ok(found) => (held.route, held.upstream) = found,
+            match names.find(&held.fault.scope, held.fault.kind, &self.caps) {
+                Ok(found) => held.target = found.0,
                 Err(_) => lost.push(held.fault.id),
             }
         }
@@ -356,11 +415,19 @@ impl Book {
         if let Some(Killed { reason, .. }) = &self.killed {
             return Err(Refused::Killed { reason: reason.clone() });
         }
-        let (route, upstream) = self.names.find(&order.scope)?;
+        let (target, of_all) = self.names.find(&order.scope, order.kind, &self.caps)?;
         let Order { owner, scope, portion, kind, timing, ttl, seed } = order;
         check_text("owner", &owner)?;
         scope.check_words()?;
-        portion.check(self.caps.share_max)?;
+        match kind {
+            // It is a part of the traffic already: of each upstream the endpoints that lie there.
+            Kind::ZoneCut { .. } if portion == Portion::Every(1) => {}
+            Kind::ZoneCut { .. } => {
+                let message = "a zone is cut off from everybody, not from a part of them";
+                return Err(Refused::invalid(portion.field(), message, ["every: 1"]));
+            }
+            _ => portion.check(self.caps.share_max)?,
+        }
         kind.check()?;
         timing.check()?;
         let ttl = self.check_ttl(ttl)?;
@@ -372,8 +439,8 @@ impl Book {
         if standing.len() >= self.caps.count_max {
             return Err(Refused::TooMany { count_max: self.caps.count_max });
         }
-        let beside = standing.iter().filter(|held| held.may_meet(route, upstream, &scope));
-        self.check_sum(portion, beside.map(|held| held.fault.portion.share()).sum())?;
+        let beside = standing.iter().filter(|held| held.may_meet(target, &scope));
+        self.check_sum(portion, portion.share() * of_all, beside.fold(0.0, |sum, held| sum + held.share()))?;
         self.placed += 1;
         let id = Id { epoch: self.epoch, number: self.placed };
         // Short enough to be typed again.
@@ -383,7 +450,7 @@ impl Book {
         let (began, until) = (now, now + ttl);
         let (seen, tries, requests, told) = (0, 0, 0, None);
         let fault = Fault { id, owner, scope, portion, kind, timing, seed, began, until, seen, tries, requests, told };
-        self.held.push(Held { fault, route, upstream, connections, choices, effects });
+        self.held.push(Held { fault, target, of_all, connections, choices, effects });
         Ok(&self.held[self.held.len() - 1].fault)
     }
 
@@ -448,7 +515,7 @@ impl Book {
     pub fn look(&self, now: Mono) -> Look {
         let standing = |fault: &Fault| Standing { fault: fault.clone(), left: now.until(fault.until) };
         Look {
-            caps: self.caps,
+            caps: self.caps.clone(),
             killed: self.killed.clone(),
             standing: self.standing_at(now).map(standing).collect(),
             ended: self.ended.clone(),
@@ -461,24 +528,106 @@ impl Book {
         self.held.iter().find(|held| held.fault.id == id)?.at_work(now).map(|left| now + left)
     }
 
-    /// What becomes of a try: the oldest fault that chooses it touches it.
+    /// What becomes of a try: the oldest fault that chooses it touches it, and a zone that is cut off before all others.
     pub fn touch(&mut self, now: Mono, it: &Try<'_>) -> Option<Touch> {
-        if it.generation != self.generation {
+        if it.generation != self.generation || self.is_denied(it) {
             return None;
         }
-        let mut touch = None;
-        for held in &mut self.held {
-            if held.at_work(now).is_none() || !held.covers(it) {
+        let mut chosen: Option<usize> = None;
+        for (place, held) in self.held.iter_mut().enumerate() {
+            let is_about_bytes = held.fault.kind.on_bytes().is_some() && held.target != Target::Zone;
+            if is_about_bytes || held.at_work(now).is_none() || !held.covers(it) {
                 continue;
             }
             // Asked of each, touched by one: a neighbour that comes or goes changes nobody's later choices.
-            if held.chooses(it) && touch.is_none() {
-                held.fault.tries += 1;
-                held.fault.requests += u64::from(!it.touched.contains(&held.fault.id));
-                touch = Some(Touch { id: held.fault.id, act: held.fault.kind.act(&mut held.effects) });
+            if held.chooses(it) && (chosen.is_none() || held.target == Target::Zone) {
+                chosen = Some(place);
             }
         }
-        touch
+        let held = &mut self.held[chosen?];
+        let act = held.fault.kind.act(&mut held.effects)?;
+        // The bytes of a connection that came about are asked about when it stands.
+        if act == Act::Mute && it.carries == Carries::Connection {
+            return None;
+        }
+        held.fault.tries += 1;
+        held.fault.requests += u64::from(!it.touched.contains(&held.fault.id));
+        Some(Touch { id: held.fault.id, act })
+    }
+
+    /// What lies on the bytes of a connection that stands. Of the policy it came about under only the names of its route
+    /// and upstream count. `fates` are its own: whether each fault it has met has chosen it, once and for all.
+    pub fn expose(
+        &mut self,
+        now: Mono,
+        (route, upstream): (&str, &str),
+        it: &Try<'_>,
+        fates: &mut Vec<(Id, bool)>,
+    ) -> Exposure {
+        let mut exposure = Exposure::default();
+        fates.retain(|(id, _)| self.held.iter().any(|held| held.fault.id == *id));
+        let it = &Try { route: self.names.route(route), upstream: self.names.upstream(upstream), ..*it };
+        if self.is_denied(it) {
+            return exposure;
+        }
+        for held in &mut self.held {
+            let Some((way, effect)) = held.fault.kind.on_bytes() else { continue };
+            if held.fault.until <= now || !held.covers(it) {
+                continue;
+            }
+            let passed = now.since(held.fault.began);
+            let turns =
+                held.fault.timing.turns(passed).map_or(held.fault.until, |left| held.fault.until.min(now + left));
+            exposure.until = Some(exposure.until.map_or(turns, |until| until.min(turns)));
+            if held.at_work(now).is_none() {
+                continue;
+            }
+            let is_chosen = match fates.iter().find(|(id, _)| *id == held.fault.id) {
+                Some((_, is_chosen)) => *is_chosen,
+                None => {
+                    let is_chosen = held.chooses(it);
+                    fates.push((held.fault.id, is_chosen));
+                    if is_chosen {
+                        held.fault.tries += 1;
+                        held.fault.requests += u64::from(!it.touched.contains(&held.fault.id));
+                        exposure.touched.push(held.fault.id);
+                        exposure.told.extend(held.fault.told);
+                    }
+                    is_chosen
+                }
+            };
+            if is_chosen {
+                // The same for the same seed and order of connections, whatever else has been placed.
+                let connection = it.client.map_or(0, |client| client.connection.wrapping_sub(held.connections));
+                let id = FaultId(format!("{}:{connection}:{}", held.fault.seed, held.fault.id).into());
+                exposure.toxics.extend(way.directions().map(|direction| kind::toxic(id.clone(), direction, effect)));
+            }
+        }
+        exposure
+    }
+
+    /// Whether a zone is cut off, in either direction, for probes of this upstream's endpoints there.
+    #[must_use]
+    pub fn cut(&self, now: Mono, upstream: &str, zone: &str) -> Option<Id> {
+        let is_cut = |held: &&Held| {
+            held.target == Target::Zone && held.fault.scope.zone.as_deref() == Some(zone) && held.at_work(now).is_some()
+        };
+        if self.caps.deny.iter().any(|deny| deny.is_all_of(upstream)) {
+            return None;
+        }
+        self.held.iter().find(is_cut).map(|held| held.fault.id)
+    }
+
+    /// True for what no fault may touch.
+    fn is_denied(&self, it: &Try<'_>) -> bool {
+        let route = |name: &String| self.names.routes.get(it.route.index()).is_some_and(|known| known.name == *name);
+        let upstream =
+            |name: &String| self.names.upstreams.get(it.upstream.index()).is_some_and(|known| known.name == *name);
+        self.caps.deny.iter().any(|deny| {
+            deny.route.as_ref().is_none_or(route)
+                && deny.upstream.as_ref().is_none_or(upstream)
+                && deny.path_prefix.as_ref().is_none_or(|prefix| it.path.starts_with(prefix.as_str()))
+        })
     }
 
     fn standing(&mut self, now: Mono, id: Id) -> Result<&mut Fault, Refused> {
@@ -496,10 +645,10 @@ impl Book {
     }
 
     /// Faults that may meet the same requests share the cap: many small ones are one large one to whoever is behind them.
-    fn check_sum(&self, portion: Portion, beside: f64) -> Result<(), Refused> {
+    fn check_sum(&self, portion: Portion, share: f64, beside: f64) -> Result<(), Refused> {
         let max = self.caps.share_max;
         // Shares are sums of decimals: what differs by less was meant to be the same.
-        if portion.share() <= 0.0 || portion.share() + beside <= max.get() + 1e-9 {
+        if share <= 0.0 || share + beside <= max.get() + 1e-9 {
             return Ok(());
         }
         let of = |share: f64| Ratio::new(share.clamp(0.0, 1.0)).unwrap_or(Ratio::ZERO);
@@ -548,39 +697,115 @@ impl Names {
             routes: policy.routes.iter().map(route).collect(),
             upstreams: policy.upstreams.iter().map(upstream).collect(),
             listeners: policy.listeners.iter().map(|listener| listener.address).collect(),
+            zone: policy.zone.clone(),
         }
     }
 
-    /// As [`Self::look_up`], where there are calls: bytes of connections pass no fault of this book.
-    fn find(&self, scope: &Scope) -> Result<(Option<RouteId>, UpstreamId), Refused> {
+    /// What a fault of this kind lies on, and how much of the traffic in question that is.
+    fn find(&self, scope: &Scope, kind: Kind, caps: &Caps) -> Result<(Target, f64), Refused> {
+        if let Kind::ZoneCut { .. } = kind {
+            return Ok((Target::Zone, self.check_cut(scope.check_zone_alone()?, caps)?));
+        }
         let (route, upstream) = self.look_up(scope)?;
         let UpstreamName { name, endpoints } = &self.upstreams[upstream.index()];
+        let of = |named: &Option<String>, known: &str| named.as_ref().is_some_and(|named| named == known);
+        for Deny { route, upstream, path_prefix } in &caps.deny {
+            let route_fits = route.is_none() || (route.is_some() && *route == scope.route);
+            let upstream_fits = upstream.is_none() || of(upstream, name);
+            if path_prefix.is_none() && route_fits && upstream_fits {
+                let (field, name) = route.as_ref().map_or(("upstream", name), |route| ("route", route));
+                return Err(Refused::Denied { field, name: name.clone() });
+            }
+        }
         scope.check_endpoints(endpoints, name)?;
         if let Some(listener) = scope.listener.filter(|wanted| !self.listeners.contains(wanted)) {
             let known = self.listeners.iter().map(ToString::to_string);
             return Err(Refused::invalid("listener", format!("there is no listener `{listener}`"), known));
         }
-        let has_calls = |named: &RouteName| named.protocol == Protocol::Http;
-        let leads_there = |named: &&RouteName| named.upstreams.contains(&upstream);
-        let (field, carries_none) = match route {
-            Some(route) => ("route", !has_calls(&self.routes[route.index()])),
+        self.check_fit(scope, kind, (route, upstream))?;
+        Ok((Target::Upstream(route, upstream), 1.0))
+    }
+
+    /// Whether there is anything in scope that a fault of this kind can touch.
+    fn check_fit(
+        &self,
+        scope: &Scope,
+        kind: Kind,
+        (route, upstream): (Option<RouteId>, UpstreamId),
+    ) -> Result<(), Refused> {
+        let fits = |protocol: Protocol| match protocol {
+            Protocol::Http => kind.fits(Carries::Call) || kind.fits(Carries::Grpc),
+            Protocol::Tcp => kind.fits(Carries::Connection),
+        };
+        let mut there = self.routes.iter().filter(|named| named.upstreams.contains(&upstream)).peekable();
+        let (who, protocol) = match route {
+            Some(route) => (format!("route `{}`", scope.route.as_deref().unwrap_or_default()), {
+                self.routes[route.index()].protocol
+            }),
+            // Whom nobody calls yet may be called by a policy to come.
+            None if there.peek().is_none() => return Ok(()),
             None => {
-                let mut there = self.routes.iter().filter(leads_there).peekable();
-                ("upstream", there.peek().is_some() && !there.any(has_calls))
+                let protocols: Vec<Protocol> = there.map(|named| named.protocol).collect();
+                let fitting = protocols.iter().copied().find(|protocol| fits(*protocol));
+                (format!("upstream `{}`", self.upstreams[upstream.index()].name), fitting.unwrap_or(protocols[0]))
             }
         };
-        if carries_none {
-            let message = "connections carry no calls that a fault could touch; Toxiproxy's API has faults for them";
-            let calls = self.routes.iter().filter(|named| has_calls(named)).map(|named| named.name.as_str());
-            return Err(Refused::invalid(field, message, calls));
+        if !fits(protocol) {
+            let (what, carries) = match protocol {
+                Protocol::Http => ("calls", Carries::Call),
+                Protocol::Tcp => ("connections", Carries::Connection),
+            };
+            let message = format!("{who} carries {what}, which `{}` cannot touch", kind.name());
+            return Err(Refused::invalid("kind", message, Kind::names_for(carries)));
         }
-        Ok((route, upstream))
+        if protocol == Protocol::Tcp { scope.check_for_connections() } else { Ok(()) }
+    }
+
+    /// The largest part of an upstream's endpoints, by weight, that lie in a zone.
+    fn check_cut(&self, zone: &str, caps: &Caps) -> Result<f64, Refused> {
+        let zones: BTreeSet<&str> =
+            self.upstreams.iter().flat_map(|known| &known.endpoints).filter_map(|it| it.zone.as_deref()).collect();
+        if zone == self.zone || !zones.contains(zone) {
+            let message = match zone == self.zone {
+                true => format!("`{zone}` is this node's own zone"),
+                false => format!("no upstream has an endpoint in zone `{zone}`"),
+            };
+            return Err(Refused::invalid("zone", message, zones.into_iter().filter(|known| *known != self.zone)));
+        }
+        let mut most = 0.0_f64;
+        for UpstreamName { name, endpoints } in &self.upstreams {
+            let weight = |endpoints: &mut dyn Iterator<Item = &Endpoint>| -> u64 {
+                endpoints.map(|endpoint| u64::from(endpoint.weight)).sum()
+            };
+            let there = weight(&mut endpoints.iter().filter(|endpoint| endpoint.zone.as_deref() == Some(zone)));
+            let share = Ratio::of(there, weight(&mut endpoints.iter()).max(1)).unwrap_or(Ratio::ONE);
+            if caps.deny.iter().any(|deny| deny.is_all_of(name)) {
+                continue;
+            }
+            if share > caps.share_max {
+                let max = caps.share_max;
+                let message = format!(
+                    "{share} of upstream `{name}` lie in zone `{zone}`, more than is allowed here (`faults.share_max` is {max})"
+                );
+                return Err(Refused::invalid("zone", message, [format!("a zone with at most {max} of each upstream")]));
+            }
+            most = most.max(share.get());
+        }
+        Ok(most)
+    }
+
+    fn route(&self, name: &str) -> RouteId {
+        RouteId(place_of(self.routes.iter().position(|known| known.name == name)))
+    }
+
+    fn upstream(&self, name: &str) -> UpstreamId {
+        UpstreamId(place_of(self.upstreams.iter().position(|known| known.name == name)))
     }
 
     /// What a scope's names mean: with a route alone, the tries to its own upstream.
     fn look_up(&self, scope: &Scope) -> Result<(Option<RouteId>, UpstreamId), Refused> {
         let routes = || self.routes.iter().map(|route| route.name.as_str());
-        let place = |found: usize| u32::try_from(found).unwrap_or(u32::MAX);
+        let place = |found: usize| place_of(Some(found));
         let route = match &scope.route {
             None => None,
             Some(name) => Some(
@@ -621,10 +846,22 @@ impl Names {
 }
 
 impl Held {
+    /// Of the traffic it may meet, in the long run.
+    fn share(&self) -> f64 {
+        self.fault.portion.share() * self.of_all
+    }
+
     /// True unless no try can be in both scopes.
-    fn may_meet(&self, route: Option<RouteId>, upstream: UpstreamId, scope: &Scope) -> bool {
-        let routes = self.route.is_none() || route.is_none() || self.route == route;
-        self.upstream == upstream && routes && self.fault.scope.may_meet(scope)
+    fn may_meet(&self, target: Target, scope: &Scope) -> bool {
+        let meet = match (self.target, target) {
+            (Target::Upstream(route, upstream), Target::Upstream(other_route, other_upstream)) => {
+                upstream == other_upstream && (route.is_none() || other_route.is_none() || route == other_route)
+            }
+            // Two zones are two parts of the same upstream: together they are more.
+            (Target::Zone, Target::Zone) => return true,
+            _ => true,
+        };
+        meet && self.fault.scope.may_meet(scope)
     }
 
     /// For how long it is at work from now on; `None` while it is not.
@@ -634,10 +871,11 @@ impl Held {
     }
 
     fn covers(&self, it: &Try<'_>) -> bool {
-        self.upstream == it.upstream
-            && self.route.is_none_or(|route| route == it.route)
-            && (it.is_grpc || !matches!(self.fault.kind, Kind::Grpc { .. }))
-            && self.fault.scope.covers(it)
+        let leads_there = match self.target {
+            Target::Zone => true,
+            Target::Upstream(route, upstream) => upstream == it.upstream && route.is_none_or(|route| route == it.route),
+        };
+        leads_there && self.fault.kind.fits(it.carries) && self.fault.scope.covers(it)
     }
 
     fn chooses(&mut self, it: &Try<'_>) -> bool {
@@ -652,6 +890,11 @@ impl Held {
             Portion::Every(step) => self.fault.seen.is_multiple_of(step),
         }
     }
+}
+
+/// The number of a place; of none, a number nobody has.
+fn place_of(place: Option<usize>) -> u32 {
+    place.and_then(|place| u32::try_from(place).ok()).unwrap_or(u32::MAX)
 }
 
 /// A book that many tries walk past at the same time: one atomic load while it is empty, a short lock otherwise.

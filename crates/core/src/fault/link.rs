@@ -65,6 +65,11 @@ impl Link {
         self.place(now, fault, false);
     }
 
+    /// As [`Self::put`]; a reset is one, though the connection was opened without it.
+    pub fn put_armed(&mut self, now: Mono, fault: Fault) {
+        self.place(now, fault, true);
+    }
+
     fn place(&mut self, now: Mono, fault: Fault, is_from_start: bool) {
         if fault.direction != self.direction {
             return;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use allocation_counter::measure;
 use seawall_core::balance::{Avoid, BalanceConfig, Endpoints, Plan};
-use seawall_core::fault::book::{Book, Caps, Kind, Order, Portion, Scope, SharedBook, Timing, Try};
+use seawall_core::fault::book::{Book, Caps, Carries, Kind, Order, Portion, Scope, SharedBook, Timing, Try};
 use seawall_core::guard::breaker::{BreakerConfig, SharedBreaker};
 use seawall_core::id::{RecordId, RouteId, UpstreamId};
 use seawall_core::ledger::{Arrival, Class, Event, Ledger, ReceiptBatch, RecordRef};
@@ -116,7 +116,7 @@ fn faults_allocate_nothing_whether_there_are_any_or_not() {
         method: "POST",
         path: "/events",
         has_header: &has_header,
-        is_grpc: false,
+        carries: Carries::Call,
         touched: &[],
     };
     let touched = |tries: u64| (0..tries).filter(|_| book.touch(Mono::ZERO, &it).is_some()).count();

@@ -5,11 +5,17 @@
 //! `tries.rs`.
 //! Invariant: whoever waits for a fault waits no longer than the fault is there.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
-use seawall_core::fault::book::{Book, Fault, Id, Look, Order, Refused, SharedBook, Standing, Touch, Try, Why};
+use seawall_core::fault::Ending;
+use seawall_core::fault::book::{
+    Book, Exposure, Fault, Id, Look, Order, Refused, SharedBook, Standing, Touch, Try, Why,
+};
 use seawall_core::journal::{Draft, Kind, Seq};
 use seawall_core::policy::Policy;
 use seawall_core::prng::Prng;
@@ -17,8 +23,12 @@ use seawall_core::time::Mono;
 use seawall_core::units::format_duration;
 use seawall_store::Journal;
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio_util::sync::CancellationToken;
 
+use super::HELD_BYTES_MAX;
+use super::flow::Means;
+use super::share::Commons;
 use crate::Clock;
 
 /// How soon the journal hears of a fault that ended because nobody renewed it.
@@ -38,8 +48,13 @@ struct Shared {
     seeds: Mutex<Prng>,
     /// Wakes those who wait when a fault may be gone.
     changed: Notify,
+    /// How often that was.
+    changes: AtomicU64,
     /// Clients' connections so far.
     connections: Arc<AtomicU64>,
+    means: Means,
+    /// Inside the links of all connections that faults lie on.
+    held_bytes: AtomicUsize,
 }
 
 impl CallFaults {
@@ -47,7 +62,11 @@ impl CallFaults {
     #[must_use]
     pub fn new(book: Book, clock: Clock, journal: Journal, cause: Option<Seq>, seed: u64) -> Self {
         let (seeds, changed, connections) = (Mutex::new(Prng::new(seed)), Notify::new(), Arc::default());
-        Self(Arc::new(Shared { book: SharedBook::new(book), clock, journal, cause, seeds, changed, connections }))
+        let changes = AtomicU64::new(0);
+        let (book, held_bytes) = (SharedBook::new(book), AtomicUsize::new(0));
+        let commons = Commons::new(HELD_BYTES_MAX);
+        let means = Means { clock: clock.clone(), held_bytes: commons, on_broken: Ending::Reset };
+        Self(Arc::new(Shared { book, clock, journal, cause, seeds, changed, changes, connections, means, held_bytes }))
     }
 
     /// Places a fault. It works from now on.
@@ -58,7 +77,7 @@ impl CallFaults {
         self.sweep();
         let Shared { book, clock, journal, cause, seeds, connections, .. } = &*self.0;
         let (now, connections) = (clock.now(), connections.load(Relaxed));
-        book.with(|book| {
+        let placed = book.with(|book| {
             let mut seeds = seeds.lock().unwrap_or_else(PoisonError::into_inner);
             let fault = book.place(now, order, connections, &mut seeds)?.clone();
             let left = now.until(fault.until);
@@ -73,7 +92,10 @@ impl CallFaults {
                 .with("seed", fault.seed);
             book.tell(fault.id, journal.record(draft));
             Ok(Standing { fault, left })
-        })
+        });
+        // Connections that stand already.
+        self.wake();
+        placed
     }
 
     /// Gives a fault another time to live, from now on.
@@ -82,7 +104,7 @@ impl CallFaults {
     /// [`Refused`]; nothing changes then.
     pub fn renew(&self, id: Id, owner: &str, ttl: Option<Duration>) -> Result<Standing, Refused> {
         self.sweep();
-        let Shared { book, clock, journal, changed, .. } = &*self.0;
+        let Shared { book, clock, journal, .. } = &*self.0;
         let now = clock.now();
         let renewed = book.with(|book| {
             let fault = book.renew(now, id, owner, ttl)?.clone();
@@ -92,7 +114,7 @@ impl CallFaults {
             Ok(Standing { fault, left })
         });
         // A shorter lease than the one they sleep for.
-        changed.notify_waiters();
+        self.wake();
         renewed
     }
 
@@ -174,6 +196,58 @@ impl CallFaults {
         })
     }
 
+    /// What lies on the bytes of a connection: see [`Book::expose`].
+    pub(crate) fn expose(&self, now: Mono, names: (&str, &str), it: &Try<'_>, fates: &mut Vec<(Id, bool)>) -> Exposure {
+        self.0.book.with(|book| book.expose(now, names, it, fates))
+    }
+
+    /// The fault that cuts off a zone, for probes of this upstream's endpoints there.
+    pub(crate) fn cut(&self, upstream: &str, zone: &str) -> Option<Id> {
+        if !self.is_any() {
+            return None;
+        }
+        let now = self.0.clock.now();
+        self.0.book.with(|book| book.cut(now, upstream, zone))
+    }
+
+    /// Rings when a fault has been placed, renewed or taken away; and how often that was.
+    pub(crate) fn changed(&self) -> (Notified<'_>, u64) {
+        // First the number: what changes after it is heard.
+        let changes = self.0.changes.load(Relaxed);
+        (self.0.changed.notified(), changes)
+    }
+
+    /// Waits for a change after these, or until a moment.
+    pub(crate) async fn until(&self, mut changed: Pin<&mut Notified<'_>>, before: u64, moment: Option<Mono>) {
+        match moment {
+            // Polled when it may have rung, and not whenever its task has something else to do: that would cost a lock.
+            None => {
+                let mut is_heard = false;
+                poll_fn(|cx| {
+                    if std::mem::replace(&mut is_heard, true) && self.0.changes.load(Relaxed) == before {
+                        return Poll::Pending;
+                    }
+                    changed.as_mut().poll(cx)
+                })
+                .await;
+            }
+            Some(moment) => tokio::select! {
+                biased;
+                () = changed => {}
+                () = tokio::time::sleep_until(self.0.clock.instant(moment)) => {}
+            },
+        }
+    }
+
+    /// By which bytes of connections with faults on them are moved.
+    pub(super) fn means(&self) -> &Means {
+        &self.0.means
+    }
+
+    pub(super) fn held_bytes(&self) -> &AtomicUsize {
+        &self.0.held_bytes
+    }
+
     /// Waits until a moment, or for as long as the fault is there.
     ///
     /// # Cancel safety
@@ -217,6 +291,11 @@ impl CallFaults {
         }
     }
 
+    fn wake(&self) {
+        self.0.changes.fetch_add(1, Relaxed);
+        self.0.changed.notify_waiters();
+    }
+
     fn gone(&self, faults: &[Fault], why: Why) {
         for fault in faults {
             let draft = Draft::new(Kind::FaultEnded, subject(fault.id))
@@ -226,7 +305,7 @@ impl CallFaults {
                 .with("tries", fault.tries);
             self.0.journal.record(draft);
         }
-        self.0.changed.notify_waiters();
+        self.wake();
     }
 }
 

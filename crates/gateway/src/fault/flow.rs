@@ -14,7 +14,9 @@ use seawall_core::time::Mono;
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::time::Sleep;
 
-use super::{Shared, Traffic, lock};
+use super::share::Commons;
+use super::{Traffic, lock};
+use crate::Clock;
 use crate::net::Stream;
 
 /// The most that is read at once: what a fault sees as one chunk.
@@ -57,9 +59,18 @@ impl Line {
     }
 }
 
+/// What those who move bytes have in common.
+#[derive(Debug)]
+pub(super) struct Means {
+    pub(super) clock: Clock,
+    pub(super) held_bytes: Commons,
+    /// What a sender that broke off ends its direction with.
+    pub(super) on_broken: Ending,
+}
+
 /// One direction at work.
 pub(super) struct Flow<'a> {
-    shared: &'a Shared,
+    means: &'a Means,
     line: &'a Line,
     traffic: &'a Traffic,
     sleep: Pin<Box<Sleep>>,
@@ -71,13 +82,13 @@ pub(super) struct Flow<'a> {
 
 impl<'a> Flow<'a> {
     pub(super) fn new(
-        shared: &'a Shared,
+        means: &'a Means,
         line: &'a Line,
         traffic: &'a Traffic,
         place_held_bytes: &'a AtomicUsize,
     ) -> Self {
-        let sleep = Box::pin(tokio::time::sleep_until(shared.clock.instant(Mono::ZERO)));
-        Self { shared, line, traffic, sleep, sleeps_until: None, held_bytes: 0, place_held_bytes }
+        let sleep = Box::pin(tokio::time::sleep_until(means.clock.instant(Mono::ZERO)));
+        Self { means, line, traffic, sleep, sleeps_until: None, held_bytes: 0, place_held_bytes }
     }
 
     /// Moves what can be moved; there is nothing to read from a socket that is gone. Ready with how the direction ended,
@@ -104,7 +115,7 @@ impl<'a> Flow<'a> {
         to: &mut Stream,
     ) -> Poll<Ending> {
         loop {
-            let now = self.shared.clock.now();
+            let now = self.means.clock.now();
             match link.next(now) {
                 Out::Write(bytes) => match Pin::new(&mut *to).poll_write(cx, &bytes) {
                     Poll::Ready(Ok(written)) if written > 0 => {
@@ -131,7 +142,7 @@ impl<'a> Flow<'a> {
                         continue;
                     }
                     Poll::Ready(Err(_)) => {
-                        link.end(Ending::Close);
+                        link.end(self.means.on_broken);
                         continue;
                     }
                     Poll::Pending => {}
@@ -147,7 +158,7 @@ impl<'a> Flow<'a> {
     /// Who holds nothing may always begin: nobody starves, and everybody who waits has something of his own to let go.
     fn may_hold_more(&mut self, link: &Link) -> bool {
         self.account(link.held_bytes());
-        self.held_bytes == 0 || self.shared.held_bytes.has_more(self.place_held_bytes.load(Relaxed))
+        self.held_bytes == 0 || self.means.held_bytes.has_more(self.place_held_bytes.load(Relaxed))
     }
 
     fn account(&mut self, held_bytes: usize) {
@@ -156,18 +167,18 @@ impl<'a> Flow<'a> {
             Some(0) => {}
             Some(more) => {
                 self.place_held_bytes.fetch_add(more, Relaxed);
-                self.shared.held_bytes.take(more);
+                self.means.held_bytes.take(more);
             }
             None => {
                 self.place_held_bytes.fetch_sub(before - held_bytes, Relaxed);
-                self.shared.held_bytes.give_back(before - held_bytes);
+                self.means.held_bytes.give_back(before - held_bytes);
             }
         }
     }
 
     fn poll_sleep(&mut self, cx: &mut Context<'_>, due: Mono) -> Poll<()> {
         if self.sleeps_until != Some(due) {
-            self.sleep.as_mut().reset(self.shared.clock.instant(due));
+            self.sleep.as_mut().reset(self.means.clock.instant(due));
             self.sleeps_until = Some(due);
         }
         let slept = self.sleep.as_mut().poll(cx);

@@ -9,12 +9,15 @@
 //! chunk each; beyond that senders wait. A call of [`FaultProxies`] never waits for a peer: a change is done when it returns.
 //! Not here: who may place faults and in which words (the control side), names and lists of faults.
 //!
-//! Faults on calls (HTTP) hang in the chain's attempt loop instead: [`CallFaults`].
+//! Faults of a node hang elsewhere: on calls in the chain's attempt loop, on connections where they are carried
+//! ([`CallFaults`]).
 
 pub(crate) mod body;
 mod calls;
+pub(crate) mod connection;
 mod flow;
 mod head;
+mod pipes;
 mod place;
 mod share;
 pub(crate) mod tries;
@@ -25,12 +28,15 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use seawall_core::fault::{Direction, Fault, FaultId};
+use seawall_core::fault::{Direction, Ending, Fault, FaultId};
+use seawall_core::id::UpstreamId;
 
 pub use calls::CallFaults;
 
 use crate::Clock;
 use crate::net::Net;
+use crate::node::Worker;
+use flow::Means;
 use place::Place;
 use share::Commons;
 
@@ -101,11 +107,10 @@ pub struct FaultProxies(Arc<Shared>);
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) net: Net,
-    pub(crate) clock: Clock,
     pub(crate) seed: u64,
     pub(crate) half_close: bool,
     connections: Commons,
-    held_bytes: Commons,
+    means: Means,
     places: Mutex<BTreeMap<String, Arc<Place>>>,
     traffic: Mutex<BTreeMap<Series, Arc<Traffic>>>,
 }
@@ -118,8 +123,9 @@ impl FaultProxies {
     #[must_use]
     pub fn new(net: Net, clock: Clock, seed: u64, half_close: bool, connections_max: usize) -> Self {
         let (places, traffic) = Default::default();
-        let (connections, held_bytes) = (Commons::new(connections_max), Commons::new(HELD_BYTES_MAX));
-        Self(Arc::new(Shared { net, clock, seed, half_close, connections, held_bytes, places, traffic }))
+        let connections = Commons::new(connections_max);
+        let means = Means { clock, held_bytes: Commons::new(HELD_BYTES_MAX), on_broken: Ending::Close };
+        Self(Arc::new(Shared { net, seed, half_close, connections, means, places, traffic }))
     }
 
     /// Begins to listen, and tells where. One of the same name is closed first.
@@ -205,6 +211,17 @@ impl FaultProxies {
 
     fn place(&self, name: &str) -> Option<Arc<Place>> {
         lock(&self.0.places).get(name).cloned()
+    }
+}
+
+/// Waits for as long as a fault cuts off the zone of an endpoint. For what goes there and is no call: whoever waits in vain
+/// gives up by himself.
+pub(crate) async fn stand_before_cut(worker: &Worker, upstream: UpstreamId, endpoint: usize) {
+    let state = &worker.node.upstreams[upstream.index()];
+    if let (Some(faults), Some(zone)) = (&worker.node.faults, &state.endpoints[endpoint].endpoint.zone)
+        && let Some(cut) = faults.cut(&state.name, zone)
+    {
+        faults.hold(cut, None).await;
     }
 }
 

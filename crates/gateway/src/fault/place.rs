@@ -6,7 +6,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use seawall_core::fault::{Direction, Ending, Fault, FaultId, Link, link_prng};
@@ -14,7 +13,8 @@ use seawall_core::time::Mono;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::flow::{Flow, Line, end_half, finish};
+use super::flow::{Line, finish};
+use super::pipes::Pipes;
 use super::{Opening, Series, Shared, Traffic, lock};
 use crate::net::{HungUp, Listener, Stream};
 
@@ -95,7 +95,7 @@ impl Place {
             Some(known) => known.clone_from(fault),
             None => side.faults.push(fault.clone()),
         }
-        let now = self.shared.clock.now();
+        let now = self.shared.means.clock.now();
         side.lines.values().flatten().for_each(|line| line.change(|link| link.put(now, fault.clone())));
     }
 
@@ -130,7 +130,7 @@ impl Place {
     /// The links of a connection, with the faults of this moment, and on the list from this moment on.
     fn enter(self: &Arc<Self>, number: u64) -> Listed {
         let mut side = lock(&self.side);
-        let now = self.shared.clock.now();
+        let now = self.shared.means.clock.now();
         let lines = Direction::ALL.map(|direction| {
             let prng = link_prng(self.shared.seed, &self.name, number, direction);
             Arc::new(Line::new(Link::new(now, direction, prng, &side.faults)))
@@ -185,63 +185,18 @@ impl Place {
         }
     }
 
-    /// Two pipes that know nothing of each other: when one has ended, its receiver's socket is closed, which is the end of
-    /// what comes in to the other; what the other holds still goes its way.
-    async fn carry(&self, [client, upstream]: [Stream; 2], listed: &Listed) {
-        let (mut sockets, lines) = ([Some(client), Some(upstream)], &listed.lines);
-        let mut flows =
-            [0, 1].map(|way| Some(Flow::new(&self.shared, &lines[way], &self.traffic[way], &self.held_bytes)));
-        while flows.iter().any(Option::is_some) {
-            let next = poll_fn(|cx| next_end(cx, &mut flows, &mut sockets));
+    async fn carry(&self, sockets: [Stream; 2], listed: &Listed) {
+        let traffic = [&*self.traffic[0], &*self.traffic[1]];
+        let mut pipes = Pipes::new(&self.shared.means, sockets, &listed.lines, traffic, &self.held_bytes);
+        while pipes.is_open() {
+            let next = poll_fn(|cx| pipes.poll_end(cx));
             let Some((way, ending)) = self.stop.run_until_cancelled(next).await else { break };
-            flows[way] = None;
-            let receiver = 1 - way;
-            if ending == Ending::Reset {
-                for socket in sockets.iter_mut().filter_map(Option::take) {
-                    finish(socket, ending).await;
-                }
+            if !pipes.end(way, ending, self.half_close.load(Relaxed)).await {
                 break;
             }
-            if ending == Ending::Half
-                && self.half_close.load(Relaxed)
-                && let Some(to) = &mut sockets[receiver]
-                && end_half(to).await
-            {
-                continue;
-            }
-            if let Some(to) = sockets[receiver].take() {
-                finish(to, Self::or_reset(listed)).await;
-            }
-            lines[receiver].change(|link| link.end(Ending::Half));
         }
-        for socket in sockets.into_iter().flatten() {
-            finish(socket, Self::or_reset(listed)).await;
-        }
+        pipes.close().await;
     }
-
-    fn or_reset(listed: &Listed) -> Ending {
-        if listed.lines.iter().any(|line| line.arms_reset()) { Ending::Reset } else { Ending::Close }
-    }
-}
-
-/// The next direction that ends, by its place: what comes from one socket goes to the other.
-fn next_end(
-    cx: &mut Context<'_>,
-    flows: &mut [Option<Flow<'_>>; 2],
-    [client, upstream]: &mut [Option<Stream>; 2],
-) -> Poll<(usize, Ending)> {
-    let [up, down] = flows;
-    if let (Some(flow), Some(to)) = (up, &mut *upstream)
-        && let Poll::Ready(ending) = flow.poll(cx, client.as_mut(), to)
-    {
-        return Poll::Ready((0, ending));
-    }
-    if let (Some(flow), Some(to)) = (down, client)
-        && let Poll::Ready(ending) = flow.poll(cx, upstream.as_mut(), to)
-    {
-        return Poll::Ready((1, ending));
-    }
-    Poll::Pending
 }
 
 /// Takes a connection off the list, however it ended.
@@ -281,7 +236,7 @@ async fn accept(place: Arc<Place>, listener: Listener) {
                 None => {
                     finish(client, Ending::Close).await;
                     let refused = place.traffic[0].refused.fetch_add(1, Relaxed) + 1;
-                    let now = place.shared.clock.now();
+                    let now = place.shared.means.clock.now();
                     if told.is_none_or(|told| now.since(told) >= REFUSED_TOLD_EVERY) {
                         told = Some(now);
                         let open = place.connections.load(Relaxed);

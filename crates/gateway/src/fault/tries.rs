@@ -11,12 +11,13 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use seawall_core::fault::Effect;
-use seawall_core::fault::book::{Act, Id as FaultId, Moment, RetryAfter, Touch, Try};
+use seawall_core::fault::book::{Act, Carries, Id as FaultId, Moment, RetryAfter, Touch, Try};
 use seawall_core::id::UpstreamId;
 use seawall_core::outcome::Failure;
 use seawall_core::time::{Mono, Wall};
 
 use super::body::{Damage, Told};
+use super::connection::lost;
 use super::{CallFaults, head};
 use crate::chain::{Call, Content, Exchanged, OnBody, exchange};
 use crate::http::{grpc, headers};
@@ -45,7 +46,7 @@ pub(crate) fn touch(
         method: call.method.as_str(),
         path: call.target.path(),
         has_header: &has_header,
-        is_grpc: call.is_grpc,
+        carries: if call.is_grpc { Carries::Grpc } else { Carries::Call },
         touched: &touched,
     };
     let (touch, told) = faults.touch(now, &it)?;
@@ -83,6 +84,7 @@ pub(crate) async fn faulted(
         Act::Grpc(code) => return Ok(forged(call, grpc::failed(code), clock.now())),
         Act::Refuse => return Err(Failure::ConnectRefused),
         Act::Delay(Moment::Request, delay) => faults.hold(touch.id, Some(clock.now() + delay)).await,
+        Act::Lost => lost(worker, &faults, upstream, touch.id).await?,
         // One that is taken away meanwhile lets the try go on: it was late, and nothing else.
         Act::Hang => faults.hold(touch.id, None).await,
         // The copy first: its answer is nobody's, and its connection is free again.
@@ -115,6 +117,11 @@ async fn meddle(
         },
         Act::Delay(Moment::Head, delay) => {
             faults.hold(touch.id, Some(faults.clock().now() + delay)).await;
+            None
+        }
+        // It was on its way all the time.
+        Act::Mute => {
+            faults.hold(touch.id, None).await;
             None
         }
         Act::Delay(Moment::Body, delay) => {

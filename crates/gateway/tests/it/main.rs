@@ -5,6 +5,7 @@
 mod announce;
 mod answers;
 mod calls;
+mod connections;
 mod damage;
 mod faults;
 mod framing;

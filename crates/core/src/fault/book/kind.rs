@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::{DELAY_MAX, Refused};
-use crate::fault::{Direction, Effect, Fault as Toxic, Share};
+use crate::fault::{Direction, Effect, Fault as Toxic, FaultId, Share};
 use crate::prng::Prng;
 use crate::units::{Ratio, format_duration, format_size};
 
@@ -42,6 +42,51 @@ pub enum RetryAfter {
     Ahead(Duration),
     /// On a date so long ago.
     Ago(Duration),
+}
+
+/// Which way something goes that is harmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From the client to the upstream.
+    Up,
+    /// From the upstream to the client.
+    Down,
+    /// Both ways.
+    Both,
+}
+
+impl Way {
+    /// Every way.
+    pub const ALL: [Self; 3] = [Self::Up, Self::Down, Self::Both];
+
+    /// As the API and the journal write it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Both => "both",
+        }
+    }
+
+    pub(super) fn directions(self) -> impl Iterator<Item = Direction> {
+        Direction::ALL.into_iter().filter(move |direction| match self {
+            Self::Up => *direction == Direction::Upstream,
+            Self::Down => *direction == Direction::Downstream,
+            Self::Both => true,
+        })
+    }
+}
+
+/// What it is that comes by: not every fault can touch everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carries {
+    /// A call.
+    Call,
+    /// A call of gRPC.
+    Grpc,
+    /// A connection whose bytes nobody reads.
+    Connection,
 }
 
 /// What is done to a try.
@@ -101,6 +146,18 @@ pub enum Kind {
     GarbledHead,
     /// The upstream gets it twice, and the caller one answer.
     Duplicate,
+    /// The bytes of a connection are harmed, from its beginning or from now on.
+    Bytes {
+        /// Which of them.
+        way: Way,
+        /// And how.
+        effect: Effect,
+    },
+    /// Nothing passes between this node's zone and another: neither calls nor bytes, nor health checks.
+    ZoneCut {
+        /// `Up` is from here to there.
+        way: Way,
+    },
 }
 
 impl Kind {
@@ -117,7 +174,7 @@ impl Kind {
     }
 
     /// Every kind by name.
-    pub const NAMES: [&'static str; 16] = [
+    pub const NAMES: [&'static str; 26] = [
         "latency",
         "head_latency",
         "body_latency",
@@ -134,6 +191,16 @@ impl Kind {
         "huge_head",
         "garbled_head",
         "duplicate",
+        "tcp_latency",
+        "tcp_bandwidth",
+        "slow_close",
+        "black_hole",
+        "reset",
+        "slicer",
+        "limit_data",
+        "tcp_corrupt",
+        "chunk_loss",
+        "zone_cut",
     ];
 
     /// Those that need nothing more said.
@@ -168,6 +235,38 @@ impl Kind {
             Self::HugeHead { .. } => "huge_head",
             Self::GarbledHead => "garbled_head",
             Self::Duplicate => "duplicate",
+            Self::Bytes { effect, .. } => match effect {
+                Effect::Noop => "noop",
+                Effect::Latency { .. } => "tcp_latency",
+                Effect::Bandwidth { .. } => "tcp_bandwidth",
+                Effect::SlowClose { .. } => "slow_close",
+                Effect::Timeout { .. } => "black_hole",
+                Effect::ResetPeer { .. } => "reset",
+                Effect::Slicer { .. } => "slicer",
+                Effect::LimitData { .. } => "limit_data",
+                Effect::Corrupt { .. } => "tcp_corrupt",
+                Effect::Loss { .. } => "chunk_loss",
+            },
+            Self::ZoneCut { .. } => "zone_cut",
+        }
+    }
+
+    /// Whether it can touch such a thing.
+    pub(super) const fn fits(self, carries: Carries) -> bool {
+        match self {
+            Self::Refuse | Self::Hang | Self::ZoneCut { .. } => true,
+            Self::Bytes { .. } => matches!(carries, Carries::Connection),
+            Self::Grpc { .. } => matches!(carries, Carries::Grpc),
+            _ => !matches!(carries, Carries::Connection),
+        }
+    }
+
+    /// The names of those that can.
+    pub(super) fn names_for(carries: Carries) -> Vec<&'static str> {
+        let (of_calls, of_bytes) = (&Self::NAMES[..16], &Self::NAMES[16..25]);
+        match carries {
+            Carries::Call | Carries::Grpc => of_calls.to_vec(),
+            Carries::Connection => [&["refuse", "hang"], of_bytes].concat(),
         }
     }
 
@@ -201,13 +300,14 @@ impl Kind {
                 format!("a field of {} is not allowed", format_size(bytes)),
                 format!("1B to {}", format_size(HEAD_BYTES_MAX)),
             ),
+            Self::Bytes { effect, .. } => check_effect(effect),
             _ => Ok(()),
         }
     }
 
-    /// What it makes of one try.
-    pub(super) fn act(self, prng: &mut Prng) -> Act {
-        match self {
+    /// What it makes of one try; nothing, if it is about bytes that pass later.
+    pub(super) fn act(self, prng: &mut Prng) -> Option<Act> {
+        Some(match self {
             Self::Latency { of, delay, jitter, spread } => Act::Delay(of, delay + spread.draw(jitter, prng)),
             Self::Bandwidth { bytes_per_second } => Act::Body(Effect::Bandwidth { bytes_per_second }, prng.next_u64()),
             Self::Abort { status, retry } => Act::Abort(status, retry),
@@ -222,7 +322,49 @@ impl Kind {
             Self::HugeHead { bytes } => Act::HugeHead(bytes),
             Self::GarbledHead => Act::GarbledHead(prng.next_u64()),
             Self::Duplicate => Act::Duplicate,
+            Self::ZoneCut { way: Way::Up | Way::Both } => Act::Lost,
+            Self::ZoneCut { way: Way::Down } => Act::Mute,
+            Self::Bytes { .. } => return None,
+        })
+    }
+
+    /// What it makes of the bytes of a connection, and which way they go.
+    pub(super) const fn on_bytes(self) -> Option<(Way, Effect)> {
+        match self {
+            Self::Bytes { way, effect } => Some((way, effect)),
+            Self::ZoneCut { way } => Some((way, Effect::Timeout { after: None })),
+            _ => None,
         }
+    }
+}
+
+fn check_effect(effect: Effect) -> Result<(), Refused> {
+    let refused = |message: &str, allowed: String| Err(Refused::invalid("kind", message, [allowed]));
+    let at_most = || format!("at most {}", format_duration(DELAY_MAX));
+    let more_than_none = || "more than 0%".to_owned();
+    match effect {
+        Effect::Latency { delay_ms, jitter } => {
+            let max = i64::try_from(DELAY_MAX.as_millis()).unwrap_or(i64::MAX);
+            if (delay_ms <= 0 && jitter.is_zero()) || !(0..=max).contains(&delay_ms) || jitter > DELAY_MAX {
+                return refused("a latency of nothing, or too long a one", format!("more than 0s, {}", at_most()));
+            }
+            Ok(())
+        }
+        Effect::SlowClose { delay: wait }
+        | Effect::Timeout { after: Some(wait) }
+        | Effect::ResetPeer { after: wait }
+        | Effect::Slicer { delay: wait, .. }
+            if wait > DELAY_MAX =>
+        {
+            refused("too long a time", at_most())
+        }
+        Effect::Bandwidth { bytes_per_second: 0 } => {
+            refused("at no bytes a second nothing ever comes", "1B or more; `black_hole` for none".into())
+        }
+        Effect::Slicer { average: 0, .. } => refused("pieces of nothing", "1B or more".into()),
+        Effect::Corrupt { share } if share <= Ratio::ZERO => refused("none of the bytes", more_than_none()),
+        Effect::Loss { share } if share <= Ratio::ZERO => refused("none of the chunks", more_than_none()),
+        _ => Ok(()),
     }
 }
 
@@ -264,6 +406,23 @@ impl fmt::Display for Kind {
             Self::Grpc { code } => write!(f, " {code}"),
             Self::Corrupt { share } => write!(f, " {share} of the bytes"),
             Self::HugeHead { bytes } => write!(f, " {}", format_size(*bytes)),
+            Self::ZoneCut { way } => write!(f, " {}", way.name()),
+            Self::Bytes { way, effect } => {
+                match effect {
+                    Effect::Latency { delay_ms, jitter } => {
+                        write!(f, " {delay_ms}ms give or take {}", format_duration(*jitter))?;
+                    }
+                    Effect::Bandwidth { bytes_per_second } => write!(f, " {}/s", format_size(*bytes_per_second))?,
+                    Effect::SlowClose { delay: wait }
+                    | Effect::Timeout { after: Some(wait) }
+                    | Effect::ResetPeer { after: wait } => write!(f, " {}", format_duration(*wait))?,
+                    Effect::Slicer { average, .. } => write!(f, " {}", format_size(*average as u64))?,
+                    Effect::LimitData { bytes } => write!(f, " {}", format_size(*bytes))?,
+                    Effect::Corrupt { share } | Effect::Loss { share } => write!(f, " {share}")?,
+                    Effect::Noop | Effect::Timeout { after: None } => {}
+                }
+                write!(f, ", {}", way.name())
+            }
             _ => Ok(()),
         }
     }
@@ -298,10 +457,18 @@ pub enum Act {
     GarbledHead(u64),
     /// Send it, and before that a copy.
     Duplicate,
+    /// Nothing comes there: connecting takes too long.
+    Lost,
+    /// Send it, and let no answer come.
+    Mute,
 }
 
 /// An effect on the body of one answer: whatever has been chosen is touched.
 #[must_use]
 pub fn on_body(effect: Effect) -> Toxic {
-    Toxic { id: "body".into(), direction: Direction::Downstream, share: Share::ALL, effect }
+    toxic("body".into(), Direction::Downstream, effect)
+}
+
+pub(super) const fn toxic(id: FaultId, direction: Direction, effect: Effect) -> Toxic {
+    Toxic { id, direction, share: Share::ALL, effect }
 }

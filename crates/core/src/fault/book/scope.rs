@@ -1,9 +1,10 @@
 //! Which tries a fault lies in the way of, and how many of them it touches.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use super::{FIRST_MAX, Id, Refused, TEXT_CHARS_MAX};
+use super::{Carries, FIRST_MAX, Id, Refused, TEXT_CHARS_MAX};
 use crate::block::Block;
 use crate::id::{RouteId, UpstreamId};
 use crate::policy::Endpoint;
@@ -104,23 +105,8 @@ pub struct Scope {
 impl fmt::Display for Scope {
     /// Without the header's value, which may be a secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (listener, source) = (self.listener.map(|it| it.to_string()), self.source.map(|it| it.to_string()));
-        let header = self.header.as_ref().map(|(name, _)| name);
-        let parts = [
-            ("route", self.route.as_ref()),
-            ("upstream", self.upstream.as_ref()),
-            ("endpoint", self.endpoint.as_ref()),
-            ("zone", self.zone.as_ref()),
-            ("version", self.version.as_ref()),
-            ("listener", listener.as_ref()),
-            ("source", source.as_ref()),
-            ("method", self.method.as_ref()),
-            ("path", self.path.as_ref()),
-            ("path_prefix", self.path_prefix.as_ref()),
-            ("header", header),
-        ];
         let mut separator = "";
-        for (name, value) in parts {
+        for (name, value) in self.said() {
             if let Some(value) = value {
                 write!(f, "{separator}{name} {value}")?;
                 separator = ", ";
@@ -149,8 +135,8 @@ pub struct Try<'a> {
     pub path: &'a str,
     /// Whether it has this header with this value.
     pub has_header: &'a dyn Fn(&str, &str) -> bool,
-    /// Whether it is a call of gRPC.
-    pub is_grpc: bool,
+    /// What it is.
+    pub carries: Carries,
     /// What touched earlier tries of the same request.
     pub touched: &'a [Id],
 }
@@ -167,6 +153,26 @@ pub struct Client {
 }
 
 impl Scope {
+    /// Every part of it, and what is said there; of a header only the name.
+    fn said(&self) -> [(&'static str, Option<Cow<'_, str>>); 11] {
+        fn text(text: &Option<String>) -> Option<Cow<'_, str>> {
+            text.as_deref().map(Cow::Borrowed)
+        }
+        [
+            ("route", text(&self.route)),
+            ("upstream", text(&self.upstream)),
+            ("endpoint", text(&self.endpoint)),
+            ("zone", text(&self.zone)),
+            ("version", text(&self.version)),
+            ("listener", self.listener.map(|listener| listener.to_string().into())),
+            ("source", self.source.map(|source| source.to_string().into())),
+            ("method", text(&self.method)),
+            ("path", text(&self.path)),
+            ("path_prefix", text(&self.path_prefix)),
+            ("header", self.header.as_ref().map(|(name, _)| name.into())),
+        ]
+    }
+
     /// True unless no try can be in both, whatever their routes and upstreams.
     pub(super) fn may_meet(&self, other: &Self) -> bool {
         fn agree<T: PartialEq>(one: &Option<T>, other: &Option<T>) -> bool {
@@ -227,6 +233,28 @@ impl Scope {
         one_of("endpoint", self.endpoint.as_ref(), upstream, endpoints.iter().map(|it| &it.address))?;
         one_of("zone", self.zone.as_ref(), upstream, endpoints.iter().filter_map(|it| it.zone.as_ref()))?;
         one_of("version", self.version.as_ref(), upstream, endpoints.iter().filter_map(|it| it.version.as_ref()))
+    }
+
+    /// Whether it says nothing but the zone.
+    pub(super) fn check_zone_alone(&self) -> Result<&str, Refused> {
+        let said = self.said();
+        if let Some((other, _)) = said.iter().find(|(name, value)| *name != "zone" && value.is_some()) {
+            let message = format!("a zone is cut off from everybody: `{other}` cannot be given");
+            return Err(Refused::invalid(other, message, ["zone"]));
+        }
+        self.zone.as_deref().ok_or_else(|| Refused::invalid("zone", "`zone` is missing", ["the zone to cut off"]))
+    }
+
+    /// Whether it says nothing that only calls have.
+    pub(super) fn check_for_connections(&self) -> Result<(), Refused> {
+        let of_calls = |name: &str| matches!(name, "method" | "path" | "path_prefix" | "header");
+        match self.said().iter().find(|(name, value)| of_calls(name) && value.is_some()) {
+            None => Ok(()),
+            Some((name, _)) => {
+                let right = ["endpoint", "zone", "version", "listener", "source"];
+                Err(Refused::invalid(name, format!("connections have no `{name}`"), right))
+            }
+        }
     }
 
     pub(super) fn check_words(&self) -> Result<(), Refused> {

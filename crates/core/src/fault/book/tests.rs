@@ -88,7 +88,7 @@ fn a_try() -> Try<'static> {
         method: "POST",
         path: "/events/1",
         has_header: &no_header,
-        is_grpc: false,
+        carries: Carries::Call,
         touched: &[],
     }
 }
@@ -414,7 +414,7 @@ fn only_calls_of_grpc_have_a_status_of_it() {
     put(&mut book, at(0), order(Kind::Grpc { code: 14 }, Portion::First(9))).unwrap();
     assert_eq!(book.touch(at(1), &a_try()), None);
     assert_eq!(book.standing_at(at(1)).next().unwrap().seen, 0);
-    let of_grpc = Try { is_grpc: true, ..a_try() };
+    let of_grpc = Try { carries: Carries::Grpc, ..a_try() };
     assert_eq!(book.touch(at(1), &of_grpc).map(|touch| touch.act), Some(Act::Grpc(14)));
 }
 
@@ -433,7 +433,7 @@ fn each_kind_makes_its_own_of_a_try() {
     let (delay, jitter) = (Duration::from_millis(5), Duration::ZERO);
     let late = |of| Kind::Latency { of, delay, jitter, spread: Spread::Tail };
     let mut prng = Prng::new(1);
-    let mut act = |kind: Kind| kind.act(&mut prng);
+    let mut act = |kind: Kind| kind.act(&mut prng).unwrap();
     for of in [Moment::Request, Moment::Head, Moment::Body] {
         assert_eq!(act(late(of)), Act::Delay(of, delay));
     }
@@ -497,6 +497,299 @@ fn who_waits_for_a_fault_that_flaps_waits_until_it_is_off() {
     assert_eq!(book.standing_at(at(13)).next().unwrap().seen, 2, "what comes by meanwhile is not seen");
 }
 
+/// A policy whose second route carries connections, and a fault on the bytes of a connection of it.
+fn of_connections(deny: Vec<Deny>) -> Book {
+    let mut policy = policy();
+    policy.routes[1].protocol = Protocol::Tcp;
+    Book::new(Caps { share_max: Ratio::ONE, deny, ..Caps::default() }, &policy, 7)
+}
+
+fn on_quotes(kind: Kind, portion: Portion) -> Order {
+    Order { scope: Scope { route: Some("quotes".into()), ..Scope::default() }, ..order(kind, portion) }
+}
+
+const LATE: Kind = bytes(Way::Down, Effect::Latency { delay_ms: 50, jitter: Duration::ZERO });
+
+const fn bytes(way: Way, effect: Effect) -> Kind {
+    Kind::Bytes { way, effect }
+}
+
+/// The `number`-th connection of `quotes` since the fault was placed.
+fn connection(number: u64) -> Try<'static> {
+    let client = Client { listener: LISTENER, source: SOURCE, connection: CONNECTIONS + number };
+    Try { client: Some(client), carries: Carries::Connection, method: "", path: "", ..a_try() }
+}
+
+fn exposed(book: &mut Book, now: u64, it: &Try<'_>, fates: &mut Vec<(Id, bool)>) -> Exposure {
+    book.expose(at(now), ("quotes", "carrier"), it, fates)
+}
+
+#[test]
+fn a_connection_is_exposed_to_what_chooses_it_for_as_long_as_that_lies_there() {
+    let mut book = of_connections(Vec::new());
+    let id = put(&mut book, at(0), on_quotes(LATE, Portion::First(1))).unwrap();
+    book.tell(id, Seq(9));
+    let (mut first, mut second) = (Vec::new(), Vec::new());
+    let exposure = exposed(&mut book, 1, &connection(0), &mut first);
+    assert_eq!((exposure.touched.as_slice(), exposure.told.as_slice()), (&[id][..], &[Seq(9)][..]));
+    assert_eq!((exposure.toxics.len(), exposure.until), (1, Some(at(60))));
+    assert_eq!((exposure.toxics[0].direction, exposure.toxics[0].share), (Direction::Downstream, Share::ALL));
+    assert_eq!(exposed(&mut book, 1, &connection(1), &mut second).toxics, [], "one was enough");
+    let again = exposed(&mut book, 2, &connection(0), &mut first);
+    assert_eq!((again.toxics, again.touched), (exposure.toxics, Vec::new()), "once and for all");
+    let fault = book.standing_at(at(2)).next().unwrap();
+    assert_eq!((fault.seen, fault.tries, fault.requests), (2, 1, 1));
+    assert_eq!(exposed(&mut book, 60, &connection(0), &mut first), Exposure::default());
+    book.remove(at(3), id).unwrap();
+    assert_eq!(exposed(&mut book, 3, &connection(0), &mut first), Exposure::default());
+    assert!(first.is_empty(), "what is gone is forgotten");
+    assert_eq!(book.touch(at(1), &Try { route: RouteId(1), upstream: UpstreamId(1), ..connection(2) }), None);
+}
+
+#[test]
+fn another_policy_counts_by_names_for_a_connection_that_stands() {
+    let mut book = of_connections(Vec::new());
+    put(&mut book, at(0), on_quotes(LATE, Portion::Every(1))).unwrap();
+    let mut next = policy();
+    next.routes[1].protocol = Protocol::Tcp;
+    next.routes.swap(0, 1);
+    assert!(book.follow(&next).is_empty());
+    assert_eq!(exposed(&mut book, 1, &connection(0), &mut Vec::new()).toxics.len(), 1);
+    let elsewhere = book.expose(at(1), ("events", "carrier"), &connection(0), &mut Vec::new());
+    assert_eq!(elsewhere, Exposure::default());
+}
+
+#[test]
+fn bytes_are_harmed_while_a_fault_is_on_and_the_moments_of_change_are_told() {
+    let mut book = of_connections(Vec::new());
+    let flap = Some(Flap { on: Duration::from_secs(2), off: Duration::from_secs(3) });
+    let timing = Timing { after: Duration::from_secs(1), lasts: Some(Duration::from_secs(8)), flap };
+    put(&mut book, at(0), Order { timing, ..on_quotes(bytes(Way::Both, Effect::Noop), Portion::Every(1)) }).unwrap();
+    let mut fates = Vec::new();
+    let mut look = |now| {
+        let exposure = exposed(&mut book, now, &connection(0), &mut fates);
+        (exposure.toxics.len(), exposure.until.map(Mono::as_millis))
+    };
+    let until = |seconds: u64| Some(seconds * 1_000);
+    let looks = [look(0), look(1), look(2), look(3), look(5), look(6), look(8), look(9)];
+    let wanted = [
+        (0, until(1)),
+        (2, until(3)),
+        (2, until(3)),
+        (0, until(6)),
+        (0, until(6)),
+        (2, until(8)),
+        (0, until(11)),
+        (0, until(60)),
+    ];
+    assert_eq!(looks, wanted);
+    assert_eq!(Timing::default().turns(Duration::from_secs(1)), None, "always is for ever");
+}
+
+#[test]
+fn the_same_seed_and_order_of_connections_names_the_same_chance() {
+    let name = |before: u64, number: u64| {
+        let mut book = of_connections(Vec::new());
+        book.place(at(0), on_quotes(LATE, Portion::Every(1)), before, &mut Prng::new(1)).unwrap();
+        let client = Client { listener: LISTENER, source: SOURCE, connection: before + number };
+        let it = Try { client: Some(client), ..connection(0) };
+        exposed(&mut book, 1, &it, &mut Vec::new()).toxics[0].id.clone()
+    };
+    assert_eq!(name(0, 3), name(500, 3));
+    assert_ne!(name(0, 3), name(0, 4));
+}
+
+#[test]
+fn calls_and_connections_have_kinds_of_their_own() {
+    let mut book = of_connections(Vec::new());
+    let all = Portion::Every(1);
+    let on_queue = Order { scope: Scope { upstream: Some("queue".into()), ..Scope::default() }, ..order(LATE, all) };
+    for order in [order(LATE, all), on_queue, on_quotes(Kind::Cut, all), on_quotes(Kind::Grpc { code: 14 }, all)] {
+        match put(&mut book, at(0), order) {
+            Err(Refused::Invalid { field: "kind", message, allowed }) => {
+                assert!(message.contains("cannot touch") && allowed.contains(&"refuse".to_owned()), "{message}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let mut with_path = on_quotes(LATE, all);
+    with_path.scope.path_prefix = Some("/".into());
+    let refused = put(&mut book, at(0), with_path).unwrap_err();
+    assert_eq!(
+        (refused.field(), refused.to_string().as_str()),
+        (Some("path_prefix"), "connections have no `path_prefix`")
+    );
+    let id = put(&mut book, at(0), on_quotes(Kind::Refuse, Portion::First(1))).unwrap();
+    let it = Try { route: RouteId(1), upstream: UpstreamId(1), ..connection(0) };
+    assert_eq!(book.touch(at(1), &it), Some(Touch { id, act: Act::Refuse }));
+    // Whom nobody calls yet may be called tomorrow.
+    let mut unused = policy();
+    unused.routes[0].fallbacks.clear();
+    let mut book = Book::new(Caps::default(), &unused, 7);
+    let order =
+        Order { scope: Scope { upstream: Some("other".into()), ..Scope::default() }, ..order(LATE, Portion::First(1)) };
+    assert!(put(&mut book, at(0), order).is_ok());
+}
+
+#[test]
+fn what_harms_bytes_makes_sense_or_is_refused() {
+    let mut book = of_connections(Vec::new());
+    let long = DELAY_MAX + Duration::from_millis(1);
+    let none = Ratio::ZERO;
+    for (effect, right) in [
+        (Effect::Latency { delay_ms: 0, jitter: Duration::ZERO }, "more than 0s, at most 10m"),
+        (Effect::Latency { delay_ms: -5, jitter: Duration::from_secs(1) }, "more than 0s, at most 10m"),
+        (Effect::Bandwidth { bytes_per_second: 0 }, "1B or more; `black_hole` for none"),
+        (Effect::SlowClose { delay: long }, "at most 10m"),
+        (Effect::Timeout { after: Some(long) }, "at most 10m"),
+        (Effect::ResetPeer { after: long }, "at most 10m"),
+        (Effect::Slicer { average: 1, variation: 0, delay: long }, "at most 10m"),
+        (Effect::Slicer { average: 0, variation: 0, delay: Duration::ZERO }, "1B or more"),
+        (Effect::Corrupt { share: none }, "more than 0%"),
+        (Effect::Loss { share: none }, "more than 0%"),
+    ] {
+        match put(&mut book, at(0), on_quotes(bytes(Way::Up, effect), Portion::Every(1))) {
+            Err(Refused::Invalid { field: "kind", allowed, .. }) => assert_eq!(allowed, [right], "{effect:?}"),
+            other => panic!("{effect:?}: {other:?}"),
+        }
+    }
+    let second = Duration::from_secs(1);
+    let share = Ratio::of(1, 100).unwrap();
+    for (effect, words) in [
+        (Effect::Latency { delay_ms: 50, jitter: second }, "tcp_latency 50ms give or take 1s, up"),
+        (Effect::Bandwidth { bytes_per_second: 2_048 }, "tcp_bandwidth 2KiB/s, up"),
+        (Effect::SlowClose { delay: second }, "slow_close 1s, up"),
+        (Effect::Timeout { after: Some(second) }, "black_hole 1s, up"),
+        (Effect::Timeout { after: None }, "black_hole, up"),
+        (Effect::ResetPeer { after: second }, "reset 1s, up"),
+        (Effect::Slicer { average: 9, variation: 3, delay: second }, "slicer 9B, up"),
+        (Effect::LimitData { bytes: 0 }, "limit_data 0B, up"),
+        (Effect::Corrupt { share }, "tcp_corrupt 1%, up"),
+        (Effect::Loss { share }, "chunk_loss 1%, up"),
+    ] {
+        let kind = bytes(Way::Up, effect);
+        assert!(Kind::NAMES.contains(&kind.name()) && kind.to_string() == words, "{kind}");
+        let id = put(&mut book, at(0), on_quotes(kind, Portion::Every(1))).unwrap();
+        book.remove(at(0), id).unwrap();
+    }
+    assert_eq!(bytes(Way::Up, Effect::Noop).name(), "noop");
+}
+
+fn cut(way: Way, zone: &str) -> Order {
+    let scope = Scope { zone: Some(zone.into()), ..Scope::default() };
+    Order { scope, ..order(Kind::ZoneCut { way }, Portion::Every(1)) }
+}
+
+#[test]
+fn a_zone_that_is_cut_off_is_cut_off_for_all_and_before_all_other_faults() {
+    let mut book = book();
+    put(&mut book, at(0), order(Kind::Refuse, Portion::First(9))).unwrap();
+    let id = put(&mut book, at(0), cut(Way::Up, "y")).unwrap();
+    let there = Try { endpoint: &ENDPOINTS[1], ..a_try() };
+    assert_eq!(book.touch(at(1), &there), Some(Touch { id, act: Act::Lost }));
+    assert_eq!(
+        book.touch(at(1), &Try { route: RouteId(1), upstream: UpstreamId(1), client: None, ..there }).unwrap().id,
+        id
+    );
+    assert_eq!(book.touch(at(1), &a_try()).map(|touch| touch.act), Some(Act::Refuse), "here all is as it was");
+    assert_eq!((book.cut(at(1), "queue", "y"), book.cut(at(1), "queue", "z")), (Some(id), None));
+    assert_eq!(book.cut(at(60), "queue", "y"), None);
+    let standing = Try { endpoint: &ENDPOINTS[1], ..connection(0) };
+    let toxics = |book: &mut Book| exposed(book, 1, &standing, &mut Vec::new()).toxics;
+    assert_eq!(toxics(&mut book).iter().map(|toxic| toxic.direction).collect::<Vec<_>>(), [Direction::Upstream]);
+    book.remove(at(1), id).unwrap();
+    let id = put(&mut book, at(0), cut(Way::Down, "y")).unwrap();
+    assert_eq!(book.touch(at(1), &there), Some(Touch { id, act: Act::Mute }));
+    assert_eq!(book.touch(at(1), &Try { carries: Carries::Connection, ..there }), None, "it comes about, and is mute");
+    assert_eq!(toxics(&mut book).iter().map(|toxic| toxic.direction).collect::<Vec<_>>(), [Direction::Downstream]);
+    book.remove(at(1), id).unwrap();
+    let id = put(&mut book, at(0), cut(Way::Both, "y")).unwrap();
+    assert_eq!((book.touch(at(1), &there), toxics(&mut book).len()), (Some(Touch { id, act: Act::Lost }), 2));
+    assert_eq!(cut(Way::Both, "y").kind.to_string(), "zone_cut both");
+    assert_eq!(Way::ALL.map(Way::name), ["up", "down", "both"]);
+}
+
+#[test]
+fn a_zone_is_cut_off_alone_whole_and_within_the_cap() {
+    let mut book = book();
+    let with = |change: fn(&mut Order)| {
+        let mut order = cut(Way::Both, "y");
+        change(&mut order);
+        order
+    };
+    for (order, wanted, right) in [
+        (with(|order| order.scope.route = Some("events".into())), "route", "zone"),
+        (with(|order| order.scope.zone = None), "zone", "the zone to cut off"),
+        (cut(Way::Both, "x"), "zone", "y"),
+        (cut(Way::Both, "z"), "zone", "y"),
+        (with(|order| order.portion = Portion::First(1)), "first", "every: 1"),
+    ] {
+        match put(&mut book, at(0), order) {
+            Err(Refused::Invalid { field, allowed, .. }) => {
+                assert_eq!((field, allowed.join(", ").as_str()), (wanted, right))
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    // Half of every upstream lies there.
+    put(&mut book, at(0), cut(Way::Both, "y")).unwrap();
+    let too_much = put(&mut book, at(0), order(Kind::Cut, Portion::Every(2)));
+    assert!(matches!(too_much, Err(Refused::Invalid { field: "every", .. })), "{too_much:?}");
+    let mut heavy = policy();
+    heavy.upstreams[1].endpoints[1].weight = 3;
+    let mut book = Book::new(Caps::default(), &heavy, 7);
+    let Err(Refused::Invalid { field: "zone", message, .. }) = put(&mut book, at(0), cut(Way::Both, "y")) else {
+        panic!("75 % of `carrier` lie there")
+    };
+    assert!(message.starts_with("75% of upstream `carrier` lie in zone `y`"), "{message}");
+    let deny = vec![Deny { upstream: Some("carrier".into()), ..Deny::default() }];
+    let mut book = Book::new(Caps { deny, ..Caps::default() }, &heavy, 7);
+    let id = put(&mut book, at(0), cut(Way::Both, "y")).unwrap();
+    assert_eq!((book.cut(at(1), "carrier", "y"), book.cut(at(1), "queue", "y")), (None, Some(id)));
+}
+
+#[test]
+fn what_is_denied_is_not_touched_whatever_lies_there() {
+    let deny = |route: Option<&str>, upstream: Option<&str>, path: Option<&str>| Deny {
+        route: route.map(Into::into),
+        upstream: upstream.map(Into::into),
+        path_prefix: path.map(Into::into),
+    };
+    let mut policy = policy();
+    policy.routes[1].protocol = Protocol::Tcp;
+    let book = |deny: Deny| Book::new(Caps { deny: vec![deny], share_max: Ratio::ONE, ..Caps::default() }, &policy, 7);
+    let all = |kind| order(kind, Portion::Every(1));
+    let on_queue = Order { scope: Scope { upstream: Some("queue".into()), ..Scope::default() }, ..all(Kind::Cut) };
+    // Asked for by name it is refused with the name.
+    for (denied, order, field) in [
+        (deny(Some("events"), None, None), all(Kind::Cut), "route"),
+        (deny(None, Some("queue"), None), all(Kind::Cut), "upstream"),
+        (deny(None, Some("queue"), None), on_queue.clone(), "upstream"),
+        (deny(Some("events"), Some("queue"), None), all(Kind::Cut), "route"),
+    ] {
+        let refused = put(&mut book(denied), at(0), order).unwrap_err();
+        assert!(matches!(refused, Refused::Denied { .. }) && refused.field() == Some(field), "{refused}");
+    }
+    // What comes by another way, or by its path, is left alone as it passes.
+    for (denied, order) in [
+        (deny(Some("events"), None, None), on_queue),
+        (deny(None, None, Some("/events")), all(Kind::Cut)),
+        (deny(Some("events"), None, Some("/events")), all(Kind::Cut)),
+        (deny(Some("events"), None, None), cut(Way::Up, "y")),
+    ] {
+        let mut book = book(denied.clone());
+        put(&mut book, at(0), order).unwrap();
+        let there = Try { endpoint: &ENDPOINTS[1], ..a_try() };
+        assert_eq!((book.touch(at(1), &a_try()), book.touch(at(1), &there)), (None, None), "{denied:?}");
+        let other = Try { path: "/other", route: RouteId(1), ..there };
+        assert!(denied.route.is_none() || book.touch(at(1), &other).is_some() || denied.path_prefix.is_some());
+    }
+    let mut book = book(deny(Some("quotes"), None, None));
+    put(&mut book, at(0), Order { scope: Scope { upstream: Some("carrier".into()), ..Scope::default() }, ..all(LATE) })
+        .unwrap();
+    assert_eq!(exposed(&mut book, 1, &connection(0), &mut Vec::new()), Exposure::default());
+}
+
 #[test]
 fn a_request_that_is_tried_again_is_one_request() {
     let mut book = book();
@@ -543,7 +836,7 @@ fn words_for_people() {
     }
     let flap = Some(Flap { on: ms(500), off: ms(1_500) });
     let timing = Timing { after: ms(200), lasts: Some(day / 24), flap };
-    assert_eq!(timing.to_string(), "after 200ms, for 1h, 500ms on, 1500ms off");
+    assert_eq!(timing.to_string(), "after 200ms, for 1h, 500ms on, 1.5s off");
     assert_eq!(Timing::default().to_string(), "always");
     assert_eq!(Portion::Connections(Ratio::ONE).to_string(), "100% of connections");
     let portions = [Portion::First(3), Portion::Every(4), Portion::Every(1), Portion::Share(Ratio::ONE)];
@@ -709,22 +1002,4 @@ fn under_another_policy_a_fault_stays_on_what_is_called_the_same() {
     let moved = Try { generation: 1, route: RouteId(1), upstream: UpstreamId(1), ..a_try() };
     assert_eq!(book.touch(at(1), &moved).map(|touch| touch.id), Some(stays));
     assert_eq!(book.touch(at(1), &a_try()), None, "a try of before goes by other numbers");
-}
-
-#[test]
-fn connections_carry_no_calls_to_touch() {
-    let mut policy = policy();
-    policy.routes[1].protocol = Protocol::Tcp;
-    let mut book = Book::new(Caps::default(), &policy, 7);
-    let mut place = |route: Option<&str>, upstream: Option<&str>| {
-        let scope = Scope { route: route.map(Into::into), upstream: upstream.map(Into::into), ..Scope::default() };
-        let order = Order { scope, ..order(Kind::Hang, Portion::Share(Ratio::ONE)) };
-        book.place(at(0), order, CONNECTIONS, &mut Prng::new(1)).map(drop)
-    };
-    for (route, upstream, field) in [(Some("quotes"), None, "route"), (None, Some("carrier"), "upstream")] {
-        let Err(Refused::Invalid { field: told, message, allowed }) = place(route, upstream) else { panic!("placed") };
-        assert_eq!((told, allowed), (field, vec!["events".to_owned()]));
-        assert!(message.starts_with("connections carry no calls"), "{message}");
-    }
-    assert!(!matches!(place(Some("events"), None), Err(Refused::Invalid { field: "route" | "upstream", .. })));
 }

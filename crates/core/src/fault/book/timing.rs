@@ -44,6 +44,19 @@ impl Timing {
         Some(lasts.min(Duration::from_nanos(u64::try_from(left).unwrap_or(u64::MAX))))
     }
 
+    /// How long it stays as it is now, at work or not; `None` if for ever.
+    #[must_use]
+    pub fn turns(&self, passed: Duration) -> Option<Duration> {
+        if let Some(left) = self.left(passed) {
+            return Some(left).filter(|left| *left < Duration::MAX);
+        }
+        let Some(passed) = passed.checked_sub(self.after) else { return Some(self.after - passed) };
+        let Flap { on, off } = self.flap.filter(|_| self.lasts.is_none_or(|lasts| passed < lasts))?;
+        let place = passed.as_nanos() % (on + off).as_nanos().max(1);
+        let left = (on + off).as_nanos() - place;
+        Some(Duration::from_nanos(u64::try_from(left).unwrap_or(u64::MAX)))
+    }
+
     pub(super) fn check(&self) -> Result<(), Refused> {
         let refused = |field, message: &str| {
             let allowed = format!("more than 0s, at most {}", format_duration(DELAY_MAX));
