@@ -368,6 +368,10 @@ fn whatever_is_typed_comes_to_the_node() {
         "2s",
         "--flap",
         "500ms/2s",
+        "--abort-when",
+        "20%",
+        "--abort-over",
+        "5s",
     ];
     let cases: [(&[&str], &[&str], Value); 15] = [
         (&calls, &["--grpc", "14"], json!({ "grpc": { "code": 14 } })),
@@ -412,6 +416,7 @@ fn whatever_is_typed_comes_to_the_node() {
                 "10% of connections",
             ]);
             assert_eq!((&told["flap"], &told["after"]), (&json!({ "on": "500ms", "off": "2s" }), &json!("1s")));
+            assert_eq!(told["abort_when"], json!({ "failed": "20%", "over": "5s", "requests_min": 20 }));
         }
         house.remove(told["id"].as_str().unwrap());
     }

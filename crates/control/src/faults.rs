@@ -16,7 +16,9 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{delete, get, post};
-use seawall_core::fault::book::{Deny, Fault, Flap, Id, Kind, Look, Order, Portion, Refused, Scope, Standing, Timing};
+use seawall_core::fault::book::{
+    AbortWhen, Deny, Fault, Flap, Id, Kind, Look, Order, Portion, Refused, Scope, Standing, Timing,
+};
 use seawall_core::units::{Ratio, UnitError, format_duration, parse_duration, parse_ratio, parse_size};
 use serde_json::{Map, Value, json};
 
@@ -28,8 +30,12 @@ use crate::text::rfc3339;
 /// Bytes of a body.
 const BODY_BYTES_MAX: usize = 64 << 10;
 
+/// What `abort_when` looks at where nobody says otherwise.
+const ABORT_OVER: Duration = Duration::from_secs(10);
+const ABORT_REQUESTS_MIN: u64 = 20;
+
 /// Fields of an order.
-const ORDER: [&str; 22] = [
+const ORDER: [&str; 23] = [
     "owner",
     "route",
     "upstream",
@@ -50,6 +56,7 @@ const ORDER: [&str; 22] = [
     "after",
     "lasts",
     "flap",
+    "abort_when",
     "ttl",
     "seed",
 ];
@@ -160,6 +167,7 @@ fn standing_json(parts: &AdminParts, standing: &Standing) -> Value {
         "header": header.as_ref().map(|(name, _)| json!({ "name": name })),
         "kind": kind::told(fault.kind), "seed": fault.seed,
         "after": format_duration(after), "lasts": lasts.map(format_duration), "flap": flap.map(flap_json),
+        "abort_when": fault.abort_when.map(abort_json),
         "expires_at": rfc3339((parts.wall)() + *left), "left_s": left.as_secs_f64(),
         "seen": fault.seen, "requests": fault.requests, "tries": fault.tries,
     });
@@ -175,6 +183,11 @@ fn standing_json(parts: &AdminParts, standing: &Standing) -> Value {
 fn deny_json(deny: &Deny) -> Value {
     let said = [("route", &deny.route), ("upstream", &deny.upstream), ("path_prefix", &deny.path_prefix)];
     said.into_iter().filter_map(|(name, value)| Some((name.to_owned(), json!(value.as_ref()?)))).collect()
+}
+
+fn abort_json(when: AbortWhen) -> Value {
+    let AbortWhen { failed_max, over, requests_min } = when;
+    json!({ "failed": failed_max.to_string(), "over": format_duration(over), "requests_min": requests_min })
 }
 
 fn flap_json(flap: Flap) -> Value {
@@ -204,6 +217,7 @@ async fn read_order(body: Body) -> Result<Order, Refusal> {
         portion: read_portion(&fields, kind)?,
         kind,
         timing: read_timing(&fields)?,
+        abort_when: read_abort_when(&fields)?,
         ttl: fields.duration("ttl")?,
         seed: fields.number("seed")?,
     })
@@ -242,6 +256,17 @@ fn read_timing(fields: &Fields) -> Result<Timing, Refusal> {
         }
     };
     Ok(Timing { after: fields.duration("after")?.unwrap_or_default(), lasts: fields.duration("lasts")?, flap })
+}
+
+fn read_abort_when(fields: &Fields) -> Result<Option<AbortWhen>, Refusal> {
+    let Some(value) = fields.value("abort_when") else { return Ok(None) };
+    let when = Fields::of(value.clone(), "abort_when", &["failed", "over", "requests_min"])?;
+    let missing = || Refusal::bad("failed", "`failed` is missing").allowed(["20%"]);
+    Ok(Some(AbortWhen {
+        failed_max: when.ratio("failed")?.ok_or_else(missing)?,
+        over: when.duration("over")?.unwrap_or(ABORT_OVER),
+        requests_min: when.number("requests_min")?.unwrap_or(ABORT_REQUESTS_MIN),
+    }))
 }
 
 /// A JSON object whose fields are known.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use http::HeaderValue;
 use seawall_core::balance::spill::Watch;
 use seawall_core::balance::{Avoid, Choice, Endpoints, Plan, ramp};
+use seawall_core::fault::book::Seen;
 use seawall_core::guard::Refusal;
 use seawall_core::guard::budget::Budget;
 use seawall_core::guard::health::Health;
@@ -340,6 +341,18 @@ impl Node {
                 sum.requests += if is_tcp { worker.counts[index].connections.opened.get() } else { 0 };
             }
             sum
+        };
+        (0..self.routes.len()).map(of_route).collect()
+    }
+
+    /// What clients have seen of each route so far, in the policy's order.
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        let workers = self.workers();
+        let of_route = |index: usize| {
+            workers.iter().fold(Seen::default(), |sum, worker| {
+                let Seen { requests, failed } = worker.counts[index].seen();
+                Seen { requests: sum.requests + requests, failed: sum.failed + failed }
+            })
         };
         (0..self.routes.len()).map(of_route).collect()
     }

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use seawall_core::balance::assign::ByVersion;
+use seawall_core::fault::book::Seen;
 use seawall_core::guard::Refusal;
 use seawall_core::observation::{
     ConnectionsSnapshot, DURATION_BUCKETS_S, Ended, LATENCY_BUCKETS_S, RouteSnapshot, quantile_s,
@@ -143,6 +144,15 @@ impl RouteCounts {
         for (total, count) in sum.answered.iter_mut().zip(&self.calls_answered.0) {
             *total += count.get();
         }
+    }
+
+    /// What clients have seen of it: answers and those that say that it failed, or connections and those that came to
+    /// nothing.
+    pub(crate) fn seen(&self) -> Seen {
+        let connections = &self.connections.ended;
+        let requests = self.answers.iter().chain(connections).map(Count::get).sum();
+        let ill = [Ended::Refused, Ended::Failed, Ended::UpstreamReset].map(|how| connections[how as usize].get());
+        Seen { requests, failed: self.answers[4].get() + ill.iter().sum::<u64>() }
     }
 
     pub(crate) fn failed(&self, failure: Failure) {

@@ -116,7 +116,7 @@ impl Seat {
             self.tasks.spawn(watch::watch_limits(Arc::clone(self), stop.now.clone()));
             self.tasks.spawn(traffic::watch_traffic(Arc::clone(self), stop.now.clone()));
             if let Some(faults) = self.worker().node.faults.clone() {
-                self.tasks.spawn(faults.keep_swept(stop.now.clone()));
+                self.tasks.spawn(faults.keep_swept(Arc::clone(self), stop.now.clone()));
             }
         }
     }

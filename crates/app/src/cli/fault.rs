@@ -430,6 +430,15 @@ struct TimingArgs {
     /// Be at work for a while, then not for a while, again and again
     #[arg(long, value_name = "ON/OFF", value_parser = flap)]
     flap: Option<(String, String)>,
+    /// End it when more than this share of what clients ask of a route fails
+    #[arg(long, value_name = "PERCENT", value_parser = share)]
+    abort_when: Option<Ratio>,
+    /// With --abort-when: within so much time [default: 10s]
+    #[arg(long, value_name = "DURATION", requires = "abort_when")]
+    abort_over: Option<String>,
+    /// With --abort-when: if it was so many at least [default: 20]
+    #[arg(long, value_name = "COUNT", requires = "abort_when")]
+    abort_min: Option<u64>,
 }
 
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -511,6 +520,9 @@ fn order(args: &PlaceArgs, owner: &str) -> Value {
     let PlaceArgs { scope, kind, more, portion, timing, ttl, seed, .. } = args;
     let header = scope.header.as_ref().map(|(name, value)| json!({ "name": name, "value": value }));
     let flap = timing.flap.as_ref().map(|(on, off)| json!({ "on": on, "off": off }));
+    let abort_when = timing.abort_when.map(
+        |failed| json!({ "failed": failed.to_string(), "over": timing.abort_over, "requests_min": timing.abort_min }),
+    );
     let percent = |share: Option<Ratio>| share.map(|share| share.to_string());
     json!({
         "owner": owner, "route": scope.route, "upstream": scope.upstream, "endpoint": scope.endpoint,
@@ -518,7 +530,7 @@ fn order(args: &PlaceArgs, owner: &str) -> Value {
         "method": scope.method, "path": scope.path, "path_prefix": scope.path_prefix, "header": header,
         "share": percent(portion.share), "connections": percent(portion.connections), "first": portion.first,
         "every": portion.every, "kind": kind_of(kind, more), "after": timing.after, "lasts": timing.lasts,
-        "flap": flap, "ttl": format_duration(*ttl), "seed": seed,
+        "flap": flap, "abort_when": abort_when, "ttl": format_duration(*ttl), "seed": seed,
     })
 }
 

@@ -159,7 +159,7 @@ async fn a_fault_is_placed_listed_renewed_and_taken_away() {
             "id": "f12-1", "owner": "ada", "route": "events", "upstream": null, "endpoint": null, "zone": null,
             "version": null, "listener": null, "source": null, "method": null, "path": null, "path_prefix": null,
             "header": null, "first": 1, "kind": { "abort": { "status": 503 } }, "seed": 7, "after": "0s", "lasts": null,
-            "flap": null,
+            "flap": null, "abort_when": null,
             "expires_at": "2023-11-14T22:15:20.000Z", "left_s": 120.0, "seen": 0, "requests": 0, "tries": 0,
         })
     );
@@ -261,6 +261,7 @@ async fn every_kind_and_portion_can_be_said() {
             "endpoint": "carrier:80", "zone": "here", "version": "v1", "listener": "127.0.0.1:8080",
             "source": "10.0.0.0/8", "kind": if name == "share" { "cut" } else { "hang" }, "ttl": "1s",
             "after": "5s", "lasts": "1m", "flap": { "on": "500ms", "off": "2s" },
+            "abort_when": { "failed": "20%", "over": "30s", "requests_min": 50 },
         });
         if name == "connections" {
             (order["path"], order["path_prefix"]) = (json!("/quotes/7"), Value::Null);
@@ -270,7 +271,9 @@ async fn every_kind_and_portion_can_be_said() {
         let told = placed.json();
         assert_eq!((placed.status, &told[name], &told["header"]), (201, &value, &json!({ "name": "x-tenant" })));
         assert!(told["seed"].is_u64() && !placed.body.contains("secret"), "{told}");
-        for field in ["endpoint", "zone", "version", "listener", "source", "path", "after", "lasts", "flap"] {
+        for field in
+            ["endpoint", "zone", "version", "listener", "source", "path", "after", "lasts", "flap", "abort_when"]
+        {
             assert_eq!(told[field], order[field], "{field}");
         }
         world.remove(&told["id"]).await;
@@ -370,6 +373,11 @@ async fn every_mistake_is_told_with_its_field_and_changes_nothing() {
         (with("flap", json!("1s")), "flap", "on"),
         (with("flap", json!({ "on": "1s" })), "off", ""),
         (with("flap", json!({ "on": "1s", "off": "0s" })), "flap", "more than 0s, at most 10m"),
+        (with("abort_when", json!("20%")), "abort_when", "failed"),
+        (with("abort_when", json!({})), "failed", "20%"),
+        (with("abort_when", json!({ "failed": "much" })), "failed", "10%"),
+        (with("abort_when", json!({ "failed": "100%" })), "abort_when", "`failed`: less than 100%"),
+        (with("abort_when", json!({ "failed": "20%", "over": "2m" })), "abort_when", "`over`: at most 1m"),
         (without("ttl"), "ttl", "more than 0s, at most 15m"),
         (with("ttl", json!("0s")), "ttl", "more than 0s, at most 15m"),
         (with("ttl", json!("16m")), "ttl", "more than 0s, at most 15m"),

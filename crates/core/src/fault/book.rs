@@ -8,6 +8,7 @@
 //! board is empty. The same orders, seeds and tries, in the same order, give the same choices.
 //! Not here: what becomes of a touched try (the gateway's), bytes ([`Link`](super::Link)), the words of the API.
 
+mod abort;
 mod kind;
 mod scope;
 mod timing;
@@ -28,10 +29,12 @@ use crate::prng::Prng;
 use crate::time::Mono;
 use crate::units::{Ratio, format_duration};
 
+pub use abort::{AbortWhen, OVER_MAX, Seen, Tripped};
 pub use kind::{Act, Carries, DATE_MAX, HEAD_BYTES_MAX, Kind, Moment, RetryAfter, Spread, Way, on_body};
 pub use scope::{Client, Portion, Scope, Try};
 pub use timing::{Flap, Timing};
 
+use abort::Looks;
 use scope::check_text;
 
 /// Most tries a fault on the first ones ([`Portion::First`]) may touch: it knows no share that could be capped.
@@ -124,6 +127,8 @@ pub struct Order {
     pub kind: Kind,
     /// When, while it lies there.
     pub timing: Timing,
+    /// When it is to end before its time.
+    pub abort_when: Option<AbortWhen>,
     /// For how long unless it is renewed.
     pub ttl: Option<Duration>,
     /// What its choices follow from; one is drawn where none is given.
@@ -222,6 +227,8 @@ pub struct Fault {
     pub kind: Kind,
     /// When, while it lies there.
     pub timing: Timing,
+    /// When it is to end before its time.
+    pub abort_when: Option<AbortWhen>,
     /// What its choices follow from.
     pub seed: u64,
     /// Placed at this moment.
@@ -258,6 +265,8 @@ pub enum Why {
     Killed,
     /// What it lay on is gone from the configuration.
     Reconfigured,
+    /// It did more harm than was meant.
+    Aborted,
 }
 
 impl Why {
@@ -269,6 +278,7 @@ impl Why {
             Self::Removed => "removed",
             Self::Killed => "killed",
             Self::Reconfigured => "reconfigured",
+            Self::Aborted => "aborted",
         }
     }
 }
@@ -376,6 +386,7 @@ pub struct Book {
     ended: Vec<Fault>,
     placed: u64,
     killed: Option<Killed>,
+    looks: Looks,
 }
 
 impl Book {
@@ -383,13 +394,15 @@ impl Book {
     #[must_use]
     pub fn new(caps: Caps, policy: &Policy, epoch: u64) -> Self {
         let names = Names::of(policy);
-        Self { caps, names, generation: 0, epoch, held: Vec::new(), ended: Vec::new(), placed: 0, killed: None }
+        let (held, ended, looks) = (Vec::new(), Vec::new(), Looks::default());
+        Self { caps, names, generation: 0, epoch, held, ended, placed: 0, killed: None, looks }
     }
 
     /// Goes on under the next policy. Faults stay on what is still called the same; tells those that are gone with what
     /// they lay on.
     pub fn follow(&mut self, policy: &Policy) -> Vec<Fault> {
         (self.names, self.generation) = (Names::of(policy), self.generation + 1);
+        self.looks.forget();
         let names = &self.names;
         let mut lost = Vec::new();
         for held in &mut self.held {
@@ -416,7 +429,7 @@ impl Book {
             return Err(Refused::Killed { reason: reason.clone() });
         }
         let (target, of_all) = self.names.find(&order.scope, order.kind, &self.caps)?;
-        let Order { owner, scope, portion, kind, timing, ttl, seed } = order;
+        let Order { owner, scope, portion, kind, timing, abort_when, ttl, seed } = order;
         check_text("owner", &owner)?;
         scope.check_words()?;
         match kind {
@@ -430,6 +443,7 @@ impl Book {
         }
         kind.check()?;
         timing.check()?;
+        abort_when.iter().try_for_each(AbortWhen::check)?;
         let ttl = self.check_ttl(ttl)?;
         let standing: Vec<&Held> = self.held.iter().filter(|held| now < held.fault.until).collect();
         let is_same = |held: &&&Held| held.fault.kind.name() == kind.name() && held.fault.scope == scope;
@@ -449,7 +463,22 @@ impl Book {
         let effects = choices.fork();
         let (began, until) = (now, now + ttl);
         let (seen, tries, requests, told) = (0, 0, 0, None);
-        let fault = Fault { id, owner, scope, portion, kind, timing, seed, began, until, seen, tries, requests, told };
+        let fault = Fault {
+            id,
+            owner,
+            scope,
+            portion,
+            kind,
+            timing,
+            abort_when,
+            seed,
+            began,
+            until,
+            seen,
+            tries,
+            requests,
+            told,
+        };
         self.held.push(Held { fault, target, of_all, connections, choices, effects });
         Ok(&self.held[self.held.len() - 1].fault)
     }
@@ -491,6 +520,40 @@ impl Book {
             return Vec::new();
         }
         self.take(|held| held.fault.until <= now)
+    }
+
+    /// Whether anybody wants to know what clients see.
+    #[must_use]
+    pub fn is_watching(&self) -> bool {
+        self.held.iter().any(|held| held.fault.abort_when.is_some())
+    }
+
+    /// Takes in what clients have seen of the routes of a policy, in its order, and takes down what has done too much.
+    pub fn judge(&mut self, now: Mono, generation: u64, seen: Vec<Seen>) -> Vec<(Fault, Tripped)> {
+        if generation != self.generation {
+            return Vec::new();
+        }
+        self.looks.add(now, seen);
+        let mut tripped = Vec::new();
+        for held in &self.held {
+            let Some(when) = &held.fault.abort_when else { continue };
+            let leads_there = |named: &RouteName| match held.target {
+                Target::Zone | Target::Upstream(Some(_), _) => true,
+                Target::Upstream(None, upstream) => named.upstreams.contains(&upstream),
+            };
+            let routes = self.names.routes.iter().enumerate().filter(|(_, named)| leads_there(named));
+            let routes = routes.map(|(place, _)| RouteId(place_of(Some(place))));
+            let routes = routes.filter(|id| !matches!(held.target, Target::Upstream(Some(only), _) if only != *id));
+            if let Some((route, seen)) = self.looks.too_much(when, held.fault.began, routes) {
+                let route = self.names.routes[route.index()].name.clone();
+                tripped.push((held.fault.id, Tripped { route, seen, over: when.over }));
+            }
+        }
+        if tripped.is_empty() {
+            return Vec::new();
+        }
+        let gone = self.take(|held| tripped.iter().any(|(id, _)| *id == held.fault.id));
+        gone.into_iter().zip(tripped.into_iter().map(|(_, tripped)| tripped)).collect()
     }
 
     /// Takes everything away, and lets nothing be placed until [`Self::release`]. On already, it stays on for the first

@@ -124,7 +124,7 @@ fn faults_allocate_nothing_whether_there_are_any_or_not() {
     let scope = Scope { route: Some("events".into()), ..Scope::default() };
     let (ttl, portion) = (Some(Duration::from_secs(1)), Portion::Every(2));
     let (kind, timing) = (Kind::Refuse, Timing::default());
-    let order = Order { owner: "ada".into(), scope, portion, kind, timing, ttl, seed: None };
+    let order = Order { owner: "ada".into(), scope, portion, kind, timing, abort_when: None, ttl, seed: None };
     book.with(|book| assert!(book.place(Mono::ZERO, order, 0, &mut Prng::new(1)).is_ok()));
     assert_eq!(measure(|| assert_eq!(touched(10_000), 5_000)).count_total, 0);
 }

@@ -30,6 +30,8 @@ use super::HELD_BYTES_MAX;
 use super::flow::Means;
 use super::share::Commons;
 use crate::Clock;
+use crate::node::Node;
+use crate::seat::Seat;
 
 /// How soon the journal hears of a fault that ended because nobody renewed it.
 const SWEEP_EVERY: Duration = Duration::from_millis(100);
@@ -88,6 +90,7 @@ impl CallFaults {
                 .with("scope", &fault.scope)
                 .with("portion", fault.portion)
                 .with("timing", fault.timing)
+                .with("abort_when", fault.abort_when.map_or("never".to_owned(), |when| when.to_string()))
                 .with("ttl", format_duration(left))
                 .with("seed", fault.seed);
             book.tell(fault.id, journal.record(draft));
@@ -272,14 +275,28 @@ impl CallFaults {
         }
     }
 
-    /// Takes down what has run out, until stopped. That it decides nothing any more does not depend on it.
-    pub(crate) async fn keep_swept(self, stop: CancellationToken) {
+    /// Takes down what has run out or does too much, until stopped. That what has run out decides nothing any more does not
+    /// depend on it.
+    pub(crate) async fn keep_swept(self, seat: Arc<Seat>, stop: CancellationToken) {
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(SWEEP_EVERY) => self.sweep(),
+                () = tokio::time::sleep(SWEEP_EVERY) => {}
             }
+            self.sweep();
+            if self.is_any() && self.0.book.with(|book| book.is_watching()) {
+                self.judge(&seat.worker().node);
+            }
+        }
+    }
+
+    fn judge(&self, node: &Node) {
+        let (now, seen) = (self.0.clock.now(), node.seen());
+        let gone = self.0.book.with(|book| book.judge(now, node.generation, seen));
+        for (fault, tripped) in gone {
+            self.0.journal.record(ended(&fault, Why::Aborted).with("because", tripped));
+            self.wake();
         }
     }
 
@@ -298,15 +315,18 @@ impl CallFaults {
 
     fn gone(&self, faults: &[Fault], why: Why) {
         for fault in faults {
-            let draft = Draft::new(Kind::FaultEnded, subject(fault.id))
-                .because(fault.told)
-                .with("why", why.name())
-                .with("requests", fault.requests)
-                .with("tries", fault.tries);
-            self.0.journal.record(draft);
+            self.0.journal.record(ended(fault, why));
         }
         self.wake();
     }
+}
+
+fn ended(fault: &Fault, why: Why) -> Draft {
+    Draft::new(Kind::FaultEnded, subject(fault.id))
+        .because(fault.told)
+        .with("why", why.name())
+        .with("requests", fault.requests)
+        .with("tries", fault.tries)
 }
 
 fn subject(id: Id) -> String {

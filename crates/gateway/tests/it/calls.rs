@@ -15,7 +15,7 @@ use crate::world::{Do, Server, World, answer, breaker, ok, policy, post, route, 
 pub fn order(route: &str, kind: Fault, portion: Portion) -> Order {
     let scope = Scope { route: Some(route.into()), ..Scope::default() };
     let (timing, ttl, seed) = (Timing::default(), Some(Duration::from_secs(60)), Some(1));
-    Order { owner: "test".into(), scope, portion, kind, timing, ttl, seed }
+    Order { owner: "test".into(), scope, portion, kind, timing, abort_when: None, ttl, seed }
 }
 
 pub const ALL: Portion = Portion::Every(1);

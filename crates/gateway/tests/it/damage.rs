@@ -3,7 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use seawall_core::fault::book::{Flap, Kind as Fault, Moment, Order, Portion, RetryAfter, Scope, Spread, Timing};
+use seawall_core::fault::book::{
+    AbortWhen, Flap, Kind as Fault, Moment, Order, Portion, RetryAfter, Scope, Spread, Timing,
+};
 use seawall_core::id::RouteId;
 use seawall_core::journal::Kind;
 use seawall_core::policy::{Endpoint, Fallback, Listener, Route};
@@ -433,6 +435,35 @@ fn a_share_of_connections_is_theirs_from_first_to_last() {
     }
     let aborted = fates.iter().filter(|status| **status == 500).count();
     assert!((5..=25).contains(&aborted), "{aborted} of 30");
+}
+
+/// Whoever breaks more than was meant is stopped, and it is told why.
+#[test]
+fn a_fault_that_does_too_much_ends_by_itself() {
+    let server = server();
+    let world = world_of(&server, once);
+    let when = AbortWhen { failed_max: percent(30), over: Duration::from_secs(60), requests_min: 10 };
+    let careful = |kind| Order { abort_when: Some(when), ..order("r", kind, ALL) };
+    let id = world.faults.place(careful(Fault::abort(500))).unwrap().fault.id;
+    wait_until("it is enough", || world.get("/").status == 200);
+    assert!(world.faults.look().standing.is_empty());
+    let ended = world.entries(Kind::FaultEnded).remove(0);
+    assert_eq!((ended.subject.as_str(), ended.fields["why"].as_str()), (format!("fault:{id}").as_str(), "aborted"));
+    let because = ended.fields["because"].clone();
+    assert!(because.contains("of route r failed within 1m"), "{because}");
+    // What others make good is no harm.
+    let mut helped = route("r", 0);
+    helped.fallbacks = vec![Fallback::Upstream(seawall_core::id::UpstreamId(1))];
+    helped.guards.retry.attempts_max = 1;
+    let stand_in = Server::start(|_, _| ok("instead"));
+    let two = vec![upstream("u", &[server.address]), upstream("v", &[stand_in.address])];
+    let world = World::new(policy(vec![helped], two));
+    world.faults.place(careful(Fault::Refuse)).unwrap();
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_millis(400) {
+        assert_eq!(world.get("/").body, "instead");
+    }
+    assert_eq!(world.faults.look().standing.len(), 1);
 }
 
 /// What waits in the spool comes from nobody's connection.

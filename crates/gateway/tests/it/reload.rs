@@ -224,6 +224,7 @@ fn a_fault_stays_on_the_route_of_its_name() {
         portion: Portion::Every(1),
         kind: FaultKind::abort(418),
         timing: Timing::default(),
+        abort_when: None,
         ttl: Some(Duration::from_secs(60)),
         seed: Some(1),
     };

@@ -66,7 +66,16 @@ fn at(seconds: u64) -> Mono {
 fn order(kind: Kind, portion: Portion) -> Order {
     let scope = Scope { route: Some("events".into()), ..Scope::default() };
     let ttl = Some(Duration::from_secs(60));
-    Order { owner: "ada".into(), scope, portion, kind, timing: Timing::default(), ttl, seed: Some(42) }
+    Order {
+        owner: "ada".into(),
+        scope,
+        portion,
+        kind,
+        timing: Timing::default(),
+        abort_when: None,
+        ttl,
+        seed: Some(42),
+    }
 }
 
 fn put(book: &mut Book, now: Mono, order: Order) -> Result<Id, Refused> {
@@ -178,6 +187,10 @@ fn what_cannot_be_placed_is_told_with_its_field_and_what_would_be_right() {
     let kind = |kind| Order { kind, ..good.clone() };
     let timing = |timing| Order { timing, ..good.clone() };
     let always = Timing::default();
+    let aborting = |percent, millis, requests_min| {
+        let (failed_max, over) = (Ratio::of(percent, 100).unwrap(), Duration::from_millis(millis));
+        Order { abort_when: Some(AbortWhen { failed_max, over, requests_min }), ..good.clone() }
+    };
     let latency = |delay| {
         let (of, jitter, spread) = (Moment::Head, Duration::ZERO, Spread::Even);
         Kind::Latency { of, delay: Duration::from_millis(delay), jitter, spread }
@@ -212,6 +225,10 @@ fn what_cannot_be_placed_is_told_with_its_field_and_what_would_be_right() {
         (timing(Timing { after: ms(600_001), ..always }), "after", "more than 0s, at most 10m"),
         (timing(Timing { lasts: Some(ms(0)), ..always }), "lasts", "more than 0s, at most 10m"),
         (timing(Timing { flap: Some(Flap { on: ms(1), off: ms(0) }), ..always }), "flap", "more than 0s, at most 10m"),
+        (aborting(100, 1_000, 1), "abort_when", "`failed`: less than 100%"),
+        (aborting(10, 0, 1), "abort_when", "`over`: at most 1m"),
+        (aborting(10, 60_001, 1), "abort_when", "`over`: at most 1m"),
+        (aborting(10, 1_000, 0), "abort_when", "`requests_min`: 1 or more"),
         (narrowed(|scope| scope.endpoint = Some("c:80".into())), "endpoint", "a:80, b:80"),
         (narrowed(|scope| scope.zone = Some("x".into())), "zone", "z, y"),
         (narrowed(|scope| scope.version = Some("v3".into())), "version", "v1, v2"),
@@ -788,6 +805,76 @@ fn what_is_denied_is_not_touched_whatever_lies_there() {
     put(&mut book, at(0), Order { scope: Scope { upstream: Some("carrier".into()), ..Scope::default() }, ..all(LATE) })
         .unwrap();
     assert_eq!(exposed(&mut book, 1, &connection(0), &mut Vec::new()), Exposure::default());
+}
+
+/// What is judged at which second, of `events` and `quotes`; and which faults are gone then.
+fn judged(book: &mut Book, seconds: u64, events: (u64, u64), quotes: (u64, u64)) -> Vec<(Id, String)> {
+    let seen = [events, quotes].map(|(requests, failed)| Seen { requests, failed }).into();
+    let gone = book.judge(at(seconds), 0, seen);
+    gone.into_iter().map(|(fault, tripped)| (fault.id, tripped.to_string())).collect()
+}
+
+/// Ends when more than a fifth of ten or more fail within five seconds.
+fn careful(order: Order) -> Order {
+    let (failed_max, over) = (Ratio::of(20, 100).unwrap(), Duration::from_secs(5));
+    Order { abort_when: Some(AbortWhen { failed_max, over, requests_min: 10 }), ..order }
+}
+
+#[test]
+fn a_fault_that_does_too_much_is_taken_down() {
+    let mut book = book();
+    let id = put(&mut book, at(10), careful(order(Kind::Hang, Portion::Every(2)))).unwrap();
+    let bold = put(&mut book, at(10), order(Kind::Refuse, Portion::First(9))).unwrap();
+    assert!(book.is_watching());
+    assert_eq!(judged(&mut book, 9, (500, 500), (0, 0)), [], "what failed before it is not its work");
+    assert_eq!(judged(&mut book, 10, (1_000, 900), (0, 0)), []);
+    assert_eq!(judged(&mut book, 11, (1_009, 909), (0, 0)), [], "nine are too few");
+    assert_eq!(
+        judged(&mut book, 12, (1_020, 904), (99, 99)),
+        [],
+        "a fifth is not more than a fifth, and others are others"
+    );
+    let gone = judged(&mut book, 13, (1_025, 906), (99, 99));
+    assert_eq!(gone, [(id, "6 of 25 of route events failed within 5s".to_owned())]);
+    assert_eq!(book.standing_at(at(13)).map(|fault| fault.id).collect::<Vec<_>>(), [bold]);
+    assert!(!book.is_watching() && book.look(at(13)).ended.len() == 1);
+    assert_eq!(Why::Aborted.name(), "aborted");
+}
+
+#[test]
+fn what_is_judged_is_the_window_and_every_route_that_may_be_touched() {
+    let mut book = book();
+    let scope = Scope { upstream: Some("carrier".into()), ..Scope::default() };
+    let of_carrier = careful(Order { scope, ..order(Kind::Hang, Portion::Every(2)) });
+    put(&mut book, at(0), of_carrier.clone()).unwrap();
+    let zone = put(&mut book, at(0), careful(cut(Way::Up, "y"))).map(|_| ());
+    assert!(zone.is_err(), "both together would be too much");
+    assert_eq!(judged(&mut book, 0, (0, 0), (0, 0)), []);
+    assert_eq!(judged(&mut book, 1, (100, 100), (100, 20)), [], "`events` never calls `carrier`");
+    assert_eq!(judged(&mut book, 7, (100, 100), (109, 29)), [], "what is older than five seconds is over");
+    assert_eq!(judged(&mut book, 8, (100, 100), (119, 32)).len(), 1);
+    let mut book = self::book();
+    put(&mut book, at(0), careful(cut(Way::Up, "y"))).unwrap();
+    assert_eq!(judged(&mut book, 1, (0, 0), (0, 0)), []);
+    assert_eq!(judged(&mut book, 2, (10, 3), (10, 3)).len(), 1, "everybody may be touched by it");
+    // Under another policy the numbers are another's.
+    let id = put(&mut book, at(2), of_carrier).unwrap();
+    assert_eq!(judged(&mut book, 3, (10, 3), (10, 3)), []);
+    book.follow(&policy());
+    assert_eq!(judged(&mut book, 4, (99, 99), (99, 99)), []);
+    let seen = |count| vec![Seen { requests: count, failed: count }; 2];
+    assert!(book.judge(at(4), 1, seen(99)).is_empty(), "there is nothing to compare it with yet");
+    assert_eq!(book.judge(at(5), 1, seen(199))[0].0.id, id);
+}
+
+#[test]
+fn looks_are_forgotten_when_no_window_reaches_them() {
+    let mut looks = abort::Looks::default();
+    (0..3_000).for_each(|step| looks.add(Mono::from_millis(step), Vec::new()));
+    assert!(format!("{looks:?}").matches("Mono").count() <= 1_024);
+    looks.add(at(100), Vec::new());
+    looks.add(at(161), Vec::new());
+    assert_eq!(format!("{looks:?}").matches("Mono").count(), 2, "one beyond the window, to begin with");
 }
 
 #[test]
