@@ -1,4 +1,4 @@
-//! Faults on calls: the control side's words before the gateway's book.
+//! Faults: the control side's words before the gateway's book.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Faults on calls, from outside: what lies there, placing, renewing, taking away, the kill switch.
+//! Faults, from outside: what lies there, placing, renewing, taking away, the kill switch.
 //!
 //! A body is read field by field, so that what is wrong is told with its field and with what would be right there; a field
 //! nobody knows is refused, because it was meant to narrow something. Nothing happens unless all of it is understood.

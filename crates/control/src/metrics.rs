@@ -390,7 +390,7 @@ fn limits(text: &mut Text, snapshot: &NodeSnapshot) {
     }
 }
 
-/// Faults on calls: those that lie there and the last that ended, so that a label does not grow for ever.
+/// What is out of service by hand.
 fn drains(text: &mut Text, drains: &[Standing]) {
     text.family("seawall_drains", "gauge", "What is taken out of service by hand, by kind.");
     for kind in Target::KINDS {
@@ -406,11 +406,12 @@ fn drains(text: &mut Text, drains: &[Standing]) {
     }
 }
 
+/// Faults: those that lie there and the last that ended, so that a label does not grow for ever.
 fn faults(text: &mut Text, parts: &AdminParts, routes: &[RouteSnapshot]) {
     let look = parts.faults.as_ref().map(|faults| faults.look());
     let (standing, ended, killed) =
         look.map_or_else(Default::default, |look| (look.standing, look.ended, look.killed.is_some()));
-    text.single("seawall_faults_active", "gauge", "Faults on calls that lie there now.", standing.len());
+    text.single("seawall_faults_active", "gauge", "Faults that lie there now.", standing.len());
     let help = "1 while the kill switch is on: no fault can be placed.";
     text.single("seawall_faults_killed", "gauge", help, u8::from(killed));
     let name = "seawall_fault_requests_total";

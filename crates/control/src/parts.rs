@@ -84,7 +84,7 @@ pub enum LedgerRefusal {
     },
 }
 
-/// Faults on calls as the admin side needs them; `app` puts the gateway's behind it. What is done is in force, and in the
+/// Faults as the admin side needs them; `app` puts the gateway's behind it. What is done is in force, and in the
 /// journal, when it returns.
 pub trait FaultPort: Send + Sync {
     /// How things are.
@@ -182,7 +182,7 @@ pub struct AdminParts {
     pub config: Arc<dyn ConfigPort>,
     /// The certificates in use.
     pub certificates: Arc<dyn Fn() -> Vec<CertificateSnapshot> + Send + Sync>,
-    /// Faults on calls, where the configuration allows them.
+    /// Faults, where the configuration allows them.
     pub faults: Option<Arc<dyn FaultPort>>,
     /// What is taken out of service by hand.
     pub drains: Arc<dyn DrainPort>,

@@ -65,7 +65,7 @@ pub struct Parts {
     pub traffic_every: Duration,
     /// What connections are sealed with.
     pub tls: Tls,
-    /// Faults on calls, where they are allowed.
+    /// Faults, where they are allowed.
     pub faults: Option<CallFaults>,
 }
 

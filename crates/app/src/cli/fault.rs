@@ -18,6 +18,8 @@ Examples:
   seawall fault place --route events --abort 503 --share 10% --ttl 2m --hold
   seawall fault place --upstream queue --latency 200ms --jitter 50ms --every 4 --ttl 5m
   seawall fault place --route events --swallow --first 1 --ttl 30s       done, and its answer lost
+  seawall fault place --route cache --black-hole --connections 10% --ttl 1m
+  seawall fault place --zone-cut --zone us-west --abort-when 5% --ttl 2m --hold
   seawall fault ls
   seawall fault renew f12-1 --ttl 5m
   seawall fault rm f12-1

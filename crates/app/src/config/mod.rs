@@ -64,7 +64,7 @@ pub struct AppConfig {
     pub tls: TlsConfig,
     /// Faults by Toxiproxy's API, where they are wanted.
     pub toxiproxy: Option<ToxiproxyConfig>,
-    /// How far faults on calls may go, where they are allowed.
+    /// How far faults may go, where they are allowed.
     pub faults: Option<Caps>,
 }
 

@@ -1,11 +1,13 @@
-//! Faults on calls, each held by a lease: who placed which on what, until when, and which tries it touches.
+//! Faults of a node, each held by a lease: who placed which on what, until when, which tries and connections it touches.
 //!
 //! Picture a board with notes that fade. Whoever wants a fault pins a note to it ([`Order`]), and must come back to
 //! write it anew before it has faded; nobody has to take it down. Every try that is about to be sent walks past the
-//! board and is touched by the oldest note that chooses it, or by none.
+//! board and is touched by the oldest note that chooses it, or by none; a connection that stands asks again whenever a
+//! note comes or goes, and is touched by all that have chosen it.
 //! Invariants: a note that has faded decides nothing, whether or not anybody has taken it down; no more notes hang there
-//! than [`Caps`] allow, none on everything, none on more of the traffic than is allowed; while the kill switch is on the
-//! board is empty. The same orders, seeds and tries, in the same order, give the same choices.
+//! than [`Caps`] allow, none on everything, none on more of the traffic than is allowed, and what is denied passes
+//! unseen; while the kill switch is on the board is empty. The same orders, seeds and tries, in the same order, give the
+//! same choices.
 //! Not here: what becomes of a touched try (the gateway's), bytes ([`Link`](super::Link)), the words of the API.
 
 mod abort;

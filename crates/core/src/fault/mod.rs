@@ -12,7 +12,7 @@
 //! how long and on how much of the traffic is asked before a fault reaches a link: a link obeys [`Link::put`] and
 //! [`Link::lift`], so a lease that runs out, a cap or a kill switch is one call away from every pipe.
 //!
-//! Faults on calls (HTTP), with leases, caps and a kill switch: [`book`].
+//! Faults of a node, on calls and connections, with leases, caps and a kill switch: [`book`].
 
 pub mod book;
 

@@ -1,9 +1,9 @@
-//! Faults on calls at work: the book with a clock and a journal, and tries that wait because of it.
+//! Faults of a node at work: the book with a clock and a journal, and whoever waits because of it.
 //!
 //! Picture the attendant of the board: writes down who pinned which note and when it was gone, and wakes those who stand
 //! before a note that has been taken away. Which try is touched is decided in `core::fault::book`, what becomes of it in
-//! `tries.rs`.
-//! Invariant: whoever waits for a fault waits no longer than the fault is there.
+//! `tries.rs`, of a connection in `connection.rs`.
+//! Invariant: whoever waits for a fault waits no longer than the fault is there, and at work.
 
 use std::future::poll_fn;
 use std::pin::Pin;

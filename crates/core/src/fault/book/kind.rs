@@ -1,4 +1,4 @@
-//! What is done to a try: the kinds of faults on calls, and what each makes of one try.
+//! What is done to a try: the kinds of faults, and what each makes of one try or connection.
 
 use std::fmt;
 use std::time::Duration;
