@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
+use std::net::SocketAddr;
 
 use super::{Carries, FIRST_MAX, Id, Refused, TEXT_CHARS_MAX};
 use crate::block::Block;
