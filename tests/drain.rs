@@ -224,9 +224,17 @@ fn a_listener_moves_its_clients_then_refuses_and_comes_back() {
     let journal = node.journal();
     assert_eq!((journal.count("drain_began"), journal.count("drain_ended")), (3, 2));
     assert_eq!(journal.last("drain_began")["fields"]["refuses_after"], "300ms");
-    // Another process begins without drains.
+    // In another process too; what is not there any more is told.
+    drain(&node, json!({ "route": "reads", "reason": "tired" }));
+    drain(&node, json!({ "route": "events" }));
+    place.configure(&config(&[&server], listen, "").replace("name: events", "name: others"));
     let new = place.node_with(&["run", "--take-over"], &[]);
-    assert_eq!((new.get("/").body.as_str(), drains(&new).len()), ("fine", 0));
+    let told: Vec<_> = drains(&new).iter().map(|it| (it["name"].clone(), it["reason"].clone())).collect();
+    assert_eq!(told, [(json!("reads"), json!("tired")), (json!(listener), json!("by hand"))]);
+    assert!(new.process.lines().iter().any(|line| line.contains("it was drained, and is not there any more")));
+    wait_until("nobody listens", || Client::connect(local(listen)).is_err());
     let mut node = node;
     assert_eq!(code(node.process.wait()), 0);
+    said(&["resume", "--listener", &listener]);
+    new.get("/").is_ours(503, "destination_unavailable");
 }

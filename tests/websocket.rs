@@ -7,9 +7,9 @@ use crate::process::{Process, code};
 use crate::script::Script;
 
 /// The package `websockets` from PyPI.
-const WEBSOCKETS: Script = Script { tools: "websockets", file: "websocket.py" };
+pub const WEBSOCKETS: Script = Script { tools: "websockets", file: "websocket.py" };
 
-fn node(upstream: u16, more: &str) -> (Node, Place) {
+pub fn node(upstream: u16, more: &str) -> (Node, Place) {
     let place = Place::new(&format!(
         "listeners: [{{ address: \"127.0.0.1:0\", routes: [\n\
          {{ name: chat, match: {{ path: /chat }}, upstream: echo, upgrade: websocket, policy: p }},\n\
@@ -20,7 +20,7 @@ fn node(upstream: u16, more: &str) -> (Node, Place) {
     (place.node(), place)
 }
 
-fn say(node: &Node, what: &str, path: &str) -> String {
+pub fn say(node: &Node, what: &str, path: &str) -> String {
     let output = WEBSOCKETS.command().args([what, &format!("ws://{}{path}", node.address())]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(code(output.status), 0, "{text}{}", String::from_utf8_lossy(&output.stderr));

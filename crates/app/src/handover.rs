@@ -27,8 +27,9 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recv, recvmsg, sendmsg,
 };
+use seawall_core::drain::{Standing, Target};
 use seawall_core::journal::Seq;
-use seawall_gateway::Handed;
+use seawall_gateway::{Drains, Handed};
 use seawall_store::{RealDisk, is_in_use};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
@@ -65,6 +66,8 @@ enum Words {
         program: String,
         pid: u32,
         places: Vec<Place>,
+        #[serde(default)]
+        drains: Vec<Drained>,
     },
     /// Nothing follows.
     Refuses {
@@ -84,6 +87,32 @@ struct Place {
     configured: SocketAddr,
     address: SocketAddr,
     sockets: usize,
+}
+
+/// What is taken out of service by hand, and stays so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Drained {
+    kind: String,
+    name: String,
+    reason: String,
+}
+
+impl Drained {
+    /// Everything that is drained.
+    pub(crate) fn all(drains: &Drains) -> Vec<Self> {
+        let drained = |Standing { kind, name, reason, .. }| Self { kind: kind.into(), name, reason };
+        drains.standing().into_iter().map(drained).collect()
+    }
+
+    /// Drains it, if it is still there: at once, as it has had its time.
+    pub(crate) fn again(&self, drains: &Drains) {
+        let kind = Target::KINDS.into_iter().find(|kind| *kind == self.kind);
+        let target = kind.and_then(|kind| Target::read(kind, &self.name).ok());
+        let drained = target.map(|target| drains.drain(&target, &self.reason, Duration::ZERO));
+        if !matches!(drained, Some(Ok(_))) {
+            tracing::warn!(kind = self.kind, name = self.name, "it was drained, and is not there any more");
+        }
+    }
 }
 
 /// What a socket is for.
@@ -168,6 +197,7 @@ pub(crate) struct Successor {
     pub(crate) program: String,
     /// What it was given, once more: if it falls, they are ours again.
     pub(crate) sockets: Sockets,
+    pub(crate) drains: Vec<Drained>,
 }
 
 /// The process whose place is taken.
@@ -176,6 +206,7 @@ pub(crate) struct Predecessor {
     stream: UnixStream,
     pub(crate) pid: u32,
     pub(crate) program: String,
+    pub(crate) drains: Vec<Drained>,
 }
 
 impl Host {
@@ -202,7 +233,11 @@ impl Host {
     ///
     /// # Cancel safety
     /// Whoever is just being talked to is let down.
-    pub(crate) async fn successor(&self, node: &str, sockets: impl Fn() -> io::Result<Sockets>) -> Successor {
+    pub(crate) async fn successor(
+        &self,
+        node: &str,
+        given: impl Fn() -> io::Result<(Sockets, Vec<Drained>)>,
+    ) -> Successor {
         loop {
             let stream = match self.listener.accept().await {
                 Ok((stream, _)) => stream,
@@ -212,7 +247,7 @@ impl Host {
                     continue;
                 }
             };
-            match meet(stream, node, &sockets).await {
+            match meet(stream, node, &given).await {
                 Ok(successor) => return successor,
                 Err(error) => tracing::warn!(error = format!("{error:#}"), "nobody took over"),
             }
@@ -229,20 +264,21 @@ impl Drop for Host {
 async fn meet(
     mut stream: UnixStream,
     node: &str,
-    sockets: impl Fn() -> io::Result<Sockets>,
+    given: impl Fn() -> io::Result<(Sockets, Vec<Drained>)>,
 ) -> anyhow::Result<Successor> {
     let pid = of_same_user(&stream)?.unwrap_or_default();
-    let (program, given) = match within(ANSWER_WITHIN, hear(&mut stream)).await.and_then(|words| judge(words, node)) {
-        Ok(program) => (program, sockets().context("cannot share the sockets")?),
-        Err(error) => {
-            let refusal = Words::Refuses { why: format!("{error:#}") };
-            let _ = within(ANSWER_WITHIN, say(&mut stream, &refusal)).await;
-            return Err(error);
-        }
-    };
-    within(ANSWER_WITHIN, offer(&mut stream, &given)).await?;
+    let (program, (sockets, drains)) =
+        match within(ANSWER_WITHIN, hear(&mut stream)).await.and_then(|words| judge(words, node)) {
+            Ok(program) => (program, given().context("cannot share the sockets")?),
+            Err(error) => {
+                let refusal = Words::Refuses { why: format!("{error:#}") };
+                let _ = within(ANSWER_WITHIN, say(&mut stream, &refusal)).await;
+                return Err(error);
+            }
+        };
+    within(ANSWER_WITHIN, offer(&mut stream, &sockets, drains.clone())).await?;
     match within(PREPARE_WITHIN, hear(&mut stream)).await.context("it did not come so far as to take over")? {
-        Words::Prepared => Ok(Successor { stream, pid, program, sockets: given }),
+        Words::Prepared => Ok(Successor { stream, pid, program, sockets, drains }),
         other => bail!("it says {other:?} instead of being prepared"),
     }
 }
@@ -263,7 +299,7 @@ fn judge(words: Words, node: &str) -> anyhow::Result<String> {
     Ok(program)
 }
 
-async fn offer(stream: &mut UnixStream, sockets: &Sockets) -> anyhow::Result<()> {
+async fn offer(stream: &mut UnixStream, sockets: &Sockets, drains: Vec<Drained>) -> anyhow::Result<()> {
     let place = |(role, handed): &(Role, Handed)| Place {
         role: *role,
         configured: handed.configured,
@@ -272,7 +308,7 @@ async fn offer(stream: &mut UnixStream, sockets: &Sockets) -> anyhow::Result<()>
     };
     let places = sockets.0.iter().map(place).collect();
     let (program, pid) = (env!("CARGO_PKG_VERSION").into(), std::process::id());
-    say(stream, &Words::Offers { program, pid, places }).await?;
+    say(stream, &Words::Offers { program, pid, places, drains }).await?;
     let sockets: Vec<BorrowedFd<'_>> =
         sockets.0.iter().flat_map(|(_, handed)| &handed.sockets).map(|socket| socket.as_fd()).collect();
     for some in sockets.chunks(SOCKETS_AT_ONCE) {
@@ -324,13 +360,15 @@ impl Predecessor {
         let asked = async {
             say(&mut stream, &Words::Asks { version, program, node: node.into() }).await?;
             match hear(&mut stream).await? {
-                Words::Offers { program, pid, places } => Ok((program, pid, receive(&stream, places).await?)),
+                Words::Offers { program, pid, places, drains } => {
+                    Ok((program, pid, drains, receive(&stream, places).await?))
+                }
                 Words::Refuses { why } => bail!("the process that runs keeps its place: {why}"),
                 other => bail!("the process that runs says {other:?} instead of handing over"),
             }
         };
-        let (program, pid, sockets) = within(ANSWER_WITHIN * 2, asked).await?;
-        Ok(Some((Self { stream, pid, program }, sockets)))
+        let (program, pid, drains, sockets) = within(ANSWER_WITHIN * 2, asked).await?;
+        Ok(Some((Self { stream, pid, program, drains }, sockets)))
     }
 
     /// Tells it that nothing is lacking, and waits until the store is ours. The entry it left; none if it broke off.

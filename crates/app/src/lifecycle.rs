@@ -40,7 +40,7 @@ use crate::clock::RealClock;
 use crate::config::{AdminConfig, AppConfig, Report, StoreConfig};
 use crate::drains;
 use crate::faults;
-use crate::handover::{self, Host, Predecessor, Role, Sockets, Successor, wait_for_store};
+use crate::handover::{self, Drained, Host, Predecessor, Role, Sockets, Successor, wait_for_store};
 use crate::reload::{self, Origin, Rules};
 use crate::replica::{self, OpenedHere};
 use crate::service::{self, Heirs};
@@ -82,7 +82,9 @@ pub fn run(mut config: AppConfig, origin: Option<Origin>, take_over: bool) -> an
         let ended = loop {
             match live(config, origin.clone(), toxics_handle.clone(), begin, &outlived).await {
                 Ok(Ended::Stopped) => break Ok(ExitCode::SUCCESS),
-                Ok(Ended::TookBack(again)) => (config, begin) = (again.config, Begin::Again(again.sockets)),
+                Ok(Ended::TookBack(again)) => {
+                    (config, begin) = (again.config, Begin::Again(again.sockets, again.drains))
+                }
                 Err(error) => break Err(error),
             }
         };
@@ -104,7 +106,7 @@ enum Begin {
     /// With those of another process, if one runs.
     TakeOver,
     /// With those of the life before, which nobody wanted in the end.
-    Again(Sockets),
+    Again(Sockets, Vec<Drained>),
 }
 
 /// How a life ends.
@@ -117,6 +119,7 @@ struct TookBack {
     /// The one in force.
     config: AppConfig,
     sockets: Sockets,
+    drains: Vec<Drained>,
 }
 
 /// What a life begins with of another process's.
@@ -149,15 +152,18 @@ async fn live(
         Err(findings) => anyhow::bail!("cannot use these certificates\n{}", Report::of(findings)),
     };
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    let took_back = matches!(begin, Begin::Again(_));
-    let (mut predecessor, mut sockets) = match begin {
-        Begin::Alone => (None, Sockets::default()),
-        Begin::Again(sockets) => (None, sockets),
+    let took_back = matches!(begin, Begin::Again(..));
+    let (mut predecessor, mut sockets, drained) = match begin {
+        Begin::Alone => (None, Sockets::default(), Vec::new()),
+        Begin::Again(sockets, drained) => (None, sockets, drained),
         Begin::TakeOver => match Predecessor::ask(&config.store.path, &config.policy.node).await? {
-            Some((predecessor, sockets)) => (Some(predecessor), sockets),
+            Some((mut predecessor, sockets)) => {
+                let drained = std::mem::take(&mut predecessor.drains);
+                (Some(predecessor), sockets, drained)
+            }
             None => {
                 tracing::info!(path = %config.store.path.display(), "no process runs this node: nothing to take over");
-                (None, Sockets::default())
+                (None, Sockets::default(), Vec::new())
             }
         },
     };
@@ -244,6 +250,7 @@ async fn live(
     )
     .await
     .map_err(hinted(|error: &seawall_gateway::StartError| error.hint()))?;
+    drained.iter().for_each(|drained| drained.again(&gateway.drains()));
     let hung_up = Arc::new(Notify::new());
     let certificates = tls::Shared::new(doors);
     let wall = clock.clone();
@@ -341,7 +348,8 @@ async fn live(
                 outlived.spawn(gateway.stop(std::future::pending()));
             }
             let (config, sockets) = (rules.config().await, std::mem::take(&mut successor.sockets));
-            return Ok(Ended::TookBack(Box::new(TookBack { config, sockets })));
+            let drains = std::mem::take(&mut successor.drains);
+            return Ok(Ended::TookBack(Box::new(TookBack { config, sockets, drains })));
         }
         drop(std::mem::take(&mut successor.sockets));
         let gap_ms = clock.gateway().now().since(gap_begins).as_millis();
@@ -372,11 +380,11 @@ async fn wait_for_end(
     gateway: &Gateway,
     (host, node, others): (Option<&Host>, &str, &Sockets),
 ) -> Why {
-    let sockets = || others.and_gateway(gateway.shared()?);
+    let given = || Ok((others.and_gateway(gateway.shared()?)?, Drained::all(&gateway.drains())));
     loop {
         let successor = async {
             match host {
-                Some(host) => host.successor(node, sockets).await,
+                Some(host) => host.successor(node, given).await,
                 None => std::future::pending().await,
             }
         };

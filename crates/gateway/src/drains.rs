@@ -115,6 +115,12 @@ impl Drains {
         Ok(true)
     }
 
+    /// Everything that is drained.
+    #[must_use]
+    pub fn standing(&self) -> Vec<Standing> {
+        self.0.node().standing()
+    }
+
     /// A listener that is drained, if one is: balancers should ask elsewhere.
     #[must_use]
     pub fn listener(&self) -> Option<Target> {

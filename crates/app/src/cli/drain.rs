@@ -18,7 +18,7 @@ Examples:
   seawall drain --listener 0.0.0.0:8080 --refuse-after 30s
   seawall resume --endpoint queue/10.0.1.5:80
 
-What is on its way may end. Drains outlive a reload, not a restart.
+What is on its way may end. Drains outlive a reload and a take-over, not a stop.
 Exit status: 0 done; 1 refused; 2 the command line cannot be understood; 3 the node cannot be reached.";
 
 #[derive(Args, Clone, Debug)]

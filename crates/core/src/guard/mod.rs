@@ -368,7 +368,7 @@ mod tests {
             refusals.each_ref().map(Refusal::status),
             [503, 503, 504, 503, 503, 503, 503, 429, 429, 503, 503, 503]
         );
-        assert_eq!(refusals.iter().filter(|refusal| refusal.retry_in().is_some()).count(), 8);
+        assert_eq!(refusals.iter().filter(|refusal| refusal.retry_in().is_some()).count(), 9);
         assert!(refusals.iter().all(|refusal| !refusal.proxy_status().is_empty()));
     }
 }

@@ -74,6 +74,7 @@ pub(crate) async fn serve_connection<G: Unpin, F: Future<Output = Response<Track
         orders,
         is_last,
         is_draining: false,
+        has_asked: false,
         come: Bytes::new(),
         reading: Reading::Over,
         feed: None,
@@ -137,6 +138,8 @@ struct Window<'a, O, L> {
     /// True while every answer is the last of its connection.
     is_last: L,
     is_draining: bool,
+    /// A first request has come.
+    has_asked: bool,
     /// What has come and has not been looked at.
     come: Bytes,
     /// The present request's body.
@@ -166,10 +169,12 @@ impl<O: Fn() -> Order, L: Fn() -> bool> Window<'_, O, L> {
             return Poll::Ready(Next::Gone);
         }
         loop {
-            if self.is_draining && self.come.is_empty() && self.io.is_idle() {
+            // Who has not asked for anything yet may be asking just now; the sweep ends it if it is not.
+            if self.is_draining && self.has_asked && self.come.is_empty() && self.io.is_idle() {
                 return Poll::Ready(Next::End);
             }
             if !self.come.is_empty() {
+                self.has_asked = true;
                 return Poll::Ready(Next::Request(Box::new(self.take_request(cx))));
             }
             match ready!(self.io.poll_come(cx)) {
