@@ -200,7 +200,7 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, (Vec<u8>, SystemTime)> {
         let path = entry.unwrap().path();
         if path.is_dir() {
             found.extend(files(&path));
-        } else {
+        } else if path.is_file() {
             let written = path.metadata().unwrap().modified().unwrap();
             found.insert(path.clone(), (std::fs::read(&path).unwrap(), written));
         }

@@ -12,6 +12,11 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::Request;
+use hyper::client::conn::http2::{SendRequest, handshake};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -325,6 +330,71 @@ fn who_does_not_need_the_store_does_not_hold_it_back() {
     say("to the end");
     drop(line);
     ended_well(old);
+}
+
+/// Asks by HTTP/2 for one thing after the other; whoever is told that no more is taken on a connection goes to another.
+async fn ask_by_frames(address: SocketAddr, stop: &AtomicBool) -> (usize, usize, Vec<String>) {
+    let (mut count, mut connections, mut wrong, mut sender) = (0, 0, Vec::new(), None);
+    while !stop.load(Relaxed) {
+        let mut present: SendRequest<Empty<Bytes>> = match sender.take() {
+            Some(present) => present,
+            None => match tokio::net::TcpStream::connect(address).await {
+                Ok(stream) => {
+                    let (present, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+                    tokio::spawn(connection);
+                    connections += 1;
+                    present
+                }
+                Err(error) => {
+                    wrong.push(format!("refused: {error}"));
+                    continue;
+                }
+            },
+        };
+        if present.ready().await.is_err() {
+            continue;
+        }
+        let request = Request::get(format!("http://{address}/")).body(Empty::new()).unwrap();
+        match present.send_request(request).await {
+            Ok(answer) if answer.status() == 200 => match answer.into_body().collect().await {
+                Ok(_) => (count, sender) = (count + 1, Some(present)),
+                Err(error) => wrong.push(format!("body {count}: {error:?}")),
+            },
+            // It has never been sent.
+            Err(error) if error.is_canceled() => {}
+            other => wrong.push(format!("answer {count}: {other:?}")),
+        }
+    }
+    (count, connections, wrong)
+}
+
+#[test]
+fn clients_of_http2_are_told_to_go_elsewhere_and_lose_nothing() {
+    let server = Server::start(|_| ok("fine"));
+    let place = Place::new(&config(&server));
+    let mut node = place.node();
+    let (address, stop) = (node.address(), Arc::new(AtomicBool::new(false)));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let stop = Arc::clone(&stop);
+            runtime.spawn(async move { ask_by_frames(address, &stop).await })
+        })
+        .collect();
+    for _ in 0..3 {
+        let before = server.count();
+        wait_until("load runs", || server.count() > before + 200);
+        let new = take_over(&place, &node);
+        ended_well(std::mem::replace(&mut node, new));
+    }
+    let before = server.count();
+    wait_until("load runs on", || server.count() > before + 200);
+    stop.store(true, Relaxed);
+    for client in clients {
+        let (count, connections, wrong) = runtime.block_on(client).unwrap();
+        assert!(wrong.is_empty(), "{} of {count}: {wrong:#?}", wrong.len());
+        assert_eq!(connections, 4, "one for each process");
+    }
 }
 
 #[test]
