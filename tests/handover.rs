@@ -212,7 +212,7 @@ fn whoever_falls_before_it_serves_leaves_the_old_one_standing() {
 
     // Given the sockets, and gone.
     drop(Stranger::at(&place).ask());
-    wait_until("it is told", || says(&node, "it did not come so far as to take over"));
+    wait_until("it is told", || says(&node, "nobody took over"));
     assert_eq!(client.ask(GET).header("connection"), None);
 
     // Prepared, and gone: answers that end their connections are the only trace.
@@ -360,8 +360,8 @@ async fn ask_by_frames(address: SocketAddr, stop: &AtomicBool) -> (usize, usize,
                 Ok(_) => (count, sender) = (count + 1, Some(present)),
                 Err(error) => wrong.push(format!("body {count}: {error:?}")),
             },
-            // It has never been sent.
-            Err(error) if error.is_canceled() => {}
+            // It was not sent any more, or is said not to have been taken: what the upstream has seen shows whether that is so.
+            Err(error) if error.is_canceled() || format!("{error:?}").contains("NO_ERROR, Remote") => {}
             other => wrong.push(format!("answer {count}: {other:?}")),
         }
     }
@@ -390,11 +390,14 @@ fn clients_of_http2_are_told_to_go_elsewhere_and_lose_nothing() {
     let before = server.count();
     wait_until("load runs on", || server.count() > before + 200);
     stop.store(true, Relaxed);
+    let mut all = 0;
     for client in clients {
         let (count, connections, wrong) = runtime.block_on(client).unwrap();
+        all += count;
         assert!(wrong.is_empty(), "{} of {count}: {wrong:#?}", wrong.len());
         assert_eq!(connections, 4, "one for each process");
     }
+    assert_eq!(all, server.count(), "each was answered that was sent");
 }
 
 #[test]
