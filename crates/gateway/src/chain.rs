@@ -35,7 +35,7 @@ use crate::aim::Aim;
 use crate::fault::body::Damage;
 use crate::fault::tries::{faulted, note_once, touch};
 use crate::http::answer::Answer;
-use crate::http::body::{ClientBody, Incoming, Progress, ReqBody, ResBody, Tracked};
+use crate::http::body::{ClientBody, Incoming, Progress, ReqBody, ResBody, Sending, Tracked};
 use crate::http::conn::ConnState;
 use crate::http::gate::{VERDICT_HEADER, Verdict};
 use crate::http::grpc::{self, GRPC_TIMEOUT, PREVIOUS_ATTEMPTS};
@@ -372,26 +372,26 @@ async fn route_call(
 }
 
 /// The call through its guards, and its fallback if they give up.
-async fn guarded(worker: &Arc<Worker>, mut call: Call, started: Mono) -> Response<ResBody> {
+async fn guarded(worker: &Arc<Worker>, mut call: Box<Call>, started: Mono) -> Response<ResBody> {
     if let Err(refusal) = call.route.takes_new() {
         worker.counts[call.id.index()].refused(&refusal);
-        return Box::pin(fallback::apply(worker, call, Reason::Refused(refusal))).await;
+        return Box::pin(fallback::apply(worker, *call, Reason::Refused(refusal))).await;
     }
     if must_queue(worker, &call) && !Box::pin(queue_clears(worker, &call)).await {
-        return Box::pin(fallback::apply(worker, call, Reason::Behind)).await;
+        return Box::pin(fallback::apply(worker, *call, Reason::Behind)).await;
     }
     let place = match call.route.enter(started, call.deadline).await {
         Ok(place) => place,
         Err(refusal) => {
             worker.counts[call.id.index()].refused(&refusal);
-            return Box::pin(fallback::apply(worker, call, Reason::Refused(refusal))).await;
+            return Box::pin(fallback::apply(worker, *call, Reason::Refused(refusal))).await;
         }
     };
     mirror::send(worker, &call);
     match attempt_loop(worker, &mut call, Some(place)).await {
         Ok(answer) => whole_answer(worker, call, answer),
         // In a box, like every way that is rarely gone: the healthy one stays small.
-        Err(reason) => Box::pin(fallback::apply(worker, call, reason)).await,
+        Err(reason) => Box::pin(fallback::apply(worker, *call, reason)).await,
     }
 }
 
@@ -426,7 +426,7 @@ async fn prepare(
     request: Request<Incoming>,
     present: Present,
     started: Mono,
-) -> Result<Call, Box<Response<ResBody>>> {
+) -> Result<Box<Call>, Box<Response<ResBody>>> {
     let node = &worker.node;
     let route = Arc::clone(&node.routes[id.index()]);
     let told_patience = present.has(Present::EXPECTED_TIMEOUT);
@@ -465,7 +465,7 @@ async fn prepare(
         _ => None,
     };
     let client_key = present.has(Present::IDEMPOTENCY_KEY);
-    let mut call = Call {
+    let mut call = Box::new(Call {
         id,
         aim: Aim::take(worker, &route, &parts.headers),
         idempotent: client_key || is_idempotent(parts.method.as_str()),
@@ -495,7 +495,7 @@ async fn prepare(
         is_forged: false,
         is_damaged: false,
         route,
-    };
+    });
     if is_write && let Some(body) = call.whole_body() {
         Box::pin(begin_write(worker, &mut call, body, client_key)).await?;
     }
@@ -1152,9 +1152,12 @@ async fn send(
     upstream: UpstreamId,
     patience: Duration,
 ) -> Result<response::Parts, Failure> {
-    let request = build(worker, call, upstream, patience);
+    let body = call.body.take();
+    let call = &*call;
+    let headers = headers_for(worker, call, upstream, patience);
+    let sending = Sending { method: &call.method, target: &call.target, headers, body };
     let client = call.conn.as_ref().filter(|_| call.speaks_1_1);
-    link.send(request, |interim| {
+    link.send(sending, |interim| {
         if let Some(conn) = client {
             pass_interim(conn, &worker.node.via, interim.status, &interim.headers);
         }
@@ -1162,29 +1165,27 @@ async fn send(
     .await
 }
 
-fn build(worker: &Arc<Worker>, call: &mut Call, upstream: UpstreamId, patience: Duration) -> Request<ReqBody> {
-    let mut request = Request::new(call.body.take());
-    *request.method_mut() = call.method.clone();
-    *request.uri_mut() = call.target.clone();
-    *request.headers_mut() = call.headers.clone();
+/// A call's headers, with what this upstream and this try want of them.
+fn headers_for<'a>(worker: &Worker, call: &'a Call, upstream: UpstreamId, patience: Duration) -> Cow<'a, HeaderMap> {
+    let mut headers = Cow::Borrowed(&call.headers);
     if let Some(host) = &worker.node.upstreams[upstream.index()].host {
-        request.headers_mut().insert(HOST, host.clone());
+        headers.to_mut().insert(HOST, host.clone());
     }
     if call.tells_patience {
         let millis = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
-        request.headers_mut().insert(EXPECTED_TIMEOUT_MS, HeaderValue::from(millis));
+        headers.to_mut().insert(EXPECTED_TIMEOUT_MS, HeaderValue::from(millis));
     }
     if call.is_grpc {
         // Of the caller's own patience: it ends the whole call, where our timeouts end with the head of the answer.
-        if let (Some(end), true) = (call.callers_end, request.headers().contains_key(GRPC_TIMEOUT)) {
+        if let (Some(end), true) = (call.callers_end, headers.contains_key(GRPC_TIMEOUT)) {
             let left = worker.node.clock.now().until(end);
-            request.headers_mut().insert(GRPC_TIMEOUT, grpc::timeout_text(left));
+            headers.to_mut().insert(GRPC_TIMEOUT, grpc::timeout_text(left));
         }
         if call.attempts > 1 {
-            request.headers_mut().insert(PREVIOUS_ATTEMPTS, HeaderValue::from(call.attempts - 1));
+            headers.to_mut().insert(PREVIOUS_ATTEMPTS, HeaderValue::from(call.attempts - 1));
         }
     }
-    request
+    headers
 }
 
 /// Passes an interim answer (103 and the like) on; 100 is between us and the upstream.
@@ -1304,7 +1305,7 @@ fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, r
 }
 
 /// Makes an upstream's answer ours, and finishes what was begun for a write.
-pub(crate) fn whole_answer(worker: &Arc<Worker>, mut call: Call, received: Received) -> Response<ResBody> {
+pub(crate) fn whole_answer(worker: &Arc<Worker>, mut call: Box<Call>, received: Received) -> Response<ResBody> {
     let (node, now) = (&worker.node, received.at);
     let mut response = Response::from_parts(received.parts, received.body);
     match (call.stale_key.take().filter(|_| !call.is_damaged), response.body()) {

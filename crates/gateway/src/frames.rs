@@ -27,7 +27,7 @@ use seawall_core::time::Mono;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::task::JoinSet;
 
-use crate::http::body::ReqBody;
+use crate::http::body::{ReqBody, Sending};
 use crate::net::Stream as NetStream;
 use crate::pool::OpenCount;
 
@@ -299,8 +299,8 @@ impl Shared {
 
 impl Seat {
     /// Sends a request and waits for the head of its answer.
-    pub(crate) async fn send(&mut self, request: Request<ReqBody>) -> Result<response::Parts, Failure> {
-        let request = as_frames(request, &self.shared).ok_or(Failure::Protocol)?;
+    pub(crate) async fn send(&mut self, sending: Sending<'_>) -> Result<response::Parts, Failure> {
+        let request = as_frames(sending, &self.shared).ok_or(Failure::Protocol)?;
         (self.was_refused, self.was_lost) = (false, false);
         let sent = self.sender.try_send_request(request).await;
         let answer = sent.map_err(|mut error| {
@@ -366,16 +366,19 @@ pub(crate) fn can_say(host: &HeaderValue) -> bool {
 
 /// What HTTP/1 says in its first line and in `Host`, said in pseudo-headers (RFC 9113, section 8.3.1). Who was not asked
 /// for by name is asked for by address.
-fn as_frames(request: Request<ReqBody>, shared: &Shared) -> Option<Request<ReqBody>> {
-    let (mut parts, body) = request.into_parts();
-    let host = parts.headers.remove(HOST).unwrap_or_else(|| shared.address.clone());
+fn as_frames(sending: Sending<'_>, shared: &Shared) -> Option<Request<ReqBody>> {
+    let Sending { method, target, headers, body } = sending;
+    let mut request = Request::new(body);
+    *request.headers_mut() = headers.into_owned();
+    let host = request.headers_mut().remove(HOST).unwrap_or_else(|| shared.address.clone());
     let mut uri = UriParts::default();
     uri.scheme = Some(if shared.is_sealed { Scheme::HTTPS } else { Scheme::HTTP });
     uri.authority = Some(Authority::try_from(host.as_bytes()).ok()?);
-    uri.path_and_query = parts.uri.into_parts().path_and_query;
-    parts.uri = Uri::from_parts(uri).ok()?;
-    parts.version = Version::HTTP_2;
-    Some(Request::from_parts(parts, body))
+    uri.path_and_query = target.path_and_query().cloned();
+    *request.uri_mut() = Uri::from_parts(uri).ok()?;
+    *request.method_mut() = method.clone();
+    *request.version_mut() = Version::HTTP_2;
+    Some(request)
 }
 
 /// Why HTTP/2 says a stream or a connection has ended, if it was HTTP/2 that said so.
@@ -433,10 +436,10 @@ mod tests {
         frames.open(stream, "unix:/a b", Mono::from_millis(0), held, returned).await.unwrap()
     }
 
-    fn request() -> Request<ReqBody> {
-        let mut request = Request::new(ReqBody::Empty);
-        *request.uri_mut() = "/".parse().unwrap();
-        request
+    async fn ask(seat: &mut Seat) -> http::StatusCode {
+        let (target, headers) = (Uri::from_static("/"), std::borrow::Cow::default());
+        let sending = Sending { method: &http::Method::GET, target: &target, headers, body: ReqBody::Empty };
+        seat.send(sending).await.unwrap().status
     }
 
     #[tokio::test]
@@ -451,7 +454,7 @@ mod tests {
         assert!(frames.seat(Mono::from_millis(600_000), age).is_none());
         assert_eq!(slots.available_permits(), 1);
         woken.await;
-        assert_eq!(seat.send(request()).await.unwrap().status, 200, "whoever has a seat keeps it");
+        assert_eq!(ask(&mut seat).await, 200, "whoever has a seat keeps it");
     }
 
     #[tokio::test]

@@ -10,8 +10,8 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use http::{Method, Request, StatusCode, response};
+use http::header::{CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
+use http::{Method, StatusCode, response};
 use http_body::{Body as _, Frame};
 use memchr::memmem;
 use seawall_core::outcome::Failure;
@@ -19,7 +19,7 @@ use seawall_core::time::Mono;
 use tokio::io::{AsyncRead as _, AsyncReadExt as _, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::http::body::ReqBody;
+use crate::http::body::{ReqBody, Sending};
 use crate::http::outgoing::Outgoing;
 use crate::http::wire::{self, Answer, Malformed, Piece, Reading, Writing};
 use crate::net::{Stream, with_scratch};
@@ -85,10 +85,10 @@ impl Lines {
     /// Sends a request and waits for the head of its answer. `interim` hears of those that come before it.
     pub(crate) async fn send(
         &mut self,
-        request: Request<ReqBody>,
+        sending: Sending<'_>,
         mut interim: impl FnMut(&response::Parts),
     ) -> Result<response::Parts, Failure> {
-        self.begin(request);
+        self.begin(sending);
         std::future::poll_fn(|cx| {
             if let Poll::Ready(Err(failure)) = self.poll_out(cx) {
                 return Poll::Ready(Err(failure));
@@ -98,27 +98,32 @@ impl Lines {
         .await
     }
 
-    fn begin(&mut self, request: Request<ReqBody>) {
-        let (mut parts, body) = request.into_parts();
+    fn begin(&mut self, sending: Sending<'_>) {
+        let Sending { method, target, headers, body } = sending;
         (self.read, self.written, self.comes_fast) = (0, 0, false);
-        let announced = parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        let out = self.out.head();
+        wire::put_request_line(out, method, target);
+        let mut announced = None;
+        for (name, value) in &*headers {
+            if name == CONTENT_LENGTH {
+                announced = value.to_str().ok().and_then(|length| length.parse().ok());
+            }
+            wire::put_header(out, name, value);
+        }
         let writing = match (announced, body.size_hint().exact()) {
             (Some(length), _) => Writing::Sized(length),
             (None, Some(0)) => Writing::Sized(0),
             (None, Some(length)) => {
-                parts.headers.insert(CONTENT_LENGTH, length.into());
+                wire::put_header(out, &CONTENT_LENGTH, &length.into());
                 Writing::Sized(length)
             }
             (None, None) => {
-                parts.headers.insert(TRANSFER_ENCODING, http::HeaderValue::from_static("chunked"));
-                Writing::chunked(&parts.headers)
+                wire::put_header(out, &TRANSFER_ENCODING, &HeaderValue::from_static("chunked"));
+                Writing::chunked(&headers)
             }
         };
-        let out = self.out.head();
-        wire::put_request_line(out, &parts.method, &parts.uri);
-        wire::put_headers(out, &parts.headers);
         out.extend_from_slice(b"\r\n");
-        self.method = parts.method;
+        self.method = method.clone();
         match body {
             ReqBody::Empty => {}
             ReqBody::Whole(bytes) => self.out.piece(bytes.unwrap_or_default(), b""),
@@ -170,7 +175,7 @@ impl Lines {
         let mut seen = Ok(None);
         loop {
             match seen {
-                Ok(Some(Answer { parts, rest })) => {
+                Ok(Some(Answer { parts, marks, rest })) => {
                     self.head.clear();
                     if parts.status.is_informational() && parts.status != StatusCode::SWITCHING_PROTOCOLS {
                         interim(&parts);
@@ -178,8 +183,8 @@ impl Lines {
                         seen = if rest.is_empty() { Ok(None) } else { wire::answer(&self.head) };
                         continue;
                     }
-                    let reading = Reading::of_answer(&self.method, &parts);
-                    self.keeps_open = wire::keeps_open(parts.version, &parts.headers);
+                    let reading = Reading::of_answer(&self.method, &parts, marks);
+                    self.keeps_open = wire::keeps_open(parts.version, &parts.headers, marks);
                     self.come = rest;
                     self.reading = match reading {
                         Ok(reading) => reading,

@@ -17,7 +17,7 @@ use seawall_core::policy::Mirror;
 
 use crate::chain::{Call, Kept};
 use crate::fault;
-use crate::http::body::ReqBody;
+use crate::http::body::{ReqBody, Sending};
 use crate::http::headers::{SEAWALL_MIRROR, SEAWALL_RECORD};
 use crate::node::Worker;
 
@@ -95,7 +95,8 @@ async fn exchange(
     let pool = worker.pool(mirror.to, choice.place);
     fault::stand_before_cut(worker, mirror.to, choice.place).await;
     let mut link = pool.checkout(now, false, &mut false).await?;
-    let answer = link.send(request, |_| {}).await?;
+    let (parts, body) = request.into_parts();
+    let answer = link.send(Sending::of(&parts, body), |_| {}).await?;
     let status = answer.status.as_u16();
     if link.left().is_some_and(|length| length <= answer_max) {
         link.read_whole().await.map_err(|_| Failure::Incomplete)?;

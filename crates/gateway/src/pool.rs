@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{Request, response};
+use http::response;
 use http_body::Frame;
 use seawall_core::balance::latency::PeakEwma;
 use seawall_core::outcome::Failure;
@@ -22,7 +22,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::clock::{Clock, Seldom};
 use crate::frames::{Frames, Seat, Waking};
-use crate::http::body::ReqBody;
+use crate::http::body::Sending;
 use crate::lines::Lines;
 use crate::name::{Known, Name};
 use crate::net::{Net, Stream};
@@ -297,12 +297,12 @@ impl Link {
     /// is spoken.
     pub(crate) async fn send(
         &mut self,
-        request: Request<ReqBody>,
+        sending: Sending<'_>,
         interim: impl FnMut(&response::Parts),
     ) -> Result<response::Parts, Failure> {
         match self {
-            Self::Lines(lines) => lines.send(request, interim).await,
-            Self::Frames(seat) => seat.send(request).await,
+            Self::Lines(lines) => lines.send(sending, interim).await,
+            Self::Frames(seat) => seat.send(sending).await,
         }
     }
 

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ejection;
 use crate::fault;
-use crate::http::body::ReqBody;
+use crate::http::body::{ReqBody, Sending};
 use crate::node::{Node, UpstreamState, Worker};
 use crate::seat::Seat;
 
@@ -88,7 +88,8 @@ async fn check(worker: &Worker, upstream: UpstreamId, endpoint: usize, config: &
     };
     request.headers_mut().insert(HOST, host);
     request.headers_mut().insert(USER_AGENT, HeaderValue::from_static("seawall-health"));
-    let response = link.send(request, |_| {}).await.map_err(|failure| failure.to_string())?;
+    let (parts, body) = request.into_parts();
+    let response = link.send(Sending::of(&parts, body), |_| {}).await.map_err(|failure| failure.to_string())?;
     let status = response.status;
     link.read_whole().await.map_err(|failure| failure.to_string())?;
     if status.is_success() || status.is_redirection() { Ok(()) } else { Err(format!("answered {status}")) }

@@ -6,7 +6,7 @@
 use http::{Method, response};
 use seawall_core::outcome::Failure;
 
-use crate::http::wire::{self, Malformed, Reading};
+use crate::http::wire::{self, Answer, Malformed, Reading};
 
 /// Nothing an upstream may say, each in another way.
 const GARBLED: [Garbled; 6] = [
@@ -53,8 +53,8 @@ fn write(parts: &response::Parts, line: Option<&[u8]>, field: &[u8]) -> Vec<u8> 
 
 /// What our side makes of a head.
 pub(super) fn read(head: &[u8], method: &Method) -> Result<response::Parts, Failure> {
-    let parts = wire::answer(head).ok().flatten().ok_or(Failure::Protocol)?.parts;
-    Reading::of_answer(method, &parts).map_err(|Malformed| Failure::Protocol)?;
+    let Answer { parts, marks, .. } = wire::answer(head).ok().flatten().ok_or(Failure::Protocol)?;
+    Reading::of_answer(method, &parts, marks).map_err(|Malformed| Failure::Protocol)?;
     Ok(parts)
 }
 

@@ -4,12 +4,14 @@
 //! place in the bulkhead. Its end is told to the guards; a broken one breaks the client's answer too, so that a cut
 //! answer is never taken for a whole one.
 
+use std::borrow::Cow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::{HeaderMap, Method, Uri, request};
 use http_body::{Body, Frame, SizeHint};
 
 use super::conn::ConnState;
@@ -58,6 +60,22 @@ impl Body for Incoming {
             Self::Lines(fed) => fed.left().map_or(SizeHint::new(), SizeHint::with_exact),
             Self::Frames(incoming) => incoming.size_hint(),
         }
+    }
+}
+
+/// A request as the upstream gets it.
+pub(crate) struct Sending<'a> {
+    pub(crate) method: &'a Method,
+    /// Origin form.
+    pub(crate) target: &'a Uri,
+    pub(crate) headers: Cow<'a, HeaderMap>,
+    pub(crate) body: ReqBody,
+}
+
+impl<'a> Sending<'a> {
+    /// A request of our own.
+    pub(crate) fn of(parts: &'a request::Parts, body: ReqBody) -> Self {
+        Self { method: &parts.method, target: &parts.uri, headers: Cow::Borrowed(&parts.headers), body }
     }
 }
 

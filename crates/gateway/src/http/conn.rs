@@ -199,7 +199,7 @@ impl ConnState {
         switch.filter(|_| self.clean.load(Relaxed))
     }
 
-    fn enter(&self, phase: Phase, now: Mono) {
+    fn enter(&self, phase: Phase, clock: &Clock) {
         let number = match phase {
             Phase::Idle | Phase::Held => PHASE_IDLE,
             Phase::Head => PHASE_HEAD,
@@ -208,7 +208,7 @@ impl ConnState {
         };
         // Between requests and in a head the clock runs on whatever trickles in; only a body's progress is progress.
         if self.phase.swap(number, Relaxed) != number || number == PHASE_BODY {
-            self.since.store(now.as_nanos(), Relaxed);
+            self.since.store(clock.now().as_nanos(), Relaxed);
         }
     }
 }
@@ -249,7 +249,7 @@ pub(crate) struct ClientIo {
 
 impl ClientIo {
     pub(crate) fn new(stream: Stream, limits: GateLimits, clock: Clock, state: Arc<ConnState>) -> Self {
-        state.enter(Phase::Idle, clock.now());
+        state.enter(Phase::Idle, &clock);
         state.clean.store(true, Relaxed);
         Self {
             stream: Some(stream),
@@ -282,7 +282,7 @@ impl ClientIo {
             Phase::Head => {
                 self.gate.refuse(Verdict::HeadTooSlow, &mut self.passed);
                 self.state.overdue.store(false, Relaxed);
-                self.state.enter(Phase::Refused, self.clock.now());
+                self.state.enter(Phase::Refused, &self.clock);
                 Ok(true)
             }
             Phase::Body => Err(self.break_body(Verdict::BodyTooSlow)),
@@ -324,7 +324,7 @@ impl ClientIo {
         if self.gate.phase() == Phase::Held {
             self.state.asking.store(self.gate.heads(), Relaxed);
         }
-        self.state.enter(self.gate.phase(), self.clock.now());
+        self.state.enter(self.gate.phase(), &self.clock);
     }
 
     /// What has come through the gate: whole heads, and bodies as they come. `None` at the end.
@@ -377,12 +377,12 @@ impl ClientIo {
                         let held = std::mem::take(held);
                         self.speech = Speech::Lines;
                         self.broken = self.gate.feed(&held, &mut self.passed).err();
-                        self.state.enter(self.gate.phase(), self.clock.now());
+                        self.state.enter(self.gate.phase(), &self.clock);
                     } else if seen == PREFACE.len() {
                         return Poll::Ready(Err(io::Error::other("HTTP/2")));
                     } else {
                         // The clock of a head runs, whichever it will be.
-                        self.state.enter(Phase::Head, self.clock.now());
+                        self.state.enter(Phase::Head, &self.clock);
                     }
                     return Poll::Ready(Ok(true));
                 }
@@ -446,7 +446,7 @@ impl ClientIo {
     /// For a client that has agreed on HTTP/2 beforehand.
     pub(crate) fn for_frames(mut self) -> Self {
         self.speech = Speech::Frames;
-        self.state.enter(Phase::Idle, self.clock.now());
+        self.state.enter(Phase::Idle, &self.clock);
         // Patience with its requests is kept elsewhere.
         self.state.set_in_request(self.clock.now(), true);
         self
@@ -528,7 +528,6 @@ mod tests {
         let patience =
             Patience { header: Duration::from_secs(10), idle: Duration::from_secs(75), body: Duration::from_secs(30) };
         let state = ConnState::new(seconds(1_000));
-        state.enter(Phase::Idle, seconds(1_000));
         assert!(!state.sweep(seconds(1_074), patience));
         assert!(state.sweep(seconds(1_075), patience));
     }

@@ -120,3 +120,58 @@ impl Shared {
         self.hatch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+    use std::task::Wake;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Counter(AtomicU32);
+
+    impl Wake for Counter {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+
+    fn data(bytes: &'static [u8]) -> Result<Frame<Bytes>, BoxError> {
+        Ok(Frame::data(Bytes::from_static(bytes)))
+    }
+
+    #[test]
+    fn a_reader_in_another_task_is_woken_and_wakes_the_connection() {
+        let (connection, reader) = (Arc::new(Counter::default()), Arc::new(Counter::default()));
+        let (here, there) = (Waker::from(Arc::clone(&connection)), Waker::from(Arc::clone(&reader)));
+        let (feed, mut fed) = Feed::new(&here, Some(3));
+        let woken = || (connection.0.load(Relaxed), reader.0.load(Relaxed));
+        assert!(!feed.is_wanted());
+        assert!(fed.poll_frame(&mut Context::from_waker(&there)).is_pending() && feed.is_wanted());
+        assert_eq!(woken(), (1, 0));
+        feed.put(data(b"ab"));
+        assert_eq!((woken(), feed.is_wanted()), ((1, 1), false));
+        assert!(matches!(fed.poll_frame(&mut Context::from_waker(&here)), Poll::Ready(Some(Ok(_)))));
+        assert!(fed.poll_frame(&mut Context::from_waker(&here)).is_pending());
+        feed.put(data(b"c"));
+        assert_eq!(woken(), (1, 1), "who reads in the connection's own task is not woken");
+        assert!(matches!(fed.poll_frame(&mut Context::from_waker(&here)), Poll::Ready(Some(Ok(_)))));
+        assert!(fed.is_over() && fed.left() == Some(0));
+        assert!(matches!(fed.poll_frame(&mut Context::from_waker(&here)), Poll::Ready(None)));
+    }
+
+    #[test]
+    fn nobody_waits_for_a_connection_that_has_ended() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let (feed, mut fed) = Feed::new(Waker::noop(), None);
+        assert!(fed.poll_frame(&mut cx).is_pending());
+        drop(feed);
+        assert!(matches!(fed.poll_frame(&mut cx), Poll::Ready(Some(Err(_)))));
+        assert!(matches!(fed.poll_frame(&mut cx), Poll::Ready(None)));
+        let (feed, mut fed) = Feed::new(Waker::noop(), None);
+        feed.end();
+        drop(feed);
+        assert!(matches!(fed.poll_frame(&mut cx), Poll::Ready(None)), "a body that was whole stays whole");
+    }
+}

@@ -108,3 +108,68 @@ impl Outgoing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    /// Takes so many bytes at a time, and remembers.
+    struct Slow {
+        at_a_time: usize,
+        taken: Vec<u8>,
+    }
+
+    impl AsyncWrite for Slow {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            let bytes = &bytes[..bytes.len().min(self.at_a_time)];
+            self.taken.extend_from_slice(bytes);
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_write_vectored(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            slices: &[IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            let all = slices.iter().flat_map(|slice| slice.iter().copied()).collect::<Vec<_>>();
+            self.as_mut().poll_write(cx, &all)
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn all_of_it_leaves_in_order_however_little_is_taken_at_a_time() {
+        let mut cx = Context::from_waker(Waker::noop());
+        for at_a_time in [1, 3, 4_096, usize::MAX] {
+            for length in [0, 5, SHORT, SHORT + 1, 3 * SHORT] {
+                let (mut out, mut written) = (Outgoing::default(), 0);
+                let mut slow = Slow { at_a_time, taken: Vec::new() };
+                out.head().extend_from_slice(b"head ");
+                out.piece(Bytes::from(vec![b'x'; length]), b" end");
+                assert_eq!(out.is_full(usize::MAX), length > SHORT);
+                assert!(out.poll_leave(&mut slow, &mut cx, &mut written).is_ready() && out.is_empty());
+                let expected = [&b"head "[..], &vec![b'x'; length], b" end"].concat();
+                assert_eq!((slow.taken == expected, written), (true, expected.len() as u64));
+            }
+        }
+    }
+
+    #[test]
+    fn who_takes_nothing_is_gone() {
+        let (mut out, mut slow) = (Outgoing::default(), Slow { at_a_time: 0, taken: Vec::new() });
+        out.head().extend_from_slice(&vec![b'x'; SPARE_MAX + 1]);
+        let left = out.poll_leave(&mut slow, &mut Context::from_waker(Waker::noop()), &mut 0);
+        assert!(matches!(left, Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::WriteZero));
+        out.give_up();
+        assert!(out.is_empty() && out.head().is_empty());
+    }
+}

@@ -12,7 +12,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::{Buf as _, Bytes};
-use http::header::{EXPECT, HeaderValue};
+use http::header::HeaderValue;
 use http::{Request, Response, StatusCode};
 use http_body::{Body as _, Frame};
 use hyper::ext::ReasonPhrase;
@@ -187,7 +187,7 @@ impl<O: Fn() -> Order, L: Fn() -> bool> Window<'_, O, L> {
 
     /// The head in front of what has come.
     fn take_request(&mut self, cx: &mut Context<'_>) -> (Asked, Request<Incoming>) {
-        let Some((parts, rest)) = wire::request(&self.come) else {
+        let Some((parts, marks, rest)) = wire::request(&self.come) else {
             // The gate and the library differ about what a target may look like.
             self.come = Bytes::new();
             let mut request = Request::new(Incoming::Empty);
@@ -196,16 +196,16 @@ impl<O: Fn() -> Order, L: Fn() -> bool> Window<'_, O, L> {
             return (asked, request);
         };
         self.come = rest;
-        self.reading = Reading::of_request(&parts.headers);
+        self.reading = Reading::of_request(&parts.headers, marks);
         let body = if self.reading == Reading::Over {
             Incoming::Empty
         } else {
-            self.will_continue = parts.version == http::Version::HTTP_11 && parts.headers.contains_key(EXPECT);
+            self.will_continue = parts.version == http::Version::HTTP_11 && marks.expects;
             let (feed, fed) = Feed::new(cx.waker(), self.reading.left());
             self.feed = Some(feed);
             Incoming::Lines(fed)
         };
-        (Asked::of(&parts), Request::from_parts(parts, body))
+        (Asked::of(&parts, marks), Request::from_parts(parts, body))
     }
 
     /// Waits for the answer to the present request.

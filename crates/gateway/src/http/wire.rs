@@ -10,7 +10,9 @@ use std::io::Write as _;
 use std::mem::MaybeUninit;
 
 use bytes::{Buf as _, Bytes};
-use http::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderMap, HeaderName, HeaderValue, TRAILER, TRANSFER_ENCODING};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, DATE, EXPECT, HeaderMap, HeaderName, HeaderValue, TRAILER, TRANSFER_ENCODING,
+};
 use http::{Method, StatusCode, Uri, Version, request, response};
 use hyper::ext::ReasonPhrase;
 
@@ -36,9 +38,25 @@ impl From<BadChunk> for Malformed {
     }
 }
 
+/// Room in a request's headers for what a proxy adds, so that they do not grow for it.
+const REQUEST_ROOM: usize = 8;
+/// And in an answer's.
+const ANSWER_ROOM: usize = 3;
+
+/// Which headers that frame a message its head has: seen while it is taken apart, so that nobody asks for each again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Marks {
+    connection: bool,
+    length: bool,
+    encoding: bool,
+    /// The client waits to be told to go on.
+    pub(crate) expects: bool,
+}
+
 /// A head that has come, and what has come behind it.
 pub(crate) struct Answer {
     pub(crate) parts: response::Parts,
+    pub(crate) marks: Marks,
     pub(crate) rest: Bytes,
 }
 
@@ -63,9 +81,10 @@ pub(crate) fn answer(bytes: &[u8]) -> Result<Option<Answer>, Malformed> {
     {
         parts.extensions.insert(reason);
     }
-    parts.headers = headers(seen.headers, bytes, &rest)?;
+    let (headers, marks) = headers(seen.headers, bytes, &rest, ANSWER_ROOM)?;
+    parts.headers = headers;
     rest.advance(length);
-    Ok(Some(Answer { parts, rest }))
+    Ok(Some(Answer { parts, marks, rest }))
 }
 
 fn version(minor: Option<u8>) -> Version {
@@ -73,19 +92,31 @@ fn version(minor: Option<u8>) -> Version {
 }
 
 /// `lines` are slices of `bytes`, and `shared` is a copy of those.
-fn headers(lines: &[httparse::Header<'_>], bytes: &[u8], shared: &Bytes) -> Result<HeaderMap, Malformed> {
-    let mut headers = HeaderMap::with_capacity(lines.len());
+fn headers(
+    lines: &[httparse::Header<'_>],
+    bytes: &[u8],
+    shared: &Bytes,
+    room: usize,
+) -> Result<(HeaderMap, Marks), Malformed> {
+    let (mut headers, mut marks) = (HeaderMap::with_capacity(lines.len() + room), Marks::default());
     for line in lines {
         let name = HeaderName::from_bytes(line.name.as_bytes()).map_err(|_| Malformed)?;
         let begin = line.value.as_ptr() as usize - bytes.as_ptr() as usize;
         let value = if line.value.is_empty() { Bytes::new() } else { shared.slice(begin..begin + line.value.len()) };
+        match name {
+            CONNECTION => marks.connection = true,
+            CONTENT_LENGTH => marks.length = true,
+            TRANSFER_ENCODING => marks.encoding = true,
+            EXPECT => marks.expects = true,
+            _ => {}
+        }
         headers.append(name, HeaderValue::from_maybe_shared(value).map_err(|_| Malformed)?);
     }
-    Ok(headers)
+    Ok((headers, marks))
 }
 
 /// Takes a client's head apart, which has passed the gate. `None` if it makes no request all the same.
-pub(crate) fn request(bytes: &Bytes) -> Option<(request::Parts, Bytes)> {
+pub(crate) fn request(bytes: &Bytes) -> Option<(request::Parts, Marks, Bytes)> {
     let mut lines = [const { MaybeUninit::uninit() }; REQUEST_HEADERS_MAX];
     let mut seen = httparse::Request::new(&mut []);
     let parsed = seen.parse_with_uninit_headers(bytes, &mut lines).ok()?;
@@ -94,14 +125,14 @@ pub(crate) fn request(bytes: &Bytes) -> Option<(request::Parts, Bytes)> {
     parts.method = Method::from_bytes(seen.method?.as_bytes()).ok()?;
     parts.uri = Uri::from_maybe_shared(bytes.slice_ref(seen.path?.as_bytes())).ok()?;
     parts.version = version(seen.version);
-    parts.headers = headers(seen.headers, bytes, bytes).ok()?;
-    Some((parts, bytes.slice(length..)))
+    let (headers, marks) = headers(seen.headers, bytes, bytes, REQUEST_ROOM).ok()?;
+    parts.headers = headers;
+    Some((parts, marks, bytes.slice(length..)))
 }
 
 /// True if whoever wrote this head goes on with the connection after the message.
-pub(crate) fn keeps_open(version: Version, headers: &HeaderMap) -> bool {
-    let mut said = headers.get_all(CONNECTION).iter().peekable();
-    if said.peek().is_none() {
+pub(crate) fn keeps_open(version: Version, headers: &HeaderMap, marks: Marks) -> bool {
+    if !marks.connection {
         return version == Version::HTTP_11;
     }
     let says = |token| headers.get_all(CONNECTION).iter().any(|value| has_token(value, token));
@@ -139,7 +170,7 @@ impl Reading {
     ///
     /// # Errors
     /// If that has two meanings or none.
-    pub(crate) fn of_answer(method: &Method, parts: &response::Parts) -> Result<Self, Malformed> {
+    pub(crate) fn of_answer(method: &Method, parts: &response::Parts, marks: Marks) -> Result<Self, Malformed> {
         let status = parts.status;
         if method == Method::HEAD
             || status.is_informational()
@@ -148,9 +179,12 @@ impl Reading {
             return Ok(Self::Over);
         }
         let headers = &parts.headers;
-        if let Some(last) = headers.get_all(TRANSFER_ENCODING).iter().next_back() {
+        if !marks.encoding && !marks.length {
+            return Ok(Self::ToEnd);
+        }
+        if let Some(last) = headers.get_all(TRANSFER_ENCODING).iter().next_back().filter(|_| marks.encoding) {
             // An answer with two lengths is whole to one reader and cut to another.
-            if parts.version == Version::HTTP_10 || headers.contains_key(CONTENT_LENGTH) {
+            if parts.version == Version::HTTP_10 || marks.length {
                 return Err(Malformed);
             }
             let is_last = |coding: &[u8]| coding.trim_ascii().eq_ignore_ascii_case(b"chunked");
@@ -163,10 +197,11 @@ impl Reading {
     }
 
     /// How the body of a request that has passed the gate ends.
-    pub(crate) fn of_request(headers: &HeaderMap) -> Self {
-        match headers.contains_key(TRANSFER_ENCODING) {
-            true => Self::Chunked(Chunk::BEGIN, Vec::new()),
-            false => Self::sized(length(headers).ok().flatten().unwrap_or(0)),
+    pub(crate) fn of_request(headers: &HeaderMap, marks: Marks) -> Self {
+        match (marks.encoding, marks.length) {
+            (true, _) => Self::Chunked(Chunk::BEGIN, Vec::new()),
+            (false, true) => Self::sized(length(headers).ok().flatten().unwrap_or(0)),
+            (false, false) => Self::Over,
         }
     }
 
@@ -233,7 +268,7 @@ fn trailer_section(bytes: &[u8]) -> Result<Piece, Malformed> {
     let mut lines = [httparse::EMPTY_HEADER; TRAILERS_MAX];
     match httparse::parse_headers(bytes, &mut lines) {
         Ok(httparse::Status::Complete((_, lines))) => {
-            Ok(Piece::Trailers(headers(lines, bytes, &Bytes::copy_from_slice(bytes))?))
+            Ok(Piece::Trailers(headers(lines, bytes, &Bytes::copy_from_slice(bytes), 0)?.0))
         }
         _ => Err(Malformed),
     }
@@ -243,12 +278,8 @@ fn trailer_section(bytes: &[u8]) -> Result<Piece, Malformed> {
 fn length(headers: &HeaderMap) -> Result<Option<u64>, Malformed> {
     let mut known = None;
     for value in headers.get_all(CONTENT_LENGTH) {
-        for number in value.as_bytes().split(|byte| *byte == b',') {
-            let number = number.trim_ascii();
-            if number.is_empty() || number.len() > 18 || !number.iter().all(u8::is_ascii_digit) {
-                return Err(Malformed);
-            }
-            let number = number.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0'));
+        for text in value.as_bytes().split(|byte| *byte == b',') {
+            let number = number(text.trim_ascii())?;
             if known.is_some_and(|known| known != number) {
                 return Err(Malformed);
             }
@@ -256,6 +287,13 @@ fn length(headers: &HeaderMap) -> Result<Option<u64>, Malformed> {
         }
     }
     Ok(known)
+}
+
+fn number(text: &[u8]) -> Result<u64, Malformed> {
+    if text.is_empty() || text.len() > 18 || !text.iter().all(u8::is_ascii_digit) {
+        return Err(Malformed);
+    }
+    Ok(text.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
 }
 
 /// How a body that leaves tells where it ends.
@@ -331,8 +369,8 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
-    pub(crate) fn of(parts: &request::Parts) -> Self {
-        let keeps_open = keeps_open(parts.version, &parts.headers);
+    pub(crate) fn of(parts: &request::Parts, marks: Marks) -> Self {
+        let keeps_open = keeps_open(parts.version, &parts.headers, marks);
         Self { is_head: parts.method == Method::HEAD, version: parts.version, keeps_open }
     }
 }
@@ -355,37 +393,49 @@ pub(crate) fn put_answer(
     left: Option<u64>,
     date: &[u8],
 ) -> Written {
-    let is_bare = status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    let announced = if left == Some(0) && !asked.is_head { None } else { length(headers).ok().flatten() };
-    let (framing, writing) = match (announced.or(left), asked.version) {
-        _ if is_bare => (Framing::None, None),
-        (None, _) if asked.is_head => (Framing::None, None),
-        // An answer without a body may still have one to a GET.
-        (Some(0), _) if asked.is_head && announced.is_none() => (Framing::None, None),
-        (Some(length), _) => (Framing::Length(length), Some(Writing::Sized(length))),
-        (None, Version::HTTP_10) => (Framing::None, Some(Writing::ToEnd)),
-        (None, _) => (Framing::Chunks, Some(Writing::chunked(headers))),
-    };
     put_status_line(out, asked.version, status, reason);
-    let is_chunked = matches!(framing, Framing::Chunks);
     let (mut keeps_open, mut says_close, mut has_date) = (asked.keeps_open, false, false);
+    let (mut announced, mut has_trailer) = (None, false);
     for (name, value) in headers {
         match *name {
-            CONTENT_LENGTH | TRANSFER_ENCODING => continue,
-            TRAILER if !is_chunked => continue,
+            CONTENT_LENGTH => {
+                announced = announced.or_else(|| number(value.as_bytes()).ok());
+                continue;
+            }
+            TRANSFER_ENCODING => continue,
+            TRAILER => {
+                has_trailer = true;
+                continue;
+            }
             CONNECTION if has_token(value, "close") => (keeps_open, says_close) = (false, true),
             DATE => has_date = true,
             _ => {}
         }
         put_header(out, name, value);
     }
-    match framing {
-        Framing::None => {}
-        Framing::Length(length) => {
+    let is_bare = status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let length = match left {
+        // What a GET would get may be longer.
+        Some(0) if asked.is_head => announced,
+        Some(0) => Some(0),
+        left => announced.or(left),
+    };
+    let writing = match length {
+        _ if is_bare => None,
+        Some(length) => {
             let _ = write!(out, "content-length: {length}\r\n");
+            Some(Writing::Sized(length))
         }
-        Framing::Chunks => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
-    }
+        None if asked.is_head => None,
+        None if asked.version == Version::HTTP_10 => Some(Writing::ToEnd),
+        None => {
+            out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+            if has_trailer {
+                headers.get_all(TRAILER).iter().for_each(|value| put_header(out, &TRAILER, value));
+            }
+            Some(Writing::chunked(headers))
+        }
+    };
     keeps_open &= !matches!(writing, Some(Writing::ToEnd));
     if !keeps_open && !says_close && status != StatusCode::SWITCHING_PROTOCOLS {
         out.extend_from_slice(b"connection: close\r\n");
@@ -400,12 +450,6 @@ pub(crate) fn put_answer(
     out.extend_from_slice(b"\r\n");
     let has_body = !asked.is_head && !matches!(writing, Some(Writing::Sized(0)));
     Written { writing: writing.filter(|_| has_body), keeps_open }
-}
-
-enum Framing {
-    None,
-    Length(u64),
-    Chunks,
 }
 
 fn put_status_line(out: &mut Vec<u8>, version: Version, status: StatusCode, reason: Option<&ReasonPhrase>) {
@@ -435,14 +479,209 @@ pub(crate) fn put_request_line(out: &mut Vec<u8>, method: &Method, target: &Uri)
     out.extend_from_slice(b" HTTP/1.1\r\n");
 }
 
-/// Writes header lines, without the empty one that ends them.
-pub(crate) fn put_headers(out: &mut Vec<u8>, headers: &HeaderMap) {
-    headers.iter().for_each(|(name, value)| put_header(out, name, value));
-}
-
 pub(crate) fn put_header(out: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
     out.extend_from_slice(name.as_str().as_bytes());
     out.extend_from_slice(b": ");
     out.extend_from_slice(value.as_bytes());
     out.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(bytes: &str) -> Result<Option<Answer>, Malformed> {
+        answer(bytes.as_bytes())
+    }
+
+    /// How the body of an answer with this head ends, to a request of this method.
+    fn framing(method: Method, head: &str) -> Result<Reading, Malformed> {
+        let Answer { parts, marks, .. } = read(&format!("HTTP/1.1 {head}\r\n\r\n")).unwrap().unwrap();
+        Reading::of_answer(&method, &parts, marks)
+    }
+
+    /// A body read in pieces of this size: its data and trailers, and whether it ended.
+    fn body(mut reading: Reading, bytes: &str, size: usize) -> Result<(String, Vec<String>, bool), Malformed> {
+        let (mut data, mut trailers) = (Vec::new(), Vec::new());
+        let mut pieces = bytes.as_bytes().chunks(size);
+        let mut rest: &[u8] = b"";
+        loop {
+            let (framing, piece) = reading.next(rest)?;
+            rest = &rest[framing..];
+            match piece {
+                Piece::Data(length) => {
+                    data.extend_from_slice(&rest[..length]);
+                    rest = &rest[length..];
+                }
+                Piece::Trailers(map) => trailers.extend(map.keys().map(|name| name.as_str().to_owned())),
+                Piece::End => return Ok((String::from_utf8(data).unwrap(), trailers, true)),
+                Piece::More => match pieces.next() {
+                    Some(piece) => rest = piece,
+                    None => return Ok((String::from_utf8(data).unwrap(), trailers, false)),
+                },
+            }
+        }
+    }
+
+    #[test]
+    fn a_head_is_taken_apart_and_what_comes_behind_it_is_kept() {
+        let Answer { parts, rest, .. } = read("HTTP/1.1 203 Fine\r\nA: 1\r\nb:\r\na: 2\r\n\r\nbody").unwrap().unwrap();
+        assert_eq!((parts.status.as_u16(), parts.version, &rest[..]), (203, Version::HTTP_11, &b"body"[..]));
+        assert_eq!(parts.headers.get_all("a").iter().collect::<Vec<_>>(), ["1", "2"]);
+        assert_eq!(parts.headers["b"], "");
+        assert_eq!(parts.extensions.get::<ReasonPhrase>().unwrap().as_bytes(), b"Fine");
+        let usual = read("HTTP/1.0 200 OK\r\n\r\n").unwrap().unwrap().parts;
+        assert_eq!((usual.version, usual.extensions.get::<ReasonPhrase>()), (Version::HTTP_10, None));
+    }
+
+    #[test]
+    fn half_a_head_is_waited_for_and_nonsense_is_not() {
+        assert!(matches!(read("HTTP/1.1 200 OK\r\nA: 1\r\n"), Ok(None)));
+        for nonsense in
+            ["HTTP/1.1 2OO OK\r\n\r\n", "SSH-2.0-x\r\n", "HTTP/1.1 200 OK\r\n: x\r\n\r\n", "HTTP/1.1 099 x\r\n\r\n"]
+        {
+            assert!(matches!(read(nonsense), Err(Malformed)), "{nonsense}");
+        }
+        let long = format!("HTTP/1.1 200 OK\r\nA: {}", "x".repeat(ANSWER_HEAD_MAX));
+        assert!(matches!(read(&long), Err(Malformed)), "no end in sight");
+        assert!(matches!(read(&(long + "\r\n\r\n")), Err(Malformed)));
+    }
+
+    #[test]
+    fn the_end_of_an_answer_is_told_by_one_rule() {
+        let chunked = Reading::Chunked(Chunk::BEGIN, Vec::new());
+        for (head, expected) in [
+            ("200 OK", Ok(Reading::ToEnd)),
+            ("200 OK\r\ncontent-length: 5", Ok(Reading::Sized(5))),
+            ("200 OK\r\ncontent-length: 0", Ok(Reading::Over)),
+            ("200 OK\r\ncontent-length: 5\r\ncontent-length: 5", Ok(Reading::Sized(5))),
+            ("200 OK\r\ncontent-length: 5, 5", Ok(Reading::Sized(5))),
+            ("200 OK\r\ncontent-length: 5\r\ncontent-length: 6", Err(Malformed)),
+            ("200 OK\r\ncontent-length: 5, 6", Err(Malformed)),
+            ("200 OK\r\ncontent-length: +5", Err(Malformed)),
+            ("200 OK\r\ncontent-length:", Err(Malformed)),
+            ("200 OK\r\ncontent-length: 99999999999999999999", Err(Malformed)),
+            ("200 OK\r\ntransfer-encoding: gzip, Chunked", Ok(chunked)),
+            ("200 OK\r\ntransfer-encoding: chunked, gzip", Ok(Reading::ToEnd)),
+            ("200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 5", Err(Malformed)),
+            ("204 No Content\r\ncontent-length: 5", Ok(Reading::Over)),
+            ("304 Not Modified\r\ncontent-length: 5", Ok(Reading::Over)),
+            ("101 Switching Protocols", Ok(Reading::Over)),
+        ] {
+            assert_eq!(framing(Method::GET, head), expected, "{head}");
+        }
+        assert_eq!(framing(Method::HEAD, "200 OK\r\ncontent-length: 5"), Ok(Reading::Over));
+        let Answer { parts, marks, .. } =
+            read("HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").unwrap().unwrap();
+        assert_eq!(Reading::of_answer(&Method::GET, &parts, marks), Err(Malformed));
+    }
+
+    #[test]
+    fn a_connection_goes_on_if_nobody_says_otherwise() {
+        for (head, expected) in [
+            ("HTTP/1.1 200 OK", true),
+            ("HTTP/1.1 200 OK\r\nconnection: x, Close", false),
+            ("HTTP/1.1 200 OK\r\nconnection: close\r\nconnection: keep-alive", false),
+            ("HTTP/1.0 200 OK", false),
+            ("HTTP/1.0 200 OK\r\nconnection: Keep-Alive", true),
+            ("HTTP/1.0 200 OK\r\nconnection: x", false),
+        ] {
+            let Answer { parts, marks, .. } = read(&format!("{head}\r\n\r\n")).unwrap().unwrap();
+            assert_eq!(keeps_open(parts.version, &parts.headers, marks), expected, "{head}");
+        }
+    }
+
+    #[test]
+    fn bodies_are_found_however_they_are_cut() {
+        let chunked = || Reading::Chunked(Chunk::BEGIN, Vec::new());
+        for size in 1..20 {
+            let plain = body(chunked(), "3\r\nabc\r\n2 ;x=y\r\nde\r\n0\r\n\r\n", size);
+            assert_eq!(plain, Ok(("abcde".into(), vec![], true)), "{size}");
+            let trailed = body(chunked(), "1\r\na\r\n0\r\nSum: 7\r\nX: \r\n\r\n", size);
+            assert_eq!(trailed, Ok(("a".into(), vec!["sum".into(), "x".into()], true)), "{size}");
+            assert_eq!(body(chunked(), "5\r\nabc", size), Ok(("abc".into(), vec![], false)), "{size}");
+            assert_eq!(body(chunked(), "x\r\n", size), Err(Malformed));
+            assert_eq!(body(chunked(), "1\r\nab", size), Err(Malformed));
+            assert_eq!(body(Reading::Sized(3), "abc", size), Ok(("abc".into(), vec![], true)), "{size}");
+            assert_eq!(body(Reading::Sized(4), "abc", size), Ok(("abc".into(), vec![], false)), "{size}");
+            assert_eq!(body(Reading::ToEnd, "abc", size), Ok(("abc".into(), vec![], false)), "{size}");
+        }
+        let many = format!("0\r\n{}\r\n", "a: b\r\n".repeat(TRAILERS_MAX + 1));
+        assert_eq!(body(chunked(), &many, 4_096), Err(Malformed));
+    }
+
+    #[test]
+    fn a_body_that_leaves_is_as_long_as_announced() {
+        let mut out = Vec::new();
+        let mut sized = Writing::Sized(3);
+        assert_eq!((sized.begin_piece(&mut out, 2), sized.end(&mut out, None)), (Ok(()), Err(Malformed)));
+        assert_eq!(sized.begin_piece(&mut out, 2), Err(Malformed), "more than announced");
+        assert!(out.is_empty() && sized.end_piece().is_empty());
+        let mut to_end = Writing::ToEnd;
+        assert_eq!((to_end.begin_piece(&mut out, 9), to_end.end(&mut out, None), out.len()), (Ok(()), Ok(()), 0));
+    }
+
+    #[test]
+    fn trailers_leave_if_they_were_announced_and_frame_nothing() {
+        let map = |lines: &[(&'static str, &'static str)]| -> HeaderMap {
+            lines.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+        };
+        let mut writing = Writing::chunked(&map(&[("trailer", "Sum, content-length")]));
+        let mut out = Vec::new();
+        writing.begin_piece(&mut out, 16).unwrap();
+        out.extend_from_slice(writing.end_piece());
+        writing.end(&mut out, Some(&map(&[("sum", "7"), ("content-length", "1"), ("other", "x")]))).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), "10\r\n\r\n0\r\nsum: 7\r\n\r\n");
+    }
+
+    #[test]
+    fn an_answer_is_framed_by_what_its_client_can_read() {
+        let asked = |version, is_head| Asked { is_head, version, keeps_open: true };
+        let put = |asked: Asked, status: u16, lines: &[(&'static str, &'static str)], left| {
+            let headers: HeaderMap = lines
+                .iter()
+                .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+                .collect();
+            let mut out = Vec::new();
+            let status = StatusCode::from_u16(status).unwrap();
+            let written = put_answer(&mut out, asked, status, None, &headers, left, b"today");
+            let how = match written.writing {
+                None => "none".into(),
+                Some(Writing::Sized(left)) => format!("sized {left}"),
+                Some(Writing::Chunked(_)) => "chunked".into(),
+                Some(Writing::ToEnd) => "to end".into(),
+            };
+            (String::from_utf8(out).unwrap().replace("\r\n", "|"), how, written.keeps_open)
+        };
+        let get = asked(Version::HTTP_11, false);
+        let (text, how, keeps) = put(get, 200, &[("a", "b")], Some(5));
+        assert_eq!(
+            (&text[..], &how[..], keeps),
+            ("HTTP/1.1 200 OK|a: b|content-length: 5|date: today||", "sized 5", true)
+        );
+        let (text, how, keeps) = put(get, 200, &[("trailer", "x"), ("date", "then")], None);
+        let expected = "HTTP/1.1 200 OK|date: then|transfer-encoding: chunked|trailer: x||";
+        assert_eq!((&text[..], &how[..], keeps), (expected, "chunked", true));
+        let (text, how, _) = put(get, 200, &[("content-length", "7"), ("transfer-encoding", "chunked")], None);
+        assert_eq!((&text[..], &how[..]), ("HTTP/1.1 200 OK|content-length: 7|date: today||", "sized 7"));
+        let (text, how, _) = put(get, 200, &[("content-length", "7")], Some(0));
+        assert_eq!((&text[..], &how[..]), ("HTTP/1.1 200 OK|content-length: 0|date: today||", "none"));
+        let (text, how, keeps) = put(get, 599, &[("connection", "close")], Some(0));
+        let expected = "HTTP/1.1 599 Unknown|connection: close|content-length: 0|date: today||";
+        assert_eq!((&text[..], &how[..], keeps), (expected, "none", false));
+        for bare in [101, 204, 304] {
+            let (text, how, _) = put(get, bare, &[("content-length", "7")], Some(0));
+            assert!(!text.contains("content-length") && how == "none", "{text}");
+        }
+        let head = asked(Version::HTTP_11, true);
+        let (text, how, _) = put(head, 200, &[("content-length", "7")], Some(0));
+        assert_eq!((&text[..], &how[..]), ("HTTP/1.1 200 OK|content-length: 7|date: today||", "none"));
+        assert_eq!(put(head, 200, &[], Some(0)).0, "HTTP/1.1 200 OK|date: today||");
+        let old = asked(Version::HTTP_10, false);
+        let (text, how, keeps) = put(old, 200, &[("trailer", "x")], None);
+        assert_eq!((&text[..], &how[..], keeps), ("HTTP/1.0 200 OK|connection: close|date: today||", "to end", false));
+        let (text, _, keeps) = put(old, 200, &[], Some(1));
+        let expected = "HTTP/1.0 200 OK|content-length: 1|connection: keep-alive|date: today||";
+        assert_eq!((&text[..], keeps), (expected, true));
+    }
 }
