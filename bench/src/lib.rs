@@ -1,5 +1,8 @@
 //! What the benchmarks share: figures of several rounds, and what a process has used.
 
+pub mod load;
+pub mod peers;
+
 use std::time::Instant;
 
 use anyhow::Context as _;
