@@ -17,7 +17,6 @@ use bytes::Bytes;
 use http::header::{HOST, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, response};
 use http_body::{Body as _, Frame};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use seawall_core::balance::Avoid;
 use seawall_core::fault::book::Id as FaultId;
 use seawall_core::guard::Refusal;
@@ -35,7 +34,7 @@ use crate::aim::Aim;
 use crate::fault::body::Damage;
 use crate::fault::tries::{faulted, note_once, touch};
 use crate::http::answer::Answer;
-use crate::http::body::{ClientBody, Incoming, Progress, ReqBody, ResBody, Sending, Tracked};
+use crate::http::body::{BoxError, ClientBody, Incoming, Pieces, Progress, ReqBody, ResBody, Sending, Tracked};
 use crate::http::conn::ConnState;
 use crate::http::gate::{VERDICT_HEADER, Verdict};
 use crate::http::grpc::{self, GRPC_TIMEOUT, PREVIOUS_ATTEMPTS};
@@ -43,6 +42,7 @@ use crate::http::headers::{
     self, EXPECTED_TIMEOUT_MS, Hop, IDEMPOTENCY_KEY, PROXY_STATUS, Present, RETRY_OWNER, SEAWALL_DURABILITY,
     SEAWALL_FAULT, SEAWALL_RECORD, X_REQUEST_ID,
 };
+use crate::http::wire;
 use crate::node::{Node, Used, Worker};
 use crate::pool::{EndpointLoad, Link, Switched};
 use crate::records::Fate;
@@ -597,10 +597,9 @@ async fn keep_body(
         };
     }
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let collected = Limited::new(body, limit).collect();
-    match tokio::time::timeout_at(worker.node.clock.instant(deadline.at()), collected).await {
-        Ok(Ok(whole)) => Ok(Kept::Whole(whole.to_bytes())),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+    match tokio::time::timeout_at(worker.node.clock.instant(deadline.at()), read_whole(body, limit)).await {
+        Ok(Ok(Some(whole))) => Ok(Kept::Whole(whole)),
+        Ok(Ok(None)) => {
             let detail = format!("writes of unknown length may have {limit} bytes here (`replay_max`)");
             Err(Box::new(Answer::new(413, "http_request_error", "replay_max", detail).build()))
         }
@@ -610,6 +609,18 @@ async fn keep_body(
             Err(Box::new(Answer::new(408, "http_request_error", "deadline", detail).build()))
         }
     }
+}
+
+/// A body in one piece; `None` if it is too long.
+async fn read_whole(mut body: Incoming, limit: usize) -> Result<Option<Bytes>, BoxError> {
+    let mut pieces = Pieces::default();
+    while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        frame?.into_data().into_iter().for_each(|data| pieces.push(data));
+        if pieces.len() > limit {
+            return Ok(None);
+        }
+    }
+    Ok(Some(pieces.whole()))
 }
 
 /// What of a body has come already.
@@ -1195,15 +1206,8 @@ fn pass_interim(conn: &ConnState, via: &HeaderValue, status: StatusCode, headers
     }
     let mut headers = headers.clone();
     headers::to_client(&mut headers, via);
-    let mut bytes =
-        format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or("")).into_bytes();
-    for (name, value) in &headers {
-        bytes.extend_from_slice(name.as_str().as_bytes());
-        bytes.extend_from_slice(b": ");
-        bytes.extend_from_slice(value.as_bytes());
-        bytes.extend_from_slice(b"\r\n");
-    }
-    bytes.extend_from_slice(b"\r\n");
+    let mut bytes = Vec::new();
+    wire::put_interim(&mut bytes, status, &headers);
     if !conn.send_interim(&bytes) {
         tracing::debug!(status = status.as_u16(), "an interim answer came too late to be passed on");
     }

@@ -304,7 +304,7 @@ pub(crate) fn finish_write(node: &Arc<Node>, write: Write, may_have_arrived: boo
     if !final_answer {
         return;
     }
-    let headers = response.headers().clone();
+    let headers = headers::owned(response.headers());
     match (response.body().bytes(), response.body_mut()) {
         (Some(body), _) => claiming.finish(node.clock.now(), DoneAnswer { status, headers, body }),
         (None, ResBody::Relay(relay)) => relay.keep_for(Wish::Replay(claiming, (status, headers)), ANSWER_BYTES_MAX),

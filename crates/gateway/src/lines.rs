@@ -25,10 +25,12 @@ use crate::http::wire::{self, Answer, Malformed, Piece, Reading, Writing};
 use crate::net::{Stream, with_scratch};
 use crate::pool::{OpenCount, Switched};
 
-/// A body with so much to come is read where it will stay, and not copied.
-const LONG: u64 = 16 << 10;
-/// One such read takes at most this much.
-const LONG_READ: usize = 64 << 10;
+/// A body with so much to come is read where it will stay, this much at a time, and not copied.
+const LONG: usize = 64 << 10;
+/// A read that brings so much tells that there is more to come.
+const MUCH: usize = 16 << 10;
+/// Interim answers to one request.
+const INTERIM_MAX: u32 = 32;
 
 /// An HTTP/1 connection.
 pub(crate) struct Lines {
@@ -47,6 +49,8 @@ pub(crate) struct Lines {
     keeps_open: bool,
     /// The last read of a body of unknown length brought much.
     comes_fast: bool,
+    /// Interim answers to the present request.
+    interims: u32,
     method: Method,
     /// Bytes since the present request began.
     read: u64,
@@ -71,6 +75,7 @@ impl Lines {
             is_deaf: false,
             keeps_open: true,
             comes_fast: false,
+            interims: 0,
             method: Method::GET,
             read: 0,
             written: 0,
@@ -100,7 +105,7 @@ impl Lines {
 
     fn begin(&mut self, sending: Sending<'_>) {
         let Sending { method, target, headers, body } = sending;
-        (self.read, self.written, self.comes_fast) = (0, 0, false);
+        (self.read, self.written, self.comes_fast, self.interims) = (0, 0, false, 0);
         let out = self.out.head();
         wire::put_request_line(out, method, target);
         let mut announced = None;
@@ -134,36 +139,40 @@ impl Lines {
     /// Sends what is to be sent. Fails only by what the client does; an upstream that does not take it may have answered.
     fn poll_out(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         loop {
-            if ready!(self.out.poll_leave(&mut self.stream, cx, &mut self.written)).is_err() {
-                (self.is_deaf, self.body) = (true, None);
-                self.out.give_up();
+            if self.out.is_full() {
+                ready!(self.poll_leave(cx));
             }
-            let Some((body, writing)) = &mut self.body else { return Poll::Ready(Ok(())) };
-            let put = match ready!(Pin::new(body).poll_frame(cx)) {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) if data.is_empty() => Ok(()),
-                    Ok(data) => {
-                        let begun = writing.begin_piece(self.out.head(), data.len());
-                        self.out.piece(data, writing.end_piece());
-                        begun
-                    }
-                    Err(frame) => {
-                        let ended = writing.end(self.out.head(), frame.trailers_ref());
-                        self.body = None;
-                        ended
-                    }
-                },
-                None => {
-                    let ended = writing.end(self.out.head(), None);
-                    self.body = None;
-                    ended
+            let Some((body, writing)) = &mut self.body else { return self.poll_leave(cx).map(Ok) };
+            let frame = match Pin::new(body).poll_frame(cx) {
+                Poll::Ready(frame) => frame.transpose(),
+                Poll::Pending => {
+                    ready!(self.poll_leave(cx));
+                    return Poll::Pending;
                 }
-                Some(Err(_)) => Err(Malformed),
             };
-            if put.is_err() {
-                self.is_deaf = true;
-                return Poll::Ready(Err(Failure::ConnectionLost));
+            match frame.map_err(|_| Malformed).and_then(|frame| self.out.frame(writing, frame)) {
+                Ok(false) => {}
+                Ok(true) => self.body = None,
+                Err(Malformed) => {
+                    (self.is_deaf, self.body) = (true, None);
+                    return Poll::Ready(Err(Failure::ConnectionLost));
+                }
             }
+        }
+    }
+
+    fn poll_leave(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if ready!(self.out.poll_leave(&mut self.stream, cx, &mut self.written)).is_err() {
+            (self.is_deaf, self.body) = (true, None);
+            self.out.give_up();
+        }
+        Poll::Ready(())
+    }
+
+    /// Has what is still to be sent go on while nobody asks for the answer.
+    pub(crate) fn drive(&mut self, cx: &mut Context<'_>) {
+        if self.body.is_some() || !self.out.is_empty() {
+            let _ = self.poll_out(cx);
         }
     }
 
@@ -176,8 +185,12 @@ impl Lines {
         loop {
             match seen {
                 Ok(Some(Answer { parts, marks, rest })) => {
-                    self.head.clear();
+                    self.head = Vec::new();
                     if parts.status.is_informational() && parts.status != StatusCode::SWITCHING_PROTOCOLS {
+                        self.interims += 1;
+                        if self.interims > INTERIM_MAX {
+                            return Poll::Ready(Err(Failure::Protocol));
+                        }
                         interim(&parts);
                         self.head.extend_from_slice(&rest);
                         seen = if rest.is_empty() { Ok(None) } else { wire::answer(&self.head) };
@@ -254,9 +267,9 @@ impl Lines {
     }
 
     fn poll_more_body(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
-        let is_long = self.reading.left().map_or(self.comes_fast, |left| left >= LONG);
+        let is_long = self.reading.left().map_or(self.comes_fast, |left| left >= LONG as u64);
         self.come = if is_long {
-            let mut come = BytesMut::with_capacity(LONG_READ);
+            let mut come = BytesMut::with_capacity(LONG);
             ready!(pin!(self.stream.read_buf(&mut come)).poll(cx))?;
             come.freeze()
         } else {
@@ -266,7 +279,7 @@ impl Lines {
                 read.map_ok(|()| Bytes::copy_from_slice(buffer.filled()))
             }))?
         };
-        self.comes_fast = self.come.len() as u64 >= LONG;
+        self.comes_fast = self.come.len() >= MUCH;
         self.read += self.come.len() as u64;
         Poll::Ready(Ok(self.come.len()))
     }
@@ -306,6 +319,9 @@ impl Lines {
     pub(crate) fn is_quiet(&mut self) -> bool {
         let mut byte = [0; 1];
         let mut buffer = ReadBuf::new(&mut byte);
-        Pin::new(&mut self.stream).poll_read(&mut Context::from_waker(Waker::noop()), &mut buffer).is_pending()
+        let read = std::future::poll_fn(|cx| Pin::new(&mut self.stream).poll_read(cx, &mut buffer));
+        // However long its task has been at work already.
+        let read = pin!(tokio::task::coop::unconstrained(read));
+        read.poll(&mut Context::from_waker(Waker::noop())).is_pending()
     }
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::response;
 use http_body::Frame;
 use seawall_core::balance::latency::PeakEwma;
@@ -22,7 +22,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::clock::{Clock, Seldom};
 use crate::frames::{Frames, Seat, Waking};
-use crate::http::body::Sending;
+use crate::http::body::{Pieces, Sending};
 use crate::lines::Lines;
 use crate::name::{Known, Name};
 use crate::net::{Net, Stream};
@@ -314,6 +314,13 @@ impl Link {
         }
     }
 
+    /// Has what is still to be sent of the request go on, where nobody else does.
+    pub(crate) fn drive(&mut self, cx: &mut Context<'_>) {
+        if let Self::Lines(lines) = self {
+            lines.drive(cx);
+        }
+    }
+
     /// How long the rest of the answer's body is, if that is known.
     pub(crate) fn left(&self) -> Option<u64> {
         match self {
@@ -358,27 +365,12 @@ impl Link {
 
     /// Reads a whole body of known length.
     pub(crate) async fn read_whole(&mut self) -> Result<Bytes, Failure> {
-        let mut first: Option<Bytes> = None;
-        let mut rest = BytesMut::new();
+        let mut pieces = Pieces::default();
         loop {
-            let frame = std::future::poll_fn(|cx| self.poll_body(cx)).await;
-            match frame {
-                None => break,
-                Some(Err(failure)) => return Err(failure),
-                Some(Ok(frame)) => {
-                    let Ok(data) = frame.into_data() else { continue };
-                    match &first {
-                        None => first = Some(data),
-                        Some(begin) => {
-                            if rest.is_empty() {
-                                rest.extend_from_slice(begin);
-                            }
-                            rest.extend_from_slice(&data);
-                        }
-                    }
-                }
+            match std::future::poll_fn(|cx| self.poll_body(cx)).await {
+                None => return Ok(pieces.whole()),
+                Some(frame) => frame?.into_data().into_iter().for_each(|data| pieces.push(data)),
             }
         }
-        Ok(if rest.is_empty() { first.unwrap_or_default() } else { rest.freeze() })
     }
 }

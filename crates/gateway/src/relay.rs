@@ -109,7 +109,7 @@ impl Relay {
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self.early {
             Early::Flushing => {
-                // The library writes what it has when nothing more is at hand.
+                // What there is leaves when nothing more is at hand.
                 self.early = Early::Now;
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
@@ -203,7 +203,7 @@ impl Relay {
         }
     }
 
-    /// The library writes announced trailers only; an unannounced one cannot follow.
+    /// Only announced trailers are written; an unannounced one cannot follow.
     fn passes_trailers(&self) -> bool {
         if !self.trailers_announced {
             self.worker.counts[self.route.index()].trailers_dropped.add(1);
@@ -217,6 +217,11 @@ impl Relay {
         if !self.trailers_announced && self.damage.is_none() {
             self.keeping = Some(Keeping { wish, bytes: BytesMut::new(), bytes_max });
         }
+    }
+
+    /// Has what is still to be sent of the request go on.
+    pub(crate) fn drive(&mut self, cx: &mut Context<'_>) {
+        self.link.iter_mut().for_each(|link| link.drive(cx));
     }
 
     /// Holds a place in the bulkhead until its end.

@@ -13,6 +13,7 @@ use http::{Response, StatusCode, Uri};
 use seawall_core::time::Mono;
 
 use crate::http::body::ResBody;
+use crate::http::headers::owned;
 
 const ENTRIES_MAX: usize = 4_096;
 const BYTES_MAX: usize = 64 << 20;
@@ -62,7 +63,7 @@ impl Stale {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.next += 1;
         let number = kept.next;
-        let entry = Entry { number, at: now, headers: headers.clone(), body: body.clone() };
+        let entry = Entry { number, at: now, headers: owned(headers), body: body.clone() };
         if let Some(old) = kept.entries.insert(key.clone(), entry) {
             kept.bytes -= old.size(key);
         }

@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
 
 use crate::clock::Clock;
-use crate::http::headers::IDEMPOTENCY_KEY;
+use crate::http::headers::{IDEMPOTENCY_KEY, owned_value};
 use crate::records::{Fate, Records};
 
 /// Answers remembered at most; each holds at most [`ANSWER_BYTES_MAX`] of body.
@@ -62,7 +62,7 @@ impl Identity {
         prng: &Mutex<Prng>,
     ) -> Result<Self, BadKey> {
         let key = match headers.get(IDEMPOTENCY_KEY) {
-            Some(key) => key.clone(),
+            Some(key) => owned_value(key),
             None => made_key(prng),
         };
         let text = key.to_str().map_err(|_| BadKey)?.trim();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Uri, request};
 use http_body::{Body, Frame, SizeHint};
 
@@ -186,6 +186,35 @@ impl Body for ReqBody {
     }
 }
 
+/// A body that is read whole: its only piece as it came, or all of them in one.
+#[derive(Default)]
+pub(crate) struct Pieces {
+    first: Option<Bytes>,
+    rest: BytesMut,
+}
+
+impl Pieces {
+    pub(crate) fn push(&mut self, data: Bytes) {
+        match &self.first {
+            None => self.first = Some(data),
+            Some(first) => {
+                if self.rest.is_empty() {
+                    self.rest.extend_from_slice(first);
+                }
+                self.rest.extend_from_slice(&data);
+            }
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.rest.len().max(self.first.as_ref().map_or(0, Bytes::len))
+    }
+
+    pub(crate) fn whole(self) -> Bytes {
+        if self.rest.is_empty() { self.first.unwrap_or_default() } else { self.rest.freeze() }
+    }
+}
+
 /// An answer's body as the client gets it.
 pub(crate) enum ResBody {
     /// None.
@@ -223,6 +252,13 @@ pub(crate) struct Tracked<G> {
 impl<G> Tracked<G> {
     pub(crate) fn new(body: ResBody, guard: G) -> Self {
         Self { body, guard: Some(guard) }
+    }
+
+    /// Has what is still to be sent of the request go on.
+    pub(crate) fn drive(&mut self, cx: &mut Context<'_>) {
+        if let ResBody::Relay(relay) = &mut self.body {
+            relay.drive(cx);
+        }
     }
 
     /// The same without a byte.

@@ -1,4 +1,4 @@
-//! A client's connection as the HTTP library sees it: bytes that have passed the gate, and a clock that runs.
+//! A client's connection as those see it who speak HTTP on it: bytes that have passed the gate, and a clock that runs.
 //!
 //! The gate stands in front of every read. A sweep from outside (`listener.rs`) looks at [`ConnState`] now and then
 //! and marks a connection overdue; the next read then ends it the right way for where it stands: between requests it
@@ -6,7 +6,7 @@
 
 use std::future::Future;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use seawall_core::fault::book::Client;
 use seawall_core::time::Mono;
-use tokio::io::{AsyncRead as _, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead as _, AsyncWrite, ReadBuf};
 
 use super::gate::{Gate, GateLimits, Phase, Verdict};
 use super::h2::PREFACE;
@@ -26,9 +26,6 @@ use crate::upgrade::Handover;
 /// After a refusal the client may still be sending; closing at once would reset the answer away. So we read on, and
 /// throw away, for this long.
 const LINGER: Duration = Duration::from_secs(1);
-
-/// A body with so much to come is read where it will stay, and not copied.
-const LONG: u64 = 16 << 10;
 
 /// What others may know and change of a connection.
 #[derive(Default)]
@@ -42,12 +39,16 @@ pub(crate) struct ConnState {
     /// True from a request's head to the end of its answer.
     in_request: AtomicBool,
     overdue: AtomicBool,
+    /// Somebody waits for more of the request's body.
+    awaits_body: AtomicBool,
     /// The connection's task is to look around: at what is overdue, an interim answer, whether it is to end.
     is_nudged: AtomicBool,
     task: OnceLock<Waker>,
     body_verdict: Mutex<Option<Verdict>>,
-    /// True while everything written has been flushed, and no answer has begun that an interim one would cut into.
+    /// True while everything written has been flushed.
     clean: AtomicBool,
+    /// True from the beginning of an answer on: an interim one would cut into it.
+    is_answering: AtomicBool,
     /// True if the connection must end in a way that cannot be taken for the end of an answer.
     reset: AtomicBool,
     interim: Mutex<Vec<u8>>,
@@ -82,7 +83,9 @@ impl ConnState {
         let since = Mono::from_nanos(self.since.load(Relaxed));
         let allowed = match self.phase.load(Relaxed) {
             PHASE_HEAD => patience.header,
-            PHASE_BODY => patience.body,
+            // Only while somebody waits for it: an upstream that takes it slowly is not the client's doing.
+            PHASE_BODY if self.awaits_body.load(Relaxed) => patience.body,
+            PHASE_BODY => Duration::MAX,
             PHASE_REFUSED => patience.idle,
             _ if self.in_request.load(Relaxed) => Duration::MAX,
             _ => patience.idle,
@@ -136,7 +139,7 @@ impl ConnState {
 
     /// Sends an interim (1xx) answer on its way, before the final one. False if that is not possible any more.
     pub(crate) fn send_interim(&self, bytes: &[u8]) -> bool {
-        if !self.clean.load(Relaxed) {
+        if !self.clean.load(Relaxed) || self.is_answering.load(Relaxed) {
             return false;
         }
         self.interim.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
@@ -159,12 +162,20 @@ impl ConnState {
 
     /// The answer begins: no interim one can come before it any more.
     pub(crate) fn begin_answer(&self) {
-        self.clean.store(false, Relaxed);
+        self.is_answering.store(true, Relaxed);
     }
 
-    /// When the present phase began, or the present request.
-    pub(crate) fn since(&self) -> Mono {
-        Mono::from_nanos(self.since.load(Relaxed))
+    /// Somebody waits for more of the body, or not any more.
+    pub(crate) fn await_body(&self, clock: &Clock, awaits: bool) {
+        if awaits != self.awaits_body.load(Relaxed) {
+            self.awaits_body.store(awaits, Relaxed);
+            self.since.store(clock.now().as_nanos(), Relaxed);
+        }
+    }
+
+    /// True if the sweep has found that it waits too long.
+    pub(crate) fn is_overdue(&self) -> bool {
+        self.overdue.load(Relaxed)
     }
 
     /// Ends the connection with a reset: to a client whose answer ends with its connection, a plain close would say that
@@ -177,6 +188,7 @@ impl ConnState {
     pub(crate) fn begin(&self) -> bool {
         let number = self.begun.load(Relaxed) + 1;
         self.begun.store(number, Relaxed);
+        self.is_answering.store(false, Relaxed);
         self.asking.load(Relaxed) == number
     }
 
@@ -242,7 +254,7 @@ pub(crate) struct ClientIo {
     /// A verdict on a body, told once what passed before it has been handed over.
     broken: Option<Verdict>,
     speech: Speech,
-    clock: Clock,
+    pub(crate) clock: Clock,
     state: Arc<ConnState>,
     linger: Option<Pin<Box<tokio::time::Sleep>>>,
 }
@@ -357,9 +369,6 @@ impl ClientIo {
 
     /// Reads from the kernel through the gate. False at the end.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        if self.gate.run() >= LONG {
-            return self.poll_run(cx);
-        }
         with_scratch(|scratch| {
             let mut buffer = ReadBuf::new(scratch);
             ready!(pinned(&mut self.stream).poll_read(cx, &mut buffer))?;
@@ -391,18 +400,6 @@ impl ClientIo {
             self.note_gate();
             Poll::Ready(Ok(true))
         })
-    }
-
-    /// Reads on in a long body of known length, where it will stay.
-    fn poll_run(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        let run = usize::try_from(self.gate.run()).unwrap_or(usize::MAX).min(SCRATCH_BYTES);
-        let mut come = Vec::with_capacity(run);
-        let stream = self.stream.as_mut().expect("whoever took it out took the whole of this");
-        let bytes = ready!(pin!(stream.take(run as u64).read_buf(&mut come)).poll(cx))?;
-        self.gate.pass_run(bytes as u64);
-        self.passed = come;
-        self.note_gate();
-        Poll::Ready(Ok(bytes > 0))
     }
 
     /// Reads what comes of HTTP/2.
@@ -484,7 +481,7 @@ impl AsyncWrite for ClientIo {
         true
     }
 
-    /// Called by the library only when all it had has been written: the moment between two answers.
+    /// Called only when all there was has been written.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.state.clean.store(true, Relaxed);

@@ -49,6 +49,11 @@ impl Feed {
         hatch.is_wanted && hatch.piece.is_none()
     }
 
+    /// True if nobody is there any more to read it.
+    pub(crate) fn is_alone(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+
     /// Hands a piece over.
     pub(crate) fn put(&self, piece: Result<Frame<Bytes>, BoxError>) {
         self.change(|hatch| hatch.piece = Some(piece));

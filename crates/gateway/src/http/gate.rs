@@ -195,7 +195,7 @@ impl Gate {
     }
 
     /// How many bytes all belong to the body of a known length, which may pass unlooked at.
-    pub(crate) fn run(&self) -> u64 {
+    fn run(&self) -> u64 {
         match self.state {
             State::Sized { left } => left,
             _ => 0,
@@ -203,7 +203,7 @@ impl Gate {
     }
 
     /// So many of them have passed.
-    pub(crate) fn pass_run(&mut self, bytes: u64) {
+    fn pass_run(&mut self, bytes: u64) {
         let left = self.run().saturating_sub(bytes);
         self.state = if left == 0 { State::Head } else { State::Sized { left } };
     }

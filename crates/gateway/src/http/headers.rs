@@ -22,9 +22,9 @@ pub(crate) const SEAWALL_RECORD: HeaderName = HeaderName::from_static("seawall-r
 pub(crate) const SEAWALL_DEGRADED: HeaderName = HeaderName::from_static("seawall-degraded");
 /// How safe an accepted write is.
 pub(crate) const SEAWALL_DURABILITY: HeaderName = HeaderName::from_static("seawall-durability");
-/// Which faults, placed on purpose, touched the request.
 /// On a copy of a request, for the upstream that gets copies.
 pub(crate) const SEAWALL_MIRROR: HeaderName = HeaderName::from_static("seawall-mirror");
+/// Which faults, placed on purpose, touched the request.
 pub(crate) const SEAWALL_FAULT: HeaderName = HeaderName::from_static("seawall-fault");
 /// RFC 9209.
 pub(crate) const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
@@ -243,6 +243,16 @@ pub(crate) fn is_loop(headers: &HeaderMap, via: &HeaderValue) -> bool {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .any(|hop| hop.trim() == ours)
+}
+
+/// A copy that shares no memory: what is kept for long must not keep the rest of its message.
+pub(crate) fn owned(headers: &HeaderMap) -> HeaderMap {
+    headers.iter().map(|(name, value)| (name.clone(), owned_value(value))).collect()
+}
+
+/// As [`owned`], for one.
+pub(crate) fn owned_value(value: &HeaderValue) -> HeaderValue {
+    HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone())
 }
 
 /// True if the answer announces trailers: only announced ones can be passed on.

@@ -1,4 +1,4 @@
-//! HTTP on both sides: the gate before the library, what a proxy owes to headers, bodies, and our own answers.
+//! HTTP on both sides: the gate, HTTP/1 as bytes, HTTP/2, what a proxy owes to headers, bodies, and our own answers.
 
 pub(crate) mod answer;
 pub(crate) mod body;

@@ -8,10 +8,15 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
+use http_body::Frame;
 use tokio::io::AsyncWrite;
+
+use super::wire::{Malformed, Writing};
 
 /// Data up to this long is copied.
 const SHORT: usize = 4 << 10;
+/// What waits to leave is written when it is so much.
+const FULL: usize = 16 << 10;
 /// A buffer that has grown beyond this is not kept.
 const SPARE_MAX: usize = 64 << 10;
 
@@ -36,12 +41,30 @@ impl Outgoing {
     }
 
     /// True if it is to leave before more is added.
-    pub(crate) fn is_full(&self, bytes: usize) -> bool {
-        !self.data.is_empty() || !self.after.is_empty() || self.head.len() - self.head_at >= bytes
+    pub(crate) fn is_full(&self) -> bool {
+        !self.data.is_empty() || !self.after.is_empty() || self.head.len() - self.head_at >= FULL
+    }
+
+    /// Adds the next piece of a body, or its end. True after the end. To be asked only while it is not full.
+    ///
+    /// # Errors
+    /// If the body is longer or shorter than was announced.
+    pub(crate) fn frame(&mut self, writing: &mut Writing, frame: Option<Frame<Bytes>>) -> Result<bool, Malformed> {
+        match frame.map(Frame::into_data) {
+            Some(Ok(data)) if data.is_empty() => Ok(false),
+            Some(Ok(data)) => {
+                writing.begin_piece(self.head(), data.len())?;
+                self.piece(data, writing.end_piece());
+                Ok(false)
+            }
+            Some(Err(trailers)) => writing.end(self.head(), trailers.trailers_ref()).map(|()| true),
+            None => writing.end(self.head(), None).map(|()| true),
+        }
     }
 
     /// Where to write what leaves before the next piece of data. To be asked for only while there is no data.
     pub(crate) fn head(&mut self) -> &mut Vec<u8> {
+        debug_assert!(self.data.is_empty() && self.after.is_empty(), "what comes before data must not come behind it");
         if self.head.capacity() == 0 {
             self.head = SPARE.take();
         }
@@ -155,7 +178,7 @@ mod tests {
                 let mut slow = Slow { at_a_time, taken: Vec::new() };
                 out.head().extend_from_slice(b"head ");
                 out.piece(Bytes::from(vec![b'x'; length]), b" end");
-                assert_eq!(out.is_full(usize::MAX), length > SHORT);
+                assert_eq!(out.is_full(), length > SHORT);
                 assert!(out.poll_leave(&mut slow, &mut cx, &mut written).is_ready() && out.is_empty());
                 let expected = [&b"head "[..], &vec![b'x'; length], b" end"].concat();
                 assert_eq!((slow.taken == expected, written), (true, expected.len() as u64));
@@ -169,6 +192,7 @@ mod tests {
         out.head().extend_from_slice(&vec![b'x'; SPARE_MAX + 1]);
         let left = out.poll_leave(&mut slow, &mut Context::from_waker(Waker::noop()), &mut 0);
         assert!(matches!(left, Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::WriteZero));
+        assert!(out.is_full());
         out.give_up();
         assert!(out.is_empty() && out.head().is_empty());
     }

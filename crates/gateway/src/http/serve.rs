@@ -29,8 +29,6 @@ use crate::clock::Clock;
 
 /// Of a body that nobody wanted so much is read, so that the connection can go on.
 const UNWANTED_MAX: usize = 256 << 10;
-/// What waits to leave is written when it is so much.
-const FULL: usize = 16 << 10;
 /// How old the date on an answer may be.
 const DATE_EVERY: Duration = Duration::from_millis(500);
 const DATE_BYTES: usize = 29;
@@ -93,7 +91,7 @@ pub(crate) async fn serve_connection<G: Unpin, F: Future<Output = Response<Track
             std::future::poll_fn(|cx| window.poll_answer(cx, answering.as_mut())).await
         };
         let Ok(response) = response else { return End::Closed };
-        let date = date(state.since(), clock);
+        let date = date(clock.now(), clock);
         let Ok(keeps_open) = window.write(response, asked, &date).await else { return End::Closed };
         match keeps_open {
             Keeps::Open => {}
@@ -103,7 +101,7 @@ pub(crate) async fn serve_connection<G: Unpin, F: Future<Output = Response<Track
     }
     // Whoever is still sending would lose the answer to a plain close.
     let _ = std::future::poll_fn(|cx| {
-        if state.is_nudged(cx) && (window.orders)() == Order::Stop {
+        if state.is_nudged(cx) && ((window.orders)() == Order::Stop || state.is_overdue()) {
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut *window.io).poll_shutdown(cx)
@@ -188,7 +186,7 @@ impl<O: Fn() -> Order, L: Fn() -> bool> Window<'_, O, L> {
     /// The head in front of what has come.
     fn take_request(&mut self, cx: &mut Context<'_>) -> (Asked, Request<Incoming>) {
         let Some((parts, marks, rest)) = wire::request(&self.come) else {
-            // The gate and the library differ about what a target may look like.
+            // The gate and the parser differ about what a target may look like.
             self.come = Bytes::new();
             let mut request = Request::new(Incoming::Empty);
             request.headers_mut().insert(VERDICT_HEADER, HeaderValue::from_static(Verdict::Target.name()));
@@ -221,9 +219,10 @@ impl<O: Fn() -> Order, L: Fn() -> bool> Window<'_, O, L> {
             }
             let has_fed = self.feed(cx)?;
             self.put_interim();
-            if !self.out.is_empty() && self.poll_leave(cx)?.is_pending() {
-                return Poll::Pending;
+            if !self.out.is_empty() {
+                let _ = self.poll_leave(cx)?;
             }
+            // Our own reader is polled again for what it was handed, whoever does not take interim answers.
             if !has_fed {
                 return Poll::Pending;
             }
@@ -250,7 +249,9 @@ impl<O: Fn() -> Order, L: Fn() -> bool> Window<'_, O, L> {
         let Some(feed) = &self.feed else {
             return self.notice_end(cx).map(|()| false);
         };
-        if !feed.is_wanted() {
+        let is_wanted = feed.is_wanted();
+        self.state.await_body(&self.io.clock, is_wanted);
+        if !is_wanted {
             return Ok(false);
         }
         let mut has_come_all = false;
@@ -329,14 +330,23 @@ impl<O: Fn() -> Order, L: Fn() -> bool> Window<'_, O, L> {
         let (parts, mut body) = response.into_parts();
         self.put_interim();
         self.state.begin_answer();
+        // Told to go on now, the client would take it for a part of the answer.
+        self.will_continue = false;
+        let mut has_all = true;
+        if self.feed.as_ref().is_some_and(Feed::is_alone) {
+            self.feed = None;
+            has_all = std::future::poll_fn(|cx| Poll::Ready(self.skip_body(cx))).await;
+        }
         let is_last = self.is_draining || (self.is_last)();
-        let asked = Asked { keeps_open: asked.keeps_open && !is_last, ..asked };
+        let asked = Asked { keeps_open: asked.keeps_open && has_all && !is_last, ..asked };
         let left = if body.is_end_stream() { Some(0) } else { body.size_hint().exact() };
-        let reason = parts.extensions.get::<ReasonPhrase>();
-        let mut written = wire::put_answer(self.out.head(), asked, parts.status, reason, &parts.headers, left, date);
+        let (status, reason) = (parts.status, parts.extensions.get::<ReasonPhrase>());
+        let mut written = wire::put_answer(self.out.head(), asked, status, reason, &parts.headers, left, date);
+        // Its values are slices of what came with it, and the body may be long.
+        drop(parts);
         std::future::poll_fn(|cx| self.poll_write(cx, &mut body, &mut written)).await?;
         drop(body);
-        if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+        if status == StatusCode::SWITCHING_PROTOCOLS {
             self.io.unread(std::mem::take(&mut self.come));
             return Ok(Keeps::Switched);
         }
@@ -354,43 +364,33 @@ impl<O: Fn() -> Order, L: Fn() -> bool> Window<'_, O, L> {
     ) -> Poll<Result<(), Gone>> {
         self.look(cx)?;
         loop {
-            let has_fed = self.feed(cx)?;
-            if self.out.is_full(FULL) && self.poll_leave(cx)?.is_pending() {
+            if self.out.is_full() && self.poll_leave(cx)?.is_pending() {
+                // Who is slow to read may still be sending.
+                body.drive(cx);
+                if self.feed(cx)? {
+                    continue;
+                }
                 return Poll::Pending;
             }
             let Some(writing) = &mut written.writing else {
                 return self.poll_leave(cx).map_or_else(|gone| Poll::Ready(Err(gone)), |left| left.map(Ok));
             };
-            let put = match Pin::new(&mut *body).poll_frame(cx) {
-                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                    Ok(data) if data.is_empty() => Ok(()),
-                    Ok(data) => {
-                        let begun = writing.begin_piece(self.out.head(), data.len());
-                        self.out.piece(data, writing.end_piece());
-                        begun
-                    }
-                    Err(frame) => {
-                        let ended = writing.end(self.out.head(), frame.trailers_ref());
-                        written.writing = None;
-                        ended
-                    }
-                },
-                Poll::Ready(None) => {
-                    let ended = writing.end(self.out.head(), None);
-                    written.writing = None;
-                    ended
-                }
-                Poll::Ready(Some(Err(_))) => Err(Malformed),
+            let frame = match Pin::new(&mut *body).poll_frame(cx) {
+                Poll::Ready(frame) => frame.transpose(),
                 Poll::Pending => {
-                    if self.poll_leave(cx)?.is_pending() || !has_fed {
-                        return Poll::Pending;
+                    // Whoever was just asked may have asked for more of the request.
+                    let has_fed = self.feed(cx)?;
+                    let _ = self.poll_leave(cx)?;
+                    if has_fed {
+                        continue;
                     }
-                    Ok(())
+                    return Poll::Pending;
                 }
             };
-            if let Err(Malformed) = put {
-                // A broken answer breaks off, so that nobody takes it for a whole one.
-                return Poll::Ready(Err(Gone));
+            // A broken answer breaks off, so that nobody takes it for a whole one.
+            let frame = frame.map_err(|_| Gone)?;
+            if self.out.frame(writing, frame).map_err(|Malformed| Gone)? {
+                written.writing = None;
             }
         }
     }
@@ -417,10 +417,10 @@ impl<O: Fn() -> Order, L: Fn() -> bool> Window<'_, O, L> {
     }
 }
 
-/// The date for an answer to a request that began at `now`, or a little later.
+/// The date for an answer.
 fn date(now: Mono, clock: &Clock) -> [u8; DATE_BYTES] {
     let (at, mut date) = DATE.get();
-    if at.is_none_or(|at| now.since(at) >= DATE_EVERY || at > now) {
+    if at.is_none_or(|at| now.since(at) >= DATE_EVERY) {
         let wall = UNIX_EPOCH + Duration::from_millis(clock.wall().as_millis());
         let text = httpdate::fmt_http_date(wall);
         if let Ok(text) = text.as_bytes().try_into() {

@@ -187,11 +187,10 @@ impl Reading {
             if parts.version == Version::HTTP_10 || marks.length {
                 return Err(Malformed);
             }
-            let is_last = |coding: &[u8]| coding.trim_ascii().eq_ignore_ascii_case(b"chunked");
-            return Ok(match last.as_bytes().rsplit(|byte| *byte == b',').next().is_some_and(is_last) {
-                true => Self::Chunked(Chunk::BEGIN, Vec::new()),
-                false => Self::ToEnd,
-            });
+            // Another coding would have to be taken off here, and nobody behind us would know of it.
+            let is_chunked = headers.get_all(TRANSFER_ENCODING).iter().count() == 1
+                && last.as_bytes().eq_ignore_ascii_case(b"chunked");
+            return if is_chunked { Ok(Self::Chunked(Chunk::BEGIN, Vec::new())) } else { Err(Malformed) };
         }
         Ok(length(headers)?.map_or(Self::ToEnd, Self::sized))
     }
@@ -452,6 +451,13 @@ pub(crate) fn put_answer(
     Written { writing: writing.filter(|_| has_body), keeps_open }
 }
 
+/// Writes an interim answer, which frames nothing.
+pub(crate) fn put_interim(out: &mut Vec<u8>, status: StatusCode, headers: &HeaderMap) {
+    put_status_line(out, Version::HTTP_11, status, None);
+    headers.iter().filter(|(name, _)| !decides_framing(name)).for_each(|(name, value)| put_header(out, name, value));
+    out.extend_from_slice(b"\r\n");
+}
+
 fn put_status_line(out: &mut Vec<u8>, version: Version, status: StatusCode, reason: Option<&ReasonPhrase>) {
     out.extend_from_slice(if version == Version::HTTP_10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
     out.extend_from_slice(status.as_str().as_bytes());
@@ -561,8 +567,10 @@ mod tests {
             ("200 OK\r\ncontent-length: +5", Err(Malformed)),
             ("200 OK\r\ncontent-length:", Err(Malformed)),
             ("200 OK\r\ncontent-length: 99999999999999999999", Err(Malformed)),
-            ("200 OK\r\ntransfer-encoding: gzip, Chunked", Ok(chunked)),
-            ("200 OK\r\ntransfer-encoding: chunked, gzip", Ok(Reading::ToEnd)),
+            ("200 OK\r\ntransfer-encoding: Chunked", Ok(chunked)),
+            ("200 OK\r\ntransfer-encoding: gzip, chunked", Err(Malformed)),
+            ("200 OK\r\ntransfer-encoding: chunked, gzip", Err(Malformed)),
+            ("200 OK\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked", Err(Malformed)),
             ("200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 5", Err(Malformed)),
             ("204 No Content\r\ncontent-length: 5", Ok(Reading::Over)),
             ("304 Not Modified\r\ncontent-length: 5", Ok(Reading::Over)),
