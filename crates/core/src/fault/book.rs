@@ -165,7 +165,7 @@ pub enum Refused {
     /// The configuration denies it.
     #[error("{field} `{name}` is on the list of what no fault may touch (`faults.deny`)")]
     Denied {
-        /// `route` or `upstream`.
+        /// `route`, `upstream`, `path` or `path_prefix`.
         field: &'static str,
         /// Its name.
         name: String,
@@ -269,6 +269,8 @@ pub enum Why {
     Reconfigured,
     /// It did more harm than was meant.
     Aborted,
+    /// Another process took the node over.
+    HandedOver,
 }
 
 impl Why {
@@ -281,6 +283,7 @@ impl Why {
             Self::Killed => "killed",
             Self::Reconfigured => "reconfigured",
             Self::Aborted => "aborted",
+            Self::HandedOver => "handed_over",
         }
     }
 }
@@ -409,7 +412,7 @@ impl Book {
         let mut lost = Vec::new();
         for held in &mut self.held {
             match names.find(&held.fault.scope, held.fault.kind, &self.caps) {
-                Ok(found) => held.target = found.0,
+                Ok(found) => (held.target, held.of_all) = found,
                 Err(_) => lost.push(held.fault.id),
             }
         }
@@ -600,7 +603,11 @@ impl Book {
         }
         let mut chosen: Option<usize> = None;
         for (place, held) in self.held.iter_mut().enumerate() {
-            let is_about_bytes = held.fault.kind.on_bytes().is_some() && held.target != Target::Zone;
+            // The bytes of a connection are asked about when it stands.
+            let is_about_bytes = match held.fault.kind {
+                Kind::ZoneCut { way: Way::Down } => it.carries == Carries::Connection,
+                kind => kind.on_bytes().is_some() && held.target != Target::Zone,
+            };
             if is_about_bytes || held.at_work(now).is_none() || !held.covers(it) {
                 continue;
             }
@@ -611,10 +618,6 @@ impl Book {
         }
         let held = &mut self.held[chosen?];
         let act = held.fault.kind.act(&mut held.effects)?;
-        // The bytes of a connection that came about are asked about when it stands.
-        if act == Act::Mute && it.carries == Carries::Connection {
-            return None;
-        }
         held.fault.tries += 1;
         held.fault.requests += u64::from(!it.touched.contains(&held.fault.id));
         Some(Touch { id: held.fault.id, act })
@@ -777,8 +780,14 @@ impl Names {
         for Deny { route, upstream, path_prefix } in &caps.deny {
             let route_fits = route.is_none() || (route.is_some() && *route == scope.route);
             let upstream_fits = upstream.is_none() || of(upstream, name);
-            if path_prefix.is_none() && route_fits && upstream_fits {
-                let (field, name) = route.as_ref().map_or(("upstream", name), |route| ("route", route));
+            if !route_fits || !upstream_fits {
+                continue;
+            }
+            let denied = match path_prefix {
+                None => Some(route.as_ref().map_or(("upstream", name), |route| ("route", route))),
+                Some(prefix) => scope.within(prefix),
+            };
+            if let Some((field, name)) = denied {
                 return Err(Refused::Denied { field, name: name.clone() });
             }
         }

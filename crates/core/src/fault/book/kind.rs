@@ -12,6 +12,8 @@ use crate::units::{Ratio, format_duration, format_size};
 pub const HEAD_BYTES_MAX: u64 = 1 << 20;
 /// Farthest a made up date may be from now.
 pub const DATE_MAX: Duration = Duration::from_secs(366 * 24 * 3_600);
+/// Bytes are delayed by whole ones of these.
+const TICK: Duration = Duration::from_millis(1);
 
 /// What a latency delays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,35 +175,53 @@ impl Kind {
         Self::Latency { of: Moment::Request, delay, jitter, spread: Spread::Even }
     }
 
+    /// One of each, whatever it says.
+    const EACH: [Self; 26] = {
+        const fn late(of: Moment) -> Kind {
+            Kind::Latency { of, delay: TICK, jitter: Duration::ZERO, spread: Spread::Even }
+        }
+        const fn bytes(effect: Effect) -> Kind {
+            Kind::Bytes { way: Way::Down, effect }
+        }
+        [
+            late(Moment::Request),
+            late(Moment::Head),
+            late(Moment::Body),
+            Self::Bandwidth { bytes_per_second: 1 },
+            Self::abort(503),
+            Self::Grpc { code: 14 },
+            Self::Refuse,
+            Self::Hang,
+            Self::Swallow,
+            Self::Cut,
+            Self::Short,
+            Self::Long,
+            Self::Corrupt { share: Ratio::ONE },
+            Self::HugeHead { bytes: 1 },
+            Self::GarbledHead,
+            Self::Duplicate,
+            bytes(Effect::Latency { delay_ms: 1, jitter: Duration::ZERO }),
+            bytes(Effect::Bandwidth { bytes_per_second: 1 }),
+            bytes(Effect::SlowClose { delay: TICK }),
+            bytes(Effect::Timeout { after: None }),
+            bytes(Effect::ResetPeer { after: TICK }),
+            bytes(Effect::Slicer { average: 1, variation: 0, delay: Duration::ZERO }),
+            bytes(Effect::LimitData { bytes: 1 }),
+            bytes(Effect::Corrupt { share: Ratio::ONE }),
+            bytes(Effect::Loss { share: Ratio::ONE }),
+            Self::ZoneCut { way: Way::Both },
+        ]
+    };
+
     /// Every kind by name.
-    pub const NAMES: [&'static str; 26] = [
-        "latency",
-        "head_latency",
-        "body_latency",
-        "bandwidth",
-        "abort",
-        "grpc",
-        "refuse",
-        "hang",
-        "swallow",
-        "cut",
-        "short_body",
-        "long_body",
-        "corrupt",
-        "huge_head",
-        "garbled_head",
-        "duplicate",
-        "tcp_latency",
-        "tcp_bandwidth",
-        "slow_close",
-        "black_hole",
-        "reset",
-        "slicer",
-        "limit_data",
-        "tcp_corrupt",
-        "chunk_loss",
-        "zone_cut",
-    ];
+    pub const NAMES: [&'static str; 26] = {
+        let (mut names, mut place) = ([""; 26], 0);
+        while place < names.len() {
+            names[place] = Self::EACH[place].name();
+            place += 1;
+        }
+        names
+    };
 
     /// Those that need nothing more said.
     pub const WORDS: [Self; 8] = [
@@ -261,13 +281,14 @@ impl Kind {
         }
     }
 
-    /// The names of those that can.
+    /// The names of those that can, where a route or an upstream is meant.
     pub(super) fn names_for(carries: Carries) -> Vec<&'static str> {
-        let (of_calls, of_bytes) = (&Self::NAMES[..16], &Self::NAMES[16..25]);
-        match carries {
-            Carries::Call | Carries::Grpc => of_calls.to_vec(),
-            Carries::Connection => [&["refuse", "hang"], of_bytes].concat(),
-        }
+        let fits = |kind: &Self| match carries {
+            Carries::Connection => kind.fits(carries),
+            Carries::Call | Carries::Grpc => kind.fits(Carries::Call) || kind.fits(Carries::Grpc),
+        };
+        let of_routes = Self::EACH.iter().filter(|kind| !matches!(kind, Self::ZoneCut { .. }));
+        of_routes.filter(|kind| fits(kind)).map(|kind| kind.name()).collect()
     }
 
     pub(super) fn check(self) -> Result<(), Refused> {
@@ -278,6 +299,10 @@ impl Kind {
             {
                 let allowed = format!("a delay or a jitter above 0s, each at most {}", format_duration(DELAY_MAX));
                 refused("a latency of nothing, or too long a one".into(), allowed)
+            }
+            Self::Latency { of: Moment::Body, delay, jitter, .. } if delay < TICK && jitter < TICK => {
+                let message = "bodies are delayed by whole milliseconds: it would come to nothing";
+                refused(message.into(), format!("a delay or a jitter of {} or more", format_duration(TICK)))
             }
             Self::Bandwidth { bytes_per_second: 0 } => {
                 refused("at no bytes a second nothing ever comes".into(), "1B or more; `hang` for none".into())
@@ -345,8 +370,12 @@ fn check_effect(effect: Effect) -> Result<(), Refused> {
     match effect {
         Effect::Latency { delay_ms, jitter } => {
             let max = i64::try_from(DELAY_MAX.as_millis()).unwrap_or(i64::MAX);
-            if (delay_ms <= 0 && jitter.is_zero()) || !(0..=max).contains(&delay_ms) || jitter > DELAY_MAX {
-                return refused("a latency of nothing, or too long a one", format!("more than 0s, {}", at_most()));
+            if delay_ms <= 0 && jitter < TICK {
+                let message = "bytes are delayed by whole milliseconds: it would come to nothing";
+                return refused(message, format!("{} or more, {}", format_duration(TICK), at_most()));
+            }
+            if !(0..=max).contains(&delay_ms) || jitter > DELAY_MAX {
+                return refused("too long a latency", format!("{} or more, {}", format_duration(TICK), at_most()));
             }
             Ok(())
         }

@@ -197,6 +197,13 @@ impl Scope {
             && prefixes
     }
 
+    /// The field that keeps it to paths that begin so, and what is said there.
+    pub(super) fn within(&self, prefix: &str) -> Option<(&'static str, &String)> {
+        let said = [("path", &self.path), ("path_prefix", &self.path_prefix)];
+        let mut said = said.into_iter().filter_map(|(field, path)| Some((field, path.as_ref()?)));
+        said.find(|(_, path)| path.starts_with(prefix))
+    }
+
     /// True if a try to the right upstream is in it.
     pub(super) fn covers(&self, it: &Try<'_>) -> bool {
         let client = |fits: &dyn Fn(&Client) -> bool| it.client.as_ref().is_some_and(fits);
@@ -291,10 +298,14 @@ fn check_path(
 ) -> Result<(), Refused> {
     let Some(path) = path else { return Ok(()) };
     check_text(field, path)?;
-    match path.starts_with('/') {
-        true => Ok(()),
-        false => Err(Refused::invalid(field, format!("`{path}` is not {wanted}"), examples)),
+    if !path.starts_with('/') {
+        return Err(Refused::invalid(field, format!("`{path}` is not {wanted}"), examples));
     }
+    if path.contains(['?', '#']) {
+        let message = format!("`{path}` would never be met: a path ends before its query (`?`) and its fragment (`#`)");
+        return Err(Refused::invalid(field, message, examples));
+    }
+    Ok(())
 }
 
 pub(super) fn check_text(field: &'static str, text: &str) -> Result<(), Refused> {

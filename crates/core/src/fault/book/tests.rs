@@ -195,6 +195,10 @@ fn what_cannot_be_placed_is_told_with_its_field_and_what_would_be_right() {
         let (of, jitter, spread) = (Moment::Head, Duration::ZERO, Spread::Even);
         Kind::Latency { of, delay: Duration::from_millis(delay), jitter, spread }
     };
+    let brief = |of, delay, jitter| {
+        let (delay, jitter) = (Duration::from_micros(delay), Duration::from_micros(jitter));
+        Kind::Latency { of, delay, jitter, spread: Spread::Even }
+    };
     let portion = |portion| Order { portion, ..good.clone() };
     let ttl = |ttl: Option<u64>| Order { ttl: ttl.map(Duration::from_secs), ..good.clone() };
     let ms = Duration::from_millis;
@@ -214,6 +218,9 @@ fn what_cannot_be_placed_is_told_with_its_field_and_what_would_be_right() {
         (ttl(Some(901)), "ttl", "more than 0s, at most 15m"),
         (kind(Kind::abort(200)), "kind", "400 to 599"),
         (kind(Kind::abort(600)), "kind", "400 to 599"),
+        (narrowed(|scope| scope.path = Some("/a?b=1".into())), "path", "/orders, /orders/7"),
+        (narrowed(|scope| scope.path_prefix = Some("/a#b".into())), "path_prefix", "/, /orders/"),
+        (kind(brief(Moment::Body, 500, 500)), "kind", "a delay or a jitter of 1ms or more"),
         (kind(latency(0)), "kind", "a delay or a jitter above 0s, each at most 10m"),
         (kind(latency(600_001)), "kind", "a delay or a jitter above 0s, each at most 10m"),
         (kind(Kind::Bandwidth { bytes_per_second: 0 }), "kind", "1B or more; `hang` for none"),
@@ -717,7 +724,15 @@ fn a_zone_that_is_cut_off_is_cut_off_for_all_and_before_all_other_faults() {
     book.remove(at(1), id).unwrap();
     let id = put(&mut book, at(0), cut(Way::Down, "y")).unwrap();
     assert_eq!(book.touch(at(1), &there), Some(Touch { id, act: Act::Mute }));
-    assert_eq!(book.touch(at(1), &Try { carries: Carries::Connection, ..there }), None, "it comes about, and is mute");
+    let coming = Try { carries: Carries::Connection, ..there };
+    assert_eq!(
+        book.touch(at(1), &coming).map(|touch| touch.act),
+        Some(Act::Refuse),
+        "a mute one can be refused before"
+    );
+    let refusing = book.standing_at(at(1)).next().unwrap().id;
+    book.remove(at(1), refusing).unwrap();
+    assert_eq!(book.touch(at(1), &coming), None, "it comes about, and is mute");
     assert_eq!(toxics(&mut book).iter().map(|toxic| toxic.direction).collect::<Vec<_>>(), [Direction::Downstream]);
     book.remove(at(1), id).unwrap();
     let id = put(&mut book, at(0), cut(Way::Both, "y")).unwrap();
@@ -777,12 +792,21 @@ fn what_is_denied_is_not_touched_whatever_lies_there() {
     let book = |deny: Deny| Book::new(Caps { deny: vec![deny], share_max: Ratio::ONE, ..Caps::default() }, &policy, 7);
     let all = |kind| order(kind, Portion::Every(1));
     let on_queue = Order { scope: Scope { upstream: Some("queue".into()), ..Scope::default() }, ..all(Kind::Cut) };
+    let narrowed = |path: Option<&str>, path_prefix: Option<&str>| {
+        let mut order = all(Kind::Cut);
+        (order.scope.path, order.scope.path_prefix) = (path.map(Into::into), path_prefix.map(Into::into));
+        order
+    };
+    let (on_path, on_prefix) = (|path| narrowed(Some(path), None), |path| narrowed(None, Some(path)));
     // Asked for by name it is refused with the name.
     for (denied, order, field) in [
         (deny(Some("events"), None, None), all(Kind::Cut), "route"),
         (deny(None, Some("queue"), None), all(Kind::Cut), "upstream"),
         (deny(None, Some("queue"), None), on_queue.clone(), "upstream"),
         (deny(Some("events"), Some("queue"), None), all(Kind::Cut), "route"),
+        (deny(None, None, Some("/admin")), on_path("/admin"), "path"),
+        (deny(Some("events"), None, Some("/admin")), on_path("/admin/users"), "path"),
+        (deny(None, Some("queue"), Some("/admin")), on_prefix("/admin/"), "path_prefix"),
     ] {
         let refused = put(&mut book(denied), at(0), order).unwrap_err();
         assert!(matches!(refused, Refused::Denied { .. }) && refused.field() == Some(field), "{refused}");
@@ -791,6 +815,8 @@ fn what_is_denied_is_not_touched_whatever_lies_there() {
     for (denied, order) in [
         (deny(Some("events"), None, None), on_queue),
         (deny(None, None, Some("/events")), all(Kind::Cut)),
+        (deny(None, None, Some("/events")), on_prefix("/e")),
+        (deny(Some("quotes"), None, Some("/events")), Order { kind: Kind::Refuse, ..on_prefix("/x") }),
         (deny(Some("events"), None, Some("/events")), all(Kind::Cut)),
         (deny(Some("events"), None, None), cut(Way::Up, "y")),
     ] {
@@ -1089,4 +1115,23 @@ fn under_another_policy_a_fault_stays_on_what_is_called_the_same() {
     let moved = Try { generation: 1, route: RouteId(1), upstream: UpstreamId(1), ..a_try() };
     assert_eq!(book.touch(at(1), &moved).map(|touch| touch.id), Some(stays));
     assert_eq!(book.touch(at(1), &a_try()), None, "a try of before goes by other numbers");
+}
+
+#[test]
+fn a_cut_zone_weighs_what_lies_there_under_the_policy_in_force() {
+    let mut book = book();
+    put(&mut book, at(0), cut(Way::Both, "y")).unwrap();
+    let quarter = order(Kind::Cut, Portion::Every(4));
+    assert!(put(&mut book, at(0), quarter.clone()).is_err(), "half of every upstream is cut off already");
+    let mut lighter = policy();
+    lighter.upstreams.iter_mut().for_each(|upstream| upstream.endpoints[0].weight = 9);
+    assert!(book.follow(&lighter).is_empty());
+    put(&mut book, at(0), quarter).unwrap();
+}
+
+#[test]
+fn each_protocol_is_told_what_can_touch_it() {
+    let (of_calls, of_bytes) = (Kind::names_for(Carries::Call), Kind::names_for(Carries::Connection));
+    assert_eq!(of_calls, Kind::NAMES[..16]);
+    assert_eq!(of_bytes, [&["refuse", "hang"], &Kind::NAMES[16..25]].concat());
 }
