@@ -152,6 +152,14 @@ impl CallFaults {
         gone
     }
 
+    /// Takes all faults away for good: another process takes this one's place, and knows of none.
+    pub fn hand_over(&self) {
+        self.sweep();
+        let Shared { book, cause, .. } = &*self.0;
+        let gone = book.with(|book| book.kill("another process takes this one's place", *cause));
+        self.gone(&gone, Why::HandedOver);
+    }
+
     /// Turns the kill switch off. Tells whether it was on.
     pub fn release(&self, reason: &str) -> bool {
         let killed = self.0.book.with(Book::release);
@@ -216,8 +224,13 @@ impl CallFaults {
     /// Rings when a fault has been placed, renewed or taken away; and how often that was.
     pub(crate) fn changed(&self) -> (Notified<'_>, u64) {
         // First the number: what changes after it is heard.
-        let changes = self.0.changes.load(Relaxed);
+        let changes = self.changes();
         (self.0.changed.notified(), changes)
+    }
+
+    /// How often that was so far.
+    pub(crate) fn changes(&self) -> u64 {
+        self.0.changes.load(Relaxed)
     }
 
     /// Waits for a change after these, or until a moment.
@@ -227,7 +240,7 @@ impl CallFaults {
             None => {
                 let mut is_heard = false;
                 poll_fn(|cx| {
-                    if std::mem::replace(&mut is_heard, true) && self.0.changes.load(Relaxed) == before {
+                    if std::mem::replace(&mut is_heard, true) && self.changes() == before {
                         return Poll::Pending;
                     }
                     changed.as_mut().poll(cx)

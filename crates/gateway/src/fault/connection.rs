@@ -194,14 +194,19 @@ pub(crate) async fn carry(
     let (mut settled, mut moved_at, mut sent) = (pin!(tokio::time::sleep(SETTLED_AFTER)), clock.now(), [0; 2]);
     let mut broken = None;
     while pipes.is_open() {
+        let idle_at = idle_timeout.map(|idle| clock.instant(moved_at + idle));
         let idle = async {
-            match idle_timeout {
-                Some(idle) => tokio::time::sleep_until(clock.instant(moved_at + idle)).await,
+            match idle_at {
+                Some(idle_at) => tokio::time::sleep_until(idle_at).await,
                 None => std::future::pending().await,
             }
         };
         let is_open = standing.as_ref().is_some_and(Standing::is_open);
-        let step = {
+        // Asked on every pass: while both sockets are always ready, no waiting is ever come to.
+        let is_over = faults.changes() != before || exposure.until.is_some_and(|until| until <= clock.now());
+        let step = if is_over {
+            Step::Look
+        } else {
             let mut next = pin!(poll_fn(|cx| {
                 let ended = pipes.poll_end(cx);
                 let passed = [0, 1].map(|way| traffic[way].sent_bytes.load(Relaxed));

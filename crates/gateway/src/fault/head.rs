@@ -4,6 +4,7 @@
 //! HTTP/1 upstream: what it lets pass goes on to the client.
 
 use http::{Method, response};
+use hyper::ext::ReasonPhrase;
 use seawall_core::outcome::Failure;
 
 use crate::http::wire::{self, Answer, Malformed, Reading};
@@ -42,7 +43,11 @@ pub(super) fn garbled(parts: &response::Parts, draw: u64) -> Vec<u8> {
 fn write(parts: &response::Parts, line: Option<&[u8]>, field: &[u8]) -> Vec<u8> {
     let mut head = match line {
         Some(line) => line.to_vec(),
-        None => format!("HTTP/1.1 {} -", parts.status.as_str()).into_bytes(),
+        None => {
+            let own = parts.extensions.get::<ReasonPhrase>().map(ReasonPhrase::as_bytes);
+            let reason = own.or(parts.status.canonical_reason().map(str::as_bytes)).unwrap_or_default();
+            [b"HTTP/1.1 ", parts.status.as_str().as_bytes(), b" ", reason].concat()
+        }
     };
     for (name, value) in &parts.headers {
         head.extend_from_slice(&[b"\r\n", name.as_str().as_bytes(), b": ", value.as_bytes()].concat());
@@ -84,5 +89,24 @@ mod tests {
         assert_eq!((passed.status.as_u16(), passed.headers["x-own"].as_bytes()), (203, &b"yes"[..]));
         assert_eq!(passed.headers["x-padding"].len(), 60_000);
         assert_eq!(read(1 << 20).err(), Some(Failure::Protocol));
+    }
+
+    #[test]
+    fn a_long_field_changes_no_reason() {
+        for reason in [None, Some("Fine"), Some("")] {
+            let mut parts = parts();
+            parts.extensions.extend(
+                reason
+                    .map(|reason| {
+                        let mut own = http::Extensions::new();
+                        own.insert(ReasonPhrase::try_from(reason.as_bytes()).unwrap());
+                        own
+                    })
+                    .unwrap_or_default(),
+            );
+            let read = read(&with_field(&parts, 10), &Method::GET).unwrap();
+            let seen = read.extensions.get::<ReasonPhrase>().map(|own| own.as_bytes().to_vec());
+            assert_eq!(seen, reason.map(|reason| reason.as_bytes().to_vec()));
+        }
     }
 }

@@ -304,6 +304,40 @@ fn bytes_are_harmed_for_as_long_as_the_fault_is_on() {
     assert!(passed >= Duration::from_millis(890) && passed < Duration::from_secs(20), "{passed:?}");
 }
 
+/// Where both sockets are always ready nobody ever waits: what lies there ends all the same.
+#[test]
+fn a_fault_on_a_connection_that_never_rests_ends_with_its_lease_and_with_the_kill_switch() {
+    let far = Far::new();
+    let world = world(&[far.address()], |_| {});
+    let (mut client, mut server) = joined(&world, &far);
+    let sender = thread::spawn(move || {
+        let zeros = vec![0; 1 << 20];
+        while server.write_all(&zeros).is_ok() {}
+    });
+    let mut got = vec![0; 1 << 20];
+    let mut is_harmed = || {
+        client.read_exact(&mut got).unwrap();
+        got.iter().any(|byte| *byte != 0)
+    };
+    let corrupt = order("r", bytes(Way::Down, Effect::Corrupt { share: percent(10) }), ALL);
+    let brief = Order { ttl: Some(Duration::from_millis(300)), ..corrupt.clone() };
+    let begin = Instant::now();
+    world.faults.place(brief).unwrap();
+    while !is_harmed() {}
+    while is_harmed() {
+        assert!(begin.elapsed() < Duration::from_secs(10), "its lease is over");
+    }
+    world.faults.place(corrupt).unwrap();
+    while !is_harmed() {}
+    let begin = Instant::now();
+    world.faults.kill("enough");
+    while is_harmed() {
+        assert!(begin.elapsed() < Duration::from_secs(10), "it was killed");
+    }
+    drop(client);
+    sender.join().unwrap();
+}
+
 #[test]
 fn only_some_connections_and_only_those_of_the_route() {
     let far = Far::new();
@@ -444,4 +478,20 @@ fn connections_into_a_zone_that_is_cut_off_are_silent() {
     assert!(is_reset(&mut call(&world)), "no new one comes about");
     assert_eq!(named(&world.route(0).failures, "connect_timeout"), 1);
     world.faults.remove(id).unwrap();
+}
+
+#[test]
+fn a_fault_that_is_handed_over_is_told_and_nobody_can_place_another() {
+    let far = Far::new();
+    let world = world(&[far.address()], |_| {});
+    put(&world, bytes(Way::Up, latency(Duration::from_secs(30))), ALL);
+    let (mut client, mut server) = joined(&world, &far);
+    client.write_all(b"held").unwrap();
+    world.faults.hand_over();
+    assert_eq!(read(&mut server, 4), "held");
+    let ended = &world.entries(Kind::FaultEnded)[0];
+    assert_eq!(ended.fields["why"].as_str(), "handed_over");
+    assert!(world.entries(Kind::FaultsKilled).is_empty());
+    let refused = world.faults.place(order("r", Fault::Refuse, ALL)).unwrap_err();
+    assert!(refused.to_string().contains("another process takes"), "{refused}");
 }
