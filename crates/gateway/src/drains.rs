@@ -41,6 +41,8 @@ enum Over {
     /// What was drained is not in the configuration any more.
     Reconfigured,
     Stopped,
+    /// It goes on in another process.
+    HandedOver,
 }
 
 impl Over {
@@ -49,6 +51,7 @@ impl Over {
             Self::Resumed => "resumed",
             Self::Reconfigured => "reconfigured",
             Self::Stopped => "stopped",
+            Self::HandedOver => "handed_over",
         }
     }
 }
@@ -89,7 +92,7 @@ impl Drains {
     /// # Errors
     /// [`Refused`]; it goes on then.
     pub fn resume(&self, target: &Target, seed: u64) -> Result<bool, Refused> {
-        let one_change = self.0.one_change();
+        let mut one_change = self.0.one_change();
         let node = self.0.node();
         let place = node.find(target)?;
         let Some(entry) = node.drains.lock().get(target).map(|drain| drain.entry) else { return Ok(false) };
@@ -98,9 +101,8 @@ impl Drains {
                 let why = |error: StartError| error.source().map_or_else(String::new, ToString::to_string);
                 let not_reopened = |error| Refused::NotReopened { target: target.clone(), why: why(error) };
                 let prepared = self.0.reopening(door).map_err(not_reopened)?;
-                drop(one_change);
                 node.end_drain(target, Over::Resumed);
-                self.0.change(prepared, node.tls.clone(), Some(entry), seed);
+                self.0.change_within(&mut one_change, prepared, node.tls.clone(), Some(entry), seed);
                 return Ok(true);
             }
             _ => {
@@ -211,8 +213,17 @@ impl Node {
 
     /// With a gateway that stops, every drain is over: the next one begins without.
     pub(crate) fn end_drains(&self) {
+        self.end_drains_as(Over::Stopped);
+    }
+
+    /// With a gateway whose place another process takes, they are over here: there they go on.
+    pub(crate) fn hand_over_drains(&self) {
+        self.end_drains_as(Over::HandedOver);
+    }
+
+    fn end_drains_as(&self, why: Over) {
         let drains: Vec<Target> = self.drains.lock().keys().cloned().collect();
-        drains.iter().for_each(|target| self.end_drain(target, Over::Stopped));
+        drains.iter().for_each(|target| self.end_drain(target, why));
     }
 
     fn end_drain(&self, target: &Target, why: Over) {

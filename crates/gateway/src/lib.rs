@@ -202,7 +202,7 @@ impl Gateway {
     pub async fn settle(&mut self, hurry: impl Future<Output = ()>) {
         self.hall.stop.drain.cancel();
         let node = self.hall.node();
-        node.end_drains();
+        node.hand_over_drains();
         self.drains_since = Some(node.clock.now());
         let settled = async {
             // A request that is on its way by a connection that stands is as good as here; by a silent one it is not.

@@ -29,6 +29,10 @@ use crate::node::{Node, Worker};
 use crate::tls::Tls;
 use crate::{StartError, bind, forwarder, traffic, watch};
 
+/// A door that closes is waited for so often, and so long each time.
+const LETS_GO_LOOKS: u32 = 200;
+const LETS_GO_PAUSE: Duration = Duration::from_millis(1);
+
 /// A worker's place.
 pub(crate) struct Seat {
     current: ArcSwap<Worker>,
@@ -62,6 +66,11 @@ impl Door {
     pub(crate) fn new(configured: SocketAddr, address: SocketAddr, stop: &Stop) -> Arc<Self> {
         let (drain, guests, sockets) = (stop.drain.child_token(), Arc::default(), Mutex::default());
         Arc::new(Self { configured, address, drain, parting: AtomicU64::new(0), guests, sockets })
+    }
+
+    /// True while a worker waits on it: its address cannot be had by another door.
+    fn is_waited_on(&self) -> bool {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|socket| socket.strong_count() > 0)
     }
 
     /// Its sockets once more, for whoever takes our place.
@@ -274,6 +283,11 @@ impl Hall {
 
     /// A change to the same policy, with another door in the place of one that was closed.
     pub(crate) fn reopening(&self, closed: &Arc<Door>) -> Result<Prepared, StartError> {
+        // Who has only just been told to close lets go of its address within a moment, on another thread.
+        let mut looks = 0..LETS_GO_LOOKS;
+        while closed.is_waited_on() && looks.next().is_some() {
+            std::thread::sleep(LETS_GO_PAUSE);
+        }
         let mut opened = Some(bind(closed.configured, closed.address, self.seats.len(), &self.stop)?);
         let node = self.node();
         let doors = node.doors.iter().map(|door| {
@@ -285,9 +299,21 @@ impl Hall {
 
     /// Puts the next policy in force.
     pub(crate) fn change(&self, prepared: Prepared, tls: Tls, cause: Option<Seq>, seed: u64) {
+        self.change_within(&mut self.one_change(), prepared, tls, cause, seed);
+    }
+
+    /// Puts the next policy in force, for whoever lets no other change in between.
+    pub(crate) fn change_within(
+        &self,
+        reign: &mut Option<Reign>,
+        prepared: Prepared,
+        tls: Tls,
+        cause: Option<Seq>,
+        seed: u64,
+    ) {
         let Prepared { policy, doors, opened } = prepared;
-        let mut reign = self.reign.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.node();
+        let doors = doors.into_iter().map(|door| reopened(&old, door, &opened)).collect();
         if let Some(faults) = &old.faults {
             faults.follow(&policy);
         }
@@ -318,4 +344,12 @@ impl Hall {
             past.end();
         }
     }
+}
+
+/// The door that has taken the place of one since the change was prepared: a listener that came back is another door.
+fn reopened(old: &Node, door: Arc<Door>, opened: &[Vec<(Arc<Door>, Opening)>]) -> Arc<Door> {
+    let is_new = opened.iter().flatten().any(|(new, _)| Arc::ptr_eq(new, &door));
+    let is_in_force = old.doors.iter().any(|other| Arc::ptr_eq(other, &door));
+    let mut others = old.doors.iter().filter(|_| !is_new && !is_in_force);
+    others.find(|other| other.address == door.address).map_or(door, Arc::clone)
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
+use seawall_core::drain::Target;
 use seawall_core::fault::book::{Kind as FaultKind, Order, Portion, Scope, Timing};
 use seawall_core::guard::breaker::BreakerConfig;
 use seawall_core::guard::health::HealthConfig;
@@ -150,6 +151,35 @@ fn listeners_come_and_go_without_touching_others() {
     wait_until("nobody listens there", || TcpStream::connect(free).is_err());
     assert_eq!(stays.ask(GET).status, 200);
     assert_eq!((world.view)().connections_total, 2);
+}
+
+#[test]
+fn a_listener_that_comes_back_while_a_change_is_prepared_stays_open() {
+    let server = Server::start(|_, _| ok("well"));
+    let world = World::new(one(&server));
+    let listener = Target::Listener(world.address);
+    world.drains().drain(&listener, "works", Duration::ZERO).unwrap();
+    wait_until("nobody listens there", || TcpStream::connect(world.address).is_err());
+    let prepared = world.prepare(one(&server)).unwrap();
+    assert!(world.resume(&listener).unwrap());
+    world.put_in_force(prepared);
+    assert_eq!((world.get("/").status, world.addresses()), (200, vec![world.address]));
+    // Drained and closed, it stays so under another policy.
+    world.drains().drain(&listener, "works", Duration::ZERO).unwrap();
+    world.change(one(&server));
+    wait_until("nobody listens there", || TcpStream::connect(world.address).is_err());
+}
+
+#[test]
+fn a_listener_comes_back_at_once() {
+    let server = Server::start(|_, _| ok("well"));
+    let world = World::new(one(&server));
+    let listener = Target::Listener(world.address);
+    for _ in 0..20 {
+        world.drains().drain(&listener, "works", Duration::ZERO).unwrap();
+        assert!(world.resume(&listener).unwrap());
+    }
+    assert_eq!(world.get("/").status, 200);
 }
 
 #[test]

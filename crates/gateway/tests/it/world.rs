@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use seawall_core::drain::{Refused, Target};
 use seawall_core::fault::book::{Book, Caps};
 use seawall_core::guard::breaker::{BreakerConfig, HalfOpen, OpenWait};
 use seawall_core::guard::budget::BudgetConfig;
@@ -23,7 +24,7 @@ use seawall_core::units::Ratio;
 use seawall_gateway::fault::CallFaults;
 use seawall_gateway::net::Net;
 use seawall_gateway::tls::Tls;
-use seawall_gateway::{Clock, Fate, Gateway, Parts, Records, StartError, TRAFFIC_EVERY};
+use seawall_gateway::{Clock, Drains, Fate, Gateway, Parts, Prepared, Records, StartError, TRAFFIC_EVERY};
 use seawall_store::{ClockFn, EngineThreads, RealDisk, Store, StoreOptions};
 
 /// How long a test waits for what must happen; only a broken build ever waits that long.
@@ -463,11 +464,27 @@ impl World {
     }
 
     pub fn try_change(&self, policy: Policy) -> Result<(), StartError> {
-        let changer = self.gateway.as_ref().unwrap().changer();
-        let _runtime = self.runtime.enter();
-        let prepared = changer.prepare(Arc::new(policy))?;
-        changer.change(prepared, Tls::default(), None, 2);
+        self.put_in_force(self.prepare(policy)?);
         Ok(())
+    }
+
+    pub fn prepare(&self, policy: Policy) -> Result<Prepared, StartError> {
+        let _runtime = self.runtime.enter();
+        self.gateway.as_ref().unwrap().changer().prepare(Arc::new(policy))
+    }
+
+    pub fn put_in_force(&self, prepared: Prepared) {
+        let _runtime = self.runtime.enter();
+        self.gateway.as_ref().unwrap().changer().change(prepared, Tls::default(), None, 2);
+    }
+
+    pub fn drains(&self) -> Drains {
+        self.gateway.as_ref().unwrap().drains()
+    }
+
+    pub fn resume(&self, target: &Target) -> Result<bool, Refused> {
+        let _runtime = self.runtime.enter();
+        self.drains().resume(target, 3)
     }
 
     pub fn addresses(&self) -> Vec<SocketAddr> {
