@@ -22,6 +22,7 @@ use seawall_core::ledger::{Counted, Place, Receipts};
 use seawall_core::spool::State as RecordState;
 use seawall_core::spool::index::Outcome;
 use seawall_core::time::Wall;
+use seawall_core::units::format_size;
 use seawall_store::{Account, Query, StoreError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -39,6 +40,7 @@ pub const LIMIT_MAX: usize = 1_000;
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Characters of a reason somebody gives.
 const REASON_CHARS_MAX: usize = 256;
+pub(crate) const REASON_ALLOWED: &str = "1 to 256 characters";
 
 /// Endpoints for whoever watches over processes: no token is asked.
 pub(crate) fn probes() -> Router<Admin> {
@@ -394,7 +396,7 @@ pub(crate) fn reason_of(text: &str) -> Result<&str, Refusal> {
     let reason = text.trim();
     if reason.is_empty() || reason.chars().count() > REASON_CHARS_MAX {
         let message = format!("say why, in {REASON_CHARS_MAX} characters at most: the journal keeps it");
-        return Err(Refusal::bad("reason", message));
+        return Err(Refusal::bad("reason", message).allowed([REASON_ALLOWED]));
     }
     Ok(reason)
 }
@@ -473,8 +475,9 @@ pub(crate) async fn read_body_within(body: Body, bytes_max: usize) -> Result<Byt
     match tokio::time::timeout(BODY_TIMEOUT, whole).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            let message = format!("the body has more than {bytes_max} bytes; send smaller batches");
-            Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, message))
+            let message = format!("the body has more than {bytes_max} bytes");
+            let allowed = format!("at most {}", format_size(bytes_max as u64));
+            Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, message).field("body").allowed([allowed.as_str()]))
         }
         Ok(Err(error)) => Err(Refusal::new(StatusCode::BAD_REQUEST, format!("the body broke off: {error}"))),
         Err(_) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),

@@ -48,7 +48,8 @@ async fn drain(State(admin): State<Admin>, body: Body) -> Result<Response, Refus
     let refuse_after = fields.duration("refuse_after")?;
     let is_listener = matches!(target, Target::Listener(_));
     if refuse_after.is_some() && !is_listener {
-        return Err(Refusal::bad("refuse_after", "only a listener takes its time: the others refuse at once"));
+        let words = "only a listener takes its time: the others refuse at once";
+        return Err(Refusal::bad("refuse_after", words).allowed(["with `listener`"]));
     }
     let refuse_after = refuse_after.unwrap_or(REFUSE_AFTER);
     if refuse_after > REFUSE_AFTER_MAX {

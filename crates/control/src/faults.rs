@@ -5,6 +5,7 @@
 //! Not here: caps, leases and choices (`core::fault::book`), and what becomes of a request (the gateway).
 
 mod kind;
+mod once;
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -23,7 +24,7 @@ use seawall_core::units::{Ratio, UnitError, format_duration, parse_duration, par
 use serde_json::{Map, Value, json};
 
 use crate::Admin;
-use crate::api::{Refusal, fresh, only, read_body_within, reason_of};
+use crate::api::{REASON_ALLOWED, Refusal, fresh, only, read_body_within, reason_of};
 use crate::parts::{AdminParts, FaultPort};
 use crate::text::rfc3339;
 
@@ -251,8 +252,7 @@ fn read_timing(fields: &Fields) -> Result<Timing, Refusal> {
         None => None,
         Some(value) => {
             let flap = Fields::of(value.clone(), "flap", &["on", "off"])?;
-            let part = |name| flap.duration(name)?.ok_or_else(|| Refusal::bad(name, format!("`{name}` is missing")));
-            Some(Flap { on: part("on")?, off: part("off")? })
+            Some(Flap { on: flap.needed("on")?, off: flap.needed("off")? })
         }
     };
     Ok(Timing { after: fields.duration("after")?.unwrap_or_default(), lasts: fields.duration("lasts")?, flap })
@@ -261,9 +261,8 @@ fn read_timing(fields: &Fields) -> Result<Timing, Refusal> {
 fn read_abort_when(fields: &Fields) -> Result<Option<AbortWhen>, Refusal> {
     let Some(value) = fields.value("abort_when") else { return Ok(None) };
     let when = Fields::of(value.clone(), "abort_when", &["failed", "over", "requests_min"])?;
-    let missing = || Refusal::bad("failed", "`failed` is missing").allowed(["20%"]);
     Ok(Some(AbortWhen {
-        failed_max: when.ratio("failed")?.ok_or_else(missing)?,
+        failed_max: when.ratio("failed")?.ok_or_else(|| missing("failed"))?,
         over: when.duration("over")?.unwrap_or(ABORT_OVER),
         requests_min: when.number("requests_min")?.unwrap_or(ABORT_REQUESTS_MIN),
     }))
@@ -275,9 +274,7 @@ pub(crate) struct Fields(Map<String, Value>);
 impl Fields {
     pub(crate) async fn read(body: Body, known: &[&str]) -> Result<Self, Refusal> {
         let bytes = read_body_within(body, BODY_BYTES_MAX).await?;
-        let value = serde_json::from_slice(&bytes)
-            .map_err(|error| Refusal::bad("body", format!("the body is not JSON: {error}")))?;
-        Self::of(value, "body", known)
+        Self::of(once::read(&bytes)?, "body", known)
     }
 
     fn of(value: Value, field: &'static str, known: &[&str]) -> Result<Self, Refusal> {
@@ -298,27 +295,33 @@ impl Fields {
 
     pub(crate) fn text(&self, name: &'static str) -> Result<Option<&str>, Refusal> {
         let Some(value) = self.value(name) else { return Ok(None) };
-        value.as_str().map(Some).ok_or_else(|| Refusal::bad(name, format!("`{name}` is a text, not `{value}`")))
+        value.as_str().map(Some).ok_or_else(|| right(name, format!("`{name}` is a text, not `{value}`")))
     }
 
     fn required(&self, name: &'static str) -> Result<&str, Refusal> {
-        self.text(name)?.ok_or_else(|| Refusal::bad(name, format!("`{name}` is missing")))
+        self.text(name)?.ok_or_else(|| missing(name))
     }
 
     fn number(&self, name: &'static str) -> Result<Option<u64>, Refusal> {
         let Some(value) = self.value(name) else { return Ok(None) };
-        let not_one = || Refusal::bad(name, format!("`{name}` is a whole number, not `{value}`"));
+        let not_one = || right(name, format!("`{name}` is a whole number, not `{value}`"));
         value.as_u64().map(Some).ok_or_else(not_one)
+    }
+
+    /// A number that must be there, of few digits.
+    fn whole_as<T: TryFrom<u64>>(&self, name: &'static str) -> Result<T, Refusal> {
+        let number = self.whole(name)?;
+        T::try_from(number).map_err(|_| right(name, format!("`{number}` is out of range")))
     }
 
     /// A number that must be there.
     fn whole(&self, name: &'static str) -> Result<u64, Refusal> {
-        self.number(name)?.ok_or_else(|| Refusal::bad(name, format!("`{name}` is missing")))
+        self.number(name)?.ok_or_else(|| missing(name))
     }
 
     /// Bytes, which must be there.
     fn size(&self, name: &'static str) -> Result<u64, Refusal> {
-        parse_size(self.required(name)?).map_err(|error| Refusal::bad(name, error.to_string()).allowed(["64KiB"]))
+        parse_size(self.required(name)?).map_err(|error| right(name, error.to_string()))
     }
 
     fn size_or(&self, name: &'static str, default: u64) -> Result<u64, Refusal> {
@@ -327,12 +330,11 @@ impl Fields {
 
     /// A time that must be there.
     fn needed(&self, name: &'static str) -> Result<Duration, Refusal> {
-        let missing = || Refusal::bad(name, format!("`{name}` is missing")).allowed(["200ms"]);
-        self.duration(name)?.ok_or_else(missing)
+        self.duration(name)?.ok_or_else(|| missing(name))
     }
 
     fn ratio(&self, name: &'static str) -> Result<Option<Ratio>, Refusal> {
-        let bad = |error: UnitError| Refusal::bad(name, error.to_string()).allowed(["10%"]);
+        let bad = |error: UnitError| right(name, error.to_string());
         self.text(name)?.map(|text| parse_ratio(text).map_err(bad)).transpose()
     }
 
@@ -344,7 +346,51 @@ impl Fields {
     }
 
     pub(crate) fn duration(&self, name: &'static str) -> Result<Option<Duration>, Refusal> {
-        let bad = |error: UnitError| Refusal::bad(name, error.to_string()).allowed(["200ms", "2m"]);
+        let bad = |error: UnitError| right(name, error.to_string());
         self.text(name)?.map(|text| parse_duration(text).map_err(bad)).transpose()
+    }
+}
+
+fn missing(name: &'static str) -> Refusal {
+    right(name, format!("`{name}` is missing"))
+}
+
+/// What is wrong with a field, and what would be right there.
+fn right(name: &'static str, error: impl Into<String>) -> Refusal {
+    Refusal::bad(name, error).allowed(examples(name).iter().copied())
+}
+
+/// How each field may be written.
+fn examples(name: &str) -> &'static [&'static str] {
+    match name {
+        "owner" => &["1 to 256 characters of one line"],
+        "reason" => &[REASON_ALLOWED],
+        "route" => &["the name of a route"],
+        "upstream" => &["the name of an upstream"],
+        "endpoint" => &["queue/10.0.1.5:80", "10.0.1.5:80"],
+        "zone" => &["the name of a zone"],
+        "version" => &["v1"],
+        "listener" => &["127.0.0.1:8080"],
+        "source" => &["10.0.0.0/8"],
+        "method" => &["GET", "POST", "PUT"],
+        "path" => &["/orders", "/orders/7"],
+        "path_prefix" => &["/", "/orders/"],
+        "name" => &["x-tenant"],
+        "value" => &["blue"],
+        "share" | "connections" | "failed" => &["10%", "20%"],
+        "bytes" | "chunks" => &["1%", "10%"],
+        "first" => &["1 to 1000"],
+        "every" => &["2 or more"],
+        "requests_min" => &["20"],
+        "seed" => &["0 to 18446744073709551615"],
+        "status" => &["400 to 599"],
+        "code" => &["1 to 16"],
+        "per_second" | "size" | "variation" => &["100B", "64KiB"],
+        "way" => &["up", "down", "both"],
+        "spread" => &["even", "tail"],
+        "retry_at" => &["+1d", "-2h"],
+        "refuse_after" => &["10s", "0s to 1h"],
+        // Times.
+        _ => &["200ms", "2m"],
     }
 }

@@ -7,7 +7,7 @@ use seawall_core::fault::book::{Kind, Moment, RetryAfter, Spread, Way};
 use seawall_core::units::{format_duration, format_size, parse_duration};
 use serde_json::{Map, Value, json};
 
-use super::Fields;
+use super::{Fields, missing};
 use crate::api::Refusal;
 
 const SPREADS: [(&str, Spread); 2] = [("even", Spread::Even), ("tail", Spread::Tail)];
@@ -79,14 +79,12 @@ fn with_details(name: &str, details: Value) -> Result<Option<Kind>, Refusal> {
         "bandwidth" => Kind::Bandwidth { bytes_per_second: fields(&["per_second"])?.size("per_second")? },
         "abort" => {
             let fields = fields(&["status", "retry_after", "retry_at"])?;
-            // What does not fit is no status either, and is told with those that are.
-            let status = u16::try_from(fields.whole("status")?).unwrap_or(u16::MAX);
-            Kind::Abort { status, retry: retry(&fields)? }
+            Kind::Abort { status: fields.whole_as("status")?, retry: retry(&fields)? }
         }
-        "grpc" => Kind::Grpc { code: u8::try_from(fields(&["code"])?.whole("code")?).unwrap_or(u8::MAX) },
+        "grpc" => Kind::Grpc { code: fields(&["code"])?.whole_as("code")? },
         "corrupt" => {
             let share = fields(&["bytes"])?.ratio("bytes")?;
-            Kind::Corrupt { share: share.ok_or_else(|| Refusal::bad("bytes", "`bytes` is missing").allowed(["1%"]))? }
+            Kind::Corrupt { share: share.ok_or_else(|| missing("bytes"))? }
         }
         "huge_head" => Kind::HugeHead { bytes: fields(&["size"])?.size("size")? },
         "zone_cut" => Kind::ZoneCut { way: way(&fields(&["way"])?)?.unwrap_or(Way::Both) },
@@ -96,9 +94,7 @@ fn with_details(name: &str, details: Value) -> Result<Option<Kind>, Refusal> {
 
 /// What is done to the bytes of a connection.
 fn on_bytes(name: &str, fields: impl Fn(&[&str]) -> Result<Fields, Refusal>) -> Result<Option<Kind>, Refusal> {
-    let share = |fields: &Fields, name| {
-        fields.ratio(name)?.ok_or_else(|| Refusal::bad(name, format!("`{name}` is missing")).allowed(["1%"]))
-    };
+    let share = |fields: &Fields, name| fields.ratio(name)?.ok_or_else(|| missing(name));
     let (fields, effect) = match name {
         "tcp_latency" => {
             let fields = fields(&["delay", "jitter", "way"])?;
@@ -178,6 +174,10 @@ fn latency(of: Moment, fields: &Fields) -> Result<Kind, Refusal> {
 fn retry(fields: &Fields) -> Result<Option<RetryAfter>, Refusal> {
     match (fields.duration("retry_after")?, fields.text("retry_at")?) {
         (None, None) => Ok(None),
+        (Some(after), None) if after.subsec_nanos() > 0 => {
+            let message = format!("`Retry-After` counts whole seconds, and `{}` are none", format_duration(after));
+            Err(Refusal::bad("retry_after", message).allowed(["0s", "1s", "2m"]))
+        }
         (Some(after), None) => Ok(Some(RetryAfter::Seconds(after.as_secs()))),
         (None, Some(at)) => {
             let bad = |why: String| Refusal::bad("retry_at", why).allowed(["+1d", "-2h"]);

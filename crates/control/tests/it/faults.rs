@@ -298,8 +298,8 @@ async fn every_mistake_is_told_with_its_field_and_changes_nothing() {
         ("{".into(), "body", ""),
         ("[]".into(), "body", "owner"),
         (with("shares", json!("10%")), "shares", "share"),
-        (without("owner"), "owner", ""),
-        (with("owner", json!(5)), "owner", ""),
+        (without("owner"), "owner", "1 to 256 characters of one line"),
+        (with("owner", json!(5)), "owner", "1 to 256 characters of one line"),
         (with("owner", json!("")), "owner", "1 to 256 characters of one line"),
         (without("route"), "route", "events"),
         (with("route", json!("event")), "route", "events"),
@@ -308,24 +308,31 @@ async fn every_mistake_is_told_with_its_field_and_changes_nothing() {
         (with("method", json!("A B")), "method", "GET"),
         (with("path_prefix", json!("x")), "path_prefix", "/"),
         (with("header", json!("x=y")), "header", "name"),
-        (with("header", json!({ "name": "x" })), "value", ""),
+        (with("header", json!({ "name": "x" })), "value", "blue"),
+        (with("share", json!(10)), "share", "10%"),
+        (with("every", json!("4")), "every", "2 or more"),
+        (r#"{ "owner": "ada", "owner": "bob" }"#.into(), "owner", ""),
+        (r#"{ "kind": { "abort": { "status": 503, "status": 504 } } }"#.into(), "status", ""),
         (with("header", json!({ "name": "x y", "value": "z" })), "header", "x-tenant"),
         (with("header", json!({ "name": "x", "value": "z", "more": 1 })), "more", "name"),
         (without("first"), "share", "every"),
         (with("share", json!("10%")), "share", "first"),
         (with("first", json!(0)), "first", "1 to 1000"),
-        (with("first", json!(-1)), "first", ""),
-        (with("first", json!("1")), "first", ""),
+        (with("first", json!(-1)), "first", "1 to 1000"),
+        (with("first", json!("1")), "first", "1 to 1000"),
         (without("kind"), "kind", "\"refuse\""),
         (with("kind", json!("explode")), "kind", "\"refuse\""),
         (with("kind", json!("latency")), "kind", "\"refuse\""),
         (with("kind", json!({ "refuse": {} })), "kind", "\"refuse\""),
-        (with("kind", json!({ "abort": {} })), "status", ""),
+        (with("kind", json!({ "abort": {} })), "status", "400 to 599"),
         (with("kind", json!({ "abort": { "status": 200 } })), "kind", "400 to 599"),
-        (with("kind", json!({ "abort": { "status": 66_039 } })), "kind", "400 to 599"),
+        (with("kind", json!({ "abort": { "status": 99_999_999 } })), "status", "400 to 599"),
+        (with("kind", json!({ "abort": { "status": "503" } })), "status", "400 to 599"),
+        (with("kind", json!({ "abort": { "status": 503, "retry_after": "500ms" } })), "retry_after", "1s"),
+        (with("kind", json!({ "body_latency": { "delay": "500us" } })), "kind", "a delay or a jitter of 1ms or more"),
         (with("kind", json!({ "abort": { "status": 503, "body": "x" } })), "body", "status"),
         (with("kind", json!({ "latency": { "delay": "200" } })), "delay", "200ms"),
-        (with("kind", json!({ "latency": { "jitter": "1s" } })), "delay", ""),
+        (with("kind", json!({ "latency": { "jitter": "1s" } })), "delay", "200ms"),
         (
             with("kind", json!({ "latency": { "delay": "1s", "jitter": "11m" } })),
             "kind",
@@ -333,7 +340,8 @@ async fn every_mistake_is_told_with_its_field_and_changes_nothing() {
         ),
         (with("kind", json!({ "hang": 1, "cut": 1 })), "kind", "\"refuse\""),
         (with("kind", json!({ "latency": { "delay": "1s", "spread": "odd" } })), "spread", "tail"),
-        (with("kind", json!({ "bandwidth": {} })), "per_second", ""),
+        (with("kind", json!({ "bandwidth": {} })), "per_second", "64KiB"),
+        (with("kind", json!({ "bandwidth": { "per_second": 10 } })), "per_second", "64KiB"),
         (with("kind", json!({ "bandwidth": { "per_second": "fast" } })), "per_second", "64KiB"),
         (with("kind", json!({ "bandwidth": { "per_second": "0B" } })), "kind", "1B or more; `hang` for none"),
         (with("kind", json!({ "abort": { "status": 503, "retry_after": "soon" } })), "retry_after", "2m"),
@@ -347,7 +355,7 @@ async fn every_mistake_is_told_with_its_field_and_changes_nothing() {
             "retry_after",
         ),
         (with("kind", json!({ "grpc": { "code": 0 } })), "kind", "1 to 16"),
-        (with("kind", json!({ "grpc": { "code": 300 } })), "kind", "1 to 16"),
+        (with("kind", json!({ "grpc": { "code": 300 } })), "code", "1 to 16"),
         (with("kind", json!({ "corrupt": {} })), "bytes", "1%"),
         (with("kind", json!({ "corrupt": { "bytes": "0%" } })), "kind", "more than 0%"),
         (with("kind", json!({ "huge_head": { "size": "2MiB" } })), "kind", "1B to 1MiB"),
@@ -371,7 +379,7 @@ async fn every_mistake_is_told_with_its_field_and_changes_nothing() {
         (with("after", json!("11m")), "after", "more than 0s, at most 10m"),
         (with("lasts", json!("0s")), "lasts", "more than 0s, at most 10m"),
         (with("flap", json!("1s")), "flap", "on"),
-        (with("flap", json!({ "on": "1s" })), "off", ""),
+        (with("flap", json!({ "on": "1s" })), "off", "2m"),
         (with("flap", json!({ "on": "1s", "off": "0s" })), "flap", "more than 0s, at most 10m"),
         (with("abort_when", json!("20%")), "abort_when", "failed"),
         (with("abort_when", json!({})), "failed", "20%"),
@@ -382,8 +390,8 @@ async fn every_mistake_is_told_with_its_field_and_changes_nothing() {
         (with("ttl", json!("0s")), "ttl", "more than 0s, at most 15m"),
         (with("ttl", json!("16m")), "ttl", "more than 0s, at most 15m"),
         (with("ttl", json!("soon")), "ttl", "2m"),
-        (with("ttl", json!(120)), "ttl", ""),
-        (with("seed", json!("x")), "seed", ""),
+        (with("ttl", json!(120)), "ttl", "2m"),
+        (with("seed", json!("x")), "seed", "0 to 18446744073709551615"),
     ];
     for (body, field, allowed) in cases {
         let refused = world.post("/api/faults", &body).await;
@@ -400,7 +408,14 @@ async fn every_mistake_is_told_with_its_field_and_changes_nothing() {
     assert_eq!(world.post("/api/faults", &half.to_string()).await.json()["allowed"], json!(["2 or more"]));
     assert_eq!(world.get("/api/faults").await.json()["faults"], json!([]));
     let long = format!("{{\"owner\": \"{}\"}}", "x".repeat(70_000));
-    assert_eq!(world.post("/api/faults", &long).await.status, 413);
+    let told = world.post("/api/faults", &long).await;
+    assert_eq!((told.status, &told.json()["field"]), (413, &json!("body")));
+    assert_eq!(told.json()["allowed"], json!(["at most 64KiB"]));
+    let huge = with("kind", json!({ "abort": { "status": 99_999_999 } }));
+    let told = world.post("/api/faults", &huge).await.json();
+    assert_eq!(told["error"], "`99999999` is out of range");
+    let told = world.post("/api/faults", r#"{ "owner": "ada", "owner": "bob" }"#).await.json();
+    assert!(told["error"].as_str().unwrap().starts_with("`owner` is given twice"), "{told}");
     world.end().await;
 }
 
