@@ -22,7 +22,10 @@ impl DrainPort for Port {
         let seed = entropy().map(u64::from_le_bytes);
         let seed = seed.map_err(|error| Refused::NotReopened { target: target.clone(), why: format!("{error:#}") })?;
         let was_draining = self.0.resume(target, seed)?;
-        tracing::info!(%target, was_draining, "in service");
+        match was_draining {
+            true => tracing::info!(%target, "in service again"),
+            false => tracing::info!(%target, "it was not being drained: it stays in service"),
+        }
         Ok(was_draining)
     }
 }

@@ -49,6 +49,8 @@ use crate::toxics::Listening;
 
 /// Calls to the admin API may end for this long after the data path has stopped.
 const ADMIN_GRACE: Duration = Duration::from_secs(2);
+/// And for so long where another process waits for the store.
+const ADMIN_GRACE_HANDED_OVER: Duration = Duration::from_millis(100);
 /// Before a process gives up its place, answers end their connections for so long.
 const PART_FOR: Duration = Duration::from_secs(1);
 const WATCH_STORE_EVERY: Duration = Duration::from_millis(200);
@@ -213,6 +215,8 @@ async fn live(
     let wall = Arc::new(move || -> Wall { wall.wall() });
     let (book, keeper) = Book::open(&store, &ledger_records, &policy.node, streams, wall).await?;
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    // Calls to the admin API are asked to end by `stop`, and cut off by `cut_admin`.
+    let cut_admin = CancellationToken::new();
     tasks.spawn(keeper.run(stop.clone()));
     if let Some(kept) = &kept {
         tasks.spawn(replica::tell(
@@ -269,15 +273,16 @@ async fn live(
         clock: &clock,
         certificates,
         rules: Arc::clone(&rules),
-        faults,
+        faults: faults.clone(),
     };
     let admin = admin(seen, token, &draining);
     tasks.spawn({
-        let (admin, stop) = (admin.clone(), stop.clone());
-        async move { admin.serve(admin_listener, stop, ADMIN_GRACE).await }
+        let (admin, stop, cut) = (admin.clone(), stop.clone(), cut_admin.clone());
+        async move { admin.serve(admin_listener, stop, ADMIN_GRACE, cut).await }
     });
     if let Some(toxics) = toxics {
-        toxics.serve(&clock, stop.clone(), ADMIN_GRACE, &tasks)?;
+        // It needs no store: whoever waits for that does not wait for its calls.
+        toxics.serve(&clock, stop.clone(), ADMIN_GRACE, outlived)?;
     }
     for (listener, address) in policy.listeners.iter().zip(gateway.addresses()) {
         tracing::info!(%address, routes = listener.routes.len(), "listening");
@@ -307,6 +312,10 @@ async fn live(
     match &why {
         Why::Replaced(successor) => {
             tracing::info!(pid = successor.pid, version = successor.program, "handing over to another process");
+            // While the journal hears of it: connections that stand may live on for long, and nobody could take them away.
+            if let Some(faults) = &faults {
+                faults.hand_over();
+            }
             if let Some(gateway) = &mut gateway {
                 gateway.settle(async { signals.next().await }).await;
             }
@@ -320,6 +329,9 @@ async fn live(
     }
     stop.cancel();
     tasks.close();
+    if matches!(why, Why::Replaced(_)) && tokio::time::timeout(ADMIN_GRACE_HANDED_OVER, tasks.wait()).await.is_err() {
+        cut_admin.cancel();
+    }
     tasks.wait().await;
     replica::stop(kept, &store).await;
     book.close().await;

@@ -231,12 +231,12 @@ impl Admin {
         open.merge(closed).fallback(api::no_such_path).with_state(self.clone())
     }
 
-    /// Serves connections until `stop` is cancelled, then lets calls in work end within `grace`.
+    /// Serves connections until `stop` is cancelled, then lets calls in work end within `grace`, or until `cut` is.
     ///
     /// # Cancel safety
     /// Dropped, connections end at once.
-    pub async fn serve(&self, listener: TcpListener, stop: CancellationToken, grace: Duration) {
-        serve::run(self, listener, stop, grace).await;
+    pub async fn serve(&self, listener: TcpListener, stop: CancellationToken, grace: Duration, cut: CancellationToken) {
+        serve::run(self, listener, stop, grace, cut).await;
     }
 
     pub(crate) fn parts(&self) -> &AdminParts {

@@ -20,7 +20,13 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// After a failed accept (no descriptor left, say) the next is tried after this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-pub(crate) async fn run(admin: &Admin, listener: TcpListener, stop: CancellationToken, grace: Duration) {
+pub(crate) async fn run(
+    admin: &Admin,
+    listener: TcpListener,
+    stop: CancellationToken,
+    grace: Duration,
+    cut: CancellationToken,
+) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let service = TowerToHyperService::new(admin.router());
     let tasks = &admin.0.tasks;
@@ -40,8 +46,8 @@ pub(crate) async fn run(admin: &Admin, listener: TcpListener, stop: Cancellation
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIMEOUT)
             .serve_connection(TokioIo::new(stream), service.clone());
-        let stop = stop.clone();
-        tasks.spawn(async move {
+        let (stop, cut) = (stop.clone(), cut.clone());
+        let serving = async move {
             let mut connection = std::pin::pin!(connection);
             // A client that goes away or talks nonsense has had its answer, or will not read one.
             let _ = tokio::select! {
@@ -52,12 +58,24 @@ pub(crate) async fn run(admin: &Admin, listener: TcpListener, stop: Cancellation
                 }
             };
             drop(place);
+        };
+        tasks.spawn(async move {
+            cut.run_until_cancelled(serving).await;
         });
     }
     admin.0.stop.cancel();
     tasks.close();
-    if tokio::time::timeout(grace, tasks.wait()).await.is_err() {
+    let mut ended = std::pin::pin!(tokio::time::timeout(grace, tasks.wait()));
+    let in_time = tokio::select! {
+        biased;
+        ended = ended.as_mut() => ended.is_ok(),
+        () = cut.cancelled() => false,
+    };
+    if !in_time {
         tracing::warn!(left = tasks.len(), "admin calls did not end in time");
+        if cut.is_cancelled() {
+            let _ = ended.await;
+        }
     }
 }
 

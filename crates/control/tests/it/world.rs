@@ -171,7 +171,8 @@ async fn world_of(token: Option<&str>, faults: Option<FakeFaults>) -> World {
     let stop = CancellationToken::new();
     let served = {
         let (admin, stop) = (admin.clone(), stop.clone());
-        TaskTracker::new().spawn(async move { admin.serve(listener, stop, Duration::from_secs(5)).await })
+        TaskTracker::new()
+            .spawn(async move { admin.serve(listener, stop, Duration::from_secs(5), CancellationToken::new()).await })
     };
     World { address, store, ledger, snapshot, ready, admin, now, stop, served, threads: Some(threads) }
 }
