@@ -332,6 +332,43 @@ fn who_does_not_need_the_store_does_not_hold_it_back() {
     ended_well(old);
 }
 
+/// What lies on a connection that goes on in the old process could be taken away by nobody; and a call of the admin API that
+/// hangs keeps nobody waiting.
+#[test]
+fn faults_end_with_their_process_and_a_call_that_hangs_costs_no_time() {
+    let echo = TcpListener::bind(local(0)).unwrap();
+    let place = Place::new(&format!(
+        "node: here\nlimits: {{ grace: 50s }}\nfaults: on\n\
+         listeners: [{{ address: \"127.0.0.1:0\", protocol: tcp, upstream: echo }}]\n\
+         upstreams: {{ echo: {{ url: \"tcp://{}\" }} }}\n",
+        echo.local_addr().unwrap()
+    ));
+    thread::spawn(move || {
+        for mut stream in echo.incoming().map_while(Result::ok) {
+            thread::spawn(move || std::io::copy(&mut stream.try_clone().unwrap(), &mut stream));
+        }
+    });
+    let old = place.node();
+    let late = json!({ "tcp_latency": { "delay": "5m", "way": "up" } });
+    let order = json!({ "owner": "ada", "upstream": "echo", "first": 9, "kind": late, "ttl": "10m" });
+    let placed = old.admin_post("/api/faults", &order);
+    assert_eq!(placed.status, 201, "{}", placed.body);
+    let mut line = Client::new(old.addresses[0]);
+    line.send(b"held");
+    wait_until("it is held", || old.api("/api/faults")["faults"][0]["requests"] == 1);
+    let mut hangs = Client::new(old.admin);
+    hangs.send(b"POST /api/drain HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{");
+    let new = take_over(&place, &old);
+    let mut heard = [0; 4];
+    line.stream.read_exact(&mut heard).unwrap();
+    assert_eq!(&heard, b"held");
+    assert!(gap_ms(&old) < 1_500, "{} ms", gap_ms(&old));
+    let journal = new.journal();
+    assert_eq!(journal.count("fault_ended"), 1, "{:?}", journal.kinds());
+    drop(line);
+    ended_well(old);
+}
+
 /// Asks by HTTP/2 for one thing after the other; whoever is told that no more is taken on a connection goes to another.
 async fn ask_by_frames(address: SocketAddr, stop: &AtomicBool) -> (usize, usize, Vec<String>) {
     let (mut count, mut connections, mut wrong, mut sender) = (0, 0, Vec::new(), None);
