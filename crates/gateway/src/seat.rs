@@ -68,11 +68,6 @@ impl Door {
         Arc::new(Self { configured, address, drain, parting: AtomicU64::new(0), guests, sockets })
     }
 
-    /// True while a worker waits on it: its address cannot be had by another door.
-    fn is_waited_on(&self) -> bool {
-        self.sockets.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|socket| socket.strong_count() > 0)
-    }
-
     /// Its sockets once more, for whoever takes our place.
     pub(crate) fn shared(&self) -> io::Result<Handed> {
         let sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
@@ -283,12 +278,19 @@ impl Hall {
 
     /// A change to the same policy, with another door in the place of one that was closed.
     pub(crate) fn reopening(&self, closed: &Arc<Door>) -> Result<Prepared, StartError> {
-        // Who has only just been told to close lets go of its address within a moment, on another thread.
+        // Workers that have only just been told to close let go of the address within a moment, on their own threads.
         let mut looks = 0..LETS_GO_LOOKS;
-        while closed.is_waited_on() && looks.next().is_some() {
-            std::thread::sleep(LETS_GO_PAUSE);
-        }
-        let mut opened = Some(bind(closed.configured, closed.address, self.seats.len(), &self.stop)?);
+        let opened = loop {
+            match bind(closed.configured, closed.address, self.seats.len(), &self.stop) {
+                Err(StartError::Listen { source, .. })
+                    if source.kind() == io::ErrorKind::AddrInUse && looks.next().is_some() =>
+                {
+                    std::thread::sleep(LETS_GO_PAUSE);
+                }
+                bound => break bound?,
+            }
+        };
+        let mut opened = Some(opened);
         let node = self.node();
         let doors = node.doors.iter().map(|door| {
             let opened = if Arc::ptr_eq(door, closed) { opened.take() } else { None };

@@ -661,8 +661,9 @@ fn what_harms_bytes_makes_sense_or_is_refused() {
     let long = DELAY_MAX + Duration::from_millis(1);
     let none = Ratio::ZERO;
     for (effect, right) in [
-        (Effect::Latency { delay_ms: 0, jitter: Duration::ZERO }, "more than 0s, at most 10m"),
-        (Effect::Latency { delay_ms: -5, jitter: Duration::from_secs(1) }, "more than 0s, at most 10m"),
+        (Effect::Latency { delay_ms: 0, jitter: Duration::ZERO }, "1ms or more, at most 10m"),
+        (Effect::Latency { delay_ms: 0, jitter: Duration::from_micros(500) }, "1ms or more, at most 10m"),
+        (Effect::Latency { delay_ms: -5, jitter: Duration::from_secs(1) }, "1ms or more, at most 10m"),
         (Effect::Bandwidth { bytes_per_second: 0 }, "1B or more; `black_hole` for none"),
         (Effect::SlowClose { delay: long }, "at most 10m"),
         (Effect::Timeout { after: Some(long) }, "at most 10m"),
