@@ -466,7 +466,12 @@ impl Records for Book {
         let now = self.now_s();
         let mut books = self.lock();
         books.census.settled(&stream, epoch, seq, is_accepted, now);
-        self.note_in(&mut books, &event);
+        let is_late = matches!(fate, Fate::Spooled)
+            && matches!(books.ledger.apply(&outcome(Class::Accepted)), Ok(Applied::Known));
+        // Delivered before whoever spooled it came to say so: it does not wait any more.
+        if !is_late {
+            self.note_in(&mut books, &event);
+        }
     }
 }
 
@@ -639,6 +644,17 @@ mod tests {
         life(&disk.crash(), async |_, book| {
             let totals = book.summary().totals;
             assert_eq!((totals.accepted, totals.waiting, totals.missing_so_far), (3, 2, 1), "the first one has left");
+        });
+    }
+
+    #[test]
+    fn what_was_delivered_before_it_was_said_to_wait_does_not_wait() {
+        life(&SimDisk::new(3), async |_, book| {
+            let stamps = [1, 2].map(|n| book.stamp("events", &n.to_string(), [n; 32]).unwrap());
+            book.settle(&stamps[0], Fate::Delivered);
+            stamps.iter().for_each(|stamp| book.settle(stamp, Fate::Spooled));
+            let totals = book.summary().totals;
+            assert_eq!((totals.accepted, totals.waiting, totals.missing_so_far), (2, 1, 1));
         });
     }
 
