@@ -42,7 +42,7 @@ enum Over {
     Reconfigured,
     Stopped,
     /// It goes on in another process.
-    Handed,
+    Elsewhere,
 }
 
 impl Over {
@@ -51,7 +51,7 @@ impl Over {
             Self::Resumed => "resumed",
             Self::Reconfigured => "reconfigured",
             Self::Stopped => "stopped",
-            Self::Handed => "handed_over",
+            Self::Elsewhere => "handed_over",
         }
     }
 }
@@ -218,7 +218,7 @@ impl Node {
 
     /// With a gateway whose place another process takes, they are over here: there they go on.
     pub(crate) fn hand_over_drains(&self) {
-        self.end_drains_as(Over::Handed);
+        self.end_drains_as(Over::Elsewhere);
     }
 
     fn end_drains_as(&self, why: Over) {

@@ -212,7 +212,7 @@ kinds! {
     FaultsReleased = "faults_released",
     /// An endpoint, a route or a listener was taken out of service by hand; why is in the fields.
     DrainBegan = "drain_began",
-    /// It is in service again, or gone: why (`resumed`, `reconfigured`, `stopped`) is in the fields.
+    /// It is in service again, or gone: why (`resumed`, `reconfigured`, `stopped`, `handed_over`) is in the fields.
     DrainEnded = "drain_ended",
     /// A limit was reached; its name is the subject, how often so far is in the fields.
     LimitReached = "limit_reached",
