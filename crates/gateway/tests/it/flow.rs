@@ -1,7 +1,8 @@
 //! Bodies on their way in both directions at once, and who waits for whom.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -57,27 +58,39 @@ fn take(stream: &mut TcpStream, bytes: usize) {
     assert_eq!(taken, bytes as u64);
 }
 
+/// Sends a whole request with a long body, and tells when not a byte of it was taken for so long: then every buffer on the
+/// way is full.
+fn send_long(mut stream: &TcpStream, stuck_for: Duration, stuck: &mpsc::Sender<()>) {
+    stream.write_all(announced("", LONG).as_bytes()).unwrap();
+    stream.set_write_timeout(Some(stuck_for)).unwrap();
+    let (body, mut sent) = (vec![b'x'; LONG], 0);
+    while sent < LONG {
+        match stream.write(&body[sent..]) {
+            Ok(bytes) => sent += bytes,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => drop(stuck.send(())),
+            Err(error) => panic!("{error} after {sent} bytes"),
+        }
+    }
+}
+
 fn announced(headers: &str, bytes: usize) -> String {
     format!("POST / HTTP/1.1\r\nHost: h\r\n{headers}Content-Length: {bytes}\r\n\r\n")
 }
 
 #[test]
 fn a_body_goes_on_after_its_answer_has_begun() {
-    let (address, upstream) = playing(|mut stream| {
+    let (stuck, is_stuck) = mpsc::channel();
+    let (address, upstream) = playing(move |mut stream| {
         let (_, begun) = head_of(&mut stream);
         stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
-        // So long that every buffer on the way is full.
-        thread::sleep(Duration::from_millis(300));
+        is_stuck.recv_timeout(PATIENCE).expect("the body waits");
         take(&mut stream, LONG - begun.len());
         stream.write_all(b"4\r\ndone\r\n0\r\n\r\n").unwrap();
     });
     let world = World::new(before(address));
     let mut client = connected(&world);
-    let mut sending = client.try_clone().unwrap();
-    let sender = thread::spawn(move || {
-        sending.write_all(announced("", LONG).as_bytes()).unwrap();
-        sending.write_all(&vec![b'x'; LONG]).unwrap();
-    });
+    let sending = client.try_clone().unwrap();
+    let sender = thread::spawn(move || send_long(&sending, Duration::from_millis(200), &stuck));
     let (head, body) = read_message(&mut client, &mut Vec::new(), false).expect("a whole answer");
     assert!(head.starts_with("HTTP/1.1 200") && body == b"done", "{head}");
     sender.join().unwrap();
@@ -106,10 +119,11 @@ fn who_reads_only_when_all_is_sent_is_not_waited_for() {
 
 #[test]
 fn nobody_is_told_to_go_on_in_the_middle_of_an_answer() {
-    let (address, upstream) = playing(|mut stream| {
+    let (begun, has_begun) = mpsc::channel();
+    let (address, upstream) = playing(move |mut stream| {
         head_of(&mut stream);
         stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n").unwrap();
-        thread::sleep(Duration::from_millis(50));
+        has_begun.recv_timeout(PATIENCE).expect("the answer begins");
         stream.write_all(b"2\r\ncd\r\n0\r\n\r\n").unwrap();
         // Whatever else comes until it is closed.
         let _ = stream.read_to_end(&mut Vec::new());
@@ -118,6 +132,12 @@ fn nobody_is_told_to_go_on_in_the_middle_of_an_answer() {
     let mut client = connected(&world);
     client.write_all(announced("Expect: 100-continue\r\n", 1 << 20).as_bytes()).unwrap();
     let mut come = Vec::new();
+    while !come.ends_with(b"ab\r\n") {
+        let mut byte = [0; 1];
+        client.read_exact(&mut byte).unwrap();
+        come.extend_from_slice(&byte);
+    }
+    begun.send(()).unwrap();
     let _ = client.read_to_end(&mut come);
     let come = String::from_utf8_lossy(&come).into_owned();
     let answer = come.split_once("HTTP/1.1 200").map_or("", |(_, answer)| answer);
@@ -129,9 +149,10 @@ fn nobody_is_told_to_go_on_in_the_middle_of_an_answer() {
 
 #[test]
 fn an_upstream_that_is_slow_to_take_a_body_is_not_the_clients_fault() {
-    let (address, upstream) = playing(|mut stream| {
+    let (stuck, is_stuck) = mpsc::channel();
+    let (address, upstream) = playing(move |mut stream| {
         let (_, begun) = head_of(&mut stream);
-        thread::sleep(Duration::from_millis(900));
+        is_stuck.recv_timeout(PATIENCE).expect("the body waits");
         take(&mut stream, LONG - begun.len());
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone").unwrap();
         stream
@@ -140,8 +161,7 @@ fn an_upstream_that_is_slow_to_take_a_body_is_not_the_clients_fault() {
     policy.limits.body_idle_timeout = Duration::from_millis(300);
     let world = World::new(policy);
     let mut client = connected(&world);
-    client.write_all(announced("", LONG).as_bytes()).unwrap();
-    client.write_all(&vec![b'x'; LONG]).unwrap();
+    send_long(&client, Duration::from_millis(900), &stuck);
     let (head, body) = read_message(&mut client, &mut Vec::new(), false).expect("a whole answer");
     assert!(head.starts_with("HTTP/1.1 200") && body == b"done", "{head}");
     drop(upstream.join().unwrap());
