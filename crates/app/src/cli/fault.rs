@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
+use seawall_core::fault::book::Kind;
 use seawall_core::units::{Ratio, format_duration, parse_duration, parse_ratio};
 use serde_json::{Value, json};
 
@@ -243,47 +244,8 @@ struct KindArgs {
     zone_cut: bool,
 }
 
-/// Kinds that know no jitter.
-const NO_JITTER: [&str; 22] = [
-    "bandwidth",
-    "abort",
-    "grpc",
-    "refuse",
-    "hang",
-    "swallow",
-    "cut",
-    "short_body",
-    "long_body",
-    "corrupt",
-    "huge_head",
-    "garbled_head",
-    "duplicate",
-    "tcp_bandwidth",
-    "slow_close",
-    "black_hole",
-    "reset",
-    "slicer",
-    "limit_data",
-    "tcp_corrupt",
-    "chunk_loss",
-    "zone_cut",
-];
-
-/// Kinds that know one way to spread it.
-const NO_SPREAD: [&str; 23] = [
-    "bandwidth",
-    "abort",
-    "grpc",
-    "refuse",
-    "hang",
-    "swallow",
-    "cut",
-    "short_body",
-    "long_body",
-    "corrupt",
-    "huge_head",
-    "garbled_head",
-    "duplicate",
+/// Kinds on connections, which go one way or the other.
+const WITH_WAY: [&str; 10] = [
     "tcp_latency",
     "tcp_bandwidth",
     "slow_close",
@@ -295,105 +257,34 @@ const NO_SPREAD: [&str; 23] = [
     "chunk_loss",
     "zone_cut",
 ];
+/// Kinds that may be late by chance.
+const WITH_JITTER: [&str; 4] = ["latency", "head_latency", "body_latency", "tcp_latency"];
 
-/// Kinds that tell nobody when to come back.
-const NO_RETRY: [&str; 25] = [
-    "latency",
-    "head_latency",
-    "body_latency",
-    "bandwidth",
-    "grpc",
-    "refuse",
-    "hang",
-    "swallow",
-    "cut",
-    "short_body",
-    "long_body",
-    "corrupt",
-    "huge_head",
-    "garbled_head",
-    "duplicate",
-    "tcp_latency",
-    "tcp_bandwidth",
-    "slow_close",
-    "black_hole",
-    "reset",
-    "slicer",
-    "limit_data",
-    "tcp_corrupt",
-    "chunk_loss",
-    "zone_cut",
-];
-
-/// Kinds that go no way.
-const NO_WAY: [&str; 16] = [
-    "latency",
-    "head_latency",
-    "body_latency",
-    "bandwidth",
-    "abort",
-    "grpc",
-    "refuse",
-    "hang",
-    "swallow",
-    "cut",
-    "short_body",
-    "long_body",
-    "corrupt",
-    "huge_head",
-    "garbled_head",
-    "duplicate",
-];
-
-/// Kinds without pieces.
-const NO_PAUSE: [&str; 25] = [
-    "latency",
-    "head_latency",
-    "body_latency",
-    "bandwidth",
-    "abort",
-    "grpc",
-    "refuse",
-    "hang",
-    "swallow",
-    "cut",
-    "short_body",
-    "long_body",
-    "corrupt",
-    "huge_head",
-    "garbled_head",
-    "duplicate",
-    "tcp_latency",
-    "tcp_bandwidth",
-    "slow_close",
-    "black_hole",
-    "reset",
-    "limit_data",
-    "tcp_corrupt",
-    "chunk_loss",
-    "zone_cut",
-];
+/// Every kind but these, for what goes with no other.
+fn but(these: &[&str]) -> Vec<&'static str> {
+    Kind::NAMES.into_iter().filter(|name| !these.contains(name)).collect()
+}
 
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "What, more exactly")]
 struct MoreArgs {
     /// With a latency: a random time more, which follows from this
-    #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with_all = NO_JITTER)]
+    #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with_all = but(&WITH_JITTER))]
     jitter: Option<Duration>,
     /// With --jitter: up to so much, each as likely, or on average so much, and now and then a lot more
-    #[arg(long, value_name = "even|tail", requires = "jitter", conflicts_with_all = NO_SPREAD)]
+    #[arg(long, value_name = "even|tail", requires = "jitter", conflicts_with_all = but(&WITH_JITTER[..3]))]
     spread: Option<String>,
     /// With --abort: say to come back in so much time
-    #[arg(long, value_name = "DURATION", conflicts_with = "retry_at", conflicts_with_all = NO_RETRY)]
+    #[arg(long, value_name = "DURATION", conflicts_with = "retry_at", conflicts_with_all = but(&["abort"]))]
     retry_after: Option<String>,
     /// With --abort: say to come back on a date so far ahead (`+1d`), or one that has passed (`-2h`)
-    #[arg(long, value_name = "+-DURATION", allow_hyphen_values = true, conflicts_with_all = NO_RETRY)]
+    #[arg(long, value_name = "+-DURATION", allow_hyphen_values = true, conflicts_with_all = but(&["abort"]))]
     retry_at: Option<String>,
     /// On connections, and with --zone-cut: what goes up to the upstream, what comes down from it, or both
-    #[arg(long, value_name = "up|down|both", conflicts_with_all = NO_WAY)]
+    #[arg(long, value_name = "up|down|both", conflicts_with_all = but(&WITH_WAY))]
     way: Option<String>,
     /// With --slicer: after each piece
-    #[arg(long, value_name = "DURATION", conflicts_with_all = NO_PAUSE)]
+    #[arg(long, value_name = "DURATION", conflicts_with_all = but(&["slicer"]))]
     pause: Option<String>,
 }
 
