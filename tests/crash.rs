@@ -15,14 +15,14 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use seawall_core::prng::Prng;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::house::{Client, Node, Place, post, wait_until};
+use crate::house::{Client, Node, Place, post, seed, wait_until};
 use crate::nats::{Cluster, Sync};
 use crate::process::code;
 use crate::server::{Do, Seen, Server, ok, sick};
@@ -237,11 +237,6 @@ fn live_and_die(place: &Place, addresses: &Addresses, told: &Told, prng: &mut Pr
     // Killed first and taken off the map after: writers are to be caught in the middle of a word.
     node.process.kill();
     addresses.set(None);
-}
-
-fn seed() -> u64 {
-    let fresh = || std::time::SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos().into();
-    std::env::var("E2E_SEED").map_or_else(|_| fresh(), |seed| seed.parse().expect("a number"))
 }
 
 fn rounds(usual: u64) -> u64 {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -35,6 +35,12 @@ pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
         assert!(begin.elapsed() < PATIENCE, "waited in vain: {what}");
         thread::sleep(Duration::from_millis(3));
     }
+}
+
+/// For a test's choices: `E2E_SEED`, or a fresh one.
+pub fn seed() -> u64 {
+    let fresh = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos().into();
+    std::env::var("E2E_SEED").map_or_else(|_| fresh(), |seed| seed.parse().expect("a number"))
 }
 
 /// A port nobody has, for servers that must come back on the same one. Below the range the kernel hands out, so that

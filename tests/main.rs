@@ -38,6 +38,7 @@ mod seen;
 mod server;
 mod sick;
 mod simulate;
+mod soak;
 mod spool;
 mod stop;
 mod tls;

@@ -1,6 +1,7 @@
 //! A real server behind Seawall, and real load in front of it.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::process::Command;
 use std::thread::{self, JoinHandle};
 
@@ -57,7 +58,18 @@ impl Nginx {
     }
 
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("http://{}", self.address())
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        local(self.port)
+    }
+
+    /// What it answers on `/files/NAME`.
+    pub fn file(&self, name: &str, text: &str) {
+        let files = self.dir.path().join("files");
+        std::fs::create_dir_all(&files).unwrap();
+        std::fs::write(files.join(name), text).unwrap();
     }
 
     /// SIGKILL to the master and its workers.
@@ -90,10 +102,8 @@ impl Nginx {
 #[test]
 fn files_arrive_byte_for_byte() {
     let nginx = Nginx::start();
-    let files = nginx.dir.path().join("files");
-    std::fs::create_dir(&files).unwrap();
     let text: String = (0..1_500_000).map(|n| format!("{n:07} ")).collect();
-    std::fs::write(files.join("large"), &text).unwrap();
+    nginx.file("large", &text);
     let (node, _place) = place(&nginx).node_of();
     let ask = |headers: &str| node.client().ask(&format!("GET /files/large HTTP/1.1\r\nHost: h\r\n{headers}\r\n"));
     let whole = ask("");

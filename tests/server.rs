@@ -67,6 +67,15 @@ pub struct Server {
 
 impl Server {
     pub fn start(script: impl Fn(&Seen) -> Do + Send + Sync + 'static) -> Self {
+        Self::with(script, true)
+    }
+
+    /// Keeps nothing of what it has seen, so that it can see much.
+    pub fn forgetful(script: impl Fn(&Seen) -> Do + Send + Sync + 'static) -> Self {
+        Self::with(script, false)
+    }
+
+    fn with(script: impl Fn(&Seen) -> Do + Send + Sync + 'static, keeps: bool) -> Self {
         let listener = TcpListener::bind(local(0)).unwrap();
         let address = listener.local_addr().unwrap();
         let (seen, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
@@ -78,7 +87,7 @@ impl Server {
                 }
                 let (seen, script) = (Arc::clone(&of_server), Arc::clone(&script));
                 let Ok(stream) = stream else { continue };
-                thread::spawn(move || serve(stream, &seen, &script));
+                thread::spawn(move || serve(stream, keeps.then_some(&seen), &script));
             }
         });
         Self { address, seen, stop }
@@ -107,12 +116,14 @@ impl Drop for Server {
     }
 }
 
-fn serve(mut stream: TcpStream, seen: &Mutex<Vec<Seen>>, script: &Script) {
+fn serve(mut stream: TcpStream, seen: Option<&Mutex<Vec<Seen>>>, script: &Script) {
     let _ = stream.set_nodelay(true);
     let mut buffer = Vec::new();
     while let Some((head, body)) = read_message(&mut stream, &mut buffer) {
         let request = Seen { head, body };
-        seen.lock().unwrap().push(request.clone());
+        if let Some(seen) = seen {
+            seen.lock().unwrap().push(request.clone());
+        }
         if !act(&mut stream, script(&request)) {
             return;
         }
