@@ -369,6 +369,59 @@ fn faults_end_with_their_process_and_a_call_that_hangs_costs_no_time() {
     ended_well(old);
 }
 
+/// What was found out stays known, whoever goes on: the next process, or this one when the next has fallen.
+#[test]
+fn what_is_known_of_upstreams_goes_over() {
+    let (ill, well) = (Server::start(|_| sick()), Server::start(|_| ok("fine")));
+    let place = Place::new(&format!(
+        "node: here\nfaults: on\nlimits: {{ grace: 50s }}\n\
+         listeners: [{{ address: \"127.0.0.1:0\", routes: [\
+         {{ name: ill, match: {{ path: /ill }}, upstream: ill, policy: strict }}, {{ name: pair, upstream: pair }}] }}]\n\
+         upstreams:\n  ill: {{ url: \"http://{}\" }}\n  pair:\n    endpoints: [{{ address: \"{}\" }}, {{ address: \"{}\" }}]\n\
+         \x20   health: {{ path: /, every: 20ms, timeout: 5s, unhealthy_after: 2 }}\n\
+         policies: {{ strict: {{ retry: off, breaker: {{ window: 10 calls, calls_min: 5, open_for: 10m, open_for_max: 10m }} }} }}\n",
+        ill.address,
+        well.address,
+        local(port()),
+    ));
+    let node = place.node();
+    node.refused_by_breaker("/ill");
+    wait_until("it is found ill", || node.journal().has("endpoint_unhealthy"));
+    let asked = ill.count();
+    let why = json!({ "reason": "customers notice" });
+    assert_eq!(node.admin_post("/api/faults/kill", &why).status, 200);
+    // What is drained after the sockets were offered is drained all the same: with a client there, it takes a second.
+    let mut client = node.client();
+    assert_eq!(client.ask(GET).status, 200);
+    let mut stranger = Stranger::prepared(&place);
+    assert_eq!(node.admin_post("/api/drain", &json!({ "route": "pair", "reason": "late" })).status, 200);
+    let yours = stranger.hear().unwrap();
+    assert_eq!(yours["legacy"]["drains"][0]["reason"], "late", "{yours}");
+
+    let knows = |node: &Node| {
+        let (status, answer) = (node.status(), node.get("/ill"));
+        answer.is_ours(503, "destination_unavailable");
+        assert!(answer.body.contains("the breaker is open"), "{answer:?}");
+        let breaker = &status["routes"][0]["breaker"];
+        assert_eq!((&breaker["state"], &breaker["failure_rate"]), (&json!("open"), &json!(1.0)), "{breaker}");
+        let before = well.count();
+        wait_until("health is checked on", || well.count() > before + 3);
+        assert_eq!(node.status()["upstreams"][1]["endpoints"][1]["healthy"], false);
+        assert_eq!(node.journal().count("endpoint_unhealthy"), 1, "known, and not found out again");
+        assert_eq!(node.api("/api/faults")["killed"]["reason"], "customers notice");
+        assert_eq!(node.api("/api/drain")["drains"][0]["reason"], "late");
+        assert_eq!(ill.count(), asked, "nobody asks what is known to be ill");
+    };
+    drop(stranger);
+    wait_until("it goes on", || says(&node, "ended before it served: this one goes on"));
+    wait_until("it serves", || Client::connect(node.admin).is_ok_and(|mut admin| admin.try_ask(GET).is_some()));
+    knows(&node);
+    let new = take_over(&place, &node);
+    ended_well(node);
+    knows(&new);
+    assert_eq!(code(new.stop()), 0);
+}
+
 /// Asks by HTTP/2 for one thing after the other; whoever is told that no more is taken on a connection goes to another.
 async fn ask_by_frames(address: SocketAddr, stop: &AtomicBool) -> (usize, usize, Vec<String>) {
     let (mut count, mut connections, mut wrong, mut sender) = (0, 0, Vec::new(), None);

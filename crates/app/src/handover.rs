@@ -29,7 +29,7 @@ use rustix::net::{
 };
 use seawall_core::drain::{Standing, Target};
 use seawall_core::journal::Seq;
-use seawall_gateway::{Drains, Handed};
+use seawall_gateway::{Drains, Handed, Heritage};
 use seawall_store::{RealDisk, is_in_use};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
@@ -39,8 +39,8 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 const NAME: &str = "handover.sock";
 /// Of what the two say to each other. A process that speaks another one is refused.
 const VERSION: u32 = 1;
-/// Bytes of a message.
-const WORDS_BYTES_MAX: usize = 256 << 10;
+/// Bytes of a message. Breakers of a thousand routes with large windows take a few million.
+const WORDS_BYTES_MAX: usize = 64 << 20;
 /// Sockets that go with one message; the kernel takes 253.
 const SOCKETS_AT_ONCE: usize = 64;
 const SOCKETS_MAX: usize = 4_096;
@@ -66,16 +66,17 @@ enum Words {
         program: String,
         pid: u32,
         places: Vec<Place>,
-        #[serde(default)]
-        drains: Vec<Drained>,
     },
     /// Nothing follows.
     Refuses {
         why: String,
     },
     Prepared,
+    /// What is known as [`Legacy`], if it can be read: a successor that cannot begins without.
     Yours {
         entry: Seq,
+        #[serde(default)]
+        legacy: serde_json::Value,
     },
     Serves,
 }
@@ -87,6 +88,17 @@ struct Place {
     configured: SocketAddr,
     address: SocketAddr,
     sockets: usize,
+}
+
+/// What a process knows beside what is in its store, as it was when it let nobody in any more.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Legacy {
+    /// What it had found out about its upstreams.
+    pub(crate) heritage: Heritage,
+    pub(crate) drains: Vec<Drained>,
+    /// Why no fault may be placed, while the kill switch is on.
+    pub(crate) faults_killed: Option<String>,
 }
 
 /// What is taken out of service by hand, and stays so.
@@ -197,7 +209,6 @@ pub(crate) struct Successor {
     pub(crate) program: String,
     /// What it was given, once more: if it falls, they are ours again.
     pub(crate) sockets: Sockets,
-    pub(crate) drains: Vec<Drained>,
 }
 
 /// The process whose place is taken.
@@ -206,7 +217,14 @@ pub(crate) struct Predecessor {
     stream: UnixStream,
     pub(crate) pid: u32,
     pub(crate) program: String,
-    pub(crate) drains: Vec<Drained>,
+}
+
+/// What a process leaves that gives up its place.
+#[derive(Debug)]
+pub(crate) struct Left {
+    /// Its last entry in the journal.
+    pub(crate) entry: Seq,
+    pub(crate) legacy: Legacy,
 }
 
 impl Host {
@@ -233,11 +251,7 @@ impl Host {
     ///
     /// # Cancel safety
     /// Whoever is just being talked to is let down.
-    pub(crate) async fn successor(
-        &self,
-        node: &str,
-        given: impl Fn() -> io::Result<(Sockets, Vec<Drained>)>,
-    ) -> Successor {
+    pub(crate) async fn successor(&self, node: &str, given: impl Fn() -> io::Result<Sockets>) -> Successor {
         loop {
             let stream = match self.listener.accept().await {
                 Ok((stream, _)) => stream,
@@ -264,21 +278,20 @@ impl Drop for Host {
 async fn meet(
     mut stream: UnixStream,
     node: &str,
-    given: impl Fn() -> io::Result<(Sockets, Vec<Drained>)>,
+    given: impl Fn() -> io::Result<Sockets>,
 ) -> anyhow::Result<Successor> {
     let pid = of_same_user(&stream)?.unwrap_or_default();
-    let (program, (sockets, drains)) =
-        match within(ANSWER_WITHIN, hear(&mut stream)).await.and_then(|words| judge(words, node)) {
-            Ok(program) => (program, given().context("cannot share the sockets")?),
-            Err(error) => {
-                let refusal = Words::Refuses { why: format!("{error:#}") };
-                let _ = within(ANSWER_WITHIN, say(&mut stream, &refusal)).await;
-                return Err(error);
-            }
-        };
-    within(ANSWER_WITHIN, offer(&mut stream, &sockets, drains.clone())).await?;
+    let (program, sockets) = match within(ANSWER_WITHIN, hear(&mut stream)).await.and_then(|words| judge(words, node)) {
+        Ok(program) => (program, given().context("cannot share the sockets")?),
+        Err(error) => {
+            let refusal = Words::Refuses { why: format!("{error:#}") };
+            let _ = within(ANSWER_WITHIN, say(&mut stream, &refusal)).await;
+            return Err(error);
+        }
+    };
+    within(ANSWER_WITHIN, offer(&mut stream, &sockets)).await?;
     match within(PREPARE_WITHIN, hear(&mut stream)).await.context("it did not come so far as to take over")? {
-        Words::Prepared => Ok(Successor { stream, pid, program, sockets, drains }),
+        Words::Prepared => Ok(Successor { stream, pid, program, sockets }),
         other => bail!("it says {other:?} instead of being prepared"),
     }
 }
@@ -299,7 +312,7 @@ fn judge(words: Words, node: &str) -> anyhow::Result<String> {
     Ok(program)
 }
 
-async fn offer(stream: &mut UnixStream, sockets: &Sockets, drains: Vec<Drained>) -> anyhow::Result<()> {
+async fn offer(stream: &mut UnixStream, sockets: &Sockets) -> anyhow::Result<()> {
     let place = |(role, handed): &(Role, Handed)| Place {
         role: *role,
         configured: handed.configured,
@@ -308,7 +321,7 @@ async fn offer(stream: &mut UnixStream, sockets: &Sockets, drains: Vec<Drained>)
     };
     let places = sockets.0.iter().map(place).collect();
     let (program, pid) = (env!("CARGO_PKG_VERSION").into(), std::process::id());
-    say(stream, &Words::Offers { program, pid, places, drains }).await?;
+    say(stream, &Words::Offers { program, pid, places }).await?;
     let sockets: Vec<BorrowedFd<'_>> =
         sockets.0.iter().flat_map(|(_, handed)| &handed.sockets).map(|socket| socket.as_fd()).collect();
     for some in sockets.chunks(SOCKETS_AT_ONCE) {
@@ -334,8 +347,9 @@ impl Successor {
     }
 
     /// Tells it that the store is its own, and waits until it serves. False if it breaks off before.
-    pub(crate) async fn serves(&mut self, entry: Seq) -> bool {
-        let told = say(&mut self.stream, &Words::Yours { entry }).await;
+    pub(crate) async fn serves(&mut self, entry: Seq, legacy: &Legacy) -> bool {
+        let legacy = serde_json::to_value(legacy).unwrap_or_default();
+        let told = say(&mut self.stream, &Words::Yours { entry, legacy }).await;
         told.is_ok() && matches!(hear(&mut self.stream).await, Ok(Words::Serves))
     }
 }
@@ -360,26 +374,30 @@ impl Predecessor {
         let asked = async {
             say(&mut stream, &Words::Asks { version, program, node: node.into() }).await?;
             match hear(&mut stream).await? {
-                Words::Offers { program, pid, places, drains } => {
-                    Ok((program, pid, drains, receive(&stream, places).await?))
-                }
+                Words::Offers { program, pid, places } => Ok((program, pid, receive(&stream, places).await?)),
                 Words::Refuses { why } => bail!("the process that runs keeps its place: {why}"),
                 other => bail!("the process that runs says {other:?} instead of handing over"),
             }
         };
-        let (program, pid, drains, sockets) = within(ANSWER_WITHIN * 2, asked).await?;
-        Ok(Some((Self { stream, pid, program, drains }, sockets)))
+        let (program, pid, sockets) = within(ANSWER_WITHIN * 2, asked).await?;
+        Ok(Some((Self { stream, pid, program }, sockets)))
     }
 
-    /// Tells it that nothing is lacking, and waits until the store is ours. The entry it left; none if it broke off.
+    /// Tells it that nothing is lacking, and waits until the store is ours. What it left; none if it broke off.
     ///
     /// # Cancel safety
     /// Dropped, it is let down.
-    pub(crate) async fn leaves(&mut self, dir: &Path) -> Option<Seq> {
+    pub(crate) async fn leaves(&mut self, dir: &Path) -> Option<Left> {
         let told = say(&mut self.stream, &Words::Prepared).await;
         let heard = if told.is_ok() { hear(&mut self.stream).await.ok() } else { None };
-        let entry = match heard {
-            Some(Words::Yours { entry }) => Some(entry),
+        let left = match heard {
+            Some(Words::Yours { entry, legacy }) => {
+                let legacy = serde_json::from_value(legacy).unwrap_or_else(|error| {
+                    tracing::warn!(%error, "what the other process knew cannot be read: breakers, health and drains begin anew");
+                    Legacy::default()
+                });
+                Some(Left { entry, legacy })
+            }
             _ => {
                 tracing::warn!(
                     pid = self.pid,
@@ -389,7 +407,7 @@ impl Predecessor {
             }
         };
         wait_for_store(dir).await;
-        entry
+        left
     }
 
     /// Tells it that we serve.

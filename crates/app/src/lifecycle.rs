@@ -40,7 +40,7 @@ use crate::clock::RealClock;
 use crate::config::{AdminConfig, AppConfig, Report, StoreConfig};
 use crate::drains;
 use crate::faults;
-use crate::handover::{self, Drained, Host, Predecessor, Role, Sockets, Successor, wait_for_store};
+use crate::handover::{self, Drained, Host, Legacy, Predecessor, Role, Sockets, Successor, wait_for_store};
 use crate::reload::{self, Origin, Rules};
 use crate::replica::{self, OpenedHere};
 use crate::service::{self, Heirs};
@@ -85,7 +85,7 @@ pub fn run(mut config: AppConfig, origin: Option<Origin>, take_over: bool) -> an
             match live(config, origin.clone(), toxics_handle.clone(), begin, &outlived).await {
                 Ok(Ended::Stopped) => break Ok(ExitCode::SUCCESS),
                 Ok(Ended::TookBack(again)) => {
-                    (config, begin) = (again.config, Begin::Again(again.sockets, again.drains))
+                    (config, begin) = (again.config, Begin::Again(again.sockets, again.legacy))
                 }
                 Err(error) => break Err(error),
             }
@@ -108,7 +108,7 @@ enum Begin {
     /// With those of another process, if one runs.
     TakeOver,
     /// With those of the life before, which nobody wanted in the end.
-    Again(Sockets, Vec<Drained>),
+    Again(Sockets, Legacy),
 }
 
 /// How a life ends.
@@ -121,7 +121,7 @@ struct TookBack {
     /// The one in force.
     config: AppConfig,
     sockets: Sockets,
-    drains: Vec<Drained>,
+    legacy: Legacy,
 }
 
 /// What a life begins with of another process's.
@@ -155,17 +155,14 @@ async fn live(
     };
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     let took_back = matches!(begin, Begin::Again(..));
-    let (mut predecessor, mut sockets, drained) = match begin {
-        Begin::Alone => (None, Sockets::default(), Vec::new()),
-        Begin::Again(sockets, drained) => (None, sockets, drained),
+    let (mut predecessor, mut sockets, mut legacy) = match begin {
+        Begin::Alone => (None, Sockets::default(), Legacy::default()),
+        Begin::Again(sockets, legacy) => (None, sockets, legacy),
         Begin::TakeOver => match Predecessor::ask(&config.store.path, &config.policy.node).await? {
-            Some((mut predecessor, sockets)) => {
-                let drained = std::mem::take(&mut predecessor.drains);
-                (Some(predecessor), sockets, drained)
-            }
+            Some((predecessor, sockets)) => (Some(predecessor), sockets, Legacy::default()),
             None => {
                 tracing::info!(path = %config.store.path.display(), "no process runs this node: nothing to take over");
-                (None, Sockets::default(), Vec::new())
+                (None, Sockets::default(), Legacy::default())
             }
         },
     };
@@ -189,13 +186,18 @@ async fn live(
     let mut took_over = None;
     if let Some(predecessor) = &mut predecessor {
         tracing::info!(pid = predecessor.pid, version = predecessor.program, "taking over from the process that runs");
-        let entry = tokio::select! {
-            entry = predecessor.leaves(&config.store.path) => entry,
+        let left = tokio::select! {
+            left = predecessor.leaves(&config.store.path) => left,
             () = signals.next() => return Ok(Ended::Stopped),
         };
+        let entry = left.map(|left| {
+            legacy = left.legacy;
+            left.entry
+        });
         let (pid, program) = (predecessor.pid, predecessor.program.clone());
         took_over = Some(TookOver { pid, program, sockets: sockets_handed, entry });
     }
+    let known_at = clock.gateway().now();
     let OpenedHere { opened, taken_over } = replica::open(&config, &clock).await?;
     let Opened { store, engine, report, ledger_records } = opened;
     let threads = engine.spawn_threads().context("cannot start the store's threads")?;
@@ -231,7 +233,11 @@ async fn live(
     let faults = match &config.faults {
         Some(caps) => {
             let (book, seed) = (FaultBook::new(caps.clone(), &policy, store.epoch), u64::from_le_bytes(entropy()?));
-            Some(CallFaults::new(book, clock.gateway(), store.journal.clone(), Some(cause), seed))
+            let faults = CallFaults::new(book, clock.gateway(), store.journal.clone(), Some(cause), seed);
+            if let Some(reason) = &legacy.faults_killed {
+                faults.kill(reason);
+            }
+            Some(faults)
         }
         None => None,
     };
@@ -251,10 +257,11 @@ async fn live(
         },
         workers,
         doors_handed,
+        (&legacy.heritage, clock.gateway().now().since(known_at)),
     )
     .await
     .map_err(hinted(|error: &seawall_gateway::StartError| error.hint()))?;
-    drained.iter().for_each(|drained| drained.again(&gateway.drains()));
+    legacy.drains.iter().for_each(|drained| drained.again(&gateway.drains()));
     let hung_up = Arc::new(Notify::new());
     let certificates = tls::Shared::new(doors);
     let wall = clock.clone();
@@ -308,16 +315,19 @@ async fn live(
     };
     let drain = store.journal.record(drain);
     let (grace, gap_begins) = (policy.limits.grace, clock.gateway().now());
-    let (mut cut_off, mut gateway) = (0, Some(gateway));
+    let (mut cut_off, mut gateway, mut left) = (0, Some(gateway), Legacy::default());
     match &why {
         Why::Replaced(successor) => {
             tracing::info!(pid = successor.pid, version = successor.program, "handing over to another process");
+            left.faults_killed = faults.as_ref().and_then(|faults| faults.killed());
             // While the journal hears of it: connections that stand may live on for long, and nobody could take them away.
             if let Some(faults) = &faults {
                 faults.hand_over();
             }
             if let Some(gateway) = &mut gateway {
+                left.drains = Drained::all(&gateway.drains());
                 gateway.settle(async { signals.next().await }).await;
+                left.heritage = gateway.heritage();
             }
         }
         Why::Told | Why::Failed(_) => {
@@ -346,7 +356,7 @@ async fn live(
     let _ = tokio::task::spawn_blocking(|| threads.join()).await;
     if let Why::Replaced(successor) = &mut why {
         let serves = tokio::select! {
-            serves = successor.serves(last) => serves,
+            serves = successor.serves(last, &left) => serves,
             // Whoever wants this process to end has another one; whether that serves is for them to see.
             () = signals.next() => true,
         };
@@ -360,8 +370,7 @@ async fn live(
                 outlived.spawn(gateway.stop(std::future::pending()));
             }
             let (config, sockets) = (rules.config().await, std::mem::take(&mut successor.sockets));
-            let drains = std::mem::take(&mut successor.drains);
-            return Ok(Ended::TookBack(Box::new(TookBack { config, sockets, drains })));
+            return Ok(Ended::TookBack(Box::new(TookBack { config, sockets, legacy: left })));
         }
         drop(std::mem::take(&mut successor.sockets));
         let gap_ms = clock.gateway().now().since(gap_begins).as_millis();
@@ -392,7 +401,7 @@ async fn wait_for_end(
     gateway: &Gateway,
     (host, node, others): (Option<&Host>, &str, &Sockets),
 ) -> Why {
-    let given = || Ok((others.and_gateway(gateway.shared()?)?, Drained::all(&gateway.drains())));
+    let given = || others.and_gateway(gateway.shared()?);
     loop {
         let successor = async {
             match host {

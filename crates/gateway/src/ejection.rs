@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use seawall_core::balance::latency::PENALTY;
-use seawall_core::guard::outlier::{Event, Outlier, Reason};
+use seawall_core::guard::outlier::{Event, Outlier, Reason, Snapshot};
 use seawall_core::id::UpstreamId;
 use seawall_core::journal::{Draft, Kind, Seq};
 use seawall_core::outcome::Outcome;
@@ -61,6 +61,14 @@ pub(crate) fn on_health(state: &UpstreamState, endpoint: usize, healthy: bool) {
     let Some(outlier) = &state.outlier else { return };
     let mut outlier = outlier.lock().unwrap_or_else(PoisonError::into_inner);
     outlier.on_health(endpoint, healthy);
+    publish(state, &outlier);
+}
+
+/// Has an endpoint go on where it was under another process, so long ago.
+pub(crate) fn go_on(state: &UpstreamState, endpoint: usize, known: Snapshot, age: Duration, now: Mono) {
+    let Some(outlier) = &state.outlier else { return };
+    let mut outlier = outlier.lock().unwrap_or_else(PoisonError::into_inner);
+    outlier.restore(now, endpoint, known, age);
     publish(state, &outlier);
 }
 

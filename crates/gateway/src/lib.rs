@@ -15,6 +15,7 @@ mod fallback;
 pub mod fault;
 mod forwarder;
 mod frames;
+mod heritage;
 pub mod http;
 mod lines;
 mod listener;
@@ -51,6 +52,7 @@ use seawall_core::time::Mono;
 
 pub use clock::Clock;
 pub use drains::Drains;
+pub use heritage::Heritage;
 pub use node::Parts;
 pub use records::{Fate, NoRecords, Records};
 pub use seat::{Handed, Prepared};
@@ -118,14 +120,20 @@ impl Gateway {
     /// # Errors
     /// [`StartError`]; nothing goes on then.
     pub async fn start(parts: Parts, workers: usize) -> Result<Self, StartError> {
-        Self::take_up(parts, workers, Vec::new()).await
+        Self::take_up(parts, workers, Vec::new(), (&Heritage::default(), Duration::ZERO)).await
     }
 
-    /// The same, by sockets that another process listened on before, where the policy has listeners for them.
+    /// The same, by sockets that another process listened on before, where the policy has listeners for them, and with what
+    /// that process knew so long ago.
     ///
     /// # Errors
     /// [`StartError`]; nothing goes on then.
-    pub async fn take_up(parts: Parts, workers: usize, mut handed: Vec<Handed>) -> Result<Self, StartError> {
+    pub async fn take_up(
+        parts: Parts,
+        workers: usize,
+        mut handed: Vec<Handed>,
+        heritage: (&Heritage, Duration),
+    ) -> Result<Self, StartError> {
         let (mut prng, cause, workers) = (Prng::new(parts.seed), parts.cause, workers.max(1));
         let stop = Stop::default();
         let mut sockets: Vec<Vec<(Arc<Door>, Opening)>> = (0..workers).map(|_| Vec::new()).collect();
@@ -143,7 +151,7 @@ impl Gateway {
             doors.push(door);
         }
         drop(handed);
-        let node = Arc::new(Node::new(parts, doors));
+        let node = Arc::new(Node::new(parts, doors, heritage));
         let seats = (0..workers).map(|_| Seat::new(Worker::new(&node, workers, prng.next_u64()))).collect();
         let hall = Arc::new(Hall::new(node, seats, stop.clone()));
         let (works, working) = std::sync::mpsc::sync_channel(workers);
@@ -194,6 +202,12 @@ impl Gateway {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.hall.node().connections.used.load(Relaxed) == 0
+    }
+
+    /// What it knows of its upstreams, for whoever takes its place.
+    #[must_use]
+    pub fn heritage(&self) -> Heritage {
+        Heritage::of(&self.hall.node())
     }
 
     /// Takes no new connections, and waits until nothing needs the store any more: calls of routes that spool and deliveries
@@ -376,7 +390,8 @@ pub async fn run_here(parts: Parts) -> Result<Hosted, StartError> {
         let (door, mut openings) = bind_here(net, wanted.address, &stop).await?;
         opened.extend(openings.pop().and_then(Opening::listener).map(|listener| (door, listener)));
     }
-    let node = Arc::new(Node::new(parts, opened.iter().map(|(door, _)| Arc::clone(door)).collect()));
+    let doors = opened.iter().map(|(door, _)| Arc::clone(door)).collect();
+    let node = Arc::new(Node::new(parts, doors, (&Heritage::default(), Duration::ZERO)));
     let seat = Seat::new(Worker::new(&node, 1, seed));
     let hall = Arc::new(Hall::new(node, vec![Arc::clone(&seat)], stop.clone()));
     seat.begin(opened, true, &stop);

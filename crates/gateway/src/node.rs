@@ -15,6 +15,7 @@ use seawall_core::guard::Refusal;
 use seawall_core::guard::budget::Budget;
 use seawall_core::guard::health::Health;
 use seawall_core::guard::outlier::Outlier;
+use seawall_core::guard::pipeline;
 use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::journal::Seq;
 use seawall_core::observation::{EndpointSnapshot, LimitSnapshot, NodeSnapshot, RouteSnapshot, UpstreamSnapshot};
@@ -30,6 +31,7 @@ use crate::chain::InFlight;
 use crate::clock::Clock;
 use crate::drains;
 use crate::fault::CallFaults;
+use crate::heritage::Heritage;
 use crate::http::gate::{GateLimits, Verdict};
 use crate::mirror::COPIES_MAX;
 use crate::net::Net;
@@ -154,15 +156,21 @@ pub(crate) struct Worker {
 }
 
 impl Node {
-    pub(crate) fn new(parts: Parts, doors: Vec<Arc<Door>>) -> Self {
+    /// `heritage` is what another process knew so long ago.
+    pub(crate) fn new(parts: Parts, doors: Vec<Arc<Door>>, (heritage, age): (&Heritage, Duration)) -> Self {
         let Parts { policy, spool, journal, records, clock, net, cause, seed, traffic_every, tls, faults } = parts;
         let connections_total = faults.as_ref().map(CallFaults::connections).unwrap_or_default();
         let upstream = |upstream| UpstreamState::new(upstream, &policy.zone, clock.now(), cause);
         let upstreams: Vec<UpstreamState> = policy.upstreams.iter().map(upstream).collect();
-        let mut seeds = Prng::new(seed).fork();
+        for (state, upstream) in upstreams.iter().zip(&policy.upstreams) {
+            heritage.tell(state, upstream.health.is_some(), age, clock.now());
+        }
+        let (mut seeds, nothing) = (Prng::new(seed).fork(), pipeline::Snapshot::default());
         let routes = policy.routes.iter().map(|route| {
             let upstream = &upstreams[route.upstream.index()];
-            Arc::new(RouteState::new(route.clone(), upstream.shared(&journal, &clock, cause, seeds.next_u64())))
+            let known = heritage.guards(&route.name, &upstream.name).unwrap_or(&nothing);
+            let shared = upstream.shared(&journal, &clock, cause, seeds.next_u64());
+            Arc::new(RouteState::begin(route.clone(), shared, (known, age)))
         });
         let via = HeaderValue::from_str(&format!("1.1 seawall-{}", policy.node));
         Self {

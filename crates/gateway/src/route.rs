@@ -14,7 +14,7 @@ use seawall_core::guard::budget::{Budget, Coin};
 use seawall_core::guard::bulkhead::{Entry, Priority, Ticket};
 use seawall_core::guard::deadline::Deadline;
 use seawall_core::guard::hedge;
-use seawall_core::guard::pipeline::{Answered, Leave, NoRetry, Pipeline};
+use seawall_core::guard::pipeline::{Answered, Leave, NoRetry, Pipeline, Snapshot};
 use seawall_core::guard::retry::{Tried, Waits};
 use seawall_core::journal::{Draft, Kind, Seq};
 use seawall_core::observation::{BreakerSnapshot, RouteSnapshot};
@@ -77,6 +77,11 @@ const SHEETS: usize = 32;
 
 impl RouteState {
     pub(crate) fn new(policy: Route, shared: Shared) -> Self {
+        Self::begin(policy, shared, (&Snapshot::default(), Duration::ZERO))
+    }
+
+    /// Its guards know what those of another process knew so long ago.
+    pub(crate) fn begin(policy: Route, shared: Shared, known: (&Snapshot, Duration)) -> Self {
         let Shared { upstream_name, budget, journal, clock, cause, seed } = shared;
         let voice = Arc::new(Voice {
             journal,
@@ -87,7 +92,8 @@ impl RouteState {
         });
         let hears = Arc::clone(&voice);
         let guards = policy.guards.clone();
-        let guards = Pipeline::new(guards, budget, (seed, SHEETS), clock.now(), move |told| hears.tell(told))
+        let tell = move |told: &Told| hears.tell(told);
+        let guards = Pipeline::restore(guards, budget, (seed, SHEETS), known, clock.now(), tell)
             .expect("a policy's guards are checked where it is read");
         Self { policy, upstream_name, guards, life: Arc::default(), voice, clock, draining: AtomicBool::new(false) }
     }
@@ -118,6 +124,11 @@ impl RouteState {
 
     fn waiters(&self) -> MutexGuard<'_, BTreeMap<Ticket, Option<oneshot::Sender<()>>>> {
         self.life.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What its guards know, for another process.
+    pub(crate) fn snapshot(&self, now: Mono) -> Snapshot {
+        self.guards.snapshot(now)
     }
 
     /// Whether new requests go the way of its guards; deliveries from the spool always do.

@@ -30,7 +30,7 @@ impl Default for HealthConfig {
 }
 
 /// What is known of one endpoint. Begins healthy: an unchecked endpoint is worth a try.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Health {
     healthy: bool,
     against: u32,

@@ -149,6 +149,15 @@ pub enum Reason {
     },
 }
 
+/// What is known of an endpoint, as plain data. Its fields are its own; it is written and read whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Snapshot {
+    in_a_row: u32,
+    /// The rest of its time, while it is out.
+    ejected_for: Option<Duration>,
+    count: u32,
+}
+
 /// The machine, for endpoints by their place.
 ///
 /// ```
@@ -232,6 +241,34 @@ impl Outlier {
         })
     }
 
+    /// What is known of each endpoint, as plain data for another process.
+    #[must_use]
+    pub fn snapshot(&self, now: Mono) -> Vec<Snapshot> {
+        let of = |seen: &Endpoint| Snapshot {
+            in_a_row: seen.in_a_row,
+            ejected_for: seen.ejected_until.map(|until| now.until(until)),
+            count: seen.count,
+        };
+        self.endpoints.iter().map(of).collect()
+    }
+
+    /// Knows of an endpoint what another process knew `age` ago: who was out stays out for the rest of its time, as far as
+    /// so many may be out. Comparisons begin anew.
+    pub fn restore(&mut self, now: Mono, endpoint: usize, snapshot: Snapshot, age: Duration) {
+        let ejected_max = self.ejected_max();
+        let Some(seen) = self.endpoints.get_mut(endpoint) else { return };
+        (seen.in_a_row, seen.count) = (snapshot.in_a_row, snapshot.count);
+        let left = snapshot.ejected_for.map(|left| left.saturating_sub(age).min(self.config.ejection_max));
+        if let Some(left) = left
+            && seen.ejected_until.is_none()
+            && self.ejected < ejected_max
+        {
+            self.unwell += usize::from(seen.is_well());
+            (seen.ejected_until, seen.in_since_last) = (Some(now + left), false);
+            self.ejected += 1;
+        }
+    }
+
     /// Notes a call. Tells if that ejected the endpoint. O(1); a place beyond the last is left out.
     ///
     /// Late answers of an ejected endpoint are noted, but eject it no further.
@@ -280,7 +317,7 @@ impl Outlier {
         let mut events = Vec::new();
         for endpoint in 0..self.endpoints.len() {
             if self.endpoints[endpoint].ejected_until.is_some_and(|until| now >= until) {
-                self.restore(endpoint);
+                self.bring_back(endpoint);
                 events.push(Event::Returned { endpoint });
             }
         }
@@ -339,7 +376,7 @@ impl Outlier {
         Some(Event::Ejected { endpoint, reason, until, count: seen.count })
     }
 
-    fn restore(&mut self, endpoint: usize) {
+    fn bring_back(&mut self, endpoint: usize) {
         let seen = &mut self.endpoints[endpoint];
         seen.ejected_until = None;
         // It begins anew: what it did before its ejection is paid for.
@@ -495,12 +532,36 @@ mod tests {
     }
 
     #[test]
+    fn who_is_out_stays_out_under_the_next_process() {
+        let mut outlier = Outlier::new(config(), 4, Mono::ZERO).unwrap();
+        interval(&mut outlier, 0, &[(0, 1), (100, 1), (0, 1), (0, 1)]);
+        let kept = serde_json::to_string(&outlier.snapshot(Mono::from_millis(10_000))).unwrap();
+        let kept: Vec<Snapshot> = serde_json::from_str(&kept).unwrap();
+        let (mut next, now) = (Outlier::new(config(), 4, Mono::ZERO).unwrap(), Mono::from_millis(1));
+        let age = Duration::from_secs(5);
+        // By their names, which here stand in another order.
+        for (place, of) in [3, 1, 2, 0].into_iter().zip(&kept).chain([(9, &kept[1])]) {
+            next.restore(now, place, *of, age);
+        }
+        assert_eq!([0, 1, 2, 3].map(|place| next.is_usable(place)), [true, false, true, true]);
+        assert_eq!((next.ejected(), next.unwell, next.endpoints[1].count), (1, 1, 1));
+        // Not more than may be out, whatever was kept.
+        next.restore(now, 2, kept[1], age);
+        assert!(next.is_usable(2));
+        let back = now + Duration::from_secs(15);
+        let mut prng = Prng::new(1);
+        assert_eq!(tell(&next.on_time(back - Duration::from_nanos(1), &mut prng)), "");
+        assert_eq!(tell(&next.on_time(back, &mut prng)), "1 back");
+        assert_eq!((next.ejected(), next.unwell), (0, 0));
+    }
+
+    #[test]
     fn time_is_capped() {
         let mut outlier = Outlier::new(config(), 2, Mono::ZERO).unwrap();
         outlier.endpoints[0].count = 9;
         assert_eq!(interval(&mut outlier, 0, &[(100, 1), (0, 1)]), "0 out to 300s, 5 in a row, x10");
         outlier.endpoints[0].count = u32::MAX;
-        outlier.restore(0);
+        outlier.bring_back(0);
         assert!(interval(&mut outlier, 0, &[(100, 1), (0, 1)]).starts_with("0 out to 300s"));
     }
 

@@ -17,7 +17,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::breaker::{Report, SharedBreaker, SharedPermit, Told};
+use super::breaker::{self, Report, SharedBreaker, SharedPermit, Told};
 use super::budget::{Budget, Coin};
 use super::bulkhead::{Bulkhead, Entry, Priority, Ticket};
 use super::concurrency::{self, Concurrency};
@@ -101,11 +101,20 @@ struct Limits {
 
 impl Limits {
     /// Those that are configured; nothing if none is.
-    fn of(guards: &Guards, prng: Prng, now: Mono) -> Result<Option<Arc<Mutex<Self>>>, Invalid> {
+    fn of(
+        guards: &Guards,
+        prng: Prng,
+        (learned, age): (Option<&learned::Snapshot>, Duration),
+        now: Mono,
+    ) -> Result<Option<Arc<Mutex<Self>>>, Invalid> {
+        let learned = |config| match learned {
+            Some(kept) => Learned::restore(config, kept, age, now),
+            None => Learned::new(config, now),
+        };
         let limits = Self {
             throttle: guards.throttle.clone().map(|config| Throttle::new(config, now)).transpose()?,
             rate: guards.rate.map(Rate::new).transpose()?,
-            learned: guards.learned_limit.map(|config| Learned::new(config, now)).transpose()?,
+            learned: guards.learned_limit.map(learned).transpose()?,
             concurrency: guards.concurrency.map(|config| Concurrency::new(config, now)).transpose()?,
             prng,
         };
@@ -119,6 +128,13 @@ fn usual_of(guards: &Guards, now: Mono) -> Result<Option<Arc<Mutex<Latencies>>>,
 
 fn shared<T>(it: T) -> Arc<Mutex<T>> {
     Arc::new(Mutex::new(it))
+}
+
+/// What guards know that takes long to find out, as plain data: whether the upstream is well, and what it allows.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Snapshot {
+    breaker: Option<breaker::Snapshot>,
+    learned: Option<learned::Snapshot>,
 }
 
 /// Leave to make one try. Give it back with [`Pipeline::report`] or [`Pipeline::release`].
@@ -175,17 +191,34 @@ impl Pipeline {
         now: Mono,
         tell: impl Fn(&Told) + Send + Sync + 'static,
     ) -> Result<Self, Invalid> {
+        Self::restore(guards, budget, (seed, sheets), (&Snapshot::default(), Duration::ZERO), now, tell)
+    }
+
+    /// Every guard as it begins, but those that go on where others stopped, so long ago.
+    ///
+    /// # Errors
+    /// [`Invalid`] with the first number that makes no guard.
+    pub fn restore(
+        guards: Guards,
+        budget: Arc<Mutex<Budget>>,
+        (seed, sheets): (u64, usize),
+        (snapshot, age): (&Snapshot, Duration),
+        now: Mono,
+        tell: impl Fn(&Told) + Send + Sync + 'static,
+    ) -> Result<Self, Invalid> {
         guards.check()?;
         let mut prng = Prng::new(seed);
-        let breaker = match guards.breaker.clone() {
-            Some(config) => Some(Arc::new(SharedBreaker::new(config, prng.next_u64(), sheets, now, tell)?)),
-            None => None,
+        let seed = prng.next_u64();
+        let breaker = match (guards.breaker.clone(), &snapshot.breaker) {
+            (Some(config), None) => Some(SharedBreaker::new(config, seed, sheets, now, tell)?),
+            (Some(config), Some(kept)) => Some(SharedBreaker::restore(config, (kept, age), seed, sheets, now, tell)?),
+            (None, _) => None,
         };
         Ok(Self {
-            breaker,
+            breaker: breaker.map(Arc::new),
             bulkhead: shared(Bulkhead::new(guards.bulkhead)),
             budget,
-            limits: Limits::of(&guards, prng.fork(), now)?,
+            limits: Limits::of(&guards, prng.fork(), (snapshot.learned.as_ref(), age), now)?,
             hedge: guards.hedge.map(|config| Hedge::new(config, now)).transpose()?.map(shared),
             usual: usual_of(&guards, now)?,
             guards,
@@ -228,6 +261,13 @@ impl Pipeline {
             usual: if old.look_ahead == new.look_ahead { self.usual.clone() } else { fresh.usual },
             guards: fresh.guards,
         })
+    }
+
+    /// What its guards know that takes long to find out, as plain data for another process.
+    #[must_use]
+    pub fn snapshot(&self, now: Mono) -> Snapshot {
+        let learned = self.limits.as_ref().and_then(|limits| lock(limits).learned.as_ref()?.snapshot(now));
+        Snapshot { breaker: self.breaker.as_ref().map(|breaker| breaker.snapshot(now)), learned }
     }
 
     /// The configuration it follows.
@@ -549,6 +589,26 @@ mod tests {
             breaker: Some(BreakerConfig { window: WindowConfig::Calls(4), calls_min: 4, ..BreakerConfig::default() }),
             ..Guards::default()
         }
+    }
+
+    #[test]
+    fn the_next_process_knows_what_this_one_found_out() {
+        let (old, now) = (pipeline(every_limit()), Mono::from_millis(1));
+        let leaves: Vec<Leave> = (0..4).map(|_| old.admit(now).unwrap()).collect();
+        for leave in leaves {
+            let answered = Answered { status: Some(429), ..Answered::default() };
+            old.report(now, leave, Outcome::Failure(Failure::Timeout), Duration::ZERO, answered);
+        }
+        let kept = serde_json::to_string(&old.snapshot(now)).unwrap();
+        let restored = |guards: Guards| {
+            let (budget, kept) = (Arc::new(Mutex::new(Budget::new(now))), serde_json::from_str(&kept).unwrap());
+            Pipeline::restore(guards, budget, (1, 1), (&kept, Duration::ZERO), now, |_| {}).unwrap()
+        };
+        assert_eq!(restored(every_limit()).admit(now).unwrap_err().rule(), "breaker");
+        let unbroken = restored(Guards { breaker: None, ..every_limit() });
+        assert_eq!(unbroken.admit(now).unwrap_err().rule(), "learned");
+        let unlearned = Guards { breaker: None, learned_limit: None, ..every_limit() };
+        assert!(restored(unlearned).admit(now).is_ok(), "nobody asks for what is kept");
     }
 
     #[test]

@@ -160,6 +160,12 @@ impl CallFaults {
         self.gone(&gone, Why::HandedOver);
     }
 
+    /// Why the kill switch is on, while it is.
+    #[must_use]
+    pub fn killed(&self) -> Option<String> {
+        self.0.book.with(|book| book.killed().map(|killed| killed.reason.clone()))
+    }
+
     /// Turns the kill switch off. Tells whether it was on.
     pub fn release(&self, reason: &str) -> bool {
         let killed = self.0.book.with(Book::release);

@@ -94,7 +94,8 @@ impl LearnedConfig {
 }
 
 /// How a belief came about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Source {
     /// Nothing is believed.
     Nothing,
@@ -254,6 +255,18 @@ pub struct Learned {
     knee: Knee,
 }
 
+/// A belief as plain data. Its fields are its own; it is written and read whole.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Snapshot {
+    per_second: f64,
+    source: Source,
+    samples: u64,
+    burst_share: f64,
+    confirmed_for: Duration,
+    /// What is left of a pause.
+    pauses_for: Duration,
+}
+
 /// What is left of a quota, spread over the time it must last.
 #[derive(Clone, Copy, Debug)]
 struct Spread {
@@ -384,6 +397,46 @@ impl Learned {
             since: self.since,
             confirmed_at: self.confirmed_at,
         }
+    }
+
+    /// What is believed, as plain data for another process; nothing while nothing is.
+    #[must_use]
+    pub fn snapshot(&self, now: Mono) -> Option<Snapshot> {
+        let pauses_for = match self.phase {
+            Phase::Free => return None,
+            Phase::Pause { until, .. } => now.until(until),
+            Phase::Hold | Phase::Probe { .. } => Duration::ZERO,
+        };
+        Some(Snapshot {
+            per_second: self.ceiling,
+            source: self.source,
+            samples: self.samples,
+            burst_share: self.burst_share,
+            confirmed_for: now.since(self.confirmed_at),
+            pauses_for,
+        })
+    }
+
+    /// One that believes what another believed `age` ago, and holds to it from the first call on: without a burst, as the
+    /// other may have had it.
+    ///
+    /// # Errors
+    /// [`Invalid`] when the configuration makes no limit.
+    pub fn restore(config: LearnedConfig, snapshot: &Snapshot, age: Duration, now: Mono) -> Result<Self, Invalid> {
+        let mut learned = Self::new(config, now)?;
+        if !snapshot.per_second.is_finite() {
+            return Ok(learned);
+        }
+        learned.believe(now, snapshot.per_second, snapshot.source, snapshot.samples);
+        learned.confirmed_at = now - snapshot.confirmed_for.saturating_add(age);
+        learned.burst_share = snapshot.burst_share.clamp(1e-3, 1.0);
+        learned.set_rate(learned.ceiling * learned.config.hold.get());
+        learned.resume(now);
+        let pauses_for = snapshot.pauses_for.saturating_sub(age);
+        if !pauses_for.is_zero() {
+            learned.pause(now, pauses_for, None);
+        }
+        Ok(learned)
     }
 
     /// Whether what is left of a quota allows a call now.

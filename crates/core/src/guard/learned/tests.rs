@@ -269,6 +269,28 @@ fn what_is_left_is_spread_over_its_time() {
 }
 
 #[test]
+fn the_next_process_believes_what_this_one_found_out() {
+    let mut world = World::new(bucket(20.0), 100.0);
+    world.run(300);
+    let (before, now) = (world.learned.belief(), Mono::from_nanos(world.now));
+    let kept = serde_json::to_string(&world.learned.snapshot(now).unwrap()).unwrap();
+    let kept: Snapshot = serde_json::from_str(&kept).unwrap();
+    let age = Duration::from_secs(1);
+    world.learned = Learned::restore(LearnedConfig::default(), &kept, age, now).unwrap();
+    let after = world.learned.belief();
+    assert_eq!((after.per_second, after.source), (before.per_second, before.source));
+    assert_eq!(after.confirmed_at, before.confirmed_at - age);
+    let tally = world.run(10);
+    assert!(tally.refused <= 20 && tally.accepted > 800, "no flood, and no standstill: {tally:?}");
+
+    assert_eq!(new().snapshot(Mono::ZERO), None, "nothing was found out");
+    let pauses = refused(20, Some(Duration::from_secs(30))).snapshot(Mono::from_millis(5_000)).unwrap();
+    let now = Mono::from_millis(1);
+    let mut goes_on = Learned::restore(LearnedConfig::default(), &pauses, Duration::from_secs(5), now).unwrap();
+    assert_eq!(goes_on.admit(now).unwrap_err().retry_in(), Some(Duration::from_secs(20)));
+}
+
+#[test]
 fn an_outage_of_503s_ends_no_belief() {
     let mut world = World::new(bucket(20.0), 100.0);
     world.run(300);
