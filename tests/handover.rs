@@ -234,6 +234,7 @@ fn whoever_falls_before_it_serves_leaves_the_old_one_standing() {
     let mut waits = node.client();
     waits.send(post("/w", "", "x").as_bytes());
     let mut watches = Client::new(node.admin);
+    wait_until("it complains", || says(&node, "does not serve yet, and clients wait: end it"));
     drop(stranger);
     assert_eq!(waits.next().unwrap().status, 200);
     assert_eq!(watches.ask("GET /readyz HTTP/1.1\r\nHost: h\r\n\r\n").status, 200);

@@ -7,6 +7,7 @@
 //! it ends with the store closed while connections that do not need it live out their grace period. If the other process
 //! falls before it serves, a new life begins here, with the same sockets.
 
+use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::io::Read as _;
 use std::os::fd::AsFd as _;
@@ -23,6 +24,7 @@ use seawall_control::{Admin, AdminParts, FaultPort, NodeInfo};
 use seawall_core::fault::book::Book as FaultBook;
 use seawall_core::journal::{Draft, Kind, Seq};
 use seawall_core::time::Wall;
+use seawall_core::units::format_duration;
 use seawall_gateway::fault::CallFaults;
 use seawall_gateway::net::Net;
 use seawall_gateway::{Gateway, Handed, Parts};
@@ -53,6 +55,8 @@ const ADMIN_GRACE: Duration = Duration::from_secs(2);
 const ADMIN_GRACE_HANDED_OVER: Duration = Duration::from_millis(100);
 /// Before a process gives up its place, answers end their connections for so long.
 const PART_FOR: Duration = Duration::from_secs(1);
+/// While the process that takes over does not serve.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(3);
 const WATCH_STORE_EVERY: Duration = Duration::from_millis(200);
 
 /// Runs a node until it is told to stop.
@@ -355,8 +359,10 @@ async fn live(
     drop((admin, book, store, host, others));
     let _ = tokio::task::spawn_blocking(|| threads.join()).await;
     if let Why::Replaced(successor) = &mut why {
+        let pid = successor.pid;
         let serves = tokio::select! {
             serves = successor.serves(last, &left) => serves,
+            never = complain(pid) => match never {},
             // Whoever wants this process to end has another one; whether that serves is for them to see.
             () = signals.next() => true,
         };
@@ -431,6 +437,21 @@ async fn wait_for_end(
         }
         gateway.part(false);
         tracing::warn!(pid = successor.pid, "the process that was to take over ended: this one goes on");
+    }
+}
+
+/// Says again and again that another process keeps clients waiting. It is not ended from here: who opens a large store needs
+/// its time, and only people can tell that from one that hangs.
+async fn complain(pid: i32) -> Infallible {
+    let mut waited = Duration::ZERO;
+    loop {
+        tokio::time::sleep(COMPLAIN_EVERY).await;
+        waited += COMPLAIN_EVERY;
+        tracing::error!(
+            pid,
+            waited = format_duration(waited),
+            "the process that takes over does not serve yet, and clients wait: end it, and this one goes on"
+        );
     }
 }
 
