@@ -1,7 +1,7 @@
 //! Seawall's spool beside fjall, redb, SQLite and the bare disk: durable enqueues, in alternating rounds of one run.
 //!
 //! `cargo run --release --manifest-path bench/Cargo.toml --bin store -- [--rounds N] [--seconds S] [--dir DIR]
-//! [--producers 1,16,64,256] [--only seawall,fjall,redb,sqlite,raw,raw-reserved] [--lease-batch N] [--backlog N]`
+//! [--producers 1,16,64,256] [--only seawall,fjall,redb,sqlite,raw,raw-reserved] [--lease-batch N] [--backlog N] [--stragglers N]`
 //!
 //! Records of 1 KiB, kept under an idempotency key, answered only when they are safe. Every peer has one writer that
 //! takes whatever waits and syncs once for all of it, as Seawall's has; see `engine.rs` for what each does. `raw` writes
@@ -9,7 +9,8 @@
 //! the file system note at every sync that they hold something now. Ratios are taken within a round, and the order of
 //! peers turns from round to round, so that what disturbs the machine disturbs all of them.
 //!
-//! `--backlog N` measures a long queue instead: see `backlog.rs`.
+//! `--backlog N` measures a long queue instead: see `backlog.rs`. `--stragglers N` measures what the files take while N records
+//! stay and ten times as many pass: see `stragglers.rs`.
 
 mod backlog;
 mod deliver;
@@ -18,6 +19,7 @@ mod enqueue;
 mod options;
 mod report;
 mod seawall;
+mod stragglers;
 
 use std::path::Path;
 
@@ -43,6 +45,9 @@ fn main() -> anyhow::Result<()> {
     let dir = options::data_dir(options.dir.as_deref())?;
     if options.backlog > 0 {
         return backlog::run(&runtime, &options, dir.path());
+    }
+    if options.stragglers > 0 {
+        return stragglers::run(&runtime, (options.stragglers, options.stragglers * 10), dir.path());
     }
     println!("{} rounds of {} s each", options.rounds, options.duration.as_secs_f64());
     measure(&runtime, &options, &dir.path().join("data"))?.print();

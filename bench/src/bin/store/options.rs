@@ -18,6 +18,8 @@ pub(crate) struct Options {
     pub(crate) lease_batch: usize,
     /// Records that wait; 0 measures the engines instead.
     pub(crate) backlog: usize,
+    /// Records that stay while others pass; 0 measures the engines instead.
+    pub(crate) stragglers: usize,
     /// We are the process that fills this directory and is killed.
     pub(crate) filler: Option<PathBuf>,
 }
@@ -31,6 +33,7 @@ pub(crate) fn options() -> anyhow::Result<Options> {
         only: Kind::ALL.to_vec(),
         lease_batch: 16,
         backlog: 0,
+        stragglers: 0,
         filler: None,
     };
     let mut args = std::env::args().skip(1);
@@ -53,9 +56,11 @@ fn set(options: &mut Options, name: &str, value: &str) -> anyhow::Result<()> {
         "--only" => options.only = value.split(',').map(Kind::named).collect::<anyhow::Result<_>>()?,
         "--lease-batch" => options.lease_batch = value.parse()?,
         "--backlog" => options.backlog = value.parse()?,
+        "--stragglers" => options.stragglers = value.parse()?,
         "--filler" => options.filler = Some(value.into()),
         _ => bail!(
-            "unknown option; known are --rounds, --seconds, --dir, --producers, --only, --lease-batch and --backlog"
+            "unknown option; known are --rounds, --seconds, --dir, --producers, --only, --lease-batch, --backlog and \
+             --stragglers"
         ),
     }
     Ok(())
