@@ -664,7 +664,7 @@ async fn gather(body: &mut Incoming, limit: u64) -> Gathered {
 
 /// The answer to a request whose body broke: by the gate's verdict, or because the connection ended.
 fn client_broke(worker: &Worker, conn: &ConnState) -> Response<ResBody> {
-    let verdict = conn.body_verdict().unwrap_or(Verdict::Chunk);
+    let verdict = conn.body_verdict().unwrap_or(Verdict::BodyCut);
     worker.rejections.count(verdict);
     Answer::verdict(verdict).build()
 }
@@ -811,7 +811,7 @@ pub(crate) async fn attempt_loop(
             }
             Tried::ClientBroke => {
                 let verdict = call.conn.as_ref().and_then(|conn| conn.body_verdict());
-                return Err(Reason::Client(verdict.unwrap_or(Verdict::Chunk)));
+                return Err(Reason::Client(verdict.unwrap_or(Verdict::BodyCut)));
             }
             Tried::ClientTooSlow => return Err(Reason::Client(Verdict::BodyTooSlow)),
             Tried::Failed { failure, answer, retry_after } => (failure, answer, retry_after),

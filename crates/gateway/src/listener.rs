@@ -267,6 +267,9 @@ async fn serve_connection(
     state.nudge();
     let end = serve::serve_connection(&mut io, &state, &node.clock, orders, is_last, answer).await;
     if end == End::Closed {
+        if state.was_unread() {
+            seat.worker().rejections.unread.add(1);
+        }
         return;
     }
     if let Some(switch) = state.take_switch() {

@@ -234,10 +234,18 @@ pub(crate) struct Rejections {
     pub(crate) handshakes_slow: Count,
     /// Clients that spoke plainly where TLS is spoken.
     pub(crate) plain: Count,
+    /// HTTP/1 connections of clients that do not take what they asked for.
+    pub(crate) unread: Count,
     /// HTTP/2 connections of clients that mostly take back what they ask for.
     pub(crate) taken_back: Count,
     /// HTTP/2 connections of clients that do not take what they asked for.
     pub(crate) stalled: Count,
+    /// HTTP/2 connections of clients that mostly send frames that carry nothing.
+    pub(crate) flooded: Count,
+    /// HTTP/2 connections whose client broke the protocol.
+    pub(crate) connections_broken: Count,
+    /// Streams of HTTP/2 that ended because their client broke the protocol, or asked for more than it may at once.
+    pub(crate) streams_broken: Count,
     /// Connections that were to be announced and were not, or wrongly.
     pub(crate) unannounced: Count,
     /// Connections of clients that have as many as they may.
@@ -254,8 +262,12 @@ impl Default for Rejections {
             handshakes: Count::default(),
             handshakes_slow: Count::default(),
             plain: Count::default(),
+            unread: Count::default(),
             taken_back: Count::default(),
             stalled: Count::default(),
+            flooded: Count::default(),
+            connections_broken: Count::default(),
+            streams_broken: Count::default(),
             unannounced: Count::default(),
             per_source: Count::default(),
         }
@@ -263,14 +275,18 @@ impl Default for Rejections {
 }
 
 /// The names of what is counted beside the gate's verdicts.
-const OTHERS: [&str; 9] = [
+const OTHERS: [&str; 13] = [
     "no_route",
     "loop",
     "tls_handshake",
     "tls_handshake_timeout",
     "plain_on_tls",
+    "unread",
     "h2_resets",
     "h2_stalled",
+    "h2_flood",
+    "h2_connection",
+    "h2_stream",
     "proxy_protocol",
     "connections_per_source",
 ];
@@ -295,8 +311,12 @@ impl Rejections {
             &self.handshakes,
             &self.handshakes_slow,
             &self.plain,
+            &self.unread,
             &self.taken_back,
             &self.stalled,
+            &self.flooded,
+            &self.connections_broken,
+            &self.streams_broken,
             &self.unannounced,
             &self.per_source,
         ];

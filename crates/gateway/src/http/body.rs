@@ -17,6 +17,7 @@ use http_body::{Body, Frame, SizeHint};
 use super::conn::ConnState;
 use super::feed::Fed;
 use super::gate::Verdict;
+use super::h2::Coming;
 use crate::relay::Relay;
 use crate::upgrade::Handover;
 
@@ -29,7 +30,7 @@ pub(crate) enum Incoming {
     /// By HTTP/1.
     Lines(Fed),
     /// By HTTP/2.
-    Frames(hyper::body::Incoming),
+    Frames(Coming),
 }
 
 impl Body for Incoming {
@@ -40,9 +41,7 @@ impl Body for Incoming {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Lines(fed) => fed.poll_frame(cx),
-            Self::Frames(incoming) => {
-                Pin::new(incoming).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(Into::into)))
-            }
+            Self::Frames(coming) => coming.poll_frame(cx),
         }
     }
 

@@ -47,6 +47,10 @@ pub(crate) struct ConnState {
     body_verdict: Mutex<Option<Verdict>>,
     /// True while everything written has been flushed.
     clean: AtomicBool,
+    /// Nobody reads what comes, for as long as it is so.
+    is_blind: AtomicBool,
+    /// The client did not take what was written for it.
+    unread: AtomicBool,
     /// True from the beginning of an answer on: an interim one would cut into it.
     is_answering: AtomicBool,
     /// True if the connection must end in a way that cannot be taken for the end of an answer.
@@ -93,7 +97,7 @@ impl ConnState {
         let stalled = self.stalled.load(Relaxed);
         let write_overdue = stalled > 0 && now.since(Mono::from_nanos(stalled)) >= patience.body;
         let is_overdue = now.since(since) >= allowed || write_overdue;
-        if is_overdue && !self.overdue.swap(true, Relaxed) {
+        if is_overdue && !self.overdue.swap(true, Relaxed) || self.is_blind.load(Relaxed) {
             self.nudge();
         }
         is_overdue
@@ -173,9 +177,26 @@ impl ConnState {
         }
     }
 
+    /// Nobody reads what comes, so that no read tells of a client that breaks off: its task looks whenever the sweep
+    /// comes by.
+    pub(crate) fn set_blind(&self, is_blind: bool) {
+        if is_blind != self.is_blind.load(Relaxed) {
+            self.is_blind.store(is_blind, Relaxed);
+        }
+    }
+
+    pub(crate) fn is_blind(&self) -> bool {
+        self.is_blind.load(Relaxed)
+    }
+
     /// True if the sweep has found that it waits too long.
     pub(crate) fn is_overdue(&self) -> bool {
         self.overdue.load(Relaxed)
+    }
+
+    /// True if it was ended because the client did not take what was written for it.
+    pub(crate) fn was_unread(&self) -> bool {
+        self.unread.load(Relaxed)
     }
 
     /// Ends the connection with a reset: to a client whose answer ends with its connection, a plain close would say that
@@ -316,6 +337,7 @@ impl ClientIo {
             _ => {}
         }
         if polled.is_pending() && self.state.overdue.load(Relaxed) {
+            self.state.unread.store(true, Relaxed);
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         polled
@@ -411,6 +433,15 @@ impl ClientIo {
         buffer.put_slice(&self.passed[..take]);
         self.passed.drain(..take);
         Poll::Ready(Ok(()))
+    }
+
+    /// True if the client has broken off, whatever of it has not been read.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.stream.as_ref().is_none_or(Stream::is_broken)
+    }
+
+    pub(crate) fn state(&self) -> Arc<ConnState> {
+        Arc::clone(&self.state)
     }
 
     /// Puts back what has come and was not looked at.

@@ -92,6 +92,8 @@ verdicts! {
     BodyTooLong = 413, "body_bytes", "the request's body is longer than the limit `body_bytes`";
     /// A chunk of a chunked body is malformed.
     Chunk = 400, "chunk", "a chunk of the request's body is malformed";
+    /// The body ended before its end.
+    BodyCut = 400, "body_cut", "the request's body broke off";
     /// The head did not come in time.
     HeadTooSlow = 408, "header_timeout", "the request's head did not arrive within `header_timeout`";
     /// The body stopped coming.

@@ -2,16 +2,18 @@
 //!
 //! What the gate does to bytes (`gate.rs`) a library does to frames: sizes, order, header names. What it leaves open is
 //! decided here, request by request, before anything is routed: one host, a path, no second framing, nothing of ours.
-//! A connection is let go when it has been idle too long, when an answer waits too long for a client that does not read, in
-//! our hands or, once the connection is to end, in the library's, and when a client mostly takes back what it has asked for (CVE-2023-44487 and its kin): each is counted by its name.
+//! A connection is let go when it has been idle too long, when a head does not come to its end, when an answer waits too
+//! long for a client that does not read, in our hands or, once the connection is to end, in the library's, when a client
+//! mostly takes back what it has asked for (CVE-2023-44487 and its kin), and when it mostly sends frames that carry nothing
+//! (CVE-2019-9512 and its kin): each is counted by its name, and so is what the library ends by itself.
 //! Not here: how a request is answered (`chain.rs`), how connections are accepted (`listener.rs`).
 
 use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,10 +34,14 @@ use super::body::{BoxError, Incoming, Tracked};
 use super::conn::{ClientIo, ConnState};
 use super::gate::{VERDICT_HEADER, Verdict, is_host, is_path};
 use super::grpc;
+use super::passing::{
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, Passing, RST_STREAM, SETTINGS, Seen, WINDOW_UPDATE,
+};
 use crate::chain::{Ending, Peer, serve};
 use crate::clock::Clock;
 use crate::frames::reason;
 use crate::listener::Stop;
+use crate::observe::Rejections;
 use crate::seat::{Door, Seat};
 
 /// What a client says first that begins with HTTP/2 at once (RFC 9113, section 3.4).
@@ -43,19 +49,24 @@ pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// How often a connection is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// What is taken back is counted over this long.
-const RESETS_WINDOW: Duration = Duration::from_secs(10);
+/// What is taken back, and what carries nothing, is counted over this long.
+const WINDOW: Duration = Duration::from_secs(10);
 /// So many taken back, and more than there were answered, end a connection.
 const RESETS_MAX: u32 = 100;
 /// Resets that the library holds before we have seen them.
 const PENDING_RESETS_MAX: usize = 20;
 /// Resets that a client made us send by errors of its own (CVE-2025-8671).
 const LOCAL_RESETS_MAX: usize = 200;
+/// So many frames that carry nothing in ten seconds, and more than four for each that carries something, end a connection.
+const EMPTY_MAX: u32 = 1_000;
+const EMPTY_PER_USE: u32 = 4;
+/// DATA with less than this is no use to anybody, and a window opened by less only makes such DATA.
+const DRIBBLE: u32 = 8;
 /// Room for a body on its way from a client, for each stream and for all of a connection.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
-/// An answer held for a client, for each stream.
-const SEND_BUFFER: usize = 256 << 10;
+/// An answer held for a client whose window is open and who does not read, for each stream.
+const SEND_BUFFER: usize = 64 << 10;
 /// An answer is handed to the library in pieces of a frame's usual size, the next when the one before has room: what it
 /// holds of an answer that is out of our hands is less than that.
 const PIECE: usize = 16 << 10;
@@ -88,9 +99,95 @@ struct Traffic {
     last: AtomicU64,
     answered: AtomicU32,
     taken_back: AtomicU32,
+    /// Frames that carry nothing, and those that carry something.
+    empty: AtomicU32,
+    useful: AtomicU32,
+    /// Since when a head, or a frame, has been on its way, in nanoseconds of [`Mono`]; zero if none is.
+    head_since: AtomicU64,
+    /// Streams that the library has reset because of what the client did, and that are not counted yet.
+    broken: AtomicU32,
+    /// Heads that the library has answered because of their length, and that are not counted yet.
+    heads_long: AtomicU32,
+    /// The client's first frame has come.
+    has_begun: AtomicBool,
+    /// It was another than it must be.
+    is_no_client: AtomicBool,
+    /// What the library said when it ended the connection: `OF_RESETS`, `OF_HEADS`, or zero.
+    farewell: AtomicU8,
     /// Bytes that have left.
     written: AtomicU64,
     answers: Mutex<Vec<Weak<Flow>>>,
+}
+
+/// Who waits for more of a request's body, and for how long.
+struct Waiting {
+    clock: Clock,
+    /// Since when, in nanoseconds of [`Mono`]; zero if nobody does.
+    since: AtomicU64,
+    is_overdue: AtomicBool,
+    reader: Mutex<Option<Waker>>,
+}
+
+/// A request's body as it comes.
+pub(crate) struct Coming {
+    body: hyper::body::Incoming,
+    waiting: Arc<Waiting>,
+    conn: Arc<ConnState>,
+}
+
+impl Coming {
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+            return self.waiting.poll_overdue(cx).map(|()| {
+                self.conn.break_body(Verdict::BodyTooSlow);
+                Some(Err(Verdict::BodyTooSlow.words().into()))
+            });
+        };
+        self.waiting.since.store(0, Relaxed);
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+    }
+
+    pub(crate) fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Waiting {
+    fn new(clock: &Clock) -> Self {
+        Self {
+            clock: clock.clone(),
+            since: AtomicU64::new(0),
+            is_overdue: AtomicBool::new(false),
+            reader: Mutex::new(None),
+        }
+    }
+
+    /// Ready once it has been too long.
+    fn poll_overdue(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.is_overdue.load(Relaxed) {
+            return Poll::Ready(());
+        }
+        if self.since.load(Relaxed) == 0 {
+            self.since.store(self.clock.now().as_nanos().max(1), Relaxed);
+        }
+        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        if reader.as_ref().is_none_or(|reader| !reader.will_wake(cx.waker())) {
+            *reader = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    fn end_overdue(&self, now: Mono, patience: Duration) {
+        let since = self.since.load(Relaxed);
+        if since != 0 && now.since(Mono::from_nanos(since)) >= patience && !self.is_overdue.swap(true, Relaxed) {
+            let reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner).take();
+            reader.into_iter().for_each(Waker::wake);
+        }
+    }
 }
 
 /// An answer on its way to the client.
@@ -104,6 +201,8 @@ struct Flow {
     is_whole: AtomicBool,
     /// It broke on our side, which says nothing about the client.
     is_broken: AtomicBool,
+    /// The request's body.
+    waiting: Arc<Waiting>,
 }
 
 impl Flow {
@@ -116,6 +215,7 @@ impl Flow {
             is_held: AtomicBool::new(false),
             is_whole: AtomicBool::new(false),
             is_broken: AtomicBool::new(false),
+            waiting: Arc::new(Waiting::new(clock)),
         });
         traffic.answers.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&flow));
         flow
@@ -192,16 +292,29 @@ impl<B: Body<Data = Bytes, Error = BoxError> + Unpin> Body for Watched<B> {
     }
 }
 
-/// A connection that counts what leaves by it.
+/// A connection that counts what comes and leaves by it.
 struct Counted {
     io: ClientIo,
     traffic: Arc<Traffic>,
+    coming: Passing,
+    leaving: Passing,
+    /// Streams whose answers have begun and not ended.
+    open: Vec<u32>,
 }
 
 impl Counted {
-    fn note(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn note(&mut self, slices: &[io::IoSlice<'_>], written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = written {
             self.traffic.written.fetch_add(bytes as u64, Relaxed);
+            let mut left = bytes;
+            for slice in slices {
+                let take = left.min(slice.len());
+                self.leaving.see(&slice[..take], |frame| {
+                    self.traffic.note_leaving(frame, self.open.contains(&frame.stream));
+                    note_open(&mut self.open, frame);
+                });
+                left -= take;
+            }
         }
         written
     }
@@ -209,14 +322,30 @@ impl Counted {
 
 impl AsyncRead for Counted {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.io.poll_read_frames(cx, buffer)
+        let this = &mut *self;
+        if this.traffic.abuse().is_some() {
+            // Of somebody who is to go nothing more is read.
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        let had = buffer.filled().len();
+        ready!(this.io.poll_read_frames(cx, buffer))?;
+        let mut is_in_head = this.traffic.head_since.load(Relaxed) != 0;
+        this.coming.see(&buffer.filled()[had..], |frame| {
+            this.traffic.note_coming(frame);
+            if frame.kind == RST_STREAM {
+                note_open(&mut this.open, frame);
+            }
+            is_in_head = matches!(frame.kind, HEADERS | CONTINUATION) && !frame.has(END_HEADERS);
+        });
+        this.traffic.note_head(is_in_head || this.coming.is_within(), &this.io.clock);
+        Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Counted {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(cx, bytes);
-        self.note(written)
+        self.note(&[io::IoSlice::new(bytes)], written)
     }
 
     fn poll_write_vectored(
@@ -225,7 +354,7 @@ impl AsyncWrite for Counted {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
-        self.note(written)
+        self.note(slices, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -250,51 +379,72 @@ pub(crate) async fn serve_connection(seat: Arc<Seat>, io: ClientIo, peer: Arc<Pe
         let (seat, traffic, clock) = (Arc::clone(&seat), Arc::clone(&traffic), clock.clone());
         move |request| answer(Arc::clone(&seat), Arc::clone(&peer), Flow::begin(&traffic, &clock), request)
     });
-    let io = TokioIo::new(Counted { io, traffic: Arc::clone(&traffic) });
-    let connection = builder(&node.policy.limits, &seat.tasks).serve_connection(io, service);
+    let state = io.state();
+    let (coming, leaving) = (Passing::of_client(), Passing::of_server());
+    let counted = Counted { io, traffic: Arc::clone(&traffic), coming, leaving, open: Vec::new() };
+    let connection = builder(&node.policy.limits, &seat.tasks).serve_connection(TokioIo::new(counted), service);
     let mut connection = std::pin::pin!(connection);
     let (mut is_draining, mut window_since) = (false, clock.now());
     let mut leaving = Leaving { written: 0, since: clock.now() };
     loop {
+        // What looks at the connection comes first: one that has something to do without end would never let it look.
         tokio::select! {
             biased;
-            ended = connection.as_mut() => {
-                if let Err(error) = ended {
-                    tracing::trace!(%error, "a connection ended");
-                    if reason(&error) == Some(Reason::ENHANCE_YOUR_CALM) {
-                        // The library has had enough of resets that it never showed us.
-                        seat.worker().rejections.taken_back.add(1);
-                    }
-                }
-                return;
-            }
+            () = stop.now.cancelled() => break,
             () = door.drain.cancelled(), if !is_draining => {
                 is_draining = true;
                 connection.as_mut().graceful_shutdown();
             }
-            () = stop.now.cancelled() => return,
             () = tokio::time::sleep(LOOK_EVERY) => {
                 let (now, worker) = (clock.now(), seat.worker());
                 let limits = &worker.node.policy.limits;
-                if traffic.is_abused() {
-                    worker.rejections.taken_back.add(1);
-                    return;
-                }
                 let is_stuck = leaving.is_stuck(now, limits.body_idle_timeout, &traffic, is_draining);
-                if is_stuck || traffic.is_stalled(now, limits.body_idle_timeout) {
+                if let Some(abuse) = traffic.abuse() {
+                    abuse.count(&worker.rejections);
+                    break;
+                } else if traffic.is_head_slow(now, limits.header_timeout) {
+                    worker.rejections.count(Verdict::HeadTooSlow);
+                    break;
+                } else if is_stuck || traffic.is_stalled(now, limits.body_idle_timeout) {
                     worker.rejections.stalled.add(1);
-                    return;
+                    break;
                 }
+                traffic.count_seen(&worker.rejections);
                 if !is_draining && traffic.is_idle(now, limits.idle_timeout) {
                     is_draining = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                if now.since(window_since) >= RESETS_WINDOW {
+                if now.since(window_since) >= WINDOW {
                     window_since = now;
                     traffic.begin_window();
                 }
             }
+            ended = connection.as_mut() => {
+                let rejections = &seat.worker().rejections;
+                if let Some(abuse) = traffic.abuse() {
+                    abuse.count(rejections);
+                } else if state.was_unread() {
+                    rejections.stalled.add(1);
+                } else if let Err(error) = ended {
+                    tracing::trace!(%error, "a connection ended");
+                    count_end(&error, &traffic, rejections);
+                }
+                break;
+            }
         }
+    }
+    traffic.count_seen(&seat.worker().rejections);
+}
+
+/// Counts what the library ended a connection for.
+fn count_end(error: &hyper::Error, traffic: &Traffic, rejections: &Rejections) {
+    match (reason(error), traffic.farewell.load(Relaxed)) {
+        (Some(Reason::NO_ERROR) | None, _) => {}
+        // Of resets that it never showed us.
+        (Some(Reason::ENHANCE_YOUR_CALM), OF_RESETS) => rejections.taken_back.add(1),
+        (Some(Reason::ENHANCE_YOUR_CALM), OF_HEADS) => rejections.count(Verdict::HeadTooLong),
+        (Some(Reason::ENHANCE_YOUR_CALM), _) => rejections.flooded.add(1),
+        (Some(_), _) => rejections.connections_broken.add(1),
     }
 }
 
@@ -331,10 +481,84 @@ impl Leaving {
     }
 }
 
+/// What a client does that is to go at once.
+enum Abuse {
+    TakesBack,
+    Floods,
+    /// It does not begin as HTTP/2 does.
+    IsNoClient,
+}
+
+impl Abuse {
+    fn count(self, rejections: &Rejections) {
+        match self {
+            Self::TakesBack => rejections.taken_back.add(1),
+            Self::Floods => rejections.flooded.add(1),
+            Self::IsNoClient => rejections.connections_broken.add(1),
+        }
+    }
+}
+
 impl Traffic {
-    fn is_abused(&self) -> bool {
-        let taken_back = self.taken_back.load(Relaxed);
-        taken_back >= RESETS_MAX && taken_back > self.answered.load(Relaxed)
+    fn abuse(&self) -> Option<Abuse> {
+        let (taken_back, empty) = (self.taken_back.load(Relaxed), self.empty.load(Relaxed));
+        if taken_back >= RESETS_MAX && taken_back > self.answered.load(Relaxed) {
+            return Some(Abuse::TakesBack);
+        }
+        let is_flooded = empty >= EMPTY_MAX && empty / EMPTY_PER_USE > self.useful.load(Relaxed);
+        if is_flooded {
+            return Some(Abuse::Floods);
+        }
+        self.is_no_client.load(Relaxed).then_some(Abuse::IsNoClient)
+    }
+
+    fn note_coming(&self, frame: Seen<'_>) {
+        // The library would take any frame first (RFC 9113, section 3.4).
+        if !self.has_begun.swap(true, Relaxed) && frame.kind != SETTINGS {
+            self.is_no_client.store(true, Relaxed);
+        }
+        let is_useful = match frame.kind {
+            HEADERS => true,
+            DATA => frame.bytes > 0 || frame.has(END_STREAM),
+            // As many as there are answers' pieces: in step with those.
+            WINDOW_UPDATE if frame.number() >= DRIBBLE => return,
+            // They are bounded by the length of a head.
+            CONTINUATION if frame.bytes > 0 => return,
+            _ => false,
+        };
+        let count = if is_useful { &self.useful } else { &self.empty };
+        count.fetch_add(1, Relaxed);
+    }
+
+    fn note_leaving(&self, frame: Seen<'_>, is_open: bool) {
+        let count = match frame.kind {
+            HEADERS if !is_open && is_bare(frame) => &self.heads_long,
+            HEADERS => &self.useful,
+            DATA if frame.bytes >= DRIBBLE || frame.has(END_STREAM) => &self.useful,
+            RST_STREAM if is_blame(frame.number()) => &self.broken,
+            GOAWAY => return self.farewell.store(farewell(frame.note), Relaxed),
+            _ => return,
+        };
+        count.fetch_add(1, Relaxed);
+    }
+
+    fn note_head(&self, is_in_head: bool, clock: &Clock) {
+        match (is_in_head, self.head_since.load(Relaxed)) {
+            (true, 0) => self.head_since.store(clock.now().as_nanos().max(1), Relaxed),
+            (false, since) if since != 0 => self.head_since.store(0, Relaxed),
+            _ => {}
+        }
+    }
+
+    fn is_head_slow(&self, now: Mono, patience: Duration) -> bool {
+        let since = self.head_since.load(Relaxed);
+        since != 0 && now.since(Mono::from_nanos(since)) >= patience
+    }
+
+    /// Counts what the library has done by itself since the last time.
+    fn count_seen(&self, rejections: &Rejections) {
+        rejections.streams_broken.add(u64::from(self.broken.swap(0, Relaxed)));
+        (0..self.heads_long.swap(0, Relaxed)).for_each(|_| rejections.count(Verdict::HeadTooLong));
     }
 
     fn is_idle(&self, now: Mono, patience: Duration) -> bool {
@@ -347,6 +571,7 @@ impl Traffic {
         answers.retain(|flow| {
             let Some(flow) = flow.upgrade() else { return false };
             // A whole one too: the library still has its last piece in hand.
+            flow.waiting.end_overdue(now, patience);
             is_stalled |=
                 flow.is_held.load(Relaxed) && now.since(Mono::from_nanos(flow.last.load(Relaxed))) >= patience;
             true
@@ -355,9 +580,56 @@ impl Traffic {
     }
 
     fn begin_window(&self) {
-        self.answered.store(0, Relaxed);
-        self.taken_back.store(0, Relaxed);
+        for count in [&self.answered, &self.taken_back, &self.empty, &self.useful] {
+            count.store(0, Relaxed);
+        }
     }
+}
+
+const OF_RESETS: u8 = 1;
+const OF_HEADS: u8 = 2;
+
+/// What a GOAWAY was for, where its code is `ENHANCE_YOUR_CALM`: only the library's words tell its reasons apart.
+fn farewell(note: &[u8]) -> u8 {
+    let words = note.get(8..).unwrap_or_default();
+    match words {
+        _ if words.starts_with(b"too_many_re") || words.starts_with(b"too_many_in") => OF_RESETS,
+        _ if words.starts_with(b"header_list") => OF_HEADS,
+        _ => 0,
+    }
+}
+
+/// An answer that is nothing but a status is the library's 431: ours say more. In its header block the status is named by
+/// the table, or spelled out once in three bytes (RFC 7541, section 6.2.1).
+fn is_bare(frame: Seen<'_>) -> bool {
+    const STATUS: u8 = 0x48;
+    frame.has(END_STREAM) && (frame.bytes == 1 || frame.bytes == 5 && frame.note.first() == Some(&STATUS))
+}
+
+/// Follows which answers have begun and not ended.
+fn note_open(open: &mut Vec<u32>, frame: Seen<'_>) {
+    match frame.kind {
+        HEADERS | DATA if !frame.has(END_STREAM) => {
+            if frame.kind == HEADERS {
+                open.push(frame.stream);
+            }
+        }
+        HEADERS | DATA | RST_STREAM => open.retain(|stream| *stream != frame.stream),
+        _ => {}
+    }
+}
+
+/// True if a stream is reset with this for what its client did. What breaks on our side says other things.
+fn is_blame(code: u32) -> bool {
+    let blames = [
+        Reason::PROTOCOL_ERROR,
+        Reason::FLOW_CONTROL_ERROR,
+        Reason::STREAM_CLOSED,
+        Reason::FRAME_SIZE_ERROR,
+        Reason::REFUSED_STREAM,
+        Reason::ENHANCE_YOUR_CALM,
+    ];
+    blames.contains(&Reason::from(code))
 }
 
 async fn answer(
@@ -371,7 +643,10 @@ async fn answer(
         request.headers_mut().clear();
         request.headers_mut().insert(VERDICT_HEADER, HeaderValue::from_static(verdict.name()));
     }
-    let mut answered = serve(worker, Arc::new(ConnState::default()), peer, request.map(Incoming::Frames)).await;
+    let conn = Arc::new(ConnState::default());
+    let (waiting, of_body) = (Arc::clone(&flow.waiting), Arc::clone(&conn));
+    let request = request.map(|body| Incoming::Frames(Coming { body, waiting, conn: of_body }));
+    let mut answered = serve(worker, conn, peer, request).await;
     if is_grpc && grpc::say(&mut answered) {
         answered = answered.map(Tracked::emptied);
     }

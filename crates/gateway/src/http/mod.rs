@@ -10,5 +10,6 @@ pub(crate) mod grpc;
 pub(crate) mod h2;
 pub(crate) mod headers;
 pub(crate) mod outgoing;
+pub(crate) mod passing;
 pub(crate) mod serve;
 pub(crate) mod wire;

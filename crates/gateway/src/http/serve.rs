@@ -158,6 +158,9 @@ impl<O: Fn() -> Order, L: Fn() -> bool> Window<'_, O, L> {
                 Order::Drain => self.is_draining = true,
                 Order::Stop => return Err(Gone),
             }
+            if self.state.is_blind() && self.io.is_broken() {
+                return Err(Gone);
+            }
         }
         Ok(())
     }
@@ -251,6 +254,7 @@ impl<O: Fn() -> Order, L: Fn() -> bool> Window<'_, O, L> {
         };
         let is_wanted = feed.is_wanted();
         self.state.await_body(&self.io.clock, is_wanted);
+        self.state.set_blind(!is_wanted);
         if !is_wanted {
             return Ok(false);
         }
@@ -308,9 +312,12 @@ impl<O: Fn() -> Order, L: Fn() -> bool> Window<'_, O, L> {
         }
     }
 
-    /// A client that has ended its side while it waits is gone.
+    /// A client that has ended its side while it waits is gone. Where its next request or a rest of its body lies there,
+    /// only one that breaks off is: who asks for several things and then ends his side wants all the answers.
     fn notice_end(&mut self, cx: &mut Context<'_>) -> Result<(), Gone> {
-        if self.reading == Reading::Over && self.come.is_empty() {
+        let can_see = self.reading == Reading::Over && self.come.is_empty();
+        self.state.set_blind(!can_see);
+        if can_see {
             match self.io.poll_come(cx) {
                 Poll::Ready(Ok(Some(come))) => self.come = come,
                 Poll::Ready(Ok(None) | Err(_)) => return Err(Gone),

@@ -1,5 +1,6 @@
 //! Limits have a name, a value and a counter, and a stop lets work in hand end.
 
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use seawall_core::journal::Kind;
@@ -166,4 +167,53 @@ fn a_port_that_is_taken_is_told_with_a_hint() {
             "another process listens there, or a listener of ours that is still closing: stop it, or choose another port"
         )
     );
+}
+
+/// Breaks the connection off, whatever it has been sent.
+fn reset(client: &Client) {
+    socket2::SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).unwrap();
+}
+
+#[test]
+fn a_client_that_breaks_off_behind_its_next_request_is_noticed() {
+    let server = Server::start(|_, _| Do::Hang);
+    let world = limited(&server, |_| {});
+    let mut client = world.client();
+    client.send("GET /1 HTTP/1.1\r\nHost: h\r\n\r\nGET /2 HTTP/1.1\r\nHost: h\r\n\r\n");
+    wait_until("the upstream has the first", || server.count() == 1);
+    reset(&client);
+    drop(client);
+    wait_until("its call is given up", || world.route(0).cancelled_total == 1);
+    assert_eq!((world.route(0).in_flight, server.count()), (0, 1), "and the second is never made");
+}
+
+#[test]
+fn a_client_that_breaks_off_behind_a_body_that_nobody_takes_is_noticed() {
+    // Takes connections and reads nothing of them.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut policy = policy(vec![route("r", 0)], vec![upstream("u", &[listener.local_addr().unwrap()])]);
+    policy.limits.body_bytes_max = 1 << 30;
+    let world = World::new(policy);
+    let mut client = world.client();
+    client.send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000000\r\n\r\n");
+    let (mut stream, piece) = (client.stream.try_clone().unwrap(), [b'x'; 64 << 10]);
+    stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+    // Until nothing more fits in between.
+    while stream.write_all(&piece).is_ok() {}
+    assert_eq!(world.route(0).in_flight, 1);
+    reset(&client);
+    drop((client, stream));
+    wait_until("its call is given up", || world.route(0).cancelled_total == 1);
+    assert_eq!(world.route(0).in_flight, 0);
+}
+
+#[test]
+fn who_asks_twice_and_ends_its_side_gets_the_first_answer() {
+    // Longer than it takes to notice one that breaks off.
+    let server = Server::start(|seen, _| Do::Wait(Duration::from_millis(800), Box::new(ok(seen.line()))));
+    let world = limited(&server, |_| {});
+    let mut client = world.client();
+    client.send("GET /1 HTTP/1.1\r\nHost: h\r\n\r\nGET /2 HTTP/1.1\r\nHost: h\r\n\r\n");
+    client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(client.next().unwrap().body, "GET /1 HTTP/1.1");
 }
