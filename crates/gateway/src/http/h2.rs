@@ -300,6 +300,8 @@ struct Counted {
     leaving: Passing,
     /// Streams whose answers have begun and not ended.
     open: Vec<u32>,
+    /// The last stream that the client has begun.
+    last: u32,
 }
 
 impl Counted {
@@ -324,7 +326,10 @@ impl AsyncRead for Counted {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.traffic.abuse().is_some() {
-            // Of somebody who is to go nothing more is read.
+            // Of somebody who is to go nothing more is read. Why, it is told where that cuts nothing in two.
+            if this.leaving.is_between() {
+                let _ = Pin::new(&mut this.io).poll_write(cx, &calm(this.last));
+            }
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         let had = buffer.filled().len();
@@ -332,8 +337,10 @@ impl AsyncRead for Counted {
         let mut is_in_head = this.traffic.head_since.load(Relaxed) != 0;
         this.coming.see(&buffer.filled()[had..], |frame| {
             this.traffic.note_coming(frame);
-            if frame.kind == RST_STREAM {
-                note_open(&mut this.open, frame);
+            match frame.kind {
+                RST_STREAM => note_open(&mut this.open, frame),
+                HEADERS => this.last = this.last.max(frame.stream),
+                _ => {}
             }
             is_in_head = matches!(frame.kind, HEADERS | CONTINUATION) && !frame.has(END_HEADERS);
         });
@@ -381,7 +388,7 @@ pub(crate) async fn serve_connection(seat: Arc<Seat>, io: ClientIo, peer: Arc<Pe
     });
     let state = io.state();
     let (coming, leaving) = (Passing::of_client(), Passing::of_server());
-    let counted = Counted { io, traffic: Arc::clone(&traffic), coming, leaving, open: Vec::new() };
+    let counted = Counted { io, traffic: Arc::clone(&traffic), coming, leaving, open: Vec::new(), last: 0 };
     let connection = builder(&node.policy.limits, &seat.tasks).serve_connection(TokioIo::new(counted), service);
     let mut connection = std::pin::pin!(connection);
     let (mut is_draining, mut window_since) = (false, clock.now());
@@ -604,6 +611,12 @@ fn farewell(note: &[u8]) -> u8 {
 fn is_bare(frame: Seen<'_>) -> bool {
     const STATUS: u8 = 0x48;
     frame.has(END_STREAM) && (frame.bytes == 1 || frame.bytes == 5 && frame.note.first() == Some(&STATUS))
+}
+
+/// The last word to a client: ENHANCE_YOUR_CALM, and which of its streams was the last.
+fn calm(last: u32) -> [u8; 17] {
+    let ([a, b, c, d], [e, f, g, h]) = (last.to_be_bytes(), u32::from(Reason::ENHANCE_YOUR_CALM).to_be_bytes());
+    [0, 0, 8, GOAWAY, 0, 0, 0, 0, 0, a, b, c, d, e, f, g, h]
 }
 
 /// Follows which answers have begun and not ended.

@@ -69,6 +69,11 @@ impl Passing {
         Self { preface: 0, head: [0; HEAD_BYTES + GOAWAY_BYTES], has: 0, left: 0 }
     }
 
+    /// True between two frames.
+    pub(crate) fn is_between(&self) -> bool {
+        self.preface == 0 && self.has == 0 && self.left == 0
+    }
+
     /// True in the middle of a frame, but for DATA, of which the beginning is as good as the end.
     pub(crate) fn is_within(&self) -> bool {
         self.preface > 0 || self.has > 0 || (self.left > 0 && self.head[3] != DATA)
@@ -161,9 +166,9 @@ mod tests {
         for at in [1, HEAD_BYTES, HEAD_BYTES + 2, HEAD_BYTES + 19] {
             let mut told = 0;
             passing.see(&headers[..at], |_| told += 1);
-            assert!(passing.is_within(), "{at}");
+            assert!(passing.is_within() && !passing.is_between(), "{at}");
             passing.see(&headers[at..], |_| told += 1);
-            assert_eq!((told, passing.is_within()), (1, false), "{at}");
+            assert_eq!((told, passing.is_within(), passing.is_between()), (1, false, true), "{at}");
         }
     }
 }
