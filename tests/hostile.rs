@@ -2,6 +2,7 @@
 //! want to be served: what becomes of the first is what RFC 9113 asks for, it is counted, and the others notice nothing.
 
 use std::collections::BTreeMap;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
@@ -208,8 +209,10 @@ fn floods_are_cut() {
             ("small_data", CALM, "h2_flood"),
             ("resets_of_nothing", CALM, "h2_flood"),
             ("unknown_frames", CALM, "h2_flood"),
+            ("windows", CALM, "h2_flood"),
             ("small_windows", CALM, "h2_flood"),
             ("pings_never_read", Cut, "h2_flood"),
+            ("small_bites", AllAnswered("200"), ""),
             // CVE-2019-9511, 9517.
             ("never_reads", Cut, "h2_stalled"),
             ("no_window", Cut, "h2_stalled"),
@@ -252,7 +255,7 @@ fn what_is_not_http_2_ends_the_connection() {
     table.extend([
         ("connection_window_overflow", Ended("FLOW_CONTROL_ERROR"), "h2_connection"),
         ("frame_too_large", Ended("FRAME_SIZE_ERROR"), "h2_connection"),
-        ("settings_not_first", Cut, "h2_connection"),
+        ("settings_not_first", PROTOCOL, "h2_connection"),
         ("preface_that_is_none", Cut, "version"),
     ]);
     attacks(&table, "");
@@ -328,4 +331,51 @@ fn requests_that_are_none_or_two_are_refused() {
     let (server, _node, _place) = attacks(&table, "");
     let evil: Vec<_> = server.seen().into_iter().filter(|seen| seen.head.contains("evil")).collect();
     assert!(evil.is_empty(), "{evil:?}");
+}
+
+fn h2load(node: &Node, clients: u32, streams: u32, requests: u32) -> String {
+    let output = Command::new("h2load")
+        .args([format!("--clients={clients}"), format!("--max-concurrent-streams={streams}")])
+        .args([format!("--requests={requests}"), format!("http://{}/small", node.address())])
+        .output()
+        .expect("h2load runs");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Who keeps to the limits is served; who does not takes nothing from those at other addresses.
+#[test]
+fn one_source_has_its_share_and_no_more() {
+    let (_server, node, _place) = world("connections_per_source: 20, connections: 200, streams: 10");
+    let text = h2load(&node, 20, 10, 4_000);
+    assert!(text.contains("4000 succeeded, 0 failed, 0 errored, 0 timeout"), "{text}");
+    wait_until("all are gone", || node.metrics().get("seawall_client_connections") == 0);
+    let turned_away = || rejected(&node)["connections_per_source"];
+    assert_eq!(turned_away(), 0);
+    let (stop, address) = (Arc::new(AtomicBool::new(false)), node.address());
+    let stopped = Arc::clone(&stop);
+    let elsewhere = std::thread::spawn(move || {
+        let mut served = 0;
+        while !stopped.load(Relaxed) {
+            let answer = Client::from([127, 0, 0, 2], address).ask("GET /small HTTP/1.1\r\nHost: h\r\n\r\n");
+            assert_eq!((answer.status, answer.body.as_str()), (200, "small"), "{answer:?}");
+            served += 1;
+        }
+        served
+    });
+    // All that it may have stay open.
+    let held: Vec<Client> = (0..20).map(|_| node.client()).collect();
+    wait_until("all are in", || node.metrics().get("seawall_client_connections") >= 20);
+    let refused = node.client().next().expect("an answer");
+    assert_eq!((refused.status, refused.must("retry-after").as_str()), (429, "1"));
+    assert!(refused.must("proxy-status").contains("`connections_per_source` is reached"), "{refused:?}");
+    let text = h2load(&node, 50, 10, 5_000);
+    assert!(text.contains("0 succeeded, 5000 failed"), "{text}");
+    assert_eq!(turned_away(), 51);
+    assert_eq!(node.metrics().get("seawall_limit_reached_total{limit=\"connections_per_source\"}"), 51);
+    stop.store(true, Relaxed);
+    assert!(elsewhere.join().expect("every answer was right") > 0);
+    drop(held);
+    wait_until("all are gone", || node.metrics().get("seawall_client_connections") == 0);
+    let text = h2load(&node, 20, 10, 1_000);
+    assert!(text.contains("1000 succeeded, 0 failed"), "{text}");
 }

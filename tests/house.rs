@@ -415,6 +415,17 @@ impl Client {
         Ok(Self { stream, buffer: Vec::new() })
     }
 
+    /// One whose address is another than 127.0.0.1.
+    pub fn from(source: [u8; 4], address: SocketAddr) -> Self {
+        use socket2::{Domain, Socket, Type};
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
+        socket.connect(&address.into()).unwrap();
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self { stream, buffer: Vec::new() }
+    }
+
     pub fn send(&mut self, bytes: &[u8]) -> &mut Self {
         // Who has refused may close before we have sent everything.
         let _ = self.stream.write_all(bytes);

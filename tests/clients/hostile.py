@@ -458,6 +458,7 @@ flooded("empty_data", DataFrame(1, b""), begin=post)
 flooded("small_data", DataFrame(1, b"x"), begin=post)
 flooded("resets_of_nothing", RstStreamFrame(1, error_code=8), begin=cancelled)
 flooded("unknown_frames", Raw(0xBE, 0, 0, b"noise"))
+flooded("windows", Raw(8, 0, 0, struct.pack(">I", 1_000)))
 flooded("small_windows", Raw(8, 0, 0, struct.pack(">I", 1)))
 
 
@@ -504,6 +505,24 @@ def window_by_drops(address):
     stream = peer.ask(with_path("/large"))
     peer.flood([Raw(8, 0, stream, struct.pack(">I", 1))], size=20)
     return answer_after(peer)
+
+
+@attack
+def small_bites(address):
+    """None, though it may look like one: a long answer taken in small bites, each of them acknowledged."""
+    peer = Peer(address)
+    stream, taken = peer.ask(with_path("/large")), 0
+    while stream not in peer.ended:
+        peer.wait(lambda: peer.got > taken or stream in peer.ended)
+        assert not peer.closed, peer.said()
+        bites, rest = divmod(peer.got - taken, 64)
+        taken = peer.got
+        frames = [Raw(8, 0, on, struct.pack(">I", 64)) for on in (0, stream)] * bites
+        frames += [Raw(8, 0, on, struct.pack(">I", rest)) for on in (0, stream) if rest]
+        if stream not in peer.ended:
+            peer.frame(*frames)
+    assert peer.got == 512 << 10, peer.said()
+    return peer
 
 
 # Not HTTP/2.

@@ -35,7 +35,7 @@ use super::conn::{ClientIo, ConnState};
 use super::gate::{VERDICT_HEADER, Verdict, is_host, is_path};
 use super::grpc;
 use super::passing::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, Passing, RST_STREAM, SETTINGS, Seen, WINDOW_UPDATE,
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, Passing, RST_STREAM, SETTINGS, Seen,
 };
 use crate::chain::{Ending, Peer, serve};
 use crate::clock::Clock;
@@ -60,8 +60,11 @@ const LOCAL_RESETS_MAX: usize = 200;
 /// So many frames that carry nothing in ten seconds, and more than four for each that carries something, end a connection.
 const EMPTY_MAX: u32 = 1_000;
 const EMPTY_PER_USE: u32 = 4;
-/// DATA with less than this is no use to anybody, and a window opened by less only makes such DATA.
+/// DATA with less than this is no use to anybody: it comes of windows that are opened by drops.
 const DRIBBLE: u32 = 8;
+/// DATA that leaves is as useful as one frame for each of so many bytes: a client opens its window for all of them, and may
+/// do so a little at a time.
+const USE_BYTES: u32 = 32;
 /// Room for a body on its way from a client, for each stream and for all of a connection.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
@@ -325,10 +328,10 @@ impl Counted {
 impl AsyncRead for Counted {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.traffic.abuse().is_some() {
+        if let Some(abuse) = this.traffic.abuse() {
             // Of somebody who is to go nothing more is read. Why, it is told where that cuts nothing in two.
             if this.leaving.is_between() {
-                let _ = Pin::new(&mut this.io).poll_write(cx, &calm(this.last));
+                let _ = Pin::new(&mut this.io).poll_write(cx, &goaway(this.last, abuse.code()));
             }
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
@@ -497,6 +500,13 @@ enum Abuse {
 }
 
 impl Abuse {
+    fn code(&self) -> Reason {
+        match self {
+            Self::TakesBack | Self::Floods => Reason::ENHANCE_YOUR_CALM,
+            Self::IsNoClient => Reason::PROTOCOL_ERROR,
+        }
+    }
+
     fn count(self, rejections: &Rejections) {
         match self {
             Self::TakesBack => rejections.taken_back.add(1),
@@ -527,8 +537,6 @@ impl Traffic {
         let is_useful = match frame.kind {
             HEADERS => true,
             DATA => frame.bytes > 0 || frame.has(END_STREAM),
-            // As many as there are answers' pieces: in step with those.
-            WINDOW_UPDATE if frame.number() >= DRIBBLE => return,
             // They are bounded by the length of a head.
             CONTINUATION if frame.bytes > 0 => return,
             _ => false,
@@ -541,7 +549,10 @@ impl Traffic {
         let count = match frame.kind {
             HEADERS if !is_open && is_bare(frame) => &self.heads_long,
             HEADERS => &self.useful,
-            DATA if frame.bytes >= DRIBBLE || frame.has(END_STREAM) => &self.useful,
+            DATA if frame.bytes >= DRIBBLE || frame.has(END_STREAM) => {
+                self.useful.fetch_add(frame.bytes / USE_BYTES, Relaxed);
+                &self.useful
+            }
             RST_STREAM if is_blame(frame.number()) => &self.broken,
             GOAWAY => return self.farewell.store(farewell(frame.note), Relaxed),
             _ => return,
@@ -613,21 +624,17 @@ fn is_bare(frame: Seen<'_>) -> bool {
     frame.has(END_STREAM) && (frame.bytes == 1 || frame.bytes == 5 && frame.note.first() == Some(&STATUS))
 }
 
-/// The last word to a client: ENHANCE_YOUR_CALM, and which of its streams was the last.
-fn calm(last: u32) -> [u8; 17] {
-    let ([a, b, c, d], [e, f, g, h]) = (last.to_be_bytes(), u32::from(Reason::ENHANCE_YOUR_CALM).to_be_bytes());
+/// The last word to a client: which of its streams was the last, and why no other is taken.
+fn goaway(last: u32, code: Reason) -> [u8; 17] {
+    let ([a, b, c, d], [e, f, g, h]) = (last.to_be_bytes(), u32::from(code).to_be_bytes());
     [0, 0, 8, GOAWAY, 0, 0, 0, 0, 0, a, b, c, d, e, f, g, h]
 }
 
 /// Follows which answers have begun and not ended.
 fn note_open(open: &mut Vec<u32>, frame: Seen<'_>) {
-    match frame.kind {
-        HEADERS | DATA if !frame.has(END_STREAM) => {
-            if frame.kind == HEADERS {
-                open.push(frame.stream);
-            }
-        }
-        HEADERS | DATA | RST_STREAM => open.retain(|stream| *stream != frame.stream),
+    match (frame.kind, frame.has(END_STREAM)) {
+        (HEADERS, false) => open.push(frame.stream),
+        (HEADERS | DATA, true) | (RST_STREAM, _) => open.retain(|stream| *stream != frame.stream),
         _ => {}
     }
 }
