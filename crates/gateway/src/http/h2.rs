@@ -35,7 +35,7 @@ use super::conn::{ClientIo, ConnState};
 use super::gate::{VERDICT_HEADER, Verdict, is_host, is_path};
 use super::grpc;
 use super::passing::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, Passing, RST_STREAM, SETTINGS, Seen,
+    CONTINUATION, DATA, END_STREAM, GOAWAY, HEADERS, Passing, RST_STREAM, SETTINGS, Seen, Unfinished,
 };
 use crate::chain::{Ending, Peer, serve};
 use crate::clock::Clock;
@@ -337,17 +337,15 @@ impl AsyncRead for Counted {
         }
         let had = buffer.filled().len();
         ready!(this.io.poll_read_frames(cx, buffer))?;
-        let mut is_in_head = this.traffic.head_since.load(Relaxed) != 0;
-        this.coming.see(&buffer.filled()[had..], |frame| {
+        let unfinished = this.coming.see(&buffer.filled()[had..], |frame| {
             this.traffic.note_coming(frame);
             match frame.kind {
                 RST_STREAM => note_open(&mut this.open, frame),
                 HEADERS => this.last = this.last.max(frame.stream),
                 _ => {}
             }
-            is_in_head = matches!(frame.kind, HEADERS | CONTINUATION) && !frame.has(END_HEADERS);
         });
-        this.traffic.note_head(is_in_head || this.coming.is_within(), &this.io.clock);
+        this.traffic.note_head(unfinished, &this.io.clock);
         Poll::Ready(Ok(()))
     }
 }
@@ -560,11 +558,11 @@ impl Traffic {
         count.fetch_add(1, Relaxed);
     }
 
-    fn note_head(&self, is_in_head: bool, clock: &Clock) {
-        match (is_in_head, self.head_since.load(Relaxed)) {
-            (true, 0) => self.head_since.store(clock.now().as_nanos().max(1), Relaxed),
-            (false, since) if since != 0 => self.head_since.store(0, Relaxed),
-            _ => {}
+    fn note_head(&self, unfinished: Unfinished, clock: &Clock) {
+        match unfinished {
+            Unfinished::Same => {}
+            Unfinished::Other => self.head_since.store(clock.now().as_nanos().max(1), Relaxed),
+            Unfinished::Nothing => self.head_since.store(0, Relaxed),
         }
     }
 

@@ -55,6 +55,19 @@ pub(crate) struct Passing {
     has: usize,
     /// What is left of a frame that has been seen.
     left: usize,
+    /// A head goes on in the next frame.
+    is_in_head: bool,
+}
+
+/// What bytes that passed have left without its end: a head, or a frame other than DATA, of which the beginning is as good
+/// as the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unfinished {
+    Nothing,
+    /// What was so before.
+    Same,
+    /// Something that has begun with them.
+    Other,
 }
 
 impl Passing {
@@ -65,7 +78,7 @@ impl Passing {
 
     /// What is said to it.
     pub(crate) fn of_server() -> Self {
-        Self { preface: 0, head: [0; HEAD_BYTES + GOAWAY_BYTES], has: 0, left: 0 }
+        Self { preface: 0, head: [0; HEAD_BYTES + GOAWAY_BYTES], has: 0, left: 0, is_in_head: false }
     }
 
     /// True between two frames.
@@ -73,13 +86,14 @@ impl Passing {
         self.preface == 0 && self.has == 0 && self.left == 0
     }
 
-    /// True in the middle of a frame, but for DATA, of which the beginning is as good as the end.
-    pub(crate) fn is_within(&self) -> bool {
-        self.preface > 0 || self.has > 0 || (self.left > 0 && self.head[3] != DATA)
+    fn is_unfinished(&self) -> bool {
+        let is_in_preface = self.preface % PREFACE.len() != 0;
+        is_in_preface || self.is_in_head || self.has > 0 || (self.left > 0 && self.head[3] != DATA)
     }
 
     /// Looks at bytes that pass. Each frame is told once, when its beginning has come.
-    pub(crate) fn see(&mut self, mut bytes: &[u8], mut tell: impl FnMut(Seen<'_>)) {
+    pub(crate) fn see(&mut self, mut bytes: &[u8], mut tell: impl FnMut(Seen<'_>)) -> Unfinished {
+        let mut is_same = self.is_unfinished();
         let skip = self.preface.min(bytes.len());
         self.preface -= skip;
         bytes = &bytes[skip..];
@@ -101,9 +115,17 @@ impl Passing {
             let (length, note) = (self.length(), &self.head[HEAD_BYTES..self.has]);
             let [_, _, _, kind, flags, a, b, c, d, ..] = self.head;
             let stream = u32::from_be_bytes([a, b, c, d]) & (u32::MAX >> 1);
-            tell(Seen { kind, flags, stream, bytes: length as u32, note });
+            let seen = Seen { kind, flags, stream, bytes: length as u32, note };
+            tell(seen);
+            self.is_in_head = matches!(kind, HEADERS | CONTINUATION) && !seen.has(END_HEADERS);
+            is_same &= self.is_in_head;
             self.left = length - note.len();
             self.has = 0;
+        }
+        match (self.is_unfinished(), is_same) {
+            (false, _) => Unfinished::Nothing,
+            (true, true) => Unfinished::Same,
+            (true, false) => Unfinished::Other,
         }
     }
 
@@ -153,21 +175,38 @@ mod tests {
                 assert_eq!(seen.stream, 1);
                 told.push((seen.kind, seen.flags, seen.bytes, seen.note.to_vec()));
             };
-            sent.chunks(piece).for_each(|bytes| passing.see(bytes, &mut tell));
-            assert_eq!((told.as_slice(), passing.is_within()), (&expected[..], false), "in pieces of {piece}");
+            for bytes in sent.chunks(piece) {
+                passing.see(bytes, &mut tell);
+            }
+            assert_eq!((told.as_slice(), passing.is_between()), (&expected[..], true), "in pieces of {piece}");
         }
     }
 
     #[test]
-    fn half_a_frame_is_known_as_that() {
-        let mut passing = Passing::of_server();
-        let headers = frame(HEADERS, END_HEADERS, &[0; 20]);
-        for at in [1, HEAD_BYTES, HEAD_BYTES + 2, HEAD_BYTES + 19] {
-            let mut told = 0;
-            passing.see(&headers[..at], |_| told += 1);
-            assert!(passing.is_within() && !passing.is_between(), "{at}");
-            passing.see(&headers[at..], |_| told += 1);
-            assert_eq!((told, passing.is_within(), passing.is_between()), (1, false, true), "{at}");
+    fn what_has_no_end_yet_is_known() {
+        use Unfinished::{Nothing, Other, Same};
+        let (end, headers) = (END_HEADERS | END_STREAM, |flags| frame(HEADERS, flags, &[0; 20]));
+        let run = |pieces: &[&[u8]]| -> Vec<Unfinished> {
+            let mut passing = Passing::of_server();
+            pieces.iter().map(|bytes| passing.see(bytes, |_| {})).collect()
+        };
+        let whole = headers(end);
+        for at in [1, HEAD_BYTES, HEAD_BYTES + 2, HEAD_BYTES + NOTE_BYTES] {
+            // The rest in bits: it has been the same frame all along, but once it is told its rest is counted from there.
+            let seen = run(&[&whole[..at], &whole[at..25], &whole[25..28], &whole[28..]]);
+            let told_first = at == HEAD_BYTES + NOTE_BYTES;
+            assert_eq!(seen, [Other, if told_first { Same } else { Other }, Same, Nothing], "{at}");
+            // A connection that is never between two frames when it is looked at.
+            let next = [&whole[at..], &whole[..at]].concat();
+            assert_eq!(run(&[&whole[..at], &next, &next, &whole[at..]]), [Other, Other, Other, Nothing], "{at}");
         }
+        let more = frame(CONTINUATION, 0, &[0; 20]);
+        let last = frame(CONTINUATION, END_HEADERS, &[0; 20]);
+        let seen = run(&[&headers(0), &more, &more[..12], &more[12..], &last[..3], &last[3..]]);
+        assert_eq!(seen, [Other, Same, Same, Same, Same, Nothing]);
+        let mut client = Passing::of_client();
+        assert_eq!([3, 3, 18].map(|bytes| client.see(&PREFACE[..bytes], |_| {})), [Other, Same, Nothing]);
+        let data = frame(DATA, 0, &[0; 20]);
+        assert_eq!(run(&[&data[..8], &data[8..14], &data[14..]]), [Other, Nothing, Nothing]);
     }
 }
