@@ -67,16 +67,20 @@ pub struct Server {
 
 impl Server {
     pub fn start(script: impl Fn(&Seen) -> Do + Send + Sync + 'static) -> Self {
-        Self::with(script, true)
+        Self::start_at(local(0), script)
+    }
+
+    pub fn start_at(address: SocketAddr, script: impl Fn(&Seen) -> Do + Send + Sync + 'static) -> Self {
+        Self::with(address, script, true)
     }
 
     /// Keeps nothing of what it has seen, so that it can see much.
     pub fn forgetful(script: impl Fn(&Seen) -> Do + Send + Sync + 'static) -> Self {
-        Self::with(script, false)
+        Self::with(local(0), script, false)
     }
 
-    fn with(script: impl Fn(&Seen) -> Do + Send + Sync + 'static, keeps: bool) -> Self {
-        let listener = TcpListener::bind(local(0)).unwrap();
+    fn with(address: SocketAddr, script: impl Fn(&Seen) -> Do + Send + Sync + 'static, keeps: bool) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
         let (seen, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let (of_server, stopped, script): (_, _, Script) = (Arc::clone(&seen), Arc::clone(&stop), Arc::new(script));

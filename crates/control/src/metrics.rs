@@ -371,6 +371,22 @@ fn upstreams(text: &mut Text, snapshot: &NodeSnapshot) {
         let labels = [("upstream", upstream), ("endpoint", endpoint.address.as_str())];
         text.sample("seawall_endpoint_connections", &labels, endpoint.connections);
     }
+    let name = "seawall_dns_failures_total";
+    text.family(name, "counter", "Times the name of an endpoint was asked for in vain.");
+    for (upstream, endpoint) in endpoints() {
+        let labels = [("upstream", upstream), ("endpoint", endpoint.address.as_str())];
+        text.sample(name, &labels, endpoint.lookups_failed_total);
+    }
+    let name = "seawall_dns_addresses";
+    text.family(
+        name,
+        "gauge",
+        "Addresses that the name of an endpoint has; 0 before it is asked for, and of an address.",
+    );
+    for (upstream, endpoint) in endpoints() {
+        let labels = [("upstream", upstream), ("endpoint", endpoint.address.as_str())];
+        text.sample(name, &labels, endpoint.addresses.len());
+    }
 }
 
 fn limits(text: &mut Text, snapshot: &NodeSnapshot) {

@@ -1,7 +1,8 @@
 //! The addresses of a name: when to ask for them again, which to try first, and what stays when nobody answers.
 //!
 //! A name that does not resolve for a while is no reason to stop speaking to an address that works, so the last good
-//! answer is kept until there is a better one.
+//! answer is kept until there is a better one. A zone may say that an answer is good for no time at all, or for a day: the
+//! first would have every connection ask, the second would make a mistake last, so both are bounded.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,33 +10,70 @@ use std::time::Duration;
 
 use crate::time::Mono;
 
-/// A name in use is asked for again after this long. The system's resolver does not tell how long an answer is good
-/// for; it keeps to that itself.
+/// A name in use is asked for again after this long where nobody told how long the answer is good for, or nobody answered.
 pub const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// An answer is good for this long at least, ...
+pub const TTL_MIN: Duration = Duration::from_secs(1);
+/// ... and for this long at most, whatever it says: to ask sooner than one must is always allowed.
+pub const TTL_MAX: Duration = Duration::from_secs(60);
 /// An address that has refused, or was overtaken by a later one, is tried last for this long.
 pub const LAST_FOR: Duration = Duration::from_secs(30);
+
+/// What was answered for a name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Its addresses.
+    pub addresses: Vec<SocketAddr>,
+    /// How long they are good for, where that was told.
+    pub ttl: Option<Duration>,
+    /// Those of this family could not be told: what was known of them stays.
+    pub without: Option<Family>,
+}
+
+impl From<Vec<SocketAddr>> for Found {
+    fn from(addresses: Vec<SocketAddr>) -> Self {
+        Self { addresses, ttl: None, without: None }
+    }
+}
+
+/// IPv4 or IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    fn has(self, address: &SocketAddr) -> bool {
+        (self == Self::V6) == address.is_ipv6()
+    }
+}
 
 /// What is known of a name.
 ///
 /// ```
-/// use seawall_core::addresses::{Addresses, Answer};
+/// use seawall_core::addresses::{Addresses, Answer, Found};
 /// use seawall_core::time::Mono;
 ///
 /// let mut addresses = Addresses::default();
 /// let now = Mono::from_millis(1_000);
 /// assert!(addresses.ask(now));
-/// assert_eq!(addresses.answered(now, Ok(vec!["10.0.0.1:80".parse().unwrap()])), Answer::Changed);
+/// let found = Found::from(vec!["10.0.0.1:80".parse().unwrap()]);
+/// assert_eq!(addresses.answered(now, Ok(found)), Answer::Changed);
 /// // Nobody knows the name now. We do.
 /// let later = Mono::from_millis(60_000);
 /// assert!(addresses.ask(later));
-/// assert_eq!(addresses.answered(later, Ok(vec![])), Answer::Kept("no addresses".to_owned()));
+/// assert_eq!(addresses.answered(later, Ok(Found::default())), Answer::Kept("no addresses".to_owned()));
 /// assert_eq!(addresses.in_turn(later), ["10.0.0.1:80".parse().unwrap()]);
 /// ```
 #[derive(Debug, Default)]
 pub struct Addresses {
     known: Vec<SocketAddr>,
-    /// When it was last answered, well or badly.
-    answered: Option<Mono>,
+    /// When it was last answered, well or badly, and until when nobody needs to ask.
+    answered: Mono,
+    fresh_until: Mono,
     is_asking: bool,
     /// Those to be tried last, and until when.
     last: Vec<(SocketAddr, Mono)>,
@@ -58,8 +96,7 @@ pub enum Answer {
 impl Addresses {
     /// True if somebody must ask: whoever is told so does, and says what was answered.
     pub fn ask(&mut self, now: Mono) -> bool {
-        let is_fresh =
-            !self.known.is_empty() && self.answered.is_some_and(|answered| now.since(answered) < ASK_AGAIN_AFTER);
+        let is_fresh = !self.known.is_empty() && now < self.fresh_until;
         if self.is_asking || is_fresh {
             return false;
         }
@@ -79,13 +116,26 @@ impl Addresses {
         self.is_asking
     }
 
+    /// All addresses, in no order.
+    #[must_use]
+    pub fn known(&self) -> &[SocketAddr] {
+        &self.known
+    }
+
     /// Whoever asked was answered.
-    pub fn answered(&mut self, now: Mono, answer: io::Result<Vec<SocketAddr>>) -> Answer {
+    pub fn answered(&mut self, now: Mono, answer: io::Result<Found>) -> Answer {
         self.is_asking = false;
-        self.answered = Some(now);
+        (self.answered, self.fresh_until) = (now, now + ASK_AGAIN_AFTER);
         let failure = match answer {
-            Ok(found) if found.is_empty() => "no addresses".to_owned(),
-            Ok(found) => return self.learn(found),
+            Ok(found) if found.addresses.is_empty() => "no addresses".to_owned(),
+            Ok(Found { mut addresses, ttl, without }) => {
+                let ttl = ttl.map_or(ASK_AGAIN_AFTER, |ttl| ttl.clamp(TTL_MIN, TTL_MAX));
+                // What could not be told is asked for again as if nobody had answered.
+                self.fresh_until = now + without.map_or(ttl, |_| ttl.min(ASK_AGAIN_AFTER));
+                let stays = |address: &&SocketAddr| without.is_some_and(|family| family.has(address));
+                addresses.extend(self.known.iter().filter(stays));
+                return self.learn(addresses);
+            }
             Err(error) => error.to_string(),
         };
         if self.known.is_empty() { Answer::Unknown(failure) } else { Answer::Kept(failure) }
@@ -123,8 +173,9 @@ impl Addresses {
         order
     }
 
-    /// This one has refused, or was overtaken.
+    /// This one has refused, or was overtaken. Perhaps the name has moved: it is asked for again before its time is over.
     pub fn try_last(&mut self, now: Mono, address: SocketAddr) {
+        self.fresh_until = self.fresh_until.min(self.answered + ASK_AGAIN_AFTER);
         self.last.retain(|(last, _)| *last != address);
         if self.known.contains(&address) {
             self.last.push((address, now + LAST_FOR));
@@ -147,8 +198,8 @@ mod tests {
     fn knowing(hosts: &[u8]) -> Addresses {
         let mut addresses = Addresses::default();
         assert!(addresses.ask(at(0)));
-        let found = hosts.iter().map(|host| address(*host)).collect();
-        assert_eq!(addresses.answered(at(0), Ok(found)), Answer::Changed);
+        let found: Vec<_> = hosts.iter().map(|host| address(*host)).collect();
+        assert_eq!(addresses.answered(at(0), Ok(found.into())), Answer::Changed);
         addresses
     }
 
@@ -159,10 +210,51 @@ mod tests {
         assert!(addresses.ask(at(0)));
         assert!(addresses.is_asking());
         assert!(!addresses.ask(at(60)), "somebody asks already");
-        addresses.answered(at(60), Ok(vec![address(1)]));
+        addresses.answered(at(60), Ok(vec![address(1)].into()));
         assert!(!addresses.is_asking() && !addresses.is_empty());
         assert!(!addresses.ask(at(64)));
         assert!(addresses.ask(at(65)));
+    }
+
+    #[test]
+    fn an_answer_is_good_for_as_long_as_it_says_within_bounds() {
+        for (ttl_s, asked_after_s) in [(0, 1), (1, 1), (30, 30), (60, 60), (86_400, 60)] {
+            let mut addresses = Addresses::default();
+            assert!(addresses.ask(at(0)));
+            let ttl = Some(Duration::from_secs(ttl_s));
+            addresses.answered(at(0), Ok(Found { ttl, ..vec![address(1)].into() }));
+            assert!(!addresses.ask(Mono::from_millis(asked_after_s * 1_000 - 1)), "{ttl_s}");
+            assert!(addresses.ask(at(asked_after_s)), "{ttl_s}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_refuses_has_the_name_asked_for_again_before_its_time_is_over() {
+        let mut addresses = Addresses::default();
+        assert!(addresses.ask(at(0)));
+        addresses.answered(at(0), Ok(Found { ttl: Some(TTL_MAX), ..vec![address(1)].into() }));
+        addresses.try_last(at(2), address(1));
+        assert!(!addresses.ask(at(4)), "a server that is down is no reason to ask at every call");
+        assert!(addresses.ask(at(5)));
+        addresses.answered(at(5), Ok(Found { ttl: Some(TTL_MIN), ..vec![address(1)].into() }));
+        addresses.try_last(at(5), address(1));
+        assert!(addresses.ask(at(6)), "it is never later for that");
+    }
+
+    #[test]
+    fn of_a_family_nobody_could_tell_of_the_last_good_addresses_stay() {
+        let (six, other_six) = ("[fd00::1]:80".parse().unwrap(), "[fd00::2]:80".parse().unwrap());
+        let mut addresses = Addresses::default();
+        let mut answer = |seconds, found: Vec<SocketAddr>, without| {
+            assert!(addresses.ask(at(seconds)));
+            let ttl = Some(Duration::from_secs(60));
+            addresses.answered(at(seconds), Ok(Found { addresses: found, ttl, without }));
+            addresses.known().to_vec()
+        };
+        assert_eq!(answer(0, vec![address(1), six], None), [address(1), six]);
+        assert_eq!(answer(60, vec![address(2)], Some(Family::V6)), [address(2), six]);
+        assert_eq!(answer(65, vec![other_six], Some(Family::V4)), [other_six, address(2)], "asked again soon");
+        assert_eq!(answer(70, vec![address(2)], None), [address(2)], "it has none of the other family");
     }
 
     #[test]
@@ -180,7 +272,7 @@ mod tests {
     fn a_name_nobody_knows_is_asked_for_at_every_call() {
         let mut addresses = Addresses::default();
         assert!(addresses.ask(at(0)));
-        assert_eq!(addresses.answered(at(0), Ok(vec![])), Answer::Unknown("no addresses".into()));
+        assert_eq!(addresses.answered(at(0), Ok(Found::default())), Answer::Unknown("no addresses".into()));
         assert!(addresses.ask(at(0)));
         assert_eq!(addresses.answered(at(0), Err(io::Error::other("no"))), Answer::Unknown("no".into()));
         assert!(addresses.in_turn(at(0)).is_empty());
@@ -199,9 +291,9 @@ mod tests {
         let mut addresses = knowing(&[1, 2, 2]);
         assert_eq!(addresses.in_turn(at(1)).len(), 2);
         addresses.ask(at(5));
-        assert_eq!(addresses.answered(at(5), Ok(vec![address(2), address(1)])), Answer::Same);
+        assert_eq!(addresses.answered(at(5), Ok(vec![address(2), address(1)].into())), Answer::Same);
         addresses.ask(at(10));
-        assert_eq!(addresses.answered(at(10), Ok(vec![address(2)])), Answer::Changed);
+        assert_eq!(addresses.answered(at(10), Ok(vec![address(2)].into())), Answer::Changed);
         assert_eq!(addresses.in_turn(at(10)), [address(2)]);
     }
 
@@ -226,7 +318,7 @@ mod tests {
         addresses.try_last(at(1), address(9));
         assert_eq!(addresses.in_turn(at(2)), [2, 1].map(address));
         addresses.ask(at(5));
-        assert_eq!(addresses.answered(at(5), Ok(vec![address(2), address(4)])), Answer::Changed);
+        assert_eq!(addresses.answered(at(5), Ok(vec![address(2), address(4)].into())), Answer::Changed);
         assert_eq!(addresses.in_turn(at(6)), [4, 2].map(address));
     }
 }

@@ -1,6 +1,8 @@
 //! What was: counts, latencies and states as one snapshot that goes up from the gateway. Plain values with the field
 //! names that `GET /api/status` shows; whoever draws a page or writes metrics needs nothing else.
 
+use std::net::SocketAddr;
+
 use serde::Serialize;
 
 use crate::balance::assign::ByVersion;
@@ -250,6 +252,10 @@ pub struct EndpointSnapshot {
     pub in_flight: u64,
     /// Connections open to it.
     pub connections: u64,
+    /// The addresses its name has; none before it was asked for, or where it is an address itself.
+    pub addresses: Vec<SocketAddr>,
+    /// How often its name was asked for in vain.
+    pub lookups_failed_total: u64,
 }
 
 /// One limit.

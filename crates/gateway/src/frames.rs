@@ -28,6 +28,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::task::JoinSet;
 
 use crate::http::body::{ReqBody, Sending};
+use crate::name::{Bearing, Name};
 use crate::net::Stream as NetStream;
 use crate::pool::OpenCount;
 
@@ -93,6 +94,7 @@ pub(crate) struct Shared {
     answered: AtomicUsize,
     taken: AtomicUsize,
     born: Mono,
+    bearing: Mutex<Bearing>,
     /// Since when nobody has used it, in nanoseconds of [`Mono`].
     idle_since: AtomicU64,
     is_over: AtomicBool,
@@ -125,11 +127,13 @@ impl Drop for Seat {
 }
 
 impl Frames {
-    /// A seat on a connection that is there. One that is too old gives none, nor keeps its place among those that may be
-    /// open: it lives for as long as it has calls.
-    pub(crate) fn seat(&self, now: Mono, age_max: Duration) -> Option<Seat> {
+    /// A seat on a connection that is there. One that is too old, or leads where the name is no more, gives none, nor keeps
+    /// its place among those that may be open: it lives for as long as it has calls.
+    pub(crate) fn seat(&self, name: &Name, now: Mono, age_max: Duration) -> Option<Seat> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.retain(|shared| shared.keep_if(!shared.is_gone() && now.since(shared.born) < age_max));
+        open.retain(|shared| {
+            shared.keep_if(!shared.is_gone() && now.since(shared.born) < age_max && shared.still_leads_to(name))
+        });
         open.iter().find_map(|shared| shared.seat(true))
     }
 
@@ -155,7 +159,8 @@ impl Frames {
     pub(crate) async fn open(
         &self,
         stream: NetStream,
-        address: &str,
+        name: &Name,
+        bearing: Bearing,
         now: Mono,
         held: (OpenCount, Option<OwnedSemaphorePermit>),
         returned: &Arc<Notify>,
@@ -185,10 +190,11 @@ impl Frames {
             answered: AtomicUsize::new(0),
             taken: AtomicUsize::new(0),
             born: now,
+            bearing: Mutex::new(bearing),
             idle_since: AtomicU64::new(now.as_nanos()),
             is_over: AtomicBool::new(false),
             is_sealed,
-            address: HeaderValue::from_str(address)
+            address: HeaderValue::from_str(name.as_str())
                 .ok()
                 .filter(can_say)
                 .unwrap_or(HeaderValue::from_static("localhost")),
@@ -246,17 +252,21 @@ impl Frames {
         Ok(seat)
     }
 
-    /// Closes what has been without a call for too long.
-    pub(crate) fn sweep(&self, now: Mono, idle_timeout: Duration) {
+    /// Closes what has been without a call for too long, or leads where the name is no more, once its calls are over.
+    pub(crate) fn sweep(&self, name: &Name, now: Mono, idle_timeout: Duration) {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).retain(|shared| {
             let is_idle = shared.taken.load(Relaxed) == 0
                 && now.since(Mono::from_nanos(shared.idle_since.load(Relaxed))) >= idle_timeout;
-            shared.keep_if(!is_idle && !shared.is_gone())
+            shared.keep_if(!is_idle && !shared.is_gone() && shared.still_leads_to(name))
         });
     }
 }
 
 impl Shared {
+    fn still_leads_to(&self, name: &Name) -> bool {
+        name.still_leads(&mut self.bearing.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn is_gone(&self) -> bool {
         self.is_over.load(Relaxed) || self.sender.is_closed()
     }
@@ -414,13 +424,21 @@ fn failure(reason: Option<Reason>) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use tokio::sync::Semaphore;
 
     use super::*;
+    use crate::name::tests::{moves, name};
+    use crate::net::Net;
     use crate::pool::EndpointLoad;
 
     /// A connection to a server that answers everything, and what it is counted by.
     async fn connected(frames: &Frames, slots: &Arc<Semaphore>, returned: &Arc<Notify>) -> Seat {
+        connected_to(frames, &name("unix:/a b"), slots, returned).await
+    }
+
+    async fn connected_to(frames: &Frames, name: &Name, slots: &Arc<Semaphore>, returned: &Arc<Notify>) -> Seat {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         frames.crew.execute(async move {
@@ -431,9 +449,10 @@ mod tests {
                 respond.send_response(answer, true).unwrap();
             }
         });
-        let stream = crate::net::Net::Real.connect(address).await.unwrap();
+        let stream = Net::Real.connect(address).await.unwrap();
+        let bearing = name.bearing(&stream);
         let held = (OpenCount::of(&Arc::new(EndpointLoad::default())), slots.clone().try_acquire_owned().ok());
-        frames.open(stream, "unix:/a b", Mono::from_millis(0), held, returned).await.unwrap()
+        frames.open(stream, name, bearing, Mono::from_millis(0), held, returned).await.unwrap()
     }
 
     async fn ask(seat: &mut Seat) -> http::StatusCode {
@@ -447,21 +466,38 @@ mod tests {
         let (frames, slots, returned) = (Frames::default(), Arc::new(Semaphore::new(1)), Arc::new(Notify::new()));
         let mut seat = connected(&frames, &slots, &returned).await;
         let age = Duration::from_secs(600);
-        assert!(frames.seat(Mono::from_millis(599_999), age).is_some());
+        assert!(frames.seat(&name("unix:/a b"), Mono::from_millis(599_999), age).is_some());
         assert_eq!(slots.available_permits(), 0);
         let mut woken = pin!(returned.notified());
         woken.as_mut().enable();
-        assert!(frames.seat(Mono::from_millis(600_000), age).is_none());
+        assert!(frames.seat(&name("unix:/a b"), Mono::from_millis(600_000), age).is_none());
         assert_eq!(slots.available_permits(), 1);
         woken.await;
         assert_eq!(ask(&mut seat).await, 200, "whoever has a seat keeps it");
     }
 
     #[tokio::test]
+    async fn one_that_leads_where_the_name_is_no_more_gets_no_new_call_and_ends_its_own() {
+        let (frames, slots, returned) = (Frames::default(), Arc::new(Semaphore::new(1)), Arc::new(Notify::new()));
+        let name = name("depot.invalid:80");
+        let mut seat = connected_to(&frames, &name, &slots, &returned).await;
+        let here = seat.shared.bearing.lock().unwrap().peer.unwrap();
+        let elsewhere = SocketAddr::from(([127, 0, 0, 9], 80));
+        let has_seat = || frames.seat(&name, Mono::from_millis(0), Duration::from_secs(600)).is_some();
+        moves(&name, vec![elsewhere, here]);
+        assert!(has_seat(), "it is among several");
+        moves(&name, vec![elsewhere]);
+        frames.sweep(&name, Mono::from_millis(0), Duration::from_secs(600));
+        assert!(!has_seat());
+        assert_eq!(slots.available_permits(), 1);
+        assert_eq!(ask(&mut seat).await, 200);
+    }
+
+    #[tokio::test]
     async fn an_upstream_that_takes_less_than_it_says_is_given_less_and_by_and_by_more() {
         let (frames, slots, returned) = (Frames::default(), Arc::new(Semaphore::new(1)), Arc::new(Notify::new()));
         let first = connected(&frames, &slots, &returned).await;
-        let seat = || frames.seat(Mono::from_millis(1), Duration::from_secs(600));
+        let seat = || frames.seat(&name("unix:/a b"), Mono::from_millis(1), Duration::from_secs(600));
         let others: Vec<_> = (0..4).map(|_| seat().unwrap()).collect();
         first.shared.bear_less();
         assert!(seat().is_none(), "five were too many");

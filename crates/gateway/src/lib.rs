@@ -8,6 +8,7 @@ mod aim;
 pub mod announce;
 mod chain;
 mod clock;
+mod dns;
 mod drains;
 mod duplex;
 mod ejection;

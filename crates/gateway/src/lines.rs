@@ -22,6 +22,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::http::body::{ReqBody, Sending};
 use crate::http::outgoing::Outgoing;
 use crate::http::wire::{self, Answer, Malformed, Piece, Reading, Writing};
+use crate::name::Bearing;
 use crate::net::{Stream, with_scratch};
 use crate::pool::{OpenCount, Switched};
 
@@ -58,13 +59,20 @@ pub(crate) struct Lines {
     pub(crate) born: Mono,
     pub(crate) idle_since: Mono,
     pub(crate) reused: bool,
+    pub(crate) bearing: Bearing,
     _open: OpenCount,
     /// Probes have none: a pool that is all in use must not make its endpoint look sick.
     _slot: Option<OwnedSemaphorePermit>,
 }
 
 impl Lines {
-    pub(crate) fn new(stream: Stream, now: Mono, open: OpenCount, slot: Option<OwnedSemaphorePermit>) -> Box<Self> {
+    pub(crate) fn new(
+        stream: Stream,
+        bearing: Bearing,
+        now: Mono,
+        open: OpenCount,
+        slot: Option<OwnedSemaphorePermit>,
+    ) -> Box<Self> {
         Box::new(Self {
             stream,
             head: Vec::new(),
@@ -82,6 +90,7 @@ impl Lines {
             born: now,
             idle_since: now,
             reused: false,
+            bearing,
             _open: open,
             _slot: slot,
         })

@@ -4,11 +4,13 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use seawall_core::addresses::{Addresses, Answer};
+use seawall_core::addresses::{Addresses, Answer, Found};
 use seawall_core::outcome::Failure;
+use seawall_core::policy::Resolver;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
@@ -26,6 +28,7 @@ pub(crate) struct Name {
     place: Place,
     known: Arc<Known>,
     asking: TaskTracker,
+    resolver: Resolver,
     net: Net,
     clock: Clock,
 }
@@ -52,6 +55,9 @@ impl Place {
 pub(crate) struct Known {
     addresses: Mutex<Addresses>,
     answered: Notify,
+    /// How often it was found to have other addresses than before.
+    moves: AtomicU64,
+    failed: AtomicU64,
     /// That the name does not resolve.
     told: Seldom,
 }
@@ -59,12 +65,21 @@ pub(crate) struct Known {
 /// A question that is under way: it is answered even if whoever asked does not live to hear it.
 struct Question {
     name: Name,
-    answer: io::Result<Vec<SocketAddr>>,
+    answer: io::Result<Found>,
+}
+
+/// Where a connection leads, and when that was last compared with where its name is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bearing {
+    /// Nothing where no name is asked for.
+    pub(crate) peer: Option<SocketAddr>,
+    moves: u64,
 }
 
 impl Name {
-    pub(crate) fn new(host_port: &str, net: Net, clock: Clock, known: Arc<Known>) -> Self {
-        Self { host_port: host_port.into(), place: Place::of(host_port), known, asking: TaskTracker::new(), net, clock }
+    pub(crate) fn new(host_port: &str, resolver: Resolver, net: Net, clock: Clock, known: Arc<Known>) -> Self {
+        let (place, asking) = (Place::of(host_port), TaskTracker::new());
+        Self { host_port: host_port.into(), place, known, asking, resolver, net, clock }
     }
 
     pub(crate) fn as_str(&self) -> &str {
@@ -77,29 +92,61 @@ impl Name {
             Place::Given(address) => self.connect(*address).await,
             Place::Socket(path) => self.net.connect_unix(path).await.map_err(|error| refusal(&error)),
             Place::Asked => match self.addresses().await[..] {
-                [only] => self.connect(only).await,
+                [only] => self.connect_to_only(only).await,
                 ref several => self.race(several).await,
             },
         }
+    }
+
+    /// Where a connection that was just made leads.
+    pub(crate) fn bearing(&self, stream: &Stream) -> Bearing {
+        let peer = if matches!(self.place, Place::Asked) { stream.peer() } else { None };
+        // As if it were an old one: the name may have moved while it was made.
+        Bearing { peer, moves: 0 }
+    }
+
+    /// False if the name is elsewhere by now. Costs one atomic load while it stays where it is.
+    pub(crate) fn still_leads(&self, bearing: &mut Bearing) -> bool {
+        let moves = self.known.moves.load(Relaxed);
+        let Some(peer) = bearing.peer.filter(|_| bearing.moves != moves) else { return true };
+        bearing.moves = moves;
+        self.known.lock().known().contains(&peer)
     }
 
     async fn connect(&self, address: SocketAddr) -> Result<Stream, Failure> {
         self.net.connect(address).await.map_err(|error| refusal(&error))
     }
 
+    async fn connect_to_only(&self, address: SocketAddr) -> Result<Stream, Failure> {
+        let connected = self.connect(address).await;
+        if connected.is_err() {
+            self.known.lock().try_last(self.clock.now(), address);
+        }
+        connected
+    }
+
+    /// Asks beside if it is time to. Nothing where it is an address itself.
+    pub(crate) fn look(&self) {
+        if matches!(self.place, Place::Asked) {
+            self.look_beside();
+        }
+    }
+
+    /// True if nothing is known yet.
+    fn look_beside(&self) -> bool {
+        let mut addresses = self.known.lock();
+        if addresses.ask(self.clock.now()) {
+            // On its own, so that the answer is there for the next call even where this one cannot wait for it.
+            self.asking.spawn(self.clone().ask());
+        }
+        addresses.is_empty()
+    }
+
     /// Waits only where nothing is known yet; otherwise asks beside.
     async fn addresses(&self) -> Vec<SocketAddr> {
         let mut answered = std::pin::pin!(self.known.answered.notified());
         answered.as_mut().enable();
-        let must_wait = {
-            let mut addresses = self.known.lock();
-            if addresses.ask(self.clock.now()) {
-                // On its own, so that the answer is there for the next call even where this one cannot wait for it.
-                self.asking.spawn(self.clone().ask());
-            }
-            addresses.is_empty()
-        };
-        if must_wait {
+        if self.look_beside() {
             answered.await;
         }
         self.known.lock().in_turn(self.clock.now())
@@ -109,14 +156,24 @@ impl Name {
         let gone = io::Error::other("whoever asked was stopped");
         let mut question = Question { name: self, answer: Err(gone) };
         async move {
-            let answer = question.name.net.resolve(question.name.as_str()).await;
+            let answer = question.name.net.resolve(question.name.as_str(), question.name.resolver).await;
             drop(std::mem::replace(&mut question.answer, answer));
         }
     }
 
-    fn answered(&self, answer: io::Result<Vec<SocketAddr>>) {
+    fn answered(&self, answer: io::Result<Found>) {
         let now = self.clock.now();
-        let change = self.known.lock().answered(now, answer);
+        let change = {
+            let mut addresses = self.known.lock();
+            let change = addresses.answered(now, answer);
+            if change == Answer::Changed {
+                self.known.moves.fetch_add(1, Relaxed);
+            }
+            change
+        };
+        if matches!(change, Answer::Kept(_) | Answer::Unknown(_)) {
+            self.known.failed.fetch_add(1, Relaxed);
+        }
         self.known.answered.notify_waiters();
         let name = self.as_str();
         match change {
@@ -182,6 +239,16 @@ impl Drop for Question {
 }
 
 impl Known {
+    /// What the name was last found to be; nothing where it is an address itself.
+    pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
+        self.lock().known().to_vec()
+    }
+
+    /// How often it was asked for in vain.
+    pub(crate) fn failed_total(&self) -> u64 {
+        self.failed.load(Relaxed)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Addresses> {
         self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -196,7 +263,7 @@ fn refusal(error: &io::Error) -> Failure {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::net::TcpListener;
 
     use seawall_core::time::Wall;
@@ -204,16 +271,20 @@ mod tests {
 
     use super::*;
 
-    fn name(host_port: &str) -> Name {
+    pub(crate) fn name(host_port: &str) -> Name {
         let clock = Clock::new(Instant::now(), Arc::new(|| Wall::from_millis(0)));
-        Name::new(host_port, Net::Real, clock, Arc::default())
+        Name::new(host_port, Resolver::default(), Net::Real, clock, Arc::default())
+    }
+
+    /// Its addresses from here on.
+    pub(crate) fn moves(name: &Name, found: Vec<SocketAddr>) {
+        name.known.lock().ask(name.clock.now());
+        name.answered(Ok(found.into()));
     }
 
     fn knowing(found: Vec<SocketAddr>) -> Name {
         let name = name("depot.invalid:80");
-        let now = name.clock.now();
-        name.known.lock().ask(now);
-        assert_eq!(name.known.lock().answered(now, Ok(found)), Answer::Changed);
+        moves(&name, found);
         name
     }
 

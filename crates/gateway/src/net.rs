@@ -1,4 +1,4 @@
-//! The only door to sockets. Here the simulator steps in: with the feature `sim`, a [`Net::Sim`] speaks to its world
+//! The only door to sockets, but for questions about names (`dns`). Here the simulator steps in: with the feature `sim`, a [`Net::Sim`] speaks to its world
 //! instead of the kernel's, and everything above notices nothing. A sealed connection ([`Stream::Tls`]) is one on top of
 //! either.
 
@@ -13,8 +13,12 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use seawall_core::addresses::Found;
+use seawall_core::policy::Resolver;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio_rustls::TlsStream;
+
+use crate::dns;
 
 /// One read from the kernel takes at most this much.
 pub(crate) const SCRATCH_BYTES: usize = 64 << 10;
@@ -125,14 +129,15 @@ impl Net {
     ///
     /// # Errors
     /// When the name does not resolve.
-    pub async fn resolve(self, host_port: &str) -> io::Result<Vec<SocketAddr>> {
-        if let Ok(address) = host_port.parse() {
-            return Ok(vec![address]);
+    pub(crate) async fn resolve(self, host_port: &str, resolver: Resolver) -> io::Result<Found> {
+        if let Ok(address) = host_port.parse::<SocketAddr>() {
+            return Ok(vec![address].into());
         }
-        match self {
-            Self::Real => Ok(tokio::net::lookup_host(host_port).await?.collect()),
+        match (self, resolver) {
+            (Self::Real, Resolver::Own) => dns::look_up(host_port).await,
+            (Self::Real, Resolver::System) => dns::look_up_by_system(host_port).await,
             #[cfg(feature = "sim")]
-            Self::Sim => Ok(vec![(turmoil::lookup(host_of(host_port)), port_of(host_port)).into()]),
+            (Self::Sim, _) => Ok(vec![(turmoil::lookup(host_of(host_port)), port_of(host_port)).into()].into()),
         }
     }
 }
@@ -229,6 +234,17 @@ impl Stream {
             #[cfg(feature = "sim")]
             Self::Sim(stream) => stream.local_addr().ok(),
             Self::Tls(sealed) => sealed.get_ref().0.local(),
+        }
+    }
+
+    /// The other end, where it has an address.
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Real(stream) => stream.peer_addr().ok(),
+            Self::Unix(_) => None,
+            #[cfg(feature = "sim")]
+            Self::Sim(stream) => stream.peer_addr().ok(),
+            Self::Tls(sealed) => sealed.get_ref().0.peer(),
         }
     }
 

@@ -540,6 +540,8 @@ impl UpstreamState {
             calls_total: state.load.calls.load(Relaxed),
             in_flight: state.load.in_flight.load(Relaxed).into(),
             connections: state.load.connections.load(Relaxed).into(),
+            addresses: state.load.known.addresses(),
+            lookups_failed_total: state.load.known.failed_total(),
         });
         UpstreamSnapshot {
             name: self.name.clone(),
@@ -742,6 +744,7 @@ fn reaches_alike(old: &Node, id: UpstreamId, new: &Node, upstream: usize, policy
         && was.idle_timeout == policy.idle_timeout
         && was.connect_timeout == policy.connect_timeout
         && was.http2 == policy.http2
+        && was.resolver == policy.resolver
 }
 
 /// A limit of the node with what is used of it.

@@ -28,7 +28,7 @@ use crate::name::{Known, Name};
 use crate::net::{Net, Stream};
 use crate::tls::{ClientSide, Untrusted};
 
-/// Connections older than this are not used again: name and address drift apart over time.
+/// Connections older than this are not used again: what stands between (a balancer, a proxy of its own) drifts too.
 const AGE_MAX: Duration = Duration::from_secs(600);
 
 /// What all workers share of an endpoint.
@@ -119,7 +119,7 @@ impl EndpointPool {
         load: Arc<EndpointLoad>,
     ) -> Self {
         Self {
-            name: Name::new(address, net, clock.clone(), Arc::clone(&load.known)),
+            name: Name::new(address, upstream.resolver, net, clock.clone(), Arc::clone(&load.known)),
             clock,
             tls,
             told: Seldom::default(),
@@ -181,7 +181,7 @@ impl EndpointPool {
             // Heard from before the look on: what comes back between the look and the wait is not missed.
             returned.as_mut().enable();
             *waiting = false;
-            if let Some(seat) = frames.seat(self.clock.now(), AGE_MAX) {
+            if let Some(seat) = frames.seat(&self.name, self.clock.now(), AGE_MAX) {
                 return Ok(Link::Frames(seat));
             }
             if let Some(failure) = frames.failed_since(attempts) {
@@ -192,7 +192,7 @@ impl EndpointPool {
                 locked = frames.opening.lock() => locked,
                 () = returned.as_mut() => continue,
             };
-            if let Some(seat) = frames.seat(self.clock.now(), AGE_MAX) {
+            if let Some(seat) = frames.seat(&self.name, self.clock.now(), AGE_MAX) {
                 return Ok(Link::Frames(seat));
             }
             if let Some(failure) = frames.failed_since(attempts) {
@@ -234,7 +234,7 @@ impl EndpointPool {
             Link::Lines(link) => link,
             Link::Frames(seat) => return seat.leave(now),
         };
-        if !link.is_done() || now.since(link.born) >= AGE_MAX {
+        if !link.is_done() || now.since(link.born) >= AGE_MAX || !self.name.still_leads(&mut link.bearing) {
             return;
         }
         link.idle_since = now;
@@ -242,33 +242,41 @@ impl EndpointPool {
         self.returned.notify_one();
     }
 
-    /// Closes what has been idle too long or was closed from the other side; of an endpoint that is drained, all that is
-    /// idle.
+    /// Closes what has been idle too long, was closed from the other side, or leads where the name is no more; of an
+    /// endpoint that is drained, all that is idle.
     pub(crate) fn sweep(&self, draining: bool) {
         let (now, idle_timeout) = (self.clock.now(), if draining { Duration::ZERO } else { self.idle_timeout });
-        self.frames.iter().for_each(|frames| frames.sweep(now, idle_timeout));
-        self.lock().retain_mut(|link| now.since(link.idle_since) < idle_timeout && link.is_quiet());
+        // While there are connections enough nobody dials, and nobody would notice that the name has moved.
+        if self.load.connections.load(Relaxed) > 0 {
+            self.name.look();
+        }
+        self.frames.iter().for_each(|frames| frames.sweep(&self.name, now, idle_timeout));
+        self.lock().retain_mut(|link| self.is_good(now, idle_timeout, link));
     }
 
     fn take_idle(&self, now: Mono) -> Option<Box<Lines>> {
         loop {
             let mut link = self.lock().pop_back()?;
-            if now.since(link.idle_since) < self.idle_timeout && link.is_quiet() {
+            if self.is_good(now, self.idle_timeout, &mut link) {
                 link.reused = true;
                 return Some(link);
             }
         }
     }
 
+    fn is_good(&self, now: Mono, idle_timeout: Duration, link: &mut Lines) -> bool {
+        now.since(link.idle_since) < idle_timeout && self.name.still_leads(&mut link.bearing) && link.is_quiet()
+    }
+
     async fn connect(&self, slot: Option<OwnedSemaphorePermit>) -> Result<Link, Failure> {
         let stream = self.dial(b"").await?;
-        let open = OpenCount::of(&self.load);
+        let (open, bearing) = (OpenCount::of(&self.load), self.name.bearing(&stream));
         if let Some(frames) = &self.frames {
             let held = (open, slot);
-            let seat = frames.open(stream, self.name.as_str(), self.clock.now(), held, &self.returned).await;
+            let seat = frames.open(stream, &self.name, bearing, self.clock.now(), held, &self.returned).await;
             return seat.map(Link::Frames);
         }
-        Ok(Link::Lines(Lines::new(stream, self.clock.now(), open, slot)))
+        Ok(Link::Lines(Lines::new(stream, bearing, self.clock.now(), open, slot)))
     }
 
     async fn dial(&self, said: &[u8]) -> Result<Stream, Failure> {

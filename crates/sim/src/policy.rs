@@ -10,7 +10,8 @@ use seawall_core::guard::health::HealthConfig;
 use seawall_core::guard::retry::RetryConfig;
 use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::policy::{
-    Delivery, Endpoint, Fallback, Guards, Limits, Listener, Match, PathMatch, Policy, Protocol, Route, Upstream,
+    Delivery, Endpoint, Fallback, Guards, Limits, Listener, Match, PathMatch, Policy, Protocol, Resolver, Route,
+    Upstream,
 };
 use seawall_core::units::Ratio;
 use seawall_store::StoreOptions;
@@ -104,6 +105,7 @@ fn queue() -> Upstream {
         announce: None,
         http2: false,
         host: None,
+        resolver: Resolver::default(),
     }
 }
 

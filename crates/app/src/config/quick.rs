@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use seawall_core::id::{RouteId, UpstreamId};
-use seawall_core::policy::{Endpoint, Limits, Listener, Match, Policy, Protocol, Route, Upstream};
+use seawall_core::policy::{Endpoint, Limits, Listener, Match, Policy, Protocol, Resolver, Route, Upstream};
 
 use super::address::{Place, clash, is_tcp, parse_listen, parse_tcp_url, parse_url};
 use super::finding::{Finding, Report, Severity, Source, Spot};
@@ -105,6 +105,7 @@ fn policy(listener: Listener, protocol: Protocol, there: Place, options: &Quick)
         announce: None,
         http2: false,
         host: there.sealed.then_some(there.host),
+        resolver: Resolver::default(),
     };
     let (name, matcher, upstream_id) = ("default".into(), Match::default(), UpstreamId(0));
     Policy {

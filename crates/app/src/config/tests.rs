@@ -15,7 +15,7 @@ use seawall_core::guard::rate::RateConfig;
 use seawall_core::guard::retry::{Backoff, Jitter};
 use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::outcome::Failure;
-use seawall_core::policy::{Fallback, Limits, PathMatch};
+use seawall_core::policy::{Fallback, Limits, PathMatch, Resolver};
 use seawall_core::units::Ratio;
 
 use seawall_gateway::tls::Oldest;
@@ -112,6 +112,8 @@ fn the_whole_grammar_is_understood() {
         (vec!["192.168.0.0/16".into()], Some(20))
     );
     assert_eq!(policy.upstreams[3].announce, Some(seawall_core::policy::Announce::Frame));
+    let resolvers: Vec<_> = policy.upstreams.iter().map(|upstream| upstream.resolver).collect();
+    assert_eq!(resolvers[..2], [Resolver::System, Resolver::Own]);
     assert_eq!(hosts, [Some("inner:81"), Some("api.example"), None, None]);
     let events = policy.route(RouteId(0));
     assert_eq!(events.matcher.path, PathMatch::Exact("/events".into()));

@@ -7,7 +7,7 @@ use seawall_core::balance::BalanceConfig;
 use seawall_core::guard::health::HealthConfig;
 use seawall_core::guard::outlier::OutlierConfig;
 use seawall_core::id::UpstreamId;
-use seawall_core::policy::{Announce, Endpoint, Upstream};
+use seawall_core::policy::{Announce, Endpoint, Resolver, Upstream};
 use seawall_core::units::Ratio;
 
 use super::address::{is_tcp, is_unix, parse_endpoint, parse_host_port, parse_tcp_url, parse_url};
@@ -191,6 +191,7 @@ const UPSTREAM: Keys = Keys {
         "host",
         "http2",
         "proxy_protocol",
+        "resolver",
     ],
     later: &[],
 };
@@ -269,8 +270,17 @@ fn read_upstream(entry: Field<'_>, place: &Place) -> (Upstream, Option<UpstreamT
         announce,
         http2,
         host,
+        resolver: section.field("resolver").and_then(|field| field.parsed(parse_resolver)).unwrap_or_default(),
     };
     (upstream, tls, written)
+}
+
+fn parse_resolver(text: &str) -> Result<Resolver, String> {
+    match text {
+        "own" => Ok(Resolver::Own),
+        "system" => Ok(Resolver::System),
+        _ => Err(format!("`{text}` is no resolver; known are own and system")),
+    }
 }
 
 /// A host, with or without a port, as it may stand in `Host`.

@@ -56,7 +56,7 @@ async fn status_has_the_shape_of_the_contract() {
         json!({
             "address": "10.1.0.1:80", "zone": "us-west", "version": "v2", "weight": 2, "priority": 1,
             "healthy": true, "draining": false, "ejected": false, "ramp": 0.25, "latency_ms": 1.5, "calls_total": 7,
-            "in_flight": 1, "connections": 4,
+            "in_flight": 1, "connections": 4, "addresses": ["10.0.0.1:80"], "lookups_failed_total": 2,
         })
     );
     let upstream = &status["upstreams"][0];

@@ -52,6 +52,7 @@ impl FakeFaults {
             announce: None,
             http2: false,
             host: None,
+            resolver: seawall_core::policy::Resolver::default(),
         };
         let policy = Policy {
             node: "n".into(),

@@ -75,6 +75,8 @@ async fn they_say_what_the_snapshot_says_zeros_included() {
         r#"seawall_endpoint_info{upstream="queue",endpoint="10.3.0.1:80",zone="",version=""} 1"#,
         r#"seawall_endpoint_ramp{upstream="queue",endpoint="10.1.0.1:80"} 0.25"#,
         r#"seawall_endpoint_calls_total{upstream="queue",endpoint="10.1.0.1:80",zone="us-west"} 7"#,
+        r#"seawall_dns_failures_total{upstream="queue",endpoint="10.1.0.1:80"} 2"#,
+        r#"seawall_dns_addresses{upstream="queue",endpoint="10.1.0.1:80"} 1"#,
         r#"seawall_spilled_total{upstream="queue"} 3"#,
         r#"seawall_spilling{upstream="queue"} 1"#,
         r#"seawall_version_requests_total{route="events",version="canary",class="5xx"} 1"#,

@@ -305,6 +305,8 @@ pub(crate) fn snapshot() -> NodeSnapshot {
         calls_total: 7,
         in_flight: 1,
         connections: 4,
+        addresses: vec!["10.0.0.1:80".parse().unwrap()],
+        lookups_failed_total: 2,
     };
     let endpoints = vec![
         endpoint("10.0.0.1:80", Some("us-east"), true),

@@ -141,6 +141,7 @@ fn upstream((was, _): &(&Upstream, &Policy), (is, _): &(&Upstream, &Policy), tel
     tell("proxy_protocol", was.announce != is.announce);
     tell("http2", was.http2 != is.http2);
     tell("host", was.host != is.host);
+    tell("resolver", was.resolver != is.resolver);
 }
 
 #[cfg(test)]
@@ -176,6 +177,7 @@ mod tests {
             announce: None,
             http2: false,
             host: None,
+            resolver: crate::policy::Resolver::default(),
         };
         Policy {
             node: "n".into(),
@@ -225,6 +227,7 @@ mod tests {
             policy.upstreams[0].balance.slow_start = Duration::ZERO;
             policy.upstreams[1].endpoints[0].zone = Some("z".into());
             policy.upstreams[1].host = Some("h".into());
+            policy.upstreams[1].resolver = crate::policy::Resolver::System;
             policy.limits.pending_max = 1;
         };
         assert_eq!(
@@ -246,6 +249,7 @@ mod tests {
                 "upstream a: balance",
                 "upstream b: endpoint b:80 changed",
                 "upstream b: host",
+                "upstream b: resolver",
                 "limits",
             ]
         );

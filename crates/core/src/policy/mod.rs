@@ -428,6 +428,18 @@ pub struct Upstream {
     pub http2: bool,
     /// The `Host` it is asked for; the client's if absent.
     pub host: Option<String>,
+    /// Who is asked for the addresses of its names.
+    pub resolver: Resolver,
+}
+
+/// Who is asked for the addresses of a name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Resolver {
+    /// Our own, which knows how long an answer is good for, where the system's files say nothing that it does not know.
+    #[default]
+    Own,
+    /// The system's.
+    System,
 }
 
 /// One address of an upstream.

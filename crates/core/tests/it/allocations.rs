@@ -90,6 +90,7 @@ fn policy() -> Policy {
         announce: None,
         http2: false,
         host: None,
+        resolver: seawall_core::policy::Resolver::default(),
     };
     Policy {
         node: "n".into(),

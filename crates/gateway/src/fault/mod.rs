@@ -30,6 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use seawall_core::fault::{Direction, Ending, Fault, FaultId};
 use seawall_core::id::UpstreamId;
+use seawall_core::policy::Resolver;
 
 pub use calls::CallFaults;
 
@@ -229,7 +230,7 @@ impl Shared {
     /// Every address of a host, at this port.
     async fn addresses(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         let host_port = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-        self.net.resolve(&host_port).await
+        Ok(self.net.resolve(&host_port, Resolver::Own).await?.addresses)
     }
 
     /// The counter of a series, new or the one it had before.

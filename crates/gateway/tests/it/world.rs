@@ -17,7 +17,8 @@ use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::journal::Kind;
 use seawall_core::observation::{NodeSnapshot, RouteSnapshot};
 use seawall_core::policy::{
-    Delivery, Endpoint, Fallback, Guards, Limits, Listener, Match, PathMatch, Policy, Protocol, Route, Upstream,
+    Delivery, Endpoint, Fallback, Guards, Limits, Listener, Match, PathMatch, Policy, Protocol, Resolver, Route,
+    Upstream,
 };
 use seawall_core::time::Wall;
 use seawall_core::units::Ratio;
@@ -332,6 +333,7 @@ pub fn upstream(name: &str, endpoints: &[SocketAddr]) -> Upstream {
         announce: None,
         http2: false,
         host: None,
+        resolver: Resolver::default(),
     }
 }
 

@@ -36,6 +36,7 @@ fn policy() -> Policy {
         announce: None,
         http2: false,
         host: None,
+        resolver: crate::policy::Resolver::default(),
     };
     Policy {
         node: "n".into(),
