@@ -7,6 +7,7 @@ use rustix::process::Signal;
 
 use crate::house::{Node, Place, port, wait_for};
 use crate::nginx::Nginx;
+use crate::server::{Server, ok};
 
 /// A folder with an authority, as `openssl` makes one.
 pub struct Authority(pub tempfile::TempDir);
@@ -169,6 +170,41 @@ fn certificates_are_shown_asked_for_and_renewed_under_way() {
     let journal = node.journal();
     assert!(journal.first("certificate_refused")["fields"]["why"].as_str().unwrap().contains("do not go together"));
     assert_eq!(journal.first("certificate_expiring")["fields"]["days_left"], "19");
+}
+
+#[test]
+fn an_upstream_is_told_whose_certificate_a_client_has_shown() {
+    let authority = Authority::new();
+    for (name, names) in [("front", "DNS:localhost"), ("client", "URI:spiffe://shop.example/orders")] {
+        authority.pass(name, names, "365");
+    }
+    let server = Server::start(|_| ok("here"));
+    let dir = authority.0.path().display();
+    let config = |header: &str| {
+        format!(
+            "listeners:\n  - address: \"127.0.0.1:0\"\n    tls: {{ cert_file: {dir}/front.pem, key_file: {dir}/front.key, \
+             client_ca_file: {dir}/ca.pem, client_cert_header: {header} }}\n    routes: [{{ upstream: up }}]\n\
+             upstreams: {{ up: {{ url: \"http://{}\" }} }}\n",
+            server.address
+        )
+    };
+    let pem = std::fs::read_to_string(authority.path("client.pem")).unwrap();
+    let base64: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
+    let place = Place::new(&config("on"));
+    let node = place.node();
+    let told = |more: &[&str]| {
+        let forged = ["--cert", "client.pem", "--key", "client.key", "-H", "Client-Cert: :Zm9yZ2Vk:"];
+        assert_eq!(curl(&authority, &node, &[&forged[..], more].concat()).as_deref(), Ok("here"));
+        server.seen().pop().expect("it came").header("client-cert")
+    };
+    let certificate = format!(":{base64}:");
+    assert_eq!(told(&["--http1.1"]), Some(certificate.clone()));
+    assert_eq!(told(&["--http2"]), Some(certificate));
+
+    // Taken in while it runs.
+    place.configure(&config("off"));
+    node.process.signal(Signal::HUP);
+    wait_for("nobody is told any more", || told(&[]).is_none().then_some(()));
 }
 
 #[test]

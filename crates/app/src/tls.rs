@@ -199,10 +199,10 @@ fn of_listener(tls: &ListenerTls, speech: Speech) -> Gathering<ServerMaterial> {
     let mut files = Files::default();
     let identities: Vec<_> = tls.pairs.iter().map(|pair| files.pair(pair)).collect();
     let clients = tls.client_ca.as_ref().map(|file| files.authorities(file));
-    let required = tls.client_required;
+    let (required, passed_on) = (tls.client_required, tls.client_passed_on);
     let clients = match clients {
         None => Some(None),
-        Some(authorities) => authorities.map(|authorities| Some(Clients { authorities, required })),
+        Some(authorities) => authorities.map(|authorities| Some(Clients { authorities, required, passed_on })),
     };
     let identities: Option<Vec<Identity>> = identities.into_iter().collect();
     let material = identities.zip(clients).map(|(identities, clients)| ServerMaterial {
@@ -366,9 +366,9 @@ impl Side {
         let pair = |pair: &PairAt| format!("{:?} {:?}", pair.cert.path, pair.key.path);
         match self {
             Self::Listener(said, _) => {
-                let ListenerTls { pairs, client_ca, client_required, oldest } = &**said;
+                let ListenerTls { pairs, client_ca, client_required, client_passed_on, oldest } = &**said;
                 let pairs: Vec<_> = pairs.iter().map(pair).collect();
-                format!("{pairs:?} {} {client_required} {oldest:?}", file(client_ca))
+                format!("{pairs:?} {} {client_required} {client_passed_on:?} {oldest:?}", file(client_ca))
             }
             Self::Upstream(said, _) => {
                 let UpstreamTls { ca, pair: own, name, pins, verifies, oldest, at: _ } = &**said;

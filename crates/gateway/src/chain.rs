@@ -50,6 +50,7 @@ use crate::relay::{Early, Relay, Wish};
 use crate::route::{Pass, Place, Retry, RouteState};
 use crate::seat::Door;
 use crate::stale;
+use crate::tls::Shown;
 use crate::upgrade::{self, Handover};
 use crate::writes::{BadKey, Claimed, Claiming, DoneAnswer, Identity, Stamped};
 use crate::{ejection, fallback, frames, mirror};
@@ -62,13 +63,15 @@ pub(crate) struct Peer {
     pub(crate) ip_text: HeaderValue,
     /// True if it came by TLS.
     pub(crate) sealed: bool,
+    /// The certificate it came with, if upstreams are to hear of that.
+    pub(crate) shown: Shown,
     /// True if its word on where a request came from is believed.
     pub(crate) trusted: bool,
 }
 
 impl<'a> Hop<'a> {
     fn of(peer: &'a Peer, via: &'a HeaderValue) -> Self {
-        Self { peer: &peer.ip_text, sealed: peer.sealed, trusted: peer.trusted, via }
+        Self { peer: &peer.ip_text, sealed: peer.sealed, shown: &peer.shown, trusted: peer.trusted, via }
     }
 }
 

@@ -249,7 +249,8 @@ async fn serve_connection(
     let ip_text = HeaderValue::from_str(&ip.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
     let trusted = node.listener(&door).is_some_and(|listener| is_in(&listener.trusted, ip));
     let (sealed, _guest) = (stream.is_sealed(), Arc::clone(&door.guests));
-    let peer = Arc::new(Peer { door: Arc::clone(&door), _guest, ip_text, sealed, trusted });
+    let shown = node.tls_of(&door).map(|side| side.shown(&stream)).unwrap_or_default();
+    let peer = Arc::new(Peer { door: Arc::clone(&door), _guest, ip_text, sealed, shown, trusted });
     let speaks_frames = stream.agreed_on_h2();
     let io = ClientIo::new(stream, node.gate_limits(), node.clock.clone(), Arc::clone(&state));
     if speaks_frames {

@@ -13,6 +13,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
 use seawall_core::addresses::Found;
 use seawall_core::policy::Resolver;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
@@ -251,6 +252,14 @@ impl Stream {
     /// True if both sides have agreed on HTTP/2 beforehand (ALPN).
     pub(crate) fn agreed_on_h2(&self) -> bool {
         matches!(self, Self::Tls(sealed) if sealed.get_ref().1.alpn_protocol() == Some(b"h2"))
+    }
+
+    /// What the peer has shown for itself, its own certificate first; nothing where it showed none.
+    pub(crate) fn certificates(&self) -> &[CertificateDer<'static>] {
+        match self {
+            Self::Tls(sealed) => sealed.get_ref().1.peer_certificates().unwrap_or_default(),
+            _ => &[],
+        }
     }
 
     /// True if nobody on the way can read what passes.

@@ -83,10 +83,11 @@ struct Front {
 }
 
 impl Front {
-    fn read(section: &Section<'_>) -> Self {
+    fn read(section: &Section<'_>, protocol: Protocol) -> Self {
         let blocks = |key: &str| section.field(key).map(read_blocks).unwrap_or_default();
+        let tls = section.field("tls").filter(|field| !field.is_off());
         Self {
-            tls: section.field("tls").filter(|field| !field.is_off()).and_then(tls::listener),
+            tls: tls.and_then(|field| tls::listener(field, protocol)),
             announced_by: blocks("proxy_protocol"),
             trusted: blocks("trusted_proxies"),
         }
@@ -123,7 +124,7 @@ fn read_listener<'n>(item: Field<'n>, upstreams: &Upstreams<'_>, policies: &Poli
     }
     let address = section.required("address", "127.0.0.1:8080");
     let address = address.and_then(|field| Some((field, field.parsed(parse_listen)?)));
-    let front = Front::read(&section);
+    let front = Front::read(&section, Protocol::Http);
     let Some(routes) = section.required("routes", "[{ upstream: NAME }]") else {
         return Some(ReadListener { address, routes: Vec::new(), front });
     };
@@ -144,7 +145,7 @@ fn read_tcp_listener<'n>(item: Field<'n>, upstreams: &Upstreams<'_>, policies: &
     }
     let address = section.required("address", "127.0.0.1:6379");
     let address = address.and_then(|field| Some((field, field.parsed(parse_listen)?)));
-    let front = Front::read(&section);
+    let front = Front::read(&section, Protocol::Tcp);
     if let Some(field) = section.field("trusted_proxies") {
         let hint = "remove it; whose connection it is `proxy_protocol` can say";
         field.reader.error_with(field.key_spot, "connections have no headers to be believed", hint);

@@ -18,7 +18,7 @@ use seawall_core::outcome::Failure;
 use seawall_core::policy::{Fallback, Limits, PathMatch, Resolver};
 use seawall_core::units::Ratio;
 
-use seawall_gateway::tls::Oldest;
+use seawall_gateway::tls::{Oldest, PassedOn};
 
 use super::policies::Rules;
 use super::*;
@@ -97,6 +97,7 @@ fn the_whole_grammar_is_understood() {
     assert_eq!(files.collect::<Vec<_>>(), ["a.pem a.key", "b.pem b.key"]);
     assert_eq!(shown.client_ca.as_ref().unwrap().path.to_str(), Some("clients.pem"));
     assert_eq!((shown.client_required, shown.oldest), (false, Oldest::V13));
+    assert_eq!(shown.client_passed_on, PassedOn::Chain);
     let [None, Some(plain), Some(said), None] = tls.upstreams.as_slice() else { panic!("{:?}", tls.upstreams) };
     assert!(plain.verifies && plain.ca.is_none() && plain.pair.is_none() && plain.pins.is_empty());
     assert_eq!((said.name.as_deref(), said.pins.as_slice()), (Some("inner.example"), &[[0; 32]][..]));

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use seawall_gateway::tls::{Oldest, Pin};
+use seawall_core::policy::Protocol;
+use seawall_gateway::tls::{Oldest, PassedOn, Pin};
 
 use super::finding::Finding;
 use super::listeners::parse_host;
@@ -50,6 +51,8 @@ pub struct ListenerTls {
     pub client_ca: Option<FileAt>,
     /// False if clients may come without a certificate.
     pub client_required: bool,
+    /// What upstreams are told of a client's certificate.
+    pub client_passed_on: PassedOn,
     /// The oldest version spoken.
     pub oldest: Oldest,
 }
@@ -82,14 +85,22 @@ impl UpstreamTls {
 
 const LISTENER: Keys = Keys {
     of: "`tls`",
-    known: &["cert_file", "key_file", "certificates", "client_ca_file", "client_cert", "min_version"],
+    known: &[
+        "cert_file",
+        "key_file",
+        "certificates",
+        "client_ca_file",
+        "client_cert",
+        "client_cert_header",
+        "min_version",
+    ],
     later: &[],
 };
 
 const PAIR: Keys = Keys { of: "this certificate", known: &["cert_file", "key_file"], later: &[] };
 
 /// Nothing if it cannot be read, which is told.
-pub(super) fn listener(field: Field<'_>) -> Option<ListenerTls> {
+pub(super) fn listener(field: Field<'_>, protocol: Protocol) -> Option<ListenerTls> {
     let section = field.section(LISTENER);
     let mut pairs: Vec<_> = Vec::new();
     if ["cert_file", "key_file"].iter().any(|key| section.field(key).is_some()) {
@@ -101,11 +112,27 @@ pub(super) fn listener(field: Field<'_>) -> Option<ListenerTls> {
     if pairs.is_empty() && section.field("certificates").is_none_or(|list| list.list().is_empty()) {
         section.required("cert_file", "server.pem");
     }
-    let client_cert = section.field("client_cert");
+    let (client_cert, header) = (section.field("client_cert"), section.field("client_cert_header"));
     let client_ca = section.field("client_ca_file").and_then(file);
-    if let (Some(field), None) = (client_cert, &client_ca) {
-        field.error_with("nobody is named who signs for clients", "add `client_ca_file: clients.pem`");
+    if client_ca.is_none() {
+        for field in [client_cert, header.filter(|field| !field.is_off())].into_iter().flatten() {
+            field.error_with("nobody is named who signs for clients", "add `client_ca_file: clients.pem`");
+        }
     }
+    if let (Some(field), Protocol::Tcp) = (header, protocol) {
+        field.reader.error_with(
+            field.key_spot,
+            "connections have no headers to say whose certificate it is",
+            "remove it",
+        );
+    }
+    let passed_on = header.filter(|field| !field.is_off()).and_then(|field| {
+        field.parsed(|text| match text {
+            "on" | "true" => Ok(PassedOn::Certificate),
+            "chain" => Ok(PassedOn::Chain),
+            _ => Err(format!("`{text}` is not understood; known are on, chain and off")),
+        })
+    });
     let required = client_cert.and_then(|field| {
         field.parsed(|text| match text {
             "required" => Ok(true),
@@ -114,7 +141,8 @@ pub(super) fn listener(field: Field<'_>) -> Option<ListenerTls> {
         })
     });
     let oldest = oldest(&section);
-    (!pairs.is_empty()).then(|| ListenerTls { pairs, client_ca, client_required: required.unwrap_or(true), oldest })
+    let (client_required, client_passed_on) = (required.unwrap_or(true), passed_on.unwrap_or_default());
+    (!pairs.is_empty()).then_some(ListenerTls { pairs, client_ca, client_required, client_passed_on, oldest })
 }
 
 fn pair(section: &Section<'_>) -> Option<PairAt> {

@@ -11,8 +11,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use seawall_core::time::Wall;
 
+use crate::tls::Shown;
+
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const CLIENT_CERT: HeaderName = HeaderName::from_static("client-cert");
+const CLIENT_CERT_CHAIN: HeaderName = HeaderName::from_static("client-cert-chain");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -39,7 +43,7 @@ pub(crate) const EXPECTED_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-en
 pub(crate) const RETRY_OWNER: HeaderName = HeaderName::from_static(seawall_core::guard::retry::RETRY_OWNER_HEADER);
 
 /// What `Connection` may not take away: framing, identity, and what we vouch for.
-const PROTECTED: [&str; 10] = [
+const PROTECTED: [&str; 12] = [
     "host",
     "content-length",
     "authorization",
@@ -50,6 +54,8 @@ const PROTECTED: [&str; 10] = [
     "x-forwarded-for",
     "x-forwarded-host",
     "x-forwarded-proto",
+    "client-cert",
+    "client-cert-chain",
 ];
 
 /// Which headers that matter to a proxy are there: one look over the names costs less than asking for each.
@@ -94,6 +100,8 @@ present! {
     EXPECTED_TIMEOUT = 15, "x-envoy-expected-rq-timeout-ms";
     RETRY_OWNER = 16, "seawall-retry-owner";
     GRPC_TIMEOUT = 17, "grpc-timeout";
+    CLIENT_CERT = 18, "client-cert";
+    CLIENT_CERT_CHAIN = 19, "client-cert-chain";
 }
 
 impl Present {
@@ -151,6 +159,7 @@ pub(crate) struct Hop<'a> {
     pub(crate) peer: &'a HeaderValue,
     /// True if it asked by TLS.
     pub(crate) sealed: bool,
+    pub(crate) shown: &'a Shown,
     /// True if its word on where a request came from is believed.
     pub(crate) trusted: bool,
     pub(crate) via: &'a HeaderValue,
@@ -184,12 +193,23 @@ pub(crate) fn to_upstream(headers: &mut HeaderMap, present: Present, hop: &Hop<'
         }
         headers.insert(X_FORWARDED_FOR, hop.peer.clone());
         headers.insert(X_FORWARDED_PROTO, hop.proto());
+        // Whose certificate it was only he knows who has seen it (RFC 9440, section 4).
+        put_or_remove(headers, present.has(Present::CLIENT_CERT), CLIENT_CERT, &hop.shown.certificate);
+        put_or_remove(headers, present.has(Present::CLIENT_CERT_CHAIN), CLIENT_CERT_CHAIN, &hop.shown.chain);
         match headers.get(HOST).cloned() {
             Some(host) => headers.insert(X_FORWARDED_HOST, host),
             None => headers.remove(X_FORWARDED_HOST),
         };
     }
     headers.append(VIA, hop.via.clone());
+}
+
+fn put_or_remove(headers: &mut HeaderMap, is_there: bool, name: HeaderName, value: &Option<HeaderValue>) {
+    match value {
+        Some(value) => drop(headers.insert(name, value.clone())),
+        None if is_there => drop(headers.remove(name)),
+        None => {}
+    }
 }
 
 /// Adds a hop to what one that is trusted has said.
@@ -325,13 +345,21 @@ mod tests {
             ("x-forwarded-for", "6.6.6.6"),
             ("forwarded", "for=6.6.6.6"),
             ("seawall-record", "forged"),
+            ("client-cert", ":Zm9yZ2Vk:"),
+            ("client-cert-chain", ":Zm9yZ2Vk:"),
             ("accept", "*/*"),
         ]);
         let present = Present::look(&headers);
         to_upstream(
             &mut headers,
             present,
-            &Hop { peer: &HeaderValue::from_static("10.0.0.7"), sealed: true, trusted: false, via: &VIA_OURS },
+            &Hop {
+                peer: &HeaderValue::from_static("10.0.0.7"),
+                sealed: true,
+                shown: &Shown::default(),
+                trusted: false,
+                via: &VIA_OURS,
+            },
         );
         assert_eq!(
             names(&headers),
@@ -360,10 +388,16 @@ mod tests {
             ("x-forwarded-for", "192.0.2.2"),
             ("x-forwarded-proto", "https"),
             ("x-forwarded-host", "front.example"),
+            ("connection", "client-cert"),
+            ("client-cert", ":d2hvc2U=:"),
             ("forwarded", "for=192.0.2.1;proto=https"),
         ]);
         let present = Present::look(&headers);
-        to_upstream(&mut headers, present, &Hop { peer: &v6, sealed: false, trusted: true, via: &VIA_OURS });
+        to_upstream(
+            &mut headers,
+            present,
+            &Hop { peer: &v6, sealed: false, shown: &Shown::default(), trusted: true, via: &VIA_OURS },
+        );
         let all = |headers: &HeaderMap, name: &str| -> Vec<String> {
             headers.get_all(name).iter().map(|value| value.to_str().unwrap().to_owned()).collect()
         };
@@ -373,10 +407,15 @@ mod tests {
             (vec!["https".to_owned()], vec!["front.example".to_owned()])
         );
         assert_eq!(all(&headers, "forwarded"), ["for=192.0.2.1;proto=https", "for=\"[2001:db8::7]\";proto=http"]);
+        assert_eq!(all(&headers, "client-cert"), [":d2hvc2U=:"], "what it has seen, and not what it has shown");
         // Who has said nothing is the first to be named.
         let mut headers = map(&[("host", "inner")]);
         let present = Present::look(&headers);
-        to_upstream(&mut headers, present, &Hop { peer: &peer, sealed: true, trusted: true, via: &VIA_OURS });
+        to_upstream(
+            &mut headers,
+            present,
+            &Hop { peer: &peer, sealed: true, shown: &Shown::default(), trusted: true, via: &VIA_OURS },
+        );
         assert_eq!(all(&headers, "x-forwarded-for"), ["10.0.0.7"]);
         assert_eq!(all(&headers, "x-forwarded-proto"), ["https"]);
         assert_eq!(all(&headers, "x-forwarded-host"), ["inner"]);
@@ -398,7 +437,13 @@ mod tests {
         to_upstream(
             &mut headers,
             present,
-            &Hop { peer: &HeaderValue::from_static("::1"), sealed: false, trusted: false, via: &VIA_OURS },
+            &Hop {
+                peer: &HeaderValue::from_static("::1"),
+                sealed: false,
+                shown: &Shown::default(),
+                trusted: false,
+                via: &VIA_OURS,
+            },
         );
         assert!(!headers.contains_key("x-forwarded-host"));
     }

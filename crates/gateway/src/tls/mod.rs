@@ -14,6 +14,9 @@ use std::io;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::HeaderValue;
 use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
@@ -193,6 +196,45 @@ pub struct Clients {
     pub authorities: Authorities,
     /// True if those without a certificate are sent away.
     pub required: bool,
+    /// What upstreams are told of it.
+    pub passed_on: PassedOn,
+}
+
+/// What upstreams are told of a client's certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PassedOn {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// The certificate.
+    Certificate,
+    /// The certificate, and those the client showed behind it.
+    Chain,
+}
+
+/// A client's certificate in the words of RFC 9440. Nothing of a client that showed none, or that nobody is to hear of.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Shown {
+    /// `Client-Cert`.
+    pub(crate) certificate: Option<HeaderValue>,
+    /// `Client-Cert-Chain`.
+    pub(crate) chain: Option<HeaderValue>,
+}
+
+impl Shown {
+    fn of(chain: &[CertificateDer<'_>], passed_on: PassedOn) -> Self {
+        let Some((leaf, rest)) = chain.split_first().filter(|_| passed_on != PassedOn::Nothing) else {
+            return Self::default();
+        };
+        // A sequence of bytes as RFC 8941 writes it: letters, digits and colons alone.
+        let bytes = |certificate: &CertificateDer<'_>| format!(":{}:", STANDARD.encode(certificate));
+        let value = |text: String| HeaderValue::from_maybe_shared(text).ok();
+        let rest: Vec<_> = rest.iter().map(bytes).collect();
+        Self {
+            certificate: value(bytes(leaf)),
+            chain: value(rest.join(", ")).filter(|_| passed_on == PassedOn::Chain && !rest.is_empty()),
+        }
+    }
 }
 
 /// What a listener needs.
@@ -209,7 +251,10 @@ pub struct ServerMaterial {
 }
 
 /// A listener's side.
-pub struct ServerSide(ArcSwap<ServerConfig>);
+pub struct ServerSide {
+    config: ArcSwap<ServerConfig>,
+    passed_on: PassedOn,
+}
 
 impl std::fmt::Debug for ServerSide {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -221,7 +266,8 @@ impl ServerSide {
     /// # Errors
     /// [`TlsError`] if the material makes no listener.
     pub fn new(material: &ServerMaterial) -> Result<Self, TlsError> {
-        Ok(Self(ArcSwap::new(server_config(material)?)))
+        let passed_on = material.clients.as_ref().map(|clients| clients.passed_on).unwrap_or_default();
+        Ok(Self { config: ArcSwap::new(server_config(material)?), passed_on })
     }
 
     /// Handshakes from now on use this.
@@ -229,13 +275,18 @@ impl ServerSide {
     /// # Errors
     /// [`TlsError`]; then nothing changes.
     pub fn replace(&self, material: &ServerMaterial) -> Result<(), TlsError> {
-        self.0.store(server_config(material)?);
+        self.config.store(server_config(material)?);
         Ok(())
+    }
+
+    /// What upstreams are told of the client at the other end.
+    pub(crate) fn shown(&self, stream: &Stream) -> Shown {
+        Shown::of(stream.certificates(), self.passed_on)
     }
 
     /// The handshake. Who is turned away has been told why by an alert, or by a plain answer if it spoke plain HTTP.
     pub(crate) async fn accept(&self, stream: Stream) -> Result<Stream, Unsealed> {
-        let accepting = TlsAcceptor::from(self.0.load_full()).accept(stream);
+        let accepting = TlsAcceptor::from(self.config.load_full()).accept(stream);
         match accepting.into_fallible().await {
             Ok(sealed) => Ok(Stream::Tls(Box::new(TlsStream::Server(sealed)))),
             Err((error, stream)) => match tls_error(&error) {
@@ -263,7 +314,7 @@ fn server_config(material: &ServerMaterial) -> Result<Arc<ServerConfig>, TlsErro
         .map_err(refused)?;
     let builder = match &material.clients {
         None => builder.with_no_client_auth(),
-        Some(Clients { authorities, required }) => {
+        Some(Clients { authorities, required, passed_on: _ }) => {
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&authorities.roots), provider);
             let verifier = if *required { verifier } else { verifier.allow_unauthenticated() };
             builder.with_client_cert_verifier(verifier.build().map_err(refused)?)

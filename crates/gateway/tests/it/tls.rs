@@ -5,14 +5,16 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use seawall_core::policy::{Limits, Policy};
 use seawall_gateway::tls::{
-    Authorities, ClientMaterial, ClientSide, Clients, Facts, Identity, Oldest, ServerMaterial, ServerSide, Tls,
-    TlsError,
+    Authorities, ClientMaterial, ClientSide, Clients, Facts, Identity, Oldest, PassedOn, ServerMaterial, ServerSide,
+    Tls, TlsError,
 };
 
 use crate::world::{Client, Do, PATIENCE, Server, World, ok, policy, route, upstream, wait_until};
@@ -187,7 +189,7 @@ fn clients_are_asked_for_a_certificate() {
     let (authority, stranger) = (Authority::new(), Authority::new());
     let server = Server::start(|_, _| ok("well"));
     for required in [true, false] {
-        let clients = Some(Clients { authorities: authority.trusted(), required });
+        let clients = Some(Clients { authorities: authority.trusted(), required, passed_on: PassedOn::Nothing });
         let material = ServerMaterial { clients, ..shows(&[&authority.pass(&["h.example"])]) };
         let (world, _) = shut(&server, |_| {}, &material);
         let ask = |shows: Option<&Pass>| {
@@ -200,6 +202,39 @@ fn clients_are_asked_for_a_certificate() {
         wait_until("those who were sent away are counted", || {
             rejected(&world, "tls_handshake") == 1 + u64::from(required)
         });
+    }
+}
+
+#[test]
+fn upstreams_are_told_whose_certificate_a_client_has_shown_where_that_is_wanted() {
+    let authority = Authority::new();
+    let server = Server::start(|_, _| ok("well"));
+    // A second one behind it, as a client with an authority in between shows it.
+    let mut pass = authority.pass(&["client"]);
+    let chain = |pass: &Pass| -> Vec<String> {
+        let certificates = CertificateDer::pem_slice_iter(pass.cert.as_bytes()).map(Result::unwrap);
+        certificates.map(|certificate| format!(":{}:", STANDARD.encode(certificate))).collect()
+    };
+    pass.cert += &authority.pass(&["between"]).cert;
+    let [leaf, behind] = chain(&pass).try_into().unwrap();
+    for (passed_on, certificate, rest) in [
+        (PassedOn::Nothing, None, None),
+        (PassedOn::Certificate, Some(&leaf), None),
+        (PassedOn::Chain, Some(&leaf), Some(&behind)),
+    ] {
+        let clients = Some(Clients { authorities: authority.trusted(), required: false, passed_on });
+        let material = ServerMaterial { clients, ..shows(&[&authority.pass(&["h.example"])]) };
+        let (world, _) = shut(&server, |_| {}, &material);
+        let forged = "GET / HTTP/1.1\r\nHost: h\r\nClient-Cert: :Zm9yZ2Vk:\r\nClient-Cert-Chain: :Zm9yZ2Vk:\r\n\r\n";
+        let told = |shows: Option<&Pass>| {
+            let mut client = connect(world.address, authority.client(shows), "h.example");
+            assert_eq!(client.ask(forged).status, 200);
+            let seen = server.seen().pop().unwrap();
+            assert!(!seen.head.contains("Zm9yZ2Vk"), "{}", seen.head);
+            (seen.header("client-cert"), seen.header("client-cert-chain"))
+        };
+        assert_eq!(told(Some(&pass)), (certificate.cloned(), rest.cloned()), "{passed_on:?}");
+        assert_eq!(told(None), (None, None), "{passed_on:?}");
     }
 }
 
@@ -307,7 +342,7 @@ fn an_upstream_that_cannot_be_trusted_or_speaks_plainly_never_sees_the_request()
 fn we_show_our_own_certificate_and_ask_for_a_host_of_its_own() {
     let authority = Authority::new();
     let server = Server::start(|_, _| ok("well"));
-    let clients = Some(Clients { authorities: authority.trusted(), required: true });
+    let clients = Some(Clients { authorities: authority.trusted(), required: true, passed_on: PassedOn::Nothing });
     let (inner, _) = shut(&server, |_| {}, &ServerMaterial { clients, ..shows(&[&authority.pass(&["127.0.0.1"])]) });
     let tune = |policy: &mut Policy| {
         policy.node = "front".into();
