@@ -11,7 +11,6 @@ of bodies; `pongs`, answers to PING.
 
 import collections
 import json
-import random
 import signal
 import socket
 import struct
@@ -30,10 +29,8 @@ from hyperframe.frame import (
     GoAwayFrame,
     HeadersFrame,
     PingFrame,
-    PriorityFrame,
     RstStreamFrame,
     SettingsFrame,
-    WindowUpdateFrame,
 )
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -197,21 +194,20 @@ def attack(function):
     return function
 
 
-def one(name, *requests, body=(), end_stream=None, trailers=None):
+def one(name, headers, body=(), end_stream=None, trailers=None):
     """An attack that is one request, which must not harm those beside it: a good one must be answered after it."""
 
     def single(address):
         peer = Peer(address)
-        for headers in requests:
-            frames = [peer.headers(headers, end_stream=not body if end_stream is None else end_stream)]
-            stream = frames[0].stream_id
-            for index, data in enumerate(body):
-                is_last = index + 1 == len(body) and trailers is None
-                frames.append(flagged(DataFrame(stream, data), END_STREAM=is_last))
-            if trailers is not None:
-                frames.append(peer.headers(trailers, stream=stream))
-            peer.frame(*frames)
-            peer.wait_answered(stream)
+        frames = [peer.headers(headers, end_stream=not body if end_stream is None else end_stream)]
+        stream = frames[0].stream_id
+        for index, data in enumerate(body):
+            is_last = index + 1 == len(body) and trailers is None
+            frames.append(flagged(DataFrame(stream, data), END_STREAM=is_last))
+        if trailers is not None:
+            frames.append(peer.headers(trailers, stream=stream))
+        peer.frame(*frames)
+        peer.wait_answered(stream)
         peer.wait_answered(peer.ask(with_path("/after")))
         return peer
 
@@ -221,7 +217,7 @@ def one(name, *requests, body=(), end_stream=None, trailers=None):
 # Requests that are begun and taken back.
 
 
-def answer_after(peer):
+def until_closed(peer):
     peer.wait_closed()
     return peer
 
@@ -236,7 +232,7 @@ def rapid_reset(address):
             frames += [peer.headers(with_path("/hang"), stream=stream), RstStreamFrame(stream, error_code=8)]
         if not peer.frame(*frames):
             break
-    return answer_after(peer)
+    return until_closed(peer)
 
 
 @attack
@@ -249,7 +245,7 @@ def rapid_reset_after_a_while(address):
         peer.wait_ping()
         if not peer.frame(*(RstStreamFrame(stream, error_code=8) for stream in streams)):
             break
-    return answer_after(peer)
+    return until_closed(peer)
 
 
 @attack
@@ -257,7 +253,7 @@ def reset_before_the_head_is_whole(address):
     peer = Peer(address)
     stream = peer.next_stream()
     peer.frame(peer.headers(stream=stream, end_headers=False), RstStreamFrame(stream, error_code=8))
-    return answer_after(peer)
+    return until_closed(peer)
 
 
 def made_to_reset(name, *frames_of):
@@ -273,30 +269,23 @@ def made_to_reset(name, *frames_of):
                 frames += [frame_of(peer, stream) for frame_of in frames_of]
             if not peer.frame(*frames):
                 break
-        return answer_after(peer)
+        return until_closed(peer)
 
     ATTACKS[name] = attack
 
 
 def window_update(by):
-    def of(_, stream):
-        frame = WindowUpdateFrame(stream)
-        frame.window_increment = by
-        # hyperframe would not say zero.
-        return Raw(8, 0, stream, struct.pack(">I", by)) if by == 0 else frame
-
-    return of
+    return lambda _, stream: Raw(8, 0, stream, struct.pack(">I", by))
 
 
 class Raw:
     """A frame that the libraries would not make."""
 
-    def __init__(self, kind, flags, stream, payload=b"", length=None):
-        self.kind, self.bits, self.stream_id, self.payload = kind, flags, stream, payload
-        self.length = len(payload) if length is None else length
+    def __init__(self, kind, flags, stream, payload=b""):
+        self.kind, self.flags, self.stream_id, self.payload = kind, flags, stream, payload
 
     def serialize(self):
-        head = struct.pack(">I", self.length)[1:] + struct.pack(">BBI", self.kind, self.bits, self.stream_id)
+        head = struct.pack(">I", len(self.payload))[1:] + struct.pack(">BBI", self.kind, self.flags, self.stream_id)
         return head + self.payload
 
 
@@ -318,7 +307,7 @@ def more_than_allowed_at_once(address):
     while peer.sent < FLOOD and not peer.closed:
         if not peer.frame(*(peer.headers(with_path("/hang")) for _ in range(100))):
             break
-    return answer_after(peer)
+    return until_closed(peer)
 
 
 # Heads without end.
@@ -329,7 +318,7 @@ def continuations_without_end(address):
     peer = Peer(address)
     peer.frame(peer.headers(end_headers=False))
     peer.flood([ContinuationFrame(1, peer.encoder.encode([("x", "y" * 8000)], huffman=False))], size=1)
-    return answer_after(peer)
+    return until_closed(peer)
 
 
 @attack
@@ -337,7 +326,7 @@ def small_continuations(address):
     peer = Peer(address)
     peer.frame(peer.headers(end_headers=False))
     peer.flood([ContinuationFrame(1, peer.encoder.encode([("a", "b")]))])
-    return answer_after(peer)
+    return until_closed(peer)
 
 
 @attack
@@ -345,7 +334,7 @@ def empty_continuations(address):
     peer = Peer(address)
     peer.frame(peer.headers(end_headers=False))
     peer.flood([ContinuationFrame(1, b"")])
-    return answer_after(peer)
+    return until_closed(peer)
 
 
 @attack
@@ -398,7 +387,7 @@ def table_sizes(address):
     """Dynamic table updates: more than the setting allows."""
     peer = Peer(address)
     peer.frame(peer.headers(encoded=b"\x3f\xe1\xff\xff\x03" + peer.encoder.encode(GET)))
-    return answer_after(peer)
+    return until_closed(peer)
 
 
 @attack
@@ -406,14 +395,14 @@ def half_a_head(address):
     """One that never ends: HEADERS, and then only PINGs are possible; none comes."""
     peer = Peer(address)
     peer.frame(peer.headers(end_headers=False))
-    return answer_after(peer)
+    return until_closed(peer)
 
 
 @attack
 def half_a_frame(address):
     peer = Peer(address)
     peer.put(peer.headers().serialize()[:-3])
-    return answer_after(peer)
+    return until_closed(peer)
 
 
 @attack
@@ -435,7 +424,7 @@ def flooded(name, *frames, begin=None):
         if begin:
             begin(peer)
         peer.flood(frames)
-        return answer_after(peer)
+        return until_closed(peer)
 
     ATTACKS[name] = attack
 
@@ -469,7 +458,7 @@ def pings_never_read(address):
     peer.socket.settimeout(5)
     peer.flood([PingFrame(0, opaque_data=b"12345678")] * 10)
     peer.reader.start()
-    return answer_after(peer)
+    return until_closed(peer)
 
 
 # Answers that are not taken.
@@ -481,13 +470,11 @@ def never_reads(address):
     peer = Peer(address, settings={4: 2**31 - 1}, reads=False, narrow=True)
     peer.frame(Raw(8, 0, 0, struct.pack(">I", 2**31 - 1 - 65_535)))
     peer.frame(*(peer.headers(with_path("/large")) for _ in range(100)))
-    time.sleep(0)
-    peer.reader = threading.Thread(target=lambda: None)
-    # Whether it is still there is seen by sending, a little at a time.
+    # That the connection has ended is seen by sending: a frame that nobody knows, now and then.
     end = time.monotonic() + PATIENCE
-    while time.monotonic() < end and peer.frame(Raw(0xBE, 0, 0)):
+    while time.monotonic() < end and not peer.closed:
+        peer.closed = not peer.frame(Raw(0xBE, 0, 0))
         time.sleep(0.1)
-    peer.closed = time.monotonic() < end
     return peer
 
 
@@ -495,7 +482,7 @@ def never_reads(address):
 def no_window(address):
     peer = Peer(address, settings={4: 0})
     peer.frame(*(peer.headers(with_path("/large")) for _ in range(100)))
-    return answer_after(peer)
+    return until_closed(peer)
 
 
 @attack
@@ -504,7 +491,7 @@ def window_by_drops(address):
     peer = Peer(address, settings={4: 0})
     stream = peer.ask(with_path("/large"))
     peer.flood([Raw(8, 0, stream, struct.pack(">I", 1))], size=20)
-    return answer_after(peer)
+    return until_closed(peer)
 
 
 @attack
@@ -536,7 +523,7 @@ def ended(name, *frames, preface=PREFACE, begin=None):
         if begin:
             begin(peer)
         peer.frame(*frames)
-        return answer_after(peer)
+        return until_closed(peer)
 
     ATTACKS[name] = attack
 
@@ -571,7 +558,7 @@ ended("preface_that_is_none", preface=b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n")
 @attack
 def settings_not_first(address):
     peer = Peer(address, preface=PREFACE + PingFrame(0, opaque_data=b"12345678").serialize())
-    return answer_after(peer)
+    return until_closed(peer)
 
 
 # Requests that are none, or two.
