@@ -87,7 +87,7 @@ impl Passing {
     }
 
     fn is_unfinished(&self) -> bool {
-        let is_in_preface = self.preface % PREFACE.len() != 0;
+        let is_in_preface = !self.preface.is_multiple_of(PREFACE.len());
         is_in_preface || self.is_in_head || self.has > 0 || (self.left > 0 && self.head[3] != DATA)
     }
 
