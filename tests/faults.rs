@@ -12,12 +12,16 @@ use crate::server::{Server, ok};
 
 /// One route `api` to one upstream, under these rules; faults as said.
 fn place(server: &Server, faults: &str, rules: &str) -> Place {
-    Place::new(&format!(
+    Place::new(&config(server, faults, rules))
+}
+
+fn config(server: &Server, faults: &str, rules: &str) -> String {
+    format!(
         "listeners: [{{ address: \"127.0.0.1:0\", routes: [{{ name: api, upstream: up, policy: rules }}] }}]\n\
          upstreams: {{ up: {{ url: \"http://{}\" }} }}\n\
          policies:\n  rules:\n{rules}{faults}\n",
         server.address
-    ))
+    )
 }
 
 const ALL: &str = "faults: { share_max: 100% }";
@@ -444,6 +448,42 @@ fn where_faults_are_off_it_is_said_what_to_write() {
         assert_eq!(house.node.get("/").status, 200);
         house.node.stop();
     }
+}
+
+#[test]
+fn faults_are_switched_on_and_off_while_the_node_runs() {
+    let server = Server::start(|_| ok("well"));
+    let rules = "    timeout: 50s\n    try_timeout: 50s\n    retry: off\n    breaker: off\n";
+    let house = House::new(&server, "", rules);
+    let take_in = |faults: &str| {
+        house.place.configure(&config(&server, faults, rules));
+        let said = house.place.seawall(&["reload", "--admin", &house.admin]);
+        assert_eq!(said.code, 0, "{said:?}");
+        said.shows(&["faults"]);
+    };
+    take_in(ALL);
+    let hang = house.put(&["--hang"]);
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| house.node.get("/").status);
+        wait_until("it hangs", || house.standing()[0]["requests"] == 1);
+        take_in("faults: off");
+        assert_eq!(waits.join().unwrap(), 200, "whoever hung goes on");
+    });
+    house.fault(&["ls"]).tells(&["faults are off on this node"]);
+    let refused = house.fault(&["place", "--route", "api", "--refuse", "--first", "1", "--ttl", "1m"]);
+    assert_eq!(refused.code, 1, "{refused:?}");
+    assert_eq!(house.node.get("/").status, 200);
+    let ended = house.node.journal().last("fault_ended").clone();
+    assert_eq!((&ended["subject"], &ended["fields"]["why"]), (&json!(format!("fault:{hang}")), &json!("reconfigured")));
+
+    // On again nothing is there, and what is placed is gone with the limits it was placed under.
+    take_in(ALL);
+    assert_eq!(house.standing(), [] as [Value; 0]);
+    house.put(&["--abort", "503"]);
+    assert_eq!(house.node.get("/").status, 503);
+    take_in("faults: { share_max: 50% }");
+    assert_eq!((house.standing().len(), house.node.get("/").status), (0, 200));
+    house.node.stop();
 }
 
 #[test]

@@ -98,8 +98,8 @@ fn what_is_wrong_or_wants_a_restart_changes_nothing_and_is_loud() {
         ("listeners: [".to_owned(), "seawall.yaml:"),
         (format!("node: other\n{}", config(&server, "")), "`node` changes only with a restart of the node"),
         (
-            format!("zone: z\nfaults: on\n{}", config(&server, "")),
-            "`node`, `zone`, `faults` change only with a restart of the node",
+            format!("zone: z\ntoxiproxy: {{ listen: \"127.0.0.1:{}\" }}\n{}", port(), config(&server, "")),
+            "`node`, `zone`, `toxiproxy` change only with a restart of the node",
         ),
         (
             config(&server, "").replacen("127.0.0.1:0", &held.local_addr().unwrap().to_string(), 1),

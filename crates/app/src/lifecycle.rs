@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::process::{Resource, getrlimit, setrlimit};
-use seawall_control::{Admin, AdminParts, FaultPort, NodeInfo};
+use seawall_control::{Admin, AdminParts, NodeInfo};
 use seawall_core::fault::book::Book as FaultBook;
 use seawall_core::journal::{Draft, Kind, Seq};
 use seawall_core::time::Wall;
@@ -234,17 +234,11 @@ async fn live(
         ));
     }
     let admin_address = admin_listener.local_addr().unwrap_or(config.admin.address);
-    let faults = match &config.faults {
-        Some(caps) => {
-            let (book, seed) = (FaultBook::new(caps.clone(), &policy, store.epoch), u64::from_le_bytes(entropy()?));
-            let faults = CallFaults::new(book, clock.gateway(), store.journal.clone(), Some(cause), seed);
-            if let Some(reason) = &legacy.faults_killed {
-                faults.kill(reason);
-            }
-            Some(faults)
-        }
-        None => None,
-    };
+    let (board, seed) = (FaultBook::new(config.faults.clone(), &policy, store.epoch), u64::from_le_bytes(entropy()?));
+    let faults = CallFaults::new(board, clock.gateway(), store.journal.clone(), Some(cause), seed);
+    if let Some(reason) = &legacy.faults_killed {
+        faults.kill(reason);
+    }
     let gateway = Gateway::take_up(
         Parts {
             policy: Arc::clone(&policy),
@@ -257,7 +251,7 @@ async fn live(
             cause: Some(cause),
             traffic_every: seawall_gateway::TRAFFIC_EVERY,
             tls: doors.tls(policy.listeners.len(), policy.upstreams.len()),
-            faults: faults.clone(),
+            faults: Some(faults.clone()),
         },
         workers,
         doors_handed,
@@ -272,8 +266,15 @@ async fn live(
     let keeping = tls::keep(certificates.clone(), store.journal.clone(), cause, move || wall.wall(), stop.clone());
     tasks.spawn(keeping);
     let in_force = (config.clone(), cause);
-    let rules =
-        Rules::new(origin.clone(), in_force, &gateway, store.journal.clone(), book.clone(), certificates.clone());
+    let rules = Rules::new(
+        origin.clone(),
+        in_force,
+        &gateway,
+        store.journal.clone(),
+        book.clone(),
+        certificates.clone(),
+        faults.clone(),
+    );
     tasks.spawn(Arc::clone(&rules).follow(Arc::clone(&hung_up), stop.clone()));
     let draining = Arc::new(AtomicBool::new(false));
     let seen = Seen {
@@ -323,11 +324,9 @@ async fn live(
     match &why {
         Why::Replaced(successor) => {
             tracing::info!(pid = successor.pid, version = successor.program, "handing over to another process");
-            left.faults_killed = faults.as_ref().and_then(|faults| faults.killed());
+            left.faults_killed = faults.killed();
             // While the journal hears of it: connections that stand may live on for long, and nobody could take them away.
-            if let Some(faults) = &faults {
-                faults.hand_over();
-            }
+            faults.hand_over();
             if let Some(gateway) = &mut gateway {
                 left.drains = Drained::all(&gateway.drains());
                 gateway.settle(async { signals.next().await }).await;
@@ -596,7 +595,7 @@ struct Seen<'n> {
     clock: &'n RealClock,
     certificates: tls::Shared,
     rules: Arc<Rules>,
-    faults: Option<CallFaults>,
+    faults: CallFaults,
 }
 
 fn admin(seen: Seen<'_>, token: Option<String>, draining: &Arc<AtomicBool>) -> Admin {
@@ -626,7 +625,7 @@ fn admin(seen: Seen<'_>, token: Option<String>, draining: &Arc<AtomicBool>) -> A
         config: rules,
         certificates: Arc::new(move || certificates.snapshot()),
         drains: Arc::new(drains::Port(gateway.drains())),
-        faults: faults.map(|faults| Arc::new(faults::Port(faults)) as Arc<dyn FaultPort>),
+        faults: Some(Arc::new(faults::Port(faults))),
         token,
     })
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use seawall_control::{BoxFuture, ConfigPort, NotReloaded, Reloaded};
 use seawall_core::journal::{Draft, Kind, Seq};
 use seawall_core::policy::Policy;
+use seawall_gateway::fault::CallFaults;
 use seawall_gateway::{Changer, Gateway, StartError};
 use seawall_store::Journal;
 use serde_json::Value;
@@ -66,6 +67,7 @@ pub(crate) struct Rules {
     journal: Journal,
     book: Book,
     doors: tls::Shared,
+    faults: CallFaults,
     /// One change at a time.
     now: tokio::sync::Mutex<Now>,
     digest: Mutex<String>,
@@ -103,10 +105,11 @@ impl Rules {
         journal: Journal,
         book: Book,
         doors: tls::Shared,
+        faults: CallFaults,
     ) -> Arc<Self> {
         let digest = Mutex::new(config.policy.digest.clone());
         let now = tokio::sync::Mutex::new(Now { config, entry });
-        Arc::new(Self { origin, changer: gateway.changer(), journal, book, doors, now, digest })
+        Arc::new(Self { origin, changer: gateway.changer(), journal, book, doors, faults, now, digest })
     }
 
     /// The configuration in force.
@@ -146,6 +149,7 @@ impl Rules {
             .map_err(|findings| Unfit { error: "its certificates cannot be used".into(), findings })?;
         let mut changed = config.policy.changes_from(&now.config.policy);
         changed.extend(doors.changes());
+        changed.extend((config.faults != now.config.faults).then(|| "faults".to_owned()));
         let digest = config.policy.digest.clone();
         if digest == now.config.policy.digest && changed.is_empty() {
             return Ok(Reloaded { digest, changed, warnings });
@@ -165,6 +169,8 @@ impl Rules {
                 .with("because", because.name())
                 .with("changed", told(&changed)),
         );
+        // Before the next request: what lies there was placed under the rules that are gone.
+        self.faults.allow(config.faults.clone(), Some(entry));
         self.changer.change(prepared, self.doors.take(doors), Some(entry), seed);
         tracing::info!(
             because = because.name(),
@@ -289,7 +295,6 @@ fn restart_wanted(old: &AppConfig, new: &AppConfig) -> Result<(), Unfit> {
         ("store", old.store != new.store),
         ("admin", old.admin != new.admin),
         ("toxiproxy", old.toxiproxy != new.toxiproxy),
-        ("faults", old.faults != new.faults),
     ];
     let wanted: Vec<_> = different.iter().filter(|(_, differs)| *differs).map(|(key, _)| format!("`{key}`")).collect();
     if wanted.is_empty() {

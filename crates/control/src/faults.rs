@@ -77,7 +77,9 @@ impl From<Refused> for Refusal {
             Refused::Invalid { .. } => StatusCode::BAD_REQUEST,
             Refused::Unknown { .. } => StatusCode::NOT_FOUND,
             Refused::NotOwner { .. } | Refused::Denied { .. } => StatusCode::FORBIDDEN,
-            Refused::TooMany { .. } | Refused::Same { .. } | Refused::Killed { .. } => StatusCode::CONFLICT,
+            Refused::Off | Refused::TooMany { .. } | Refused::Same { .. } | Refused::Killed { .. } => {
+                StatusCode::CONFLICT
+            }
         };
         let refusal = Self::new(status, refused.to_string());
         let refusal = match refused.field() {
@@ -86,6 +88,7 @@ impl From<Refused> for Refusal {
         };
         match &refused {
             Refused::Invalid { allowed, .. } => refusal.allowed(allowed.iter().map(String::as_str)),
+            Refused::Off => refusal.allowed(["faults: on", "faults: { share_max: 50%, ttl_max: 15m, count_max: 8 }"]),
             _ => refusal,
         }
     }
@@ -93,16 +96,14 @@ impl From<Refused> for Refusal {
 
 /// The faults, where they are allowed.
 fn port(parts: &AdminParts) -> Result<&dyn FaultPort, Refusal> {
-    parts.faults.as_deref().ok_or_else(|| {
-        let message = "faults are off on this node: allow them in its configuration, and start it anew";
-        let right = ["faults: on", "faults: { share_max: 50%, ttl_max: 15m, count_max: 8 }"];
-        Refusal::new(StatusCode::CONFLICT, message).field("faults").allowed(right)
-    })
+    let allowed = parts.faults.as_deref().filter(|faults| faults.look().caps.is_some());
+    allowed.ok_or_else(|| Refused::Off.into())
 }
 
 async fn list(State(admin): State<Admin>) -> Result<Response, Refusal> {
     let parts = admin.parts();
     let Look { caps, killed, standing, .. } = port(parts)?.look();
+    let caps = caps.ok_or(Refused::Off)?;
     let faults: Vec<Value> = standing.iter().map(|standing| standing_json(parts, standing)).collect();
     Ok(fresh(json!({
         "killed": killed.map(|killed| json!({ "reason": killed.reason })),

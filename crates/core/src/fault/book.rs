@@ -150,6 +150,9 @@ pub enum Refused {
         /// What would be right.
         allowed: Vec<String>,
     },
+    /// The configuration allows none.
+    #[error("faults are off on this node: allow them in its configuration")]
+    Off,
     /// As many as are allowed lie there.
     #[error("{count_max} faults lie here already, and no more are allowed at the same time (`faults.count_max`)")]
     TooMany {
@@ -209,6 +212,7 @@ impl Refused {
             Self::Unknown { .. } => Some("id"),
             Self::NotOwner { .. } => Some("owner"),
             Self::Same { .. } => Some("kind"),
+            Self::Off => Some("faults"),
             Self::TooMany { .. } | Self::Killed { .. } => None,
         }
     }
@@ -309,8 +313,8 @@ pub struct Standing {
 /// How things are at a moment.
 #[derive(Clone, Debug)]
 pub struct Look {
-    /// How far faults may go.
-    pub caps: Caps,
+    /// How far faults may go, where they are allowed.
+    pub caps: Option<Caps>,
     /// The kill switch, if it is on.
     pub killed: Option<Killed>,
     /// Those that lie there, the oldest first.
@@ -382,7 +386,8 @@ struct Held {
 /// The board.
 #[derive(Clone, Debug)]
 pub struct Book {
-    caps: Caps,
+    /// Nothing while faults are off; then nothing lies there.
+    caps: Option<Caps>,
     names: Names,
     generation: u64,
     epoch: u64,
@@ -395,10 +400,11 @@ pub struct Book {
 }
 
 impl Book {
-    /// An empty one for the routes and upstreams of a policy. `epoch` is a number no earlier start of the node has had.
+    /// An empty one for the routes and upstreams of a policy; without `caps` faults are off. `epoch` is a number no earlier
+    /// start of the node has had.
     #[must_use]
-    pub fn new(caps: Caps, policy: &Policy, epoch: u64) -> Self {
-        let names = Names::of(policy);
+    pub fn new(caps: impl Into<Option<Caps>>, policy: &Policy, epoch: u64) -> Self {
+        let (names, caps) = (Names::of(policy), caps.into());
         let (held, ended, looks) = (Vec::new(), Vec::new(), Looks::default());
         Self { caps, names, generation: 0, epoch, held, ended, placed: 0, killed: None, looks }
     }
@@ -408,15 +414,34 @@ impl Book {
     pub fn follow(&mut self, policy: &Policy) -> Vec<Fault> {
         (self.names, self.generation) = (Names::of(policy), self.generation + 1);
         self.looks.forget();
+        let Some(caps) = &self.caps else { return Vec::new() };
         let names = &self.names;
         let mut lost = Vec::new();
         for held in &mut self.held {
-            match names.find(&held.fault.scope, held.fault.kind, &self.caps) {
+            match names.find(&held.fault.scope, held.fault.kind, caps) {
                 Ok(found) => (held.target, held.of_all) = found,
                 Err(_) => lost.push(held.fault.id),
             }
         }
         self.take(|held| lost.contains(&held.fault.id))
+    }
+
+    /// Faults may go so far from here on, or are off. Where that is something else than before, whatever lies there is gone,
+    /// as it was placed under other rules.
+    pub fn allow(&mut self, caps: Option<Caps>) -> Vec<Fault> {
+        if self.caps == caps {
+            return Vec::new();
+        }
+        self.caps = caps;
+        self.take(|_| true)
+    }
+
+    fn allowed(&self) -> Result<&Caps, Refused> {
+        self.caps.as_ref().ok_or(Refused::Off)
+    }
+
+    fn denied(&self) -> impl Iterator<Item = &Deny> {
+        self.caps.iter().flat_map(|caps| &caps.deny)
     }
 
     /// The kill switch, if it is on.
@@ -430,10 +455,11 @@ impl Book {
     /// # Errors
     /// [`Refused`]; nothing was placed then.
     pub fn place(&mut self, now: Mono, order: Order, connections: u64, prng: &mut Prng) -> Result<&Fault, Refused> {
+        let caps = self.allowed()?;
         if let Some(Killed { reason, .. }) = &self.killed {
             return Err(Refused::Killed { reason: reason.clone() });
         }
-        let (target, of_all) = self.names.find(&order.scope, order.kind, &self.caps)?;
+        let (target, of_all) = self.names.find(&order.scope, order.kind, caps)?;
         let Order { owner, scope, portion, kind, timing, abort_when, ttl, seed } = order;
         check_text("owner", &owner)?;
         scope.check_words()?;
@@ -444,7 +470,7 @@ impl Book {
                 let message = "a zone is cut off from everybody, not from a part of them";
                 return Err(Refused::invalid(portion.field(), message, ["every: 1"]));
             }
-            _ => portion.check(self.caps.share_max)?,
+            _ => portion.check(caps.share_max)?,
         }
         kind.check()?;
         timing.check()?;
@@ -455,8 +481,8 @@ impl Book {
         if let Some(same) = standing.iter().find(is_same) {
             return Err(Refused::Same { id: same.fault.id });
         }
-        if standing.len() >= self.caps.count_max {
-            return Err(Refused::TooMany { count_max: self.caps.count_max });
+        if standing.len() >= caps.count_max {
+            return Err(Refused::TooMany { count_max: caps.count_max });
         }
         let beside = standing.iter().filter(|held| held.may_meet(target, &scope));
         self.check_sum(portion, portion.share() * of_all, beside.fold(0.0, |sum, held| sum + held.share()))?;
@@ -680,7 +706,7 @@ impl Book {
         let is_cut = |held: &&Held| {
             held.target == Target::Zone && held.fault.scope.zone.as_deref() == Some(zone) && held.at_work(now).is_some()
         };
-        if self.caps.deny.iter().any(|deny| deny.is_all_of(upstream)) {
+        if self.denied().any(|deny| deny.is_all_of(upstream)) {
             return None;
         }
         self.held.iter().find(is_cut).map(|held| held.fault.id)
@@ -691,7 +717,7 @@ impl Book {
         let route = |name: &String| self.names.routes.get(it.route.index()).is_some_and(|known| known.name == *name);
         let upstream =
             |name: &String| self.names.upstreams.get(it.upstream.index()).is_some_and(|known| known.name == *name);
-        self.caps.deny.iter().any(|deny| {
+        self.denied().any(|deny| {
             deny.route.as_ref().is_none_or(route)
                 && deny.upstream.as_ref().is_none_or(upstream)
                 && deny.path_prefix.as_ref().is_none_or(|prefix| it.path.starts_with(prefix.as_str()))
@@ -714,7 +740,7 @@ impl Book {
 
     /// Faults that may meet the same requests share the cap: many small ones are one large one to whoever is behind them.
     fn check_sum(&self, portion: Portion, share: f64, beside: f64) -> Result<(), Refused> {
-        let max = self.caps.share_max;
+        let max = self.allowed()?.share_max;
         // Shares are sums of decimals: what differs by less was meant to be the same.
         if share <= 0.0 || share + beside <= max.get() + 1e-9 {
             return Ok(());
@@ -728,7 +754,7 @@ impl Book {
     }
 
     fn check_ttl(&self, ttl: Option<Duration>) -> Result<Duration, Refused> {
-        let max = self.caps.ttl_max;
+        let max = self.allowed()?.ttl_max;
         let allowed = || [format!("more than 0s, at most {}", format_duration(max))];
         match ttl {
             None => Err(Refused::invalid(

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use seawall_core::fault::Ending;
 use seawall_core::fault::book::{
-    Book, Exposure, Fault, Id, Look, Order, Refused, SharedBook, Standing, Touch, Try, Why,
+    Book, Caps, Exposure, Fault, Id, Look, Order, Refused, SharedBook, Standing, Touch, Try, Why,
 };
 use seawall_core::journal::{Draft, Kind, Seq};
 use seawall_core::policy::Policy;
@@ -45,7 +45,7 @@ struct Shared {
     clock: Clock,
     journal: Journal,
     /// What led to there being any: the configuration's entry.
-    cause: Option<Seq>,
+    cause: Mutex<Option<Seq>>,
     /// Where seeds come from that nobody gave.
     seeds: Mutex<Prng>,
     /// Wakes those who wait when a fault may be gone.
@@ -64,11 +64,24 @@ impl CallFaults {
     #[must_use]
     pub fn new(book: Book, clock: Clock, journal: Journal, cause: Option<Seq>, seed: u64) -> Self {
         let (seeds, changed, connections) = (Mutex::new(Prng::new(seed)), Notify::new(), Arc::default());
-        let changes = AtomicU64::new(0);
+        let (changes, cause) = (AtomicU64::new(0), Mutex::new(cause));
         let (book, held_bytes) = (SharedBook::new(book), AtomicUsize::new(0));
         let commons = Commons::new(HELD_BYTES_MAX);
         let means = Means { clock: clock.clone(), held_bytes: commons, on_broken: Ending::Reset };
         Self(Arc::new(Shared { book, clock, journal, cause, seeds, changed, changes, connections, means, held_bytes }))
+    }
+
+    /// Faults may go so far from now on, or are off, as the configuration says. Where that is something else than before,
+    /// whatever lies there is gone at once.
+    pub fn allow(&self, caps: Option<Caps>, cause: Option<Seq>) {
+        self.sweep();
+        *self.0.cause.lock().unwrap_or_else(PoisonError::into_inner) = cause;
+        let gone = self.0.book.with(|book| book.allow(caps));
+        self.gone(&gone, Why::Reconfigured);
+    }
+
+    fn cause(&self) -> Option<Seq> {
+        *self.0.cause.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Places a fault. It works from now on.
@@ -77,14 +90,14 @@ impl CallFaults {
     /// [`Refused`]; nothing was placed then.
     pub fn place(&self, order: Order) -> Result<Standing, Refused> {
         self.sweep();
-        let Shared { book, clock, journal, cause, seeds, connections, .. } = &*self.0;
-        let (now, connections) = (clock.now(), connections.load(Relaxed));
+        let Shared { book, clock, journal, seeds, connections, .. } = &*self.0;
+        let (now, connections, cause) = (clock.now(), connections.load(Relaxed), self.cause());
         let placed = book.with(|book| {
             let mut seeds = seeds.lock().unwrap_or_else(PoisonError::into_inner);
             let fault = book.place(now, order, connections, &mut seeds)?.clone();
             let left = now.until(fault.until);
             let draft = Draft::new(Kind::FaultPlaced, subject(fault.id))
-                .because(*cause)
+                .because(cause)
                 .with("owner", &fault.owner)
                 .with("kind", fault.kind)
                 .with("scope", &fault.scope)
@@ -137,12 +150,12 @@ impl CallFaults {
     /// gone.
     pub fn kill(&self, reason: &str) -> Vec<Fault> {
         self.sweep();
-        let Shared { book, journal, cause, .. } = &*self.0;
+        let (Shared { book, journal, .. }, cause) = (&*self.0, self.cause());
         let gone = book.with(|book| {
             let told = match book.killed() {
                 Some(killed) => killed.told,
                 None => {
-                    let draft = Draft::new(Kind::FaultsKilled, "faults").because(*cause).with("reason", reason);
+                    let draft = Draft::new(Kind::FaultsKilled, "faults").because(cause).with("reason", reason);
                     Some(journal.record(draft))
                 }
             };
@@ -155,8 +168,8 @@ impl CallFaults {
     /// Takes all faults away for good: another process takes this one's place, and knows of none.
     pub fn hand_over(&self) {
         self.sweep();
-        let Shared { book, cause, .. } = &*self.0;
-        let gone = book.with(|book| book.kill("another process takes this one's place", *cause));
+        let cause = self.cause();
+        let gone = self.0.book.with(|book| book.kill("another process takes this one's place", cause));
         self.gone(&gone, Why::HandedOver);
     }
 

@@ -60,6 +60,31 @@ fn book() -> Book {
     Book::new(Caps::default(), &policy(), 7)
 }
 
+#[test]
+fn off_takes_everything_away_and_on_brings_nothing_back() {
+    let mut book = Book::new(None, &policy(), 7);
+    let order = || order(Kind::Refuse, Portion::Share(Ratio::of(1, 2).unwrap()));
+    assert_eq!(put(&mut book, at(0), order()), Err(Refused::Off));
+    assert_eq!(book.look(at(0)).caps, None);
+    assert_eq!(book.allow(Some(Caps::default())), []);
+    let id = put(&mut book, at(0), order()).unwrap();
+    assert_eq!(book.allow(Some(Caps::default())), [], "nothing is different");
+    assert!(book.standing_at(at(1)).any(|fault| fault.id == id));
+    let gone = |gone: Vec<Fault>| gone.iter().map(|fault| fault.id).collect::<Vec<_>>();
+    assert_eq!(gone(book.allow(None)), [id]);
+    assert!((0..100).all(|_| book.touch(at(1), &a_try()).is_none()));
+    assert_eq!(
+        book.renew(at(1), id, "ada", Some(Duration::from_secs(1))),
+        Err(Refused::Unknown { id: id.to_string() })
+    );
+    assert_eq!(book.follow(&policy()), []);
+    book.allow(Some(Caps::default()));
+    assert_eq!(book.standing_at(at(1)).count(), 0);
+    // Under other limits it might not have been placed.
+    let id = put(&mut book, at(1), order()).unwrap();
+    assert_eq!(gone(book.allow(Some(Caps { count_max: 1, ..Caps::default() }))), [id]);
+}
+
 fn at(seconds: u64) -> Mono {
     Mono::from_millis(seconds * 1_000)
 }
