@@ -342,10 +342,14 @@ fn a_fault_on_a_connection_that_never_rests_ends_with_its_lease_and_with_the_kil
 fn only_some_connections_and_only_those_of_the_route() {
     let far = Far::new();
     let world = world(&[far.address()], |_| {});
-    let id = put(&world, bytes(Way::Up, latency(PAUSE)), Portion::First(1));
-    let pairs = [joined(&world, &far), joined(&world, &far)];
-    let late: Vec<bool> = pairs.map(|(mut client, mut server)| took(&mut client, &mut server) >= PAUSE).into();
-    assert_eq!((late, touched(&world, id)), (vec![true, false], (1, 1)));
+    let id = put(&world, bytes(Way::Up, Effect::Corrupt { share: percent(100) }), Portion::First(1));
+    let whole = [joined(&world, &far), joined(&world, &far)].map(|(mut client, mut server)| {
+        client.write_all(b"word").unwrap();
+        let mut got = [0; 4];
+        server.read_exact(&mut got).unwrap();
+        got == *b"word"
+    });
+    assert_eq!((whole, touched(&world, id)), ([false, true], (1, 1)));
     let refused = world.faults.place(order("r", Fault::Cut, ALL)).unwrap_err();
     assert_eq!(refused.field(), Some("kind"), "{refused}");
 }
