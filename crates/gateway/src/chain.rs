@@ -32,6 +32,7 @@ use seawall_core::time::Mono;
 
 use crate::aim::Aim;
 use crate::fault::body::Damage;
+use crate::fault::connection::{Asked, Exposed};
 use crate::fault::tries::{faulted, note_once, touch};
 use crate::http::answer::Answer;
 use crate::http::body::{BoxError, ClientBody, Incoming, Pieces, Progress, ReqBody, ResBody, Sending, Tracked};
@@ -1256,11 +1257,18 @@ fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, r
             relay.pass.report(counts, now, now, outcome, answered);
             let protocol = call.upgrade.clone().unwrap_or(HeaderValue::from_static("unknown"));
             let _held = (relay.load, relay.place.take());
+            let client = call.conn.as_ref().and_then(|conn| conn.client.get().copied());
+            let exposed = client.and_then(|client| {
+                let asked = Asked { method: call.method.to_string(), path: call.target.path().to_owned() };
+                let to = (relay.upstream, relay.endpoint);
+                Exposed::new(relay.worker, call.id, to, client, asked, call.touched())
+            });
             ResBody::Switched(Box::new(Handover {
                 id: call.id,
                 worker: Arc::clone(relay.worker),
                 switched,
                 protocol,
+                exposed,
                 _held,
             }))
         }

@@ -29,7 +29,7 @@ use crate::announce;
 use crate::chain::{InFlight, no_healthy_endpoint};
 use crate::duplex::{Duplex, End, Moved, Peer};
 use crate::ejection;
-use crate::fault::connection::{self, Exposed};
+use crate::fault::connection::{self, Asked, Exposed};
 use crate::listener::{Guest, Stop, let_in};
 use crate::net::Stream;
 use crate::node::Worker;
@@ -102,7 +102,7 @@ async fn serve(worker: Arc<Worker>, id: RouteId, client: Stream, ends: Ends, sto
             counts.took(clock.now().since(started));
             let idle_timeout = standing.route.policy.guards.idle_timeout;
             let duplex = Duplex::new(clock.clone(), [client, upstream], Default::default(), idle_timeout);
-            let exposed = Exposed::new(&worker, id, standing.endpoint, ends.whose, touched);
+            let exposed = Exposed::new(&worker, id, standing.endpoint, ends.whose, Asked::default(), touched);
             let ended = carry(&counts.connections, duplex, Some(standing), &stop, exposed).await;
             counts.connections.lasted(clock.now().since(started));
             ended

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::chain::InFlight;
 use crate::duplex::Duplex;
+use crate::fault::connection::Exposed;
 use crate::http::conn::ClientIo;
 use crate::http::headers::has_token;
 use crate::node::Worker;
@@ -30,6 +31,8 @@ pub(crate) struct Handover {
     pub(crate) worker: Arc<Worker>,
     pub(crate) switched: Switched,
     pub(crate) protocol: HeaderValue,
+    /// Faults may find it.
+    pub(crate) exposed: Option<Exposed>,
     pub(crate) _held: (InFlight, Option<Place>),
 }
 
@@ -64,7 +67,7 @@ pub(crate) async fn go_on(handover: Handover, client: ClientIo, stop: &Cancellat
     counts.opened.add(1);
     let idle_timeout = worker.node.policy.route(handover.id).guards.idle_timeout;
     let duplex = Duplex::new(clock.clone(), [client, stream], [early, said.to_vec()], idle_timeout);
-    let ended: Ended = tcp::carry(counts, duplex, None, stop, None).await;
+    let ended: Ended = tcp::carry(counts, duplex, None, stop, handover.exposed).await;
     counts.lasted(clock.now().since(began));
     counts.ended(ended);
 }

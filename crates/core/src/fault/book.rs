@@ -343,6 +343,8 @@ struct UpstreamName {
 struct RouteName {
     name: String,
     protocol: Protocol,
+    /// Its calls may become connections.
+    upgrades: bool,
     /// Its own upstream first, then those that stand in for it.
     upstreams: Vec<UpstreamId>,
 }
@@ -780,8 +782,8 @@ impl Names {
                 _ => None,
             };
             let others = route.fallbacks.iter().filter_map(other);
-            let (name, protocol) = (route.name.clone(), route.protocol);
-            RouteName { name, protocol, upstreams: [route.upstream].into_iter().chain(others).collect() }
+            let (name, protocol, upgrades) = (route.name.clone(), route.protocol, !route.upgrades.is_empty());
+            RouteName { name, protocol, upgrades, upstreams: [route.upstream].into_iter().chain(others).collect() }
         };
         let upstream = |upstream: &crate::policy::Upstream| UpstreamName {
             name: upstream.name.clone(),
@@ -833,24 +835,29 @@ impl Names {
         kind: Kind,
         (route, upstream): (Option<RouteId>, UpstreamId),
     ) -> Result<(), Refused> {
-        let fits = |protocol: Protocol| match protocol {
-            Protocol::Http => kind.fits(Carries::Call) || kind.fits(Carries::Grpc),
+        let fits = |(protocol, upgrades): (Protocol, bool)| match protocol {
+            Protocol::Http => {
+                kind.fits(Carries::Call) || kind.fits(Carries::Grpc) || (upgrades && kind.fits(Carries::Connection))
+            }
             Protocol::Tcp => kind.fits(Carries::Connection),
         };
         let mut there = self.routes.iter().filter(|named| named.upstreams.contains(&upstream)).peekable();
-        let (who, protocol) = match route {
-            Some(route) => (format!("route `{}`", scope.route.as_deref().unwrap_or_default()), {
-                self.routes[route.index()].protocol
-            }),
+        let speech = |named: &RouteName| (named.protocol, named.upgrades);
+        let (who, speaks) = match route {
+            Some(route) => {
+                let name = scope.route.as_deref().unwrap_or_default();
+                (format!("route `{name}`"), speech(&self.routes[route.index()]))
+            }
             // Whom nobody calls yet may be called by a policy to come.
             None if there.peek().is_none() => return Ok(()),
             None => {
-                let protocols: Vec<Protocol> = there.map(|named| named.protocol).collect();
-                let fitting = protocols.iter().copied().find(|protocol| fits(*protocol));
-                (format!("upstream `{}`", self.upstreams[upstream.index()].name), fitting.unwrap_or(protocols[0]))
+                let all: Vec<(Protocol, bool)> = there.map(speech).collect();
+                let fitting = all.iter().copied().find(|speaks| fits(*speaks));
+                (format!("upstream `{}`", self.upstreams[upstream.index()].name), fitting.unwrap_or(all[0]))
             }
         };
-        if !fits(protocol) {
+        let (protocol, _) = speaks;
+        if !fits(speaks) {
             let (what, carries) = match protocol {
                 Protocol::Http => ("calls", Carries::Call),
                 Protocol::Tcp => ("connections", Carries::Connection),
@@ -858,7 +865,11 @@ impl Names {
             let message = format!("{who} carries {what}, which `{}` cannot touch", kind.name());
             return Err(Refused::invalid("kind", message, Kind::names_for(carries)));
         }
-        if protocol == Protocol::Tcp { scope.check_for_connections() } else { Ok(()) }
+        match protocol {
+            Protocol::Tcp => scope.check_for_connections(),
+            Protocol::Http if kind.on_bytes().is_some() => scope.check_for_upgraded(),
+            Protocol::Http => Ok(()),
+        }
     }
 
     /// The largest part of an upstream's endpoints, by weight, that lie in a zone.

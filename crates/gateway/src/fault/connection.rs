@@ -37,9 +37,19 @@ pub(crate) struct Exposed {
     upstream: UpstreamId,
     endpoint: usize,
     client: Client,
+    /// What it began as; nothing where it was a connection from the beginning.
+    asked: Asked,
     /// Whether each fault it has met has chosen it.
     fates: Vec<(Id, bool)>,
     touched: Vec<Id>,
+}
+
+/// The request that a connection began with.
+#[derive(Debug, Default)]
+pub(crate) struct Asked {
+    pub(crate) method: String,
+    /// Without the query.
+    pub(crate) path: String,
 }
 
 impl Exposed {
@@ -49,11 +59,12 @@ impl Exposed {
         route: RouteId,
         (upstream, endpoint): (UpstreamId, usize),
         client: Client,
+        asked: Asked,
         touched: Vec<Id>,
     ) -> Option<Self> {
         let faults = worker.node.faults.clone()?;
         let (worker, fates) = (Arc::clone(worker), Vec::new());
-        Some(Self { faults, worker, route, upstream, endpoint, client, fates, touched })
+        Some(Self { faults, worker, route, upstream, endpoint, client, asked, fates, touched })
     }
 
     /// What lies on its bytes now.
@@ -62,6 +73,7 @@ impl Exposed {
             return Exposure::default();
         }
         let it = a_try(&self.worker, self.route, (self.upstream, self.endpoint), self.client, &self.touched);
+        let it = Try { method: &self.asked.method, path: &self.asked.path, ..it };
         let route = &self.worker.node.routes[self.route.index()];
         let names = (route.policy.name.as_str(), self.worker.node.upstreams[self.upstream.index()].name.as_str());
         let exposure = self.faults.expose(now, names, &it, &mut self.fates);

@@ -5,10 +5,13 @@ use std::net::{Shutdown, TcpStream};
 use std::thread;
 use std::time::Duration;
 
+use seawall_core::fault::Effect;
+use seawall_core::fault::book::{Kind as Fault, Order, Scope, Way};
 use seawall_core::guard::bulkhead::BulkheadConfig;
 use seawall_core::id::UpstreamId;
 use seawall_core::policy::{Fallback, Policy, Route};
 
+use crate::calls::{ALL, order};
 use crate::tcp::{Far, is_reset, named, nobody, patient, read, reset, rest};
 use crate::world::{
     Client, PATIENCE, Server, World, breaker, header, ok, on_path, policy, route, upstream, wait_until,
@@ -96,6 +99,39 @@ fn a_connection_is_put_through_with_what_was_said_too_early() {
     assert_eq!((seen.connections.bytes_up_total, seen.connections.bytes_down_total), (814, 807));
     assert_eq!((world.view)().upstreams[0].endpoints[0].connections, 0);
     assert_eq!((seen.failures_total, seen.cancelled_total), (0, 0));
+}
+
+#[test]
+fn faults_lie_on_the_bytes_of_what_was_put_through() {
+    let far = Far::new();
+    let world = world(&far, |_| {});
+    let hole = |path_prefix: &str| {
+        let kind = Fault::Bytes { way: Way::Down, effect: Effect::Timeout { after: None } };
+        let scope = Scope { path_prefix: Some(path_prefix.into()), ..order("r", kind, ALL).scope };
+        world.faults.place(Order { scope, ..order("r", kind, ALL) }).unwrap().fault.id
+    };
+    let elsewhere = hole("/other");
+    let [mut client, mut server] = switched(&world, &far);
+    server.write_all(b"before").unwrap();
+    assert_eq!((read(&mut client, 6).as_str(), world.route(0).faulted_total), ("before", 0));
+    // It stands already.
+    let id = hole("/cha");
+    wait_until("it is found", || world.route(0).faulted_total == 1);
+    server.write_all(b"lost").unwrap();
+    client.write_all(b"up").unwrap();
+    assert_eq!(read(&mut server, 2), "up", "one way only");
+    [id, elsewhere].into_iter().for_each(|id| drop(world.faults.remove(id).unwrap()));
+    assert_eq!(rest(&mut client).unwrap(), "", "nobody reads on after a hole");
+    drop(server);
+    wait_until("all is given back", || (world.view)().connections == 0);
+
+    // One that comes about under a fault.
+    let late = Fault::Bytes { way: Way::Down, effect: Effect::ResetPeer { after: Duration::ZERO } };
+    let id = world.faults.place(order("r", late, ALL)).unwrap().fault.id;
+    let [mut client, mut server] = switched(&world, &far);
+    server.write_all(b"word").unwrap();
+    assert!(is_reset(&mut client));
+    assert_eq!(world.faults.remove(id).unwrap().requests, 1);
 }
 
 /// What follows a request that is answered as any other are requests.

@@ -265,6 +265,17 @@ impl Scope {
         }
     }
 
+    /// Whether it says nothing that is not known any more of a connection that began as a call.
+    pub(super) fn check_for_upgraded(&self) -> Result<(), Refused> {
+        match self.header {
+            None => Ok(()),
+            Some(_) => {
+                let message = "no header is kept of the request that a connection began with";
+                Err(Refused::invalid("header", message, ["path", "path_prefix", "listener", "source"]))
+            }
+        }
+    }
+
     pub(super) fn check_words(&self) -> Result<(), Refused> {
         let is_token = |text: &str| {
             (1..=TEXT_CHARS_MAX).contains(&text.len())

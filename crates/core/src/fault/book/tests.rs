@@ -650,6 +650,33 @@ fn the_same_seed_and_order_of_connections_names_the_same_chance() {
 }
 
 #[test]
+fn calls_that_may_become_connections_have_both_kinds() {
+    let mut policy = policy();
+    policy.routes[1].upgrades = vec!["websocket".into()];
+    let deny = vec![Deny { path_prefix: Some("/pay/".into()), ..Deny::default() }];
+    let mut book = Book::new(Caps { share_max: Ratio::ONE, deny, ..Caps::default() }, &policy, 7);
+    let all = Portion::Every(1);
+    let mut with_path = on_quotes(LATE, all);
+    with_path.scope.path_prefix = Some("/chat".into());
+    let id = put(&mut book, at(0), with_path.clone()).unwrap();
+    let cut = put(&mut book, at(0), on_quotes(Kind::Cut, Portion::First(1))).unwrap();
+    let mut lies_on = |path| {
+        let it = Try { method: "GET", path, ..connection(0) };
+        exposed(&mut book, 1, &it, &mut Vec::new()).touched
+    };
+    assert_eq!((lies_on("/chat/1"), lies_on("/other"), lies_on("/pay/1")), (vec![id], vec![], vec![]));
+    let call = Try { route: RouteId(1), upstream: UpstreamId(1), path: "/chat", ..a_try() };
+    assert_eq!(book.touch(at(1), &call).map(|touch| touch.id), Some(cut), "a call has no bytes yet");
+    with_path.scope = Scope { header: Some(("x-tenant".into(), "acme".into())), ..on_quotes(LATE, all).scope };
+    let refused = put(&mut book, at(0), with_path).unwrap_err();
+    assert_eq!((refused.field(), refused.to_string().contains("no header is kept")), (Some("header"), true));
+    // A header still tells calls apart.
+    let mut by_header = on_quotes(Kind::Swallow, Portion::First(1));
+    by_header.scope.header = Some(("x-tenant".into(), "acme".into()));
+    assert!(put(&mut book, at(0), by_header).is_ok());
+}
+
+#[test]
 fn calls_and_connections_have_kinds_of_their_own() {
     let mut book = of_connections(Vec::new());
     let all = Portion::Every(1);
