@@ -360,7 +360,6 @@ fn whatever_was_taken_is_given_back() {
         ("seawall_faulted_total", ""),
         ("seawall_endpoint_calls_total", "tcp"),
         ("seawall_retries_total", ""),
-        ("seawall_hedges_total", ""),
     ] {
         let many = sum(&metrics, name, labels);
         println!("{name} {labels}: {many}");
