@@ -30,6 +30,7 @@ use crate::aim::Aim;
 use crate::chain::InFlight;
 use crate::clock::Clock;
 use crate::drains;
+use crate::ejection;
 use crate::fault::CallFaults;
 use crate::heritage::Heritage;
 use crate::http::gate::{GateLimits, Verdict};
@@ -452,27 +453,29 @@ impl UpstreamState {
         self.outlier.as_ref().map_or(0, |outlier| Arc::as_ptr(outlier).addr())
     }
 
-    /// The same upstream under another policy: endpoints that stay keep their health, their load and, where all stay,
-    /// what they are compared by. One that is new among others begins slowly.
+    /// The same upstream under another policy: endpoints that stay keep their load, their health where they are checked as
+    /// before, and, where all stay, what they are compared by. One that is new among others begins slowly.
     fn succeed(&self, old: &Upstream, new: &Upstream, zone: &str, now: Mono, cause: Option<Seq>) -> Self {
         let fresh = Self::new(new, zone, now, cause);
         let addresses = |upstream: &Upstream| -> Vec<String> {
             upstream.endpoints.iter().map(|endpoint| endpoint.address.clone()).collect()
         };
         let compared_alike = old.outlier == new.outlier && addresses(old) == addresses(new);
+        let checked_alike = old.health == new.health;
         let endpoints = fresh.endpoints.into_iter().map(|endpoint| {
             let known = self.endpoints.iter().find(|known| known.endpoint.address == endpoint.endpoint.address);
             let Some(known) = known else {
                 endpoint.load.comes(now);
                 return endpoint;
             };
-            if old.health != new.health {
-                return endpoint;
-            }
-            if known.endpoint == endpoint.endpoint {
+            if known.endpoint == endpoint.endpoint && checked_alike {
                 return Arc::clone(known);
             }
-            Arc::new(known.as_told_now(endpoint.endpoint.clone()))
+            let told = known.as_told_now(endpoint.endpoint.clone());
+            if !checked_alike {
+                told.begin_health(now);
+            }
+            Arc::new(told)
         });
         let endpoints = endpoints.collect();
         let outlier = if compared_alike { self.outlier.clone() } else { fresh.outlier };
@@ -482,6 +485,8 @@ impl UpstreamState {
             // Nobody is just being judged by the old one, and nobody is any more.
             let _old = self.outlier.as_ref().map(|outlier| outlier.lock().unwrap_or_else(PoisonError::into_inner));
             state.appoint();
+        } else if !checked_alike {
+            (0..state.endpoints.len()).for_each(|place| ejection::on_health(&state, place, true));
         }
         state
     }
@@ -583,6 +588,14 @@ impl EndpointState {
     /// True if a call may go there.
     pub(crate) fn can_be_asked(&self) -> bool {
         self.healthy.load(Relaxed) && !self.ejected.load(Relaxed) && !self.draining.load(Relaxed)
+    }
+
+    /// Is checked by other rules from now on: well until they say something else. If it was not, it comes back.
+    fn begin_health(&self, now: Mono) {
+        *self.health.lock().unwrap_or_else(PoisonError::into_inner) = Health::default();
+        if !self.healthy.swap(true, Relaxed) {
+            self.load.comes(now);
+        }
     }
 
     /// The same, of which something else is told.

@@ -46,6 +46,10 @@ pub(crate) async fn check_endpoint(
             Ok(Err(reason)) => Some(reason.clone()),
             Err(_) => Some("no answer in time".to_owned()),
         };
+        // Asked by rules that hold no more: those that do have asked by themselves.
+        if stop.is_cancelled() {
+            return;
+        }
         let judged = state.health.lock().unwrap_or_else(PoisonError::into_inner).on_check(&config, failed.is_none());
         if let Some(healthy) = judged {
             if healthy {

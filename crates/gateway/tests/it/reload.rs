@@ -245,6 +245,52 @@ fn an_endpoint_stays_as_well_or_ill_as_its_checks_say() {
 }
 
 #[test]
+fn other_checks_leave_ejections_and_counts_alone() {
+    let (sick, well) =
+        (Server::start(|_, _| answer("503 Service Unavailable", "", "sick")), Server::start(|_, _| ok("well")));
+    let checked = |seconds| {
+        let mut policy = policy(vec![route("r", 0)], vec![upstream("u", &[sick.address, well.address])]);
+        policy.routes[0].guards.breaker = None;
+        let (path, every) = (None, Duration::from_secs(seconds));
+        policy.upstreams[0].health = Some(HealthConfig { path, every, ..HealthConfig::default() });
+        policy.upstreams[0].outlier = Some(OutlierConfig { consecutive_failures: 3, ..OutlierConfig::default() });
+        policy
+    };
+    let world = World::new(checked(50));
+    let sicks = || (world.view)().upstreams[0].endpoints[0].clone();
+    world.change(checked(60));
+    wait_until("it is ejected by what judges it", || {
+        world.get("/");
+        sicks().ejected
+    });
+    let (asked, before) = (sick.count(), sicks());
+    world.change(checked(70));
+    for _ in 0..5 {
+        assert_eq!(world.get("/").body, "well");
+    }
+    assert_eq!((sick.count(), sicks().ejected, sicks().calls_total), (asked, true, before.calls_total));
+    assert_eq!(world.entries(Kind::EndpointEjected).len(), 1);
+}
+
+#[test]
+fn an_endpoint_that_was_ill_by_other_checks_comes_back_slowly() {
+    let (ill, well) =
+        (Server::start(|_, _| answer("500 Internal Server Error", "", "ill")), Server::start(|_, _| ok("well")));
+    let checked = |path: Option<&str>, every| {
+        let mut policy = policy(vec![route("r", 0)], vec![upstream("u", &[ill.address, well.address])]);
+        let every = Duration::from_millis(every);
+        policy.upstreams[0].health =
+            Some(HealthConfig { path: path.map(Into::into), every, ..HealthConfig::default() });
+        policy
+    };
+    let world = World::new(checked(Some("/"), 20));
+    let first = || (world.view)().upstreams[0].endpoints[0].clone();
+    wait_until("it is thought ill", || !first().healthy);
+    world.change(checked(None, 60_000));
+    assert!(first().healthy && first().ramp < 1.0, "{:?}", first());
+}
+
+#[test]
 fn a_fault_stays_on_the_route_of_its_name() {
     let server = Server::start(|_, _| ok("well"));
     let world = World::new(one(&server));
