@@ -394,8 +394,12 @@ impl<O: Fn() -> Order, L: Fn() -> bool> Window<'_, O, L> {
                     return Poll::Pending;
                 }
             };
-            // A broken answer breaks off, so that nobody takes it for a whole one.
-            let frame = frame.map_err(|_| Gone)?;
+            let Ok(frame) = frame else {
+                // A broken answer breaks off, so that nobody takes it for a whole one. What there is of it leaves first: a
+                // connection that ends without a byte looks as if nobody had read the request, and it would be sent again.
+                let _ = self.poll_leave(cx)?;
+                return Poll::Ready(Err(Gone));
+            };
             if self.out.frame(writing, frame).map_err(|Malformed| Gone)? {
                 written.writing = None;
             }

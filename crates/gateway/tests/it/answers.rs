@@ -175,6 +175,9 @@ fn a_cut_answer_is_never_passed_on_as_whole() {
         assert!(client.next().is_none(), "no whole answer may come of half a one ({head})");
         wait_until("it is counted", || world.route(0).cut_total == 1);
         assert!(world.route(0).failures.contains(&("incomplete", 1)));
+        // Without a byte of it, it would look as if nobody had read the request.
+        let broken = world.client().send("GET / HTTP/1.1\r\nHost: h\r\n\r\n").rest();
+        assert!(broken.starts_with("HTTP/1.1 200 OK") && broken.contains("hello"), "{broken:?}");
     }
 }
 
