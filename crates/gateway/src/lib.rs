@@ -342,6 +342,13 @@ impl Hosted {
         Arc::new(move || hall.node().snapshot())
     }
 
+    /// A door to the policy in force.
+    #[must_use]
+    pub fn policies(&self) -> Arc<dyn Fn() -> Arc<Policy> + Send + Sync> {
+        let hall = Arc::clone(&self.hall);
+        Arc::new(move || Arc::clone(&hall.node().policy))
+    }
+
     /// Puts another policy in force, as [`Changer`] does.
     ///
     /// # Errors

@@ -159,6 +159,20 @@ impl Truth {
         (self.unreported.len() + self.batch.as_ref().map_or(0, |(_, receipts)| receipts.len())) as u64
     }
 
+    /// Events without a promise, and receipts without an answer.
+    pub(crate) fn left(&self) -> (u64, u64) {
+        (self.open(), self.receipts_left())
+    }
+
+    /// Whether what was promised is what has arrived, when nothing is under way.
+    pub(crate) fn check_arrivals(&mut self) {
+        let odd: Vec<String> =
+            self.promised.symmetric_difference(&self.arrived).take(5).map(ToString::to_string).collect();
+        if !odd.is_empty() {
+            self.violation(format!("promised and not arrived, or the reverse: {odd:?}"));
+        }
+    }
+
     pub(crate) fn seal(&mut self, summary: Value) {
         self.sealed = Some(summary);
     }
@@ -234,6 +248,18 @@ mod tests {
         assert_eq!(wrong(1, "s1-1", None, b"one"), "s1/1 came without a record number: None");
         assert_eq!(wrong(2, "s1-2", Some(&good), b"two"), "s1/2 arrived after s1/0");
         assert_eq!(wrong(3, "s1-3", Some(&good), b""), "s1/3 was never produced; s1/3 arrived after s1/0");
+    }
+
+    #[test]
+    fn a_promise_without_an_arrival_is_found() {
+        let mut truth = truth();
+        truth.arrive(&event(1), "s1-1", Some(&stamp(1, b"one")), b"one");
+        truth.promise(&event(1));
+        truth.check_arrivals();
+        assert_eq!((truth.violations().len(), truth.left()), (0, (1, 1)));
+        truth.promise(&event(2));
+        truth.check_arrivals();
+        assert_eq!(truth.violations(), [r#"promised and not arrived, or the reverse: ["s1/2"]"#]);
     }
 
     #[test]

@@ -86,6 +86,10 @@ pub(crate) enum Mood {
     Resets,
     Cuts,
     Silence,
+    /// Every call fails, at once; whoever only asks for its health is told that all is well.
+    Broken,
+    /// No call is answered; whoever only asks for its health is.
+    Hung,
     /// Each call another of these.
     Mixed,
 }

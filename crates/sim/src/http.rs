@@ -33,11 +33,23 @@ impl Message {
 pub(crate) struct Reader<S> {
     pub(crate) stream: S,
     buffer: Vec<u8>,
+    /// The status of an answer whose body is being read.
+    unfinished: Option<u16>,
 }
 
 impl<S: AsyncRead + Unpin> Reader<S> {
     pub(crate) fn new(stream: S) -> Self {
-        Self { stream, buffer: Vec::new() }
+        Self { stream, buffer: Vec::new(), unfinished: None }
+    }
+
+    /// The status of the answer that broke in the middle, after an error.
+    pub(crate) fn unfinished(&self) -> Option<u16> {
+        self.unfinished
+    }
+
+    /// True if nothing has come beyond the last message.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.buffer.is_empty()
     }
 
     /// The next message; `None` if the connection ended before it began.
@@ -59,12 +71,14 @@ impl<S: AsyncRead + Unpin> Reader<S> {
         };
         let head = String::from_utf8_lossy(&self.take(end)).into_owned();
         let mut message = Message { head, body: Vec::new() };
+        self.unfinished = Some(message.status());
         if message.header("transfer-encoding").is_some() {
             message.body = self.chunks().await?;
         } else {
             let length = message.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
             message.body = self.exactly(length).await?;
         }
+        self.unfinished = None;
         Ok(Some(message))
     }
 

@@ -7,7 +7,8 @@
 //! [`World::close_books`] asks the node's own ledger whether it agrees.
 //!
 //! One thread, one seed, virtual time: the same seed gives the same [`World::trace`], byte for byte.
-//! Not here: several nodes, TLS, the command line; the built binary has tests of its own.
+//! A second world, [`zones`], has a node, clients and endpoints in each of three zones, and a network between them.
+//! Not here: TLS, the command line; the built binary has tests of its own.
 
 mod checkers;
 mod faults;
@@ -18,6 +19,7 @@ mod queue;
 mod stage;
 mod workload;
 mod world;
+pub mod zones;
 
 pub use checkers::{Event, Truth};
 pub use faults::Faults;

@@ -12,6 +12,7 @@ use seawall_app::book::{Book, Keeper, OpenBookError};
 use seawall_control::{Admin, AdminParts, BoxFuture, ConfigPort, DrainPort, NodeInfo, NotReloaded, Reloaded};
 use seawall_core::drain::{self, Target};
 use seawall_core::journal::{Draft, Kind};
+use seawall_core::policy::Policy;
 use seawall_gateway::net::Net;
 use seawall_gateway::{Clock, Hosted, Parts, run_here};
 use seawall_store::{ClockFn, OpenError, Opened, SimDisk, Store};
@@ -20,18 +21,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use turmoil::net::TcpListener;
 
-use crate::policy::{ADMIN_PORT, NODE, everywhere, policy, store_options};
-use crate::stage::{NodeDoor, Stage};
-
-/// How often a node looks whether it must end, as the real one does.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+use crate::policy::{ADMIN_PORT, everywhere, store_options};
+use crate::stage::{NodeDoor, Seen, Stage};
+use crate::zones::kept;
 
 /// One life of the node, until it is killed, ends by itself, or is asked to.
 pub(crate) async fn live(stage: Arc<Stage>) -> turmoil::Result {
     let life = stage.next_life();
     match begin(&stage, life).await {
         Ok(node) => node.go_on(&stage, life).await,
-        Err(reason) => stage.tell(NODE, format_args!("life {life} did not begin: {reason}")),
+        Err(reason) => stage.tell(&stage.name, format_args!("life {life} did not begin: {reason}")),
     }
     stage.set_node(None);
     stage.is_node_over.store(true, Relaxed);
@@ -50,16 +49,18 @@ struct Node {
 }
 
 async fn begin(stage: &Arc<Stage>, life: u64) -> Result<Node, String> {
+    // Whoever begins reads the file as it is.
+    drop(stage.take_wish());
     let clock = {
         let stage = Arc::clone(stage);
         Clock::new(Instant::now(), Arc::new(move || stage.wall()))
     };
     let Opened { store, engine, report, ledger_records } = open_store(stage, &clock)?;
     if report.is_damaged() {
-        stage.violation(NODE, format_args!("a crash looks like damage: {report:?}"));
+        stage.violation(&stage.name, format_args!("a crash looks like damage: {report:?}"));
     }
     stage.tell(
-        NODE,
+        &stage.name,
         format_args!(
             "life {life}: {} wait, {} parked, {} keys, torn {} bytes",
             report.waiting,
@@ -75,7 +76,7 @@ async fn begin(stage: &Arc<Stage>, life: u64) -> Result<Node, String> {
     let (book, keeper) = open_book(stage, &store, &ledger_records).await.map_err(|error| error.to_string())?;
     tasks.spawn(keeper.run(stop.clone()));
     let gateway = run_here(Parts {
-        policy: Arc::new(policy()),
+        policy: Arc::new(stage.policy()),
         spool: store.spool.clone(),
         journal: store.journal.clone(),
         records: Arc::new(book.clone()),
@@ -104,16 +105,16 @@ fn open_store(stage: &Arc<Stage>, clock: &Clock) -> Result<Opened<SimDisk>, Stri
     };
     let store_clock = ClockFn(now, move || wall.wall());
     let secret = std::array::from_fn(|i| i as u8);
-    Store::open(stage.disk(), store_options(), store_clock, || secret).map_err(|error| {
+    Store::open(stage.disk(), store_options(&stage.name), store_clock, || secret).map_err(|error| {
         if !matches!(error, OpenError::Io { .. }) {
-            stage.violation(NODE, format_args!("the store does not open: {error}"));
+            stage.violation(&stage.name, format_args!("the store does not open: {error}"));
         }
         error.to_string()
     })
 }
 
 async fn open_book(stage: &Arc<Stage>, store: &Store, records: &[Vec<u8>]) -> Result<(Book, Keeper), OpenBookError> {
-    let policy = policy();
+    let policy = stage.policy();
     let streams = policy.routes.iter().filter(|route| route.spools()).map(|route| route.name.clone());
     let wall = Arc::clone(stage);
     Book::open(store, records, &policy.node, streams, Arc::new(move || wall.wall())).await
@@ -123,9 +124,9 @@ fn admin(stage: &Arc<Stage>, store: &Store, book: &Book, gateway: &Hosted) -> Ad
     let wall = Arc::clone(stage);
     Admin::new(AdminParts {
         info: NodeInfo {
-            node: NODE.into(),
-            zone: "here".into(),
-            zones: vec!["here".into()],
+            node: stage.name.clone(),
+            zone: stage.policy().zone,
+            zones: stage.policy().zones,
             version: "sim".into(),
             git: None,
             started_at: stage.wall(),
@@ -157,7 +158,8 @@ async fn serve_admin(admin: Admin, listener: TcpListener, tasks: TaskTracker) {
 async fn follow(stage: Arc<Stage>, mut entries: tokio::sync::broadcast::Receiver<Arc<seawall_core::journal::Entry>>) {
     while let Ok(entry) = entries.recv().await {
         let fields = serde_json::to_string(&entry.fields).unwrap_or_default();
-        stage.tell("journal", format_args!("{} {} {} {fields}", entry.seq, entry.kind.name(), entry.subject));
+        let who = format!("{} journal", stage.name);
+        stage.tell(who, format_args!("{} {} {} {fields}", entry.seq, entry.kind.name(), entry.subject));
     }
 }
 
@@ -165,26 +167,56 @@ impl Node {
     async fn go_on(self, stage: &Arc<Stage>, life: u64) {
         loop {
             if let Some(failure) = self.store.failure() {
-                return stage.tell(NODE, format_args!("life {life} ends: {failure}"));
+                return stage.tell(&stage.name, format_args!("life {life} ends: {failure}"));
             }
             if stage.is_drain_wanted.swap(false, Relaxed) {
                 return self.drain(stage, life).await;
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            if let Some(policy) = stage.take_wish() {
+                self.reload(stage, policy).await;
+            }
+            if stage.shows {
+                let (policy, snapshot) = (self.gateway.policies()(), self.gateway.view()());
+                stage.show(Seen { at_ms: stage.now_ms(), life, policy, snapshot });
+            }
+            tokio::time::sleep(stage.look_every).await;
+        }
+    }
+
+    /// SIGHUP, as `app` answers it.
+    async fn reload(&self, stage: &Arc<Stage>, policy: Policy) {
+        let old = self.gateway.policies()();
+        let changed = policy.changes_from(&old).join("; ");
+        let streams = policy.routes.iter().filter(|route| route.spools()).map(|route| route.name.clone());
+        if let Err(error) = self.book.count_also(streams).await {
+            return stage.tell(&stage.name, format_args!("no reload: the ledger cannot count its streams: {error}"));
+        }
+        let entry = self.store.journal.record(Draft::new(Kind::ConfigLoaded, "config").with("changed", changed));
+        let (view, seed) = (self.gateway.view(), stage.dice(7, stage.now_ms()).next_u64());
+        let before = view();
+        let policy = Arc::new(policy);
+        match self.gateway.change(Arc::clone(&policy), Some(entry), seed).await {
+            Ok(()) => {
+                stage.reloaded();
+                for lost in kept::lost((&old, &before), (&policy, &view())) {
+                    stage.violation(&stage.name, format_args!("lost by a reload: {lost}"));
+                }
+            }
+            Err(error) => stage.violation(&stage.name, format_args!("no reload: {error}")),
         }
     }
 
     /// SIGTERM, as `app` answers it.
     async fn drain(self, stage: &Arc<Stage>, life: u64) {
         let Self { store, book, gateway, stop, engine, tasks: _tasks } = self;
-        stage.tell(NODE, format_args!("life {life} drains"));
+        stage.tell(&stage.name, format_args!("life {life} drains"));
         let cut_off = gateway.stop().await;
         stop.cancel();
         book.close().await;
         store.close().await;
         engine.close();
         engine.wait().await;
-        stage.tell(NODE, format_args!("life {life} has stopped, {cut_off} connections cut off"));
+        stage.tell(&stage.name, format_args!("life {life} has stopped, {cut_off} connections cut off"));
     }
 }
 

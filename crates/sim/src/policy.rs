@@ -110,11 +110,11 @@ fn queue() -> Upstream {
 }
 
 /// Small segments, so that little data walks through many.
-pub(crate) fn store_options() -> StoreOptions {
+pub(crate) fn store_options(node: &str) -> StoreOptions {
     StoreOptions {
         record_bytes_max: 16 << 10,
         spool_segment_bytes: 48 << 10,
         journal_segment_bytes: 16 << 10,
-        ..StoreOptions::new("data", NODE)
+        ..StoreOptions::new("data", node)
     }
 }

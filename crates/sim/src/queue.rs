@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use seawall_core::prng::Prng;
@@ -18,11 +18,14 @@ use turmoil::net::{TcpListener, TcpStream};
 use crate::checkers::Event;
 use crate::faults::Mood;
 use crate::http::{Message, Reader};
-use crate::policy::{ADMIN_PORT, NODE, QUEUE, QUEUE_PORT, everywhere};
-use crate::stage::Stage;
+use crate::policy::{ADMIN_PORT, QUEUE, QUEUE_PORT, everywhere};
+use crate::stage::{Stage, Temper};
+use crate::workload::SHIPMENTS;
 
 /// Share of calls that a bad mood hits.
 const HIT: f64 = 0.7;
+/// The path of reads; what follows is what is asked for.
+pub(crate) const READ: &str = "/read/";
 const RECEIPTS_MAX: usize = 40;
 /// What a log says for ever after a call of the disk has failed.
 const LOG_STOPPED: &str = "Input/output error";
@@ -60,21 +63,27 @@ enum Manner {
 pub(crate) async fn live(stage: Arc<Stage>) -> turmoil::Result {
     let listener = TcpListener::bind(everywhere(QUEUE_PORT)).await?;
     let tasks = TaskTracker::new();
-    let shop = Arc::new(Shop { stage: Arc::clone(&stage), in_work: Mutex::default() });
+    let shop = Arc::new(Shop::new(QUEUE, vec![Arc::clone(&stage)], stage.temper(), Arc::default()));
     tasks.spawn(report(stage));
     loop {
         let (stream, _) = listener.accept().await?;
         let shop = Arc::clone(&shop);
         // A caller that breaks off is no news here.
-        tasks.spawn(async move { drop(shop.converse(stream).await) });
+        tasks.spawn(async move { drop(shop.converse(stream, |_| {}).await) });
     }
 }
 
-struct Shop {
-    stage: Arc<Stage>,
-    /// Keys of calls that have begun and are not done: a second one is told to wait (409).
-    in_work: Mutex<BTreeSet<String>>,
+/// A place that takes writes. Several may stand before one store, which has the truth and knows which keys are in work.
+pub(crate) struct Shop {
+    name: String,
+    /// Of each node that sends writes.
+    stages: Vec<Arc<Stage>>,
+    temper: Temper,
+    in_work: Keys,
 }
+
+/// Keys of calls that have begun and are not done: a second one is told to wait (409).
+pub(crate) type Keys = Arc<Mutex<BTreeSet<String>>>;
 
 /// Holds a key for as long as its call is worked on.
 struct InWork<'a>(&'a Shop, String);
@@ -86,18 +95,41 @@ impl Drop for InWork<'_> {
 }
 
 impl Shop {
-    fn keys(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
+    pub(crate) fn new(name: impl Into<String>, stages: Vec<Arc<Stage>>, temper: Temper, in_work: Keys) -> Self {
+        Self { name: name.into(), stages, temper, in_work }
+    }
+
+    fn keys(&self) -> MutexGuard<'_, BTreeSet<String>> {
         self.in_work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn converse(&self, stream: TcpStream) -> io::Result<()> {
+    fn temper(&self) -> MutexGuard<'_, (Mood, Prng)> {
+        self.temper.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who knows of an event.
+    fn stage_of(&self, event: &Event) -> &Arc<Stage> {
+        let [only] = self.stages.as_slice() else {
+            let number = event.shipment.trim_start_matches('s').parse::<u64>().unwrap_or(0);
+            return &self.stages[(number / SHIPMENTS) as usize % self.stages.len()];
+        };
+        only
+    }
+
+    /// Answers on a connection until it ends. `hear` is told the path of each call.
+    pub(crate) async fn converse(&self, stream: TcpStream, hear: impl Fn(&str)) -> io::Result<()> {
         let mut reader = Reader::new(stream);
         while let Some(request) = reader.next().await? {
-            if request.second_word() == "/healthz" {
+            let path = request.second_word();
+            if path == "/healthz" {
                 reader.stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await?;
                 continue;
             }
-            let goes_on = self.take(&request, &mut reader.stream).await?;
+            hear(path);
+            let goes_on = match path.strip_prefix(READ) {
+                Some(id) => self.tell(id, &mut reader.stream).await?,
+                None => self.take(&request, &mut reader.stream).await?,
+            };
             if !goes_on {
                 return Ok(());
             }
@@ -105,15 +137,39 @@ impl Shop {
         Ok(())
     }
 
+    /// One read: what it says is its own name. False if the connection ends with it.
+    async fn tell(&self, id: &str, stream: &mut TcpStream) -> io::Result<bool> {
+        let (manner, said) = (self.manner(), format!("read {id}"));
+        match manner {
+            Manner::Well => send(stream, 200, &said, self.padding()).await,
+            Manner::Late { wait, .. } => {
+                tokio::time::sleep(wait).await;
+                send(stream, 200, &said, self.padding()).await
+            }
+            Manner::Status { status, .. } => send(stream, status, "no", None).await,
+            Manner::Gone { .. } => Ok(false),
+            Manner::Cut { share } => {
+                let bytes = answer(200, &said, self.padding());
+                let at = (bytes.len() as f64 * share) as usize;
+                stream.write_all(&bytes[..at]).await?;
+                Ok(false)
+            }
+            Manner::Silent { .. } => {
+                tokio::time::sleep(Duration::from_secs(20)).await;
+                Ok(false)
+            }
+        }
+    }
+
     /// One write. False if the connection ends with it.
     async fn take(&self, request: &Message, stream: &mut TcpStream) -> io::Result<bool> {
         let key = request.header("idempotency-key").unwrap_or_default().to_owned();
         let Some(event) = event_of(&request.body) else {
-            self.stage.violation(QUEUE, "a write that is no event");
+            self.stages[0].violation(&self.name, "a write that is no event");
             return Ok(false);
         };
         if !self.keys().insert(key.clone()) {
-            self.stage.tell(QUEUE, format_args!("{event} 409, it is in work"));
+            self.stage_of(&event).tell(&self.name, format_args!("{event} 409, it is in work"));
             return send(stream, 409, "in work", None).await;
         }
         let in_work = InWork(self, key);
@@ -139,7 +195,7 @@ impl Shop {
                 if works_first {
                     self.work(&event, request, " in secret");
                 }
-                self.stage.tell(QUEUE, format_args!("{event} {status}"));
+                self.stage_of(&event).tell(&self.name, format_args!("{event} {status}"));
                 send(stream, status, "no", None).await
             }
             Manner::Gone { works_first } => {
@@ -169,13 +225,14 @@ impl Shop {
     fn work(&self, event: &Event, request: &Message, how: &str) {
         let key = request.header("idempotency-key").unwrap_or_default();
         let stamp = request.header("seawall-record");
-        let first = self.stage.truth().arrive(event, key, stamp, &request.body);
+        let stage = self.stage_of(event);
+        let first = stage.truth().arrive(event, key, stamp, &request.body);
         let copy = if first { "" } else { " (copy)" };
-        self.stage.tell(QUEUE, format_args!("{event} arrives{how}{copy} as {}", short(stamp.unwrap_or("?"))));
+        stage.tell(&self.name, format_args!("{event} arrives{how}{copy} as {}", short(stamp.unwrap_or("?"))));
     }
 
     fn manner(&self) -> Manner {
-        let (mood, dice) = &mut *self.stage.mood();
+        let (mood, dice) = &mut *self.temper();
         let hit = dice.chance(HIT);
         let works_first = dice.chance(0.5);
         let mood = if *mood == Mood::Mixed { Mood::BAD[dice.below(Mood::BAD.len() as u64) as usize] } else { *mood };
@@ -184,6 +241,11 @@ impl Shop {
             Mood::Errors if hit => Manner::Status { status: [503, 500, 429, 502][dice.below(4) as usize], works_first },
             Mood::Resets if hit => Manner::Gone { works_first },
             Mood::Cuts if hit => Manner::Cut { share: dice.unit() },
+            Mood::Broken => match dice.below(3) {
+                0 => Manner::Gone { works_first },
+                _ => Manner::Status { status: [503, 500][dice.below(2) as usize], works_first: false },
+            },
+            Mood::Hung => Manner::Silent { works_first },
             Mood::Silence if hit => Manner::Silent { works_first },
             _ => Manner::Well,
         }
@@ -191,7 +253,7 @@ impl Shop {
 
     /// Short answers are read whole by the gateway, long ones and those of unknown length go on as they come.
     fn padding(&self) -> Option<Padding> {
-        let dice = &mut self.stage.mood().1;
+        let dice = &mut self.temper().1;
         match dice.below(10) {
             0..6 => None,
             6 | 7 => Some(Padding { bytes: 1_500 + dice.below(3_000) as usize, is_chunked: false }),
@@ -238,7 +300,7 @@ async fn send(stream: &mut TcpStream, status: u16, text: &str, padding: Option<P
 }
 
 /// Sends receipts, the same batch until the node has taken it; and the wish to have the books sealed, at the end.
-async fn report(stage: Arc<Stage>) {
+pub(crate) async fn report(stage: Arc<Stage>) {
     let mut dice = stage.dice(2, stage.now_ms());
     loop {
         tokio::time::sleep(REPORT_EVERY).await;
@@ -286,10 +348,11 @@ async fn ask(stage: &Stage, dice: &mut Prng, path: &str, body: &Value) -> Option
     let body = body.to_string();
     let length = body.len();
     let head = format!(
-        "POST {path} HTTP/1.1\r\nHost: {NODE}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+        "POST {path} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n",
+        stage.name
     );
     let call = async {
-        let mut reader = Reader::new(TcpStream::connect((NODE, ADMIN_PORT)).await?);
+        let mut reader = Reader::new(TcpStream::connect((stage.name.as_str(), ADMIN_PORT)).await?);
         reader.stream.write_all(head.as_bytes()).await?;
         reader.stream.write_all(body.as_bytes()).await?;
         reader.next().await

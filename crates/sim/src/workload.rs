@@ -13,11 +13,11 @@ use turmoil::net::TcpStream;
 
 use crate::checkers::Event;
 use crate::http::{Message, Reader};
-use crate::policy::{DATA_PORT, NODE};
+use crate::policy::DATA_PORT;
 use crate::stage::Stage;
 
 /// Shipments of one producer.
-const SHIPMENTS: u64 = 4;
+pub(crate) const SHIPMENTS: u64 = 4;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(6);
 
@@ -99,7 +99,8 @@ impl Row {
 
     async fn send(&mut self, event: &Event, body: &[u8]) -> Said {
         let head = format!(
-            "POST /events HTTP/1.1\r\nHost: {NODE}\r\nIdempotency-Key: \"{}\"\r\nShipment-Id: {}\r\nContent-Length: {}\r\n\r\n",
+            "POST /events HTTP/1.1\r\nHost: {}\r\nIdempotency-Key: \"{}\"\r\nShipment-Id: {}\r\nContent-Length: {}\r\n\r\n",
+            self.stage.name,
             event.key(),
             event.shipment,
             body.len()
@@ -116,7 +117,7 @@ impl Row {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => {
-                let connect = TcpStream::connect((NODE, DATA_PORT));
+                let connect = TcpStream::connect((self.stage.name.as_str(), DATA_PORT));
                 Reader::new(tokio::time::timeout(CONNECT_TIMEOUT, connect).await??)
             }
         };
@@ -164,7 +165,7 @@ impl Row {
 
     /// A 202 says where to ask: a record that was promised must be known there.
     async fn ask_after(&mut self, event: &Event, location: &str) {
-        let head = format!("GET {location} HTTP/1.1\r\nHost: {NODE}\r\n\r\n");
+        let head = format!("GET {location} HTTP/1.1\r\nHost: {}\r\n\r\n", self.stage.name);
         let Ok(Ok(answer)) = tokio::time::timeout(ANSWER_TIMEOUT, self.call(head.as_bytes(), &[])).await else {
             self.connection = None;
             return;

@@ -13,18 +13,18 @@ use seawall_store::disk;
 use crate::checkers::{Event, Truth};
 use crate::faults::{Cut, DiskTrouble, Fault, Faults, Host, Link, Mood, PRODUCERS};
 use crate::policy::{NODE, QUEUE};
-use crate::stage::Stage;
+use crate::stage::{Score, Stage};
 use crate::{node, queue, workload};
 
 /// How much time passes in one step: the grain of the network. Timers inside a host are finer.
-const STEP: Duration = Duration::from_millis(5);
+pub(crate) const STEP: Duration = Duration::from_millis(5);
 /// How often chance is asked for a new fault.
 const DRAW_EVERY_MS: u64 = 250;
 const FAULT_CHANCE: f64 = 0.2;
 /// Faults at the same time.
 const FAULTS_MAX: usize = 4;
 /// Latency of a calm network.
-const CALM_LATENCY: Duration = Duration::from_millis(20);
+pub(crate) const CALM_LATENCY: Duration = Duration::from_millis(20);
 /// More than the lists that a runtime keeps its tasks in.
 const TASKS_ROUND: u64 = 256;
 /// Lines of the trace shown when something went wrong.
@@ -71,7 +71,7 @@ thread_local! {
 }
 
 /// A task that panics must not go unnoticed: its runtime would only drop it.
-fn count_panics() {
+pub(crate) fn count_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let before = std::panic::take_hook();
@@ -82,10 +82,43 @@ fn count_panics() {
     });
 }
 
+/// Tasks of this thread that have panicked so far.
+pub(crate) fn panics() -> u64 {
+    PANICS.get()
+}
+
+/// What has happened that must not, if anything.
+pub(crate) struct Failure<'a> {
+    pub(crate) score: &'a Score,
+    pub(crate) panics: u64,
+    pub(crate) violations: &'a [String],
+}
+
+impl Failure<'_> {
+    /// # Panics
+    /// If anything has, with the seed and the end of the trace.
+    pub(crate) fn raise(&self) {
+        let Self { score, panics, violations } = self;
+        if *panics == 0 && violations.is_empty() {
+            return;
+        }
+        let trace = score.trace();
+        let lines: Vec<&str> = trace.lines().collect();
+        if let Ok(path) = std::env::var("SIM_TRACE") {
+            let _ = std::fs::write(path, &trace);
+        }
+        let shown = lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n");
+        let seed = score.seed;
+        panic!(
+            "the end of the trace:\n{shown}\n{panics} tasks panicked, {violations:#?}\nto see it again: SIM_SEED={seed:#x}"
+        );
+    }
+}
+
 /// Takes care that the runtimes of this world do the same each time. When a runtime ends, its tasks are dropped in an
 /// order that hangs on their numbers, and these are counted up in the whole process: so one world at a time, and every
 /// one begins with the same remainder.
-fn alone() -> MutexGuard<'static, ()> {
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
     static ONE_WORLD: Mutex<()> = Mutex::new(());
     let alone = ONE_WORLD.lock().unwrap_or_else(PoisonError::into_inner);
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers");
@@ -129,7 +162,7 @@ impl World {
             sim.host(name, move || workload::live(Arc::clone(&of_producer), number));
         }
         let dice = stage.dice(3, 0);
-        Self { sim, stage, dice, active: Vec::new(), is_disk_doomed: false, panics_before: PANICS.get(), _alone: alone }
+        Self { sim, stage, dice, active: Vec::new(), is_disk_doomed: false, panics_before: panics(), _alone: alone }
     }
 
     /// Lets time pass. What is not among `faults` ends at once.
@@ -202,7 +235,7 @@ impl World {
     /// Everything that happened, a line each.
     #[must_use]
     pub fn trace(&self) -> String {
-        self.stage.trace()
+        self.stage.score.trace()
     }
 
     fn step(&mut self, faults: Faults) {
@@ -219,26 +252,14 @@ impl World {
         if let Err(error) = self.sim.step() {
             self.stage.violation("world", format_args!("a host failed: {error}"));
         }
-        self.stage.set_now_ms(now + millis(STEP));
+        self.stage.score.set_now_ms(now + millis(STEP));
         self.check();
     }
 
     fn check(&self) {
-        let panics = PANICS.get() - self.panics_before;
         let violations = self.stage.truth().violations().to_vec();
-        if panics == 0 && violations.is_empty() {
-            return;
-        }
-        let trace = self.stage.trace();
-        let lines: Vec<&str> = trace.lines().collect();
-        if let Ok(path) = std::env::var("SIM_TRACE") {
-            let _ = std::fs::write(path, &trace);
-        }
-        let shown = lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n");
-        let seed = self.stage.seed;
-        panic!(
-            "the end of the trace:\n{shown}\n{panics} tasks panicked, {violations:#?}\nto see it again: SIM_SEED={seed:#x}"
-        );
+        let panics = panics() - self.panics_before;
+        Failure { score: &self.stage.score, panics, violations: &violations }.raise();
     }
 
     /// A node that ended by itself is started again, as a supervisor would; a disk that failed is read anew.
@@ -432,6 +453,6 @@ impl World {
     }
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
