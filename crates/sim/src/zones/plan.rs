@@ -11,8 +11,8 @@ use seawall_core::guard::outlier::OutlierConfig;
 use seawall_core::guard::retry::RetryConfig;
 use seawall_core::id::{RouteId, UpstreamId};
 use seawall_core::policy::{
-    Delivery, Endpoint, Fallback, Guards, Limits, Listener, Match, PathMatch, Placement, Policy, Protocol, Route,
-    Upstream,
+    Delivery, Endpoint, Fallback, Guards, Limits, Listener, Match, PathMatch, Placement, Policy, Protocol, Resolver,
+    Route, Upstream,
 };
 use seawall_core::prng::Prng;
 use seawall_core::units::Ratio;
@@ -129,6 +129,7 @@ fn upstream(name: &str) -> Upstream {
         announce: None,
         http2: false,
         host: None,
+        resolver: Resolver::default(),
     }
 }
 
