@@ -377,7 +377,7 @@ fn whatever_is_typed_comes_to_the_node() {
         "--abort-over",
         "5s",
     ];
-    let cases: [(&[&str], &[&str], Value); 15] = [
+    let cases: [(&[&str], &[&str], Value); 16] = [
         (&calls, &["--grpc", "14"], json!({ "grpc": { "code": 14 } })),
         (&calls, &["--duplicate"], json!("duplicate")),
         (&calls, &["--abort", "503", "--retry-at", "-2h"], json!({ "abort": { "status": 503, "retry_at": "-2h" } })),
@@ -395,6 +395,7 @@ fn whatever_is_typed_comes_to_the_node() {
         (&bytes, &["--slow-close", "2s"], json!({ "slow_close": { "delay": "2s", "way": "down" } })),
         (&bytes, &["--black-hole", "--way", "up"], json!({ "black_hole": { "after": null, "way": "up" } })),
         (&bytes, &["--reset"], json!({ "reset": { "after": "0s", "way": "down" } })),
+        (&bytes, &["--half-close", "--way", "up"], json!({ "half_close": { "after": "0s", "way": "up" } })),
         (
             &bytes,
             &["--slicer", "10B", "--pause", "1ms"],

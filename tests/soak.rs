@@ -196,6 +196,7 @@ fn fault(prng: &mut Prng) -> Value {
         "hang".into(),
         "black_hole".into(),
         "reset".into(),
+        "half_close".into(),
     ];
     let ttl = ["500ms", "1s", "2s"][prng.below(3) as usize];
     let mut fault = json!({ "owner": "soak", "ttl": ttl, "seed": prng.below(1_000) });

@@ -227,6 +227,9 @@ struct KindArgs {
     /// On connections: reset them when something comes
     #[arg(long)]
     reset: bool,
+    /// On connections: end one way, as if nothing more came, and let the other go on
+    #[arg(long)]
+    half_close: bool,
     /// On connections: cut what comes into pieces of this size
     #[arg(long, value_name = "SIZE")]
     slicer: Option<String>,
@@ -245,12 +248,13 @@ struct KindArgs {
 }
 
 /// Kinds on connections, which go one way or the other.
-const WITH_WAY: [&str; 10] = [
+const WITH_WAY: [&str; 11] = [
     "tcp_latency",
     "tcp_bandwidth",
     "slow_close",
     "black_hole",
     "reset",
+    "half_close",
     "slicer",
     "limit_data",
     "tcp_corrupt",
@@ -455,6 +459,7 @@ fn kind_of(kind: &KindArgs, more: &MoreArgs) -> Value {
         ("slow_close", kind.slow_close.as_ref().map(|delay| json!({ "delay": delay, "way": way }))),
         ("black_hole", kind.black_hole.then(|| json!({ "way": way }))),
         ("reset", kind.reset.then(|| json!({ "way": way }))),
+        ("half_close", kind.half_close.then(|| json!({ "way": way }))),
         ("slicer", kind.slicer.as_ref().map(|size| json!({ "size": size, "pause": more.pause, "way": way }))),
         ("limit_data", kind.limit_data.as_ref().map(|size| json!({ "size": size, "way": way }))),
         ("tcp_corrupt", kind.tcp_corrupt.map(|share| json!({ "bytes": share.to_string(), "way": way }))),

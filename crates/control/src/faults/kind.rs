@@ -13,7 +13,7 @@ use crate::api::Refusal;
 const SPREADS: [(&str, Spread); 2] = [("even", Spread::Even), ("tail", Spread::Tail)];
 
 /// Those that may say more, and need not.
-const BARE: [&str; 3] = ["black_hole", "reset", "zone_cut"];
+const BARE: [&str; 4] = ["black_hole", "reset", "half_close", "zone_cut"];
 
 /// One of each.
 fn examples() -> Vec<String> {
@@ -31,6 +31,7 @@ fn examples() -> Vec<String> {
         json!({ "slow_close": { "delay": "2s", "way": "down" } }),
         json!({ "black_hole": { "after": "10s", "way": "up" } }),
         json!({ "reset": { "after": "0s", "way": "down" } }),
+        json!({ "half_close": { "after": "10s", "way": "up" } }),
         json!({ "slicer": { "size": "100B", "variation": "10B", "pause": "1ms", "way": "down" } }),
         json!({ "limit_data": { "size": "1KiB", "way": "down" } }),
         json!({ "tcp_corrupt": { "bytes": "1%", "way": "down" } }),
@@ -121,6 +122,11 @@ fn on_bytes(name: &str, fields: impl Fn(&[&str]) -> Result<Fields, Refusal>) -> 
             let fields = fields(&["after", "way"])?;
             let after = fields.duration("after")?.unwrap_or_default();
             (fields, Effect::ResetPeer { after })
+        }
+        "half_close" => {
+            let fields = fields(&["after", "way"])?;
+            let after = fields.duration("after")?.unwrap_or_default();
+            (fields, Effect::HalfClose { after })
         }
         "slicer" => {
             let fields = fields(&["size", "variation", "pause", "way"])?;
@@ -228,7 +234,7 @@ pub(super) fn told(kind: Kind) -> Value {
                 Effect::Bandwidth { bytes_per_second } => json!({ "per_second": format_size(bytes_per_second) }),
                 Effect::SlowClose { delay } => json!({ "delay": format_duration(delay) }),
                 Effect::Timeout { after } => json!({ "after": after.map(format_duration) }),
-                Effect::ResetPeer { after } => json!({ "after": format_duration(after) }),
+                Effect::ResetPeer { after } | Effect::HalfClose { after } => json!({ "after": format_duration(after) }),
                 Effect::Slicer { average, variation, delay } => {
                     let (size, variation) = (format_size(average as u64), format_size(variation as u64));
                     json!({ "size": size, "variation": variation, "pause": format_duration(delay) })

@@ -221,6 +221,7 @@ async fn every_kind_and_portion_can_be_said() {
         same(json!({ "slow_close": { "delay": "2s", "way": "down" } })),
         (json!("black_hole"), json!({ "black_hole": { "after": null, "way": "down" } })),
         (json!("reset"), json!({ "reset": { "after": "0s", "way": "down" } })),
+        (json!("half_close"), json!({ "half_close": { "after": "0s", "way": "down" } })),
         same(json!({ "slicer": { "size": "100B", "variation": "10B", "pause": "1ms", "way": "down" } })),
         (json!({ "limit_data": { "size": "0B" } }), json!({ "limit_data": { "size": "0B", "way": "down" } })),
         same(json!({ "tcp_corrupt": { "bytes": "1%", "way": "down" } })),

@@ -46,6 +46,7 @@ pub struct Link {
     out_end: Option<Ending>,
     /// Nothing more will come, or be taken.
     is_input_over: bool,
+    has_sender_ended: bool,
 }
 
 impl Link {
@@ -53,7 +54,9 @@ impl Link {
     #[must_use]
     pub fn new(now: Mono, direction: Direction, prng: Prng, faults: &[Fault]) -> Self {
         let (out, stages) = (VecDeque::new(), Vec::new());
-        let mut link = Self { direction, prng, stages, out, out_bytes: 0, out_end: None, is_input_over: false };
+        let (is_input_over, has_sender_ended) = (false, false);
+        let mut link =
+            Self { direction, prng, stages, out, out_bytes: 0, out_end: None, is_input_over, has_sender_ended };
         for fault in faults {
             link.place(now, fault.clone(), true);
         }
@@ -112,6 +115,13 @@ impl Link {
         !self.is_input_over && self.has_room(0)
     }
 
+    /// Whether a fault has said that the sender has no more to say, and the sender has not: what it says is to be thrown
+    /// away, or it would wait for a reader for ever.
+    #[must_use]
+    pub fn is_sender_unheard(&self) -> bool {
+        self.out_end == Some(Ending::Half) && !self.has_sender_ended
+    }
+
     /// Bytes inside: what this connection costs in memory.
     #[must_use]
     pub fn held_bytes(&self) -> usize {
@@ -127,6 +137,7 @@ impl Link {
 
     /// The sender ended: orderly ([`Ending::Half`]), or broken.
     pub fn end(&mut self, ending: Ending) {
+        self.has_sender_ended = true;
         if !self.is_input_over {
             self.is_input_over = true;
             self.hand_on(0, Item::End(ending));

@@ -133,6 +133,12 @@ pub enum Effect {
         /// After the first chunk.
         after: Duration,
     },
+    /// Ends the direction as if its sender had no more to say; what the sender says later is thrown away. The other
+    /// direction goes on.
+    HalfClose {
+        /// Since the fault began.
+        after: Duration,
+    },
     /// Cuts chunks into pieces that are written one by one.
     Slicer {
         /// In bytes, at least 1.

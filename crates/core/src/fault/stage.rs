@@ -88,6 +88,10 @@ enum Work {
         /// When the first chunk, or the end, came.
         since: Option<Mono>,
     },
+    HalfClose {
+        after: Duration,
+        since: Mono,
+    },
     Slicer {
         average: usize,
         variation: usize,
@@ -131,6 +135,7 @@ impl Work {
             Effect::SlowClose { delay } => Self::SlowClose { delay, since: None },
             Effect::Timeout { after } => Self::Timeout { after, since: now },
             Effect::ResetPeer { after } => Self::ResetPeer { after, since: None },
+            Effect::HalfClose { after } => Self::HalfClose { after, since: now },
             Effect::Slicer { average, variation, delay } => {
                 Self::Slicer { average, variation, delay, cuts: None, ready_at: now, is_rest_whole: false }
             }
@@ -217,6 +222,7 @@ impl Stage {
             Work::SlowClose { delay, since } => since.map(|since| since + *delay),
             Work::Timeout { after, since } => after.map(|after| *since + after),
             Work::ResetPeer { after, since } => since.map(|since| since + *after),
+            Work::HalfClose { after, since } => Some(*since + *after).filter(|_| self.end.is_none()),
             Work::Slicer { ready_at, .. } => {
                 Some(*ready_at).filter(|_| waits || (self.queue.is_empty() && self.end.is_some()))
             }
@@ -283,7 +289,8 @@ impl Stage {
                 *since = since.map(|_| now);
             }
             (Work::Timeout { after, since }, Effect::Timeout { after: new }) => (*after, *since) = (new, now),
-            (Work::ResetPeer { after, .. }, Effect::ResetPeer { after: new }) => *after = new,
+            (Work::ResetPeer { after, .. }, Effect::ResetPeer { after: new })
+            | (Work::HalfClose { after, .. }, Effect::HalfClose { after: new }) => *after = new,
             (
                 Work::Slicer { average, variation, delay, cuts, ready_at, is_rest_whole },
                 Effect::Slicer { average: new_average, variation: new_variation, delay: new_delay },
@@ -321,6 +328,13 @@ impl Stage {
                 self.held_bytes = 0;
                 (now >= begun + *after).then(|| self.reset())
             }
+            Work::HalfClose { after, since } => {
+                // Behind what came before it, as the sender's own would be.
+                if now >= *since + *after {
+                    self.end.get_or_insert(Ending::Half);
+                }
+                None
+            }
             Work::LimitData { bytes, passed, is_full } => {
                 // Nothing passes any more: the first byte beyond the limit closes.
                 let is_over = *is_full || (!self.queue.is_empty() && passed >= bytes);
@@ -342,7 +356,7 @@ impl Stage {
     fn next_chunk(&mut self, now: Mono) -> Option<Chunk> {
         let oldest = self.queue.front_mut()?;
         match &mut self.work {
-            Work::Pass | Work::SlowClose { .. } => self.queue.pop_front(),
+            Work::Pass | Work::SlowClose { .. } | Work::HalfClose { .. } => self.queue.pop_front(),
             Work::Loss { .. } => {
                 self.is_kept = false;
                 self.queue.pop_front()

@@ -58,6 +58,10 @@ const fn reset(after: u64) -> Effect {
     Effect::ResetPeer { after: ms(after) }
 }
 
+const fn half_close(after: u64) -> Effect {
+    Effect::HalfClose { after: ms(after) }
+}
+
 const fn slow_close(delay: u64) -> Effect {
     Effect::SlowClose { delay: ms(delay) }
 }
@@ -296,6 +300,32 @@ fn a_reset_that_is_lifted_does_not_wait() {
 }
 
 #[test]
+fn half_close_ends_behind_what_came_before_it() {
+    assert_eq!(run(&[it(half_close(0))], &[(5, Put(it(half_close(0))))]), "0:Half");
+    assert_eq!(run(&[it(half_close(100))], &[(50, Send(5))]), "50:5 100:Half");
+    assert_eq!(run(&[it(half_close(100))], &[(50, End(Ending::Half))]), "50:Half");
+    assert_eq!(run(&[it(half_close(100))], &[(50, End(Ending::Close))]), "50:Close");
+    assert_eq!(run(&[it(half_close(100))], &[(60, Put(it(half_close(200)))), (150, Send(5))]), "150:5 200:Half");
+    assert_eq!(run(&[it(half_close(100))], &[(60, Lift(NAME)), (150, Send(5))]), "150:5");
+    assert_eq!(run(&[share(0.0, half_close(0))], &[(50, Send(5))]), "50:5");
+    // What a fault before it holds comes after the end: it is lost.
+    assert_eq!(run(&[named("a", latency(300)), it(half_close(100))], &[(0, Send(5))]), "100:Half");
+    assert_eq!(run(&[it(half_close(100)), named("b", latency(300))], &[(0, Send(5))]), "300:5 300:Half");
+
+    let mut link = link(&[it(half_close(0))]);
+    assert!(!link.is_sender_unheard(), "not yet");
+    link.push(Mono::ZERO, Bytes::from_static(b"x"));
+    assert_eq!(link.next(Mono::ZERO), Out::Write(Bytes::from_static(b"x")));
+    link.wrote(1);
+    assert_eq!(link.next(Mono::ZERO), Out::End(Ending::Half));
+    assert!(link.is_sender_unheard() && !link.wants_input());
+    assert!(link.lift(&NAME.into()));
+    assert_eq!(link.next(Mono::ZERO), Out::End(Ending::Half), "an end that was told cannot be taken back");
+    link.end(Ending::Half);
+    assert!(!link.is_sender_unheard());
+}
+
+#[test]
 fn slicer_writes_pieces_with_pauses() {
     assert_eq!(run(&[it(slicer(25, 10_000))], &[(0, Send(100))]), "0:25 10:25 20:25 30:25");
     assert_eq!(run(&[it(slicer(25, 0))], &[(0, Send(100)), (0, End(Ending::Half))]), "0:25 0:25 0:25 0:25 0:Half");
@@ -465,11 +495,15 @@ fn effect() -> impl Strategy<Value = Effect> {
         (0..9_000_u64).prop_map(limit),
         (0..60_u64).prop_map(timeout),
         (0..60_u64).prop_map(reset),
+        (0..60_u64).prop_map(half_close),
     ]
 }
 
 fn loses(effect: Effect) -> bool {
-    matches!(effect, Effect::LimitData { .. } | Effect::Timeout { .. } | Effect::ResetPeer { .. })
+    matches!(
+        effect,
+        Effect::LimitData { .. } | Effect::Timeout { .. } | Effect::ResetPeer { .. } | Effect::HalfClose { .. }
+    )
 }
 
 proptest! {

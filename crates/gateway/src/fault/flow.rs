@@ -49,6 +49,10 @@ impl Line {
         lock(&self.0).link.arms_reset()
     }
 
+    pub(super) fn is_sender_unheard(&self) -> bool {
+        lock(&self.0).link.is_sender_unheard()
+    }
+
     /// Changes the faults on a link; its task looks at it again.
     pub(super) fn change(&self, how: impl FnOnce(&mut Link)) {
         let mut inner = lock(&self.0);
@@ -201,6 +205,15 @@ fn read(cx: &mut Context<'_>, from: &mut Stream) -> Poll<io::Result<Bytes>> {
         ready!(Pin::new(from).poll_read(cx, &mut buf))?;
         Poll::Ready(Ok(Bytes::copy_from_slice(buf.filled())))
     })
+}
+
+/// Throws away what comes, until the sender has ended or broken off.
+pub(super) fn poll_discard(cx: &mut Context<'_>, from: &mut Stream) -> Poll<io::Result<()>> {
+    loop {
+        if ready!(read(cx, from))?.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+    }
 }
 
 /// Passes on that nothing more comes; false if the receiver is gone already.

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use seawall_core::fault::Ending;
 
 use super::Traffic;
-use super::flow::{Flow, Line, Means, end_half, finish};
+use super::flow::{Flow, Line, Means, end_half, finish, poll_discard};
 use crate::net::Stream;
 
 /// Upstream, downstream: what comes from one socket goes to the other.
@@ -16,7 +16,11 @@ pub(super) struct Pipes<'a> {
     /// The client's and the upstream's.
     sockets: [Option<Stream>; 2],
     flows: [Option<Flow<'a>>; 2],
+    /// Directions that a fault has ended before their senders: what these still say is read and thrown away, so that they
+    /// can go on listening.
+    are_unheard: [bool; 2],
     lines: &'a [Arc<Line>; 2],
+    means: &'a Means,
 }
 
 impl<'a> Pipes<'a> {
@@ -28,7 +32,7 @@ impl<'a> Pipes<'a> {
         held_bytes: &'a AtomicUsize,
     ) -> Self {
         let flows = [0, 1].map(|way| Some(Flow::new(means, &lines[way], traffic[way], held_bytes)));
-        Self { sockets: sockets.map(Some), flows, lines }
+        Self { sockets: sockets.map(Some), flows, are_unheard: [false; 2], lines, means }
     }
 
     /// True until both directions have ended.
@@ -36,8 +40,19 @@ impl<'a> Pipes<'a> {
         self.flows.iter().any(Option::is_some)
     }
 
-    /// The next direction that ends, by its place, and how.
+    /// The next direction that ends, by its place, and how. One that a fault has ended may end again: its sender broke off.
     pub(super) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<(usize, Ending)> {
+        for way in [0, 1] {
+            if self.are_unheard[way]
+                && let Some(from) = &mut self.sockets[way]
+                && let Poll::Ready(ended) = poll_discard(cx, from)
+            {
+                self.are_unheard[way] = false;
+                if ended.is_err() {
+                    return Poll::Ready((way, self.means.on_broken));
+                }
+            }
+        }
         let ([up, down], [client, upstream]) = (&mut self.flows, &mut self.sockets);
         if let (Some(flow), Some(to)) = (up, &mut *upstream)
             && let Poll::Ready(ending) = flow.poll(cx, client.as_mut(), to)
@@ -68,6 +83,7 @@ impl<'a> Pipes<'a> {
             && let Some(to) = &mut self.sockets[receiver]
             && end_half(to).await
         {
+            self.are_unheard[way] = self.lines[way].is_sender_unheard();
             return true;
         }
         if let Some(to) = self.sockets[receiver].take() {

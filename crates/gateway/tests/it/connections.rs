@@ -223,6 +223,49 @@ fn a_black_hole_is_silence_to_who_waits_for_words() {
     wait_until("it counts as one", || ended(&world, "idle") == 1);
 }
 
+/// Each way in turn: who listens there reads the end, may go on talking, and is heard; who talks there is not held up.
+#[test]
+fn a_half_closed_connection_goes_on_the_other_way() {
+    let far = Far::new();
+    let world = world(&[far.address()], |_| {});
+    for way in [Way::Down, Way::Up] {
+        let (mut client, mut server) = joined(&world, &far);
+        took(&mut client, &mut server);
+        took(&mut server, &mut client);
+        let id = put(&world, bytes(way, Effect::HalfClose { after: Duration::ZERO }), ALL);
+        let (mut listener, mut talker) = if way == Way::Down { (client, server) } else { (server, client) };
+        assert_eq!(rest(&mut listener).unwrap(), "", "{way:?}");
+        // More than any socket holds: nobody listens, and somebody reads.
+        talker.write_all(&vec![7; 16 << 20]).unwrap();
+        took(&mut listener, &mut talker);
+        world.faults.remove(id).unwrap();
+        talker.write_all(b"unheard").unwrap();
+        took(&mut listener, &mut talker);
+        let before = ended(&world, "done");
+        drop(listener);
+        assert_eq!(rest(&mut talker).unwrap(), "");
+        wait_until("it has ended well", || ended(&world, "done") == before + 1);
+    }
+}
+
+#[test]
+fn who_breaks_off_a_half_closed_connection_ends_it() {
+    let far = Far::new();
+    let world = world(&[far.address()], |_| {});
+    let half_close = bytes(Way::Down, Effect::HalfClose { after: PAUSE });
+    let begin = Instant::now();
+    put(&world, half_close, ALL);
+    let (mut client, server) = joined(&world, &far);
+    assert_eq!(rest(&mut client).unwrap(), "");
+    assert!(begin.elapsed() >= PAUSE, "{:?}", begin.elapsed());
+    socket2::SockRef::from(&server).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(server);
+    wait_until("it counts as the upstream's", || ended(&world, "upstream_reset") == 1);
+    let mut byte = [0];
+    wait_until("the client is told", || client.write_all(b"x").is_err());
+    assert!(!matches!(client.read(&mut byte), Ok(1..)));
+}
+
 #[test]
 fn connections_on_which_faults_lie_end_with_the_node() {
     let far = Far::new();

@@ -132,6 +132,14 @@ fn faults_lie_on_the_bytes_of_what_was_put_through() {
     server.write_all(b"word").unwrap();
     assert!(is_reset(&mut client));
     assert_eq!(world.faults.remove(id).unwrap().requests, 1);
+
+    let half_close = Fault::Bytes { way: Way::Down, effect: Effect::HalfClose { after: Duration::ZERO } };
+    let id = world.faults.place(order("r", half_close, ALL)).unwrap().fault.id;
+    let [mut client, mut server] = switched(&world, &far);
+    assert_eq!(rest(&mut client).unwrap(), "");
+    client.write_all(b"goes on").unwrap();
+    assert_eq!(read(&mut server, 7), "goes on");
+    assert_eq!(world.faults.remove(id).unwrap().requests, 1);
 }
 
 /// What follows a request that is answered as any other are requests.

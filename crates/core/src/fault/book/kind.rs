@@ -176,7 +176,7 @@ impl Kind {
     }
 
     /// One of each, whatever it says.
-    const EACH: [Self; 26] = {
+    const EACH: [Self; 27] = {
         const fn late(of: Moment) -> Kind {
             Kind::Latency { of, delay: TICK, jitter: Duration::ZERO, spread: Spread::Even }
         }
@@ -205,6 +205,7 @@ impl Kind {
             bytes(Effect::SlowClose { delay: TICK }),
             bytes(Effect::Timeout { after: None }),
             bytes(Effect::ResetPeer { after: TICK }),
+            bytes(Effect::HalfClose { after: TICK }),
             bytes(Effect::Slicer { average: 1, variation: 0, delay: Duration::ZERO }),
             bytes(Effect::LimitData { bytes: 1 }),
             bytes(Effect::Corrupt { share: Ratio::ONE }),
@@ -214,8 +215,8 @@ impl Kind {
     };
 
     /// Every kind by name.
-    pub const NAMES: [&'static str; 26] = {
-        let (mut names, mut place) = ([""; 26], 0);
+    pub const NAMES: [&'static str; 27] = {
+        let (mut names, mut place) = ([""; 27], 0);
         while place < names.len() {
             names[place] = Self::EACH[place].name();
             place += 1;
@@ -262,6 +263,7 @@ impl Kind {
                 Effect::SlowClose { .. } => "slow_close",
                 Effect::Timeout { .. } => "black_hole",
                 Effect::ResetPeer { .. } => "reset",
+                Effect::HalfClose { .. } => "half_close",
                 Effect::Slicer { .. } => "slicer",
                 Effect::LimitData { .. } => "limit_data",
                 Effect::Corrupt { .. } => "tcp_corrupt",
@@ -382,6 +384,7 @@ fn check_effect(effect: Effect) -> Result<(), Refused> {
         Effect::SlowClose { delay: wait }
         | Effect::Timeout { after: Some(wait) }
         | Effect::ResetPeer { after: wait }
+        | Effect::HalfClose { after: wait }
         | Effect::Slicer { delay: wait, .. }
             if wait > DELAY_MAX =>
         {
@@ -444,7 +447,8 @@ impl fmt::Display for Kind {
                     Effect::Bandwidth { bytes_per_second } => write!(f, " {}/s", format_size(*bytes_per_second))?,
                     Effect::SlowClose { delay: wait }
                     | Effect::Timeout { after: Some(wait) }
-                    | Effect::ResetPeer { after: wait } => write!(f, " {}", format_duration(*wait))?,
+                    | Effect::ResetPeer { after: wait }
+                    | Effect::HalfClose { after: wait } => write!(f, " {}", format_duration(*wait))?,
                     Effect::Slicer { average, .. } => write!(f, " {}", format_size(*average as u64))?,
                     Effect::LimitData { bytes } => write!(f, " {}", format_size(*bytes))?,
                     Effect::Corrupt { share } | Effect::Loss { share } => write!(f, " {share}")?,

@@ -721,6 +721,7 @@ fn what_harms_bytes_makes_sense_or_is_refused() {
         (Effect::SlowClose { delay: long }, "at most 10m"),
         (Effect::Timeout { after: Some(long) }, "at most 10m"),
         (Effect::ResetPeer { after: long }, "at most 10m"),
+        (Effect::HalfClose { after: long }, "at most 10m"),
         (Effect::Slicer { average: 1, variation: 0, delay: long }, "at most 10m"),
         (Effect::Slicer { average: 0, variation: 0, delay: Duration::ZERO }, "1B or more"),
         (Effect::Corrupt { share: none }, "more than 0%"),
@@ -740,6 +741,7 @@ fn what_harms_bytes_makes_sense_or_is_refused() {
         (Effect::Timeout { after: Some(second) }, "black_hole 1s, up"),
         (Effect::Timeout { after: None }, "black_hole, up"),
         (Effect::ResetPeer { after: second }, "reset 1s, up"),
+        (Effect::HalfClose { after: second }, "half_close 1s, up"),
         (Effect::Slicer { average: 9, variation: 3, delay: second }, "slicer 9B, up"),
         (Effect::LimitData { bytes: 0 }, "limit_data 0B, up"),
         (Effect::Corrupt { share }, "tcp_corrupt 1%, up"),
@@ -1187,5 +1189,5 @@ fn a_cut_zone_weighs_what_lies_there_under_the_policy_in_force() {
 fn each_protocol_is_told_what_can_touch_it() {
     let (of_calls, of_bytes) = (Kind::names_for(Carries::Call), Kind::names_for(Carries::Connection));
     assert_eq!(of_calls, Kind::NAMES[..16]);
-    assert_eq!(of_bytes, [&["refuse", "hang"], &Kind::NAMES[16..25]].concat());
+    assert_eq!(of_bytes, [&["refuse", "hang"], &Kind::NAMES[16..26]].concat());
 }
