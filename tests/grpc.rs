@@ -42,6 +42,22 @@ fn every_kind_of_call_passes_and_what_became_of_it_is_known() {
     assert!(endpoint["connections"].as_u64() <= Some(4), "32 at once share connections: {endpoint}");
 }
 
+/// A subscription: the client asks once and is silent, the service speaks now and then.
+#[test]
+fn a_client_that_listens_may_be_silent_for_as_long_as_it_is_answered() {
+    let echo = GRPC.serve();
+    let (node, place) = node(echo.port, "timeout: 60s, retry: off, breaker: { window: 10 calls, calls_min: 1 }");
+    let config = std::fs::read_to_string(place.path().join("seawall.yaml")).unwrap();
+    place.write("seawall.yaml", &format!("{config}limits: {{ body_idle_timeout: 1s }}\n"));
+    assert_eq!(node.admin_post("/api/reload", &serde_json::json!({})).status, 200);
+    assert_eq!(say(&node, &["watch", "12"]), "12", "three times as long");
+    let metrics = node.metrics();
+    assert_eq!(
+        (node.breaker("echo").as_str(), metrics.get("seawall_limit_reached_total{limit=\"body_idle_timeout\"}")),
+        ("closed", 0)
+    );
+}
+
 #[test]
 fn our_own_answers_are_said_in_its_words() {
     let echo = GRPC.serve();

@@ -4,6 +4,7 @@
     client ADDRESS              every kind of call; prints `ok`
     code ADDRESS METHOD [S]     one call with a deadline of S seconds; prints its status and its message
     load ADDRESS N              N calls at once, many times; prints how many came back right
+    watch ADDRESS N             asks once, says no more and does not end; prints how many of N answers came
 """
 
 import sys
@@ -48,6 +49,11 @@ def serve():
         for request in requests:
             yield b"you said " + request
 
+    def watch(requests, context):
+        for n in range(int(next(requests))):
+            threading.Event().wait(0.25)
+            yield b"x"
+
     handlers = {
         "Unary": grpc.unary_unary_rpc_method_handler(unary),
         "Fail": grpc.unary_unary_rpc_method_handler(fail),
@@ -56,6 +62,7 @@ def serve():
         "BreakOff": grpc.unary_stream_rpc_method_handler(break_off),
         "Add": grpc.stream_unary_rpc_method_handler(add),
         "Talk": grpc.stream_stream_rpc_method_handler(talk),
+        "Watch": grpc.stream_stream_rpc_method_handler(watch),
     }
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=64))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
@@ -148,4 +155,20 @@ def load(address, count):
     print(right[0])
 
 
-{"server": serve, "client": client, "code": code, "load": load}[sys.argv[1]](*sys.argv[2:])
+def watch(address, count):
+    done, came = threading.Event(), 0
+
+    def words():
+        yield count.encode()
+        done.wait()
+
+    with channel(address) as way:
+        try:
+            for _ in way.stream_stream(f"/{SERVICE}/Watch")(words(), timeout=60):
+                came += 1
+        finally:
+            done.set()
+    print(came)
+
+
+{"server": serve, "client": client, "code": code, "load": load, "watch": watch}[sys.argv[1]](*sys.argv[2:])

@@ -41,6 +41,8 @@ const NAME: &str = "handover.sock";
 const VERSION: u32 = 1;
 /// Bytes of a message. Breakers of a thousand routes with large windows take a few million.
 const WORDS_BYTES_MAX: usize = 64 << 20;
+/// Of what is known, the words around it left out.
+const LEGACY_BYTES_MAX: usize = WORDS_BYTES_MAX - (4 << 10);
 /// Sockets that go with one message; the kernel takes 253.
 const SOCKETS_AT_ONCE: usize = 64;
 const SOCKETS_MAX: usize = 4_096;
@@ -348,7 +350,13 @@ impl Successor {
 
     /// Tells it that the store is its own, and waits until it serves. False if it breaks off before.
     pub(crate) async fn serves(&mut self, entry: Seq, legacy: &Legacy) -> bool {
-        let legacy = serde_json::to_value(legacy).unwrap_or_default();
+        let mut legacy = serde_json::to_value(legacy).unwrap_or_default();
+        if legacy.to_string().len() > LEGACY_BYTES_MAX {
+            tracing::warn!(
+                "what is known of upstreams is too much to be handed over: breakers, health and drains begin anew there"
+            );
+            legacy = serde_json::Value::Null;
+        }
         let told = say(&mut self.stream, &Words::Yours { entry, legacy }).await;
         told.is_ok() && matches!(hear(&mut self.stream).await, Ok(Words::Serves))
     }
@@ -379,7 +387,11 @@ impl Predecessor {
                 other => bail!("the process that runs says {other:?} instead of handing over"),
             }
         };
-        let (program, pid, sockets) = within(ANSWER_WITHIN * 2, asked).await?;
+        let asked = within(ANSWER_WITHIN * 2, asked).await;
+        let (program, pid, sockets) = asked.with_context(|| {
+            let at = path.display();
+            format!("the process that runs does not hand over (asked at `{at}`): it may just be ending, or handing over to another; look at its log, and try again")
+        })?;
         Ok(Some((Self { stream, pid, program }, sockets)))
     }
 
@@ -391,6 +403,9 @@ impl Predecessor {
         let told = say(&mut self.stream, &Words::Prepared).await;
         let heard = if told.is_ok() { hear(&mut self.stream).await.ok() } else { None };
         let left = match heard {
+            Some(Words::Yours { entry, legacy: serde_json::Value::Null }) => {
+                Some(Left { entry, legacy: Legacy::default() })
+            }
             Some(Words::Yours { entry, legacy }) => {
                 let legacy = serde_json::from_value(legacy).unwrap_or_else(|error| {
                     tracing::warn!(%error, "what the other process knew cannot be read: breakers, health and drains begin anew");

@@ -12,6 +12,8 @@ use crate::time::Mono;
 
 /// A name in use is asked for again after this long where nobody told how long the answer is good for, or nobody answered.
 pub const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// A name that never had an address is asked for again after this long, however many wait for it.
+pub const ASK_UNKNOWN_AFTER: Duration = Duration::from_millis(100);
 /// An answer is good for this long at least, ...
 pub const TTL_MIN: Duration = Duration::from_secs(1);
 /// ... and for this long at most, whatever it says: to ask sooner than one must is always allowed.
@@ -96,8 +98,7 @@ pub enum Answer {
 impl Addresses {
     /// True if somebody must ask: whoever is told so does, and says what was answered.
     pub fn ask(&mut self, now: Mono) -> bool {
-        let is_fresh = !self.known.is_empty() && now < self.fresh_until;
-        if self.is_asking || is_fresh {
+        if self.is_asking || now < self.fresh_until {
             return false;
         }
         self.is_asking = true;
@@ -138,7 +139,18 @@ impl Addresses {
             }
             Err(error) => error.to_string(),
         };
-        if self.known.is_empty() { Answer::Unknown(failure) } else { Answer::Kept(failure) }
+        if !self.known.is_empty() {
+            return Answer::Kept(failure);
+        }
+        self.fresh_until = now + ASK_UNKNOWN_AFTER;
+        Answer::Unknown(failure)
+    }
+
+    /// What another process knew last, until somebody has asked.
+    pub fn restore(&mut self, addresses: Vec<SocketAddr>) {
+        if self.known.is_empty() {
+            self.learn(addresses);
+        }
     }
 
     /// A resolver may tell the same addresses in another order each time: that is no change.
@@ -269,13 +281,25 @@ mod tests {
     }
 
     #[test]
-    fn a_name_nobody_knows_is_asked_for_at_every_call() {
+    fn a_name_nobody_knows_is_asked_for_ten_times_a_second_at_most() {
         let mut addresses = Addresses::default();
-        assert!(addresses.ask(at(0)));
-        assert_eq!(addresses.answered(at(0), Ok(Found::default())), Answer::Unknown("no addresses".into()));
-        assert!(addresses.ask(at(0)));
-        assert_eq!(addresses.answered(at(0), Err(io::Error::other("no"))), Answer::Unknown("no".into()));
-        assert!(addresses.in_turn(at(0)).is_empty());
+        assert!(addresses.ask(at(1)));
+        assert_eq!(addresses.answered(at(1), Ok(Found::default())), Answer::Unknown("no addresses".into()));
+        assert!(!addresses.ask(Mono::from_millis(1_099)));
+        assert!(addresses.ask(Mono::from_millis(1_100)));
+        assert_eq!(addresses.answered(at(2), Err(io::Error::other("no"))), Answer::Unknown("no".into()));
+        assert!(addresses.in_turn(at(2)).is_empty());
+    }
+
+    #[test]
+    fn what_another_process_knew_holds_until_somebody_has_asked() {
+        let mut addresses = Addresses::default();
+        addresses.restore(vec![address(1)]);
+        assert_eq!(addresses.known(), [address(1)]);
+        assert!(addresses.ask(at(0)), "at once, beside the calls");
+        assert_eq!(addresses.answered(at(0), Err(io::Error::other("no"))), Answer::Kept("no".into()));
+        addresses.restore(vec![address(2)]);
+        assert_eq!(addresses.known(), [address(1)], "who knows something is told nothing");
     }
 
     #[test]

@@ -462,9 +462,11 @@ async fn prepare(
     };
     let asks = present.has(Present::ASKS);
     let upgrade = if asks { upgrade::wanted(&route.policy.upgrades, &parts.headers) } else { None };
+    let hop = Hop::of(peer, &node.via);
     let stale_key = match route.policy.stale_for() {
         Some(_) if parts.method == Method::GET && upgrade.is_none() => {
-            stale::Key::new((&route.policy.name, &route.upstream_name), &parts.uri, &parts.headers)
+            let is_personal = hop.certificate(&parts.headers).is_some();
+            stale::Key::new((&route.policy.name, &route.upstream_name), &parts.uri, &parts.headers, is_personal)
         }
         _ => None,
     };
@@ -501,9 +503,9 @@ async fn prepare(
         route,
     });
     if is_write && let Some(body) = call.whole_body() {
-        Box::pin(begin_write(worker, &mut call, body, client_key)).await?;
+        Box::pin(begin_write(worker, &mut call, body, &hop, client_key)).await?;
     }
-    headers::to_upstream(&mut call.headers, present, &Hop::of(peer, &node.via));
+    headers::to_upstream(&mut call.headers, present, &hop);
     if let Some(protocol) = &call.upgrade {
         upgrade::say(&mut call.headers, protocol.clone());
     }
@@ -678,9 +680,10 @@ async fn begin_write(
     worker: &Arc<Worker>,
     call: &mut Call,
     body: Bytes,
+    hop: &Hop<'_>,
     client_key: bool,
 ) -> Result<(), Box<Response<ResBody>>> {
-    call.write = Some(claim(worker, call, body).await?);
+    call.write = Some(claim(worker, call, body, hop).await?);
     if client_key && let Some(answer) = known_to_spool(worker, call).await {
         if let Some(Write { stamped: Some(stamped), .. }) = call.write.take() {
             stamped.settle(Fate::Refused);
@@ -691,16 +694,22 @@ async fn begin_write(
 }
 
 /// Claims a write's key and stamps its record.
-async fn claim(worker: &Arc<Worker>, call: &mut Call, body: Bytes) -> Result<Write, Box<Response<ResBody>>> {
+async fn claim(
+    worker: &Arc<Worker>,
+    call: &mut Call,
+    body: Bytes,
+    hop: &Hop<'_>,
+) -> Result<Write, Box<Response<ResBody>>> {
     let node = &worker.node;
     let digest = crate::records::digest(&body);
     let name = &call.route.policy.name;
     let target = call.target.to_string();
-    let identity =
-        Identity::new(name, call.method.as_str(), &target, &call.headers, &digest, &worker.prng).map_err(|BadKey| {
-            let detail = "Idempotency-Key must be one string of 1 to 255 characters";
-            Box::new(Answer::new(400, "http_request_error", "idempotency_key", detail).build())
-        })?;
+    let whose = (&call.headers, hop.certificate(&call.headers));
+    let identity = Identity::new(name, call.method.as_str(), &target, whose, &digest, &worker.prng);
+    let identity = identity.map_err(|BadKey| {
+        let detail = "Idempotency-Key must be one string of 1 to 255 characters";
+        Box::new(Answer::new(400, "http_request_error", "idempotency_key", detail).build())
+    })?;
     let claiming = match node.claims.claim_by(&identity, &node.clock, call.deadline.at()).await {
         Claimed::New(claiming) => claiming,
         Claimed::Done(done) => return Err(Box::new(replay(&done))),

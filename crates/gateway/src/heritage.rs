@@ -1,11 +1,12 @@
 //! What a gateway has found out about its upstreams, as plain data for the process that takes its place: so that a restart
 //! or an upgrade does not begin by asking a dead upstream again.
 //!
-//! Over go breakers with their windows, limits that were learned, health and ejections. Moments are ages, as the next
+//! Over go breakers with their windows, limits that were learned, health, ejections and the addresses of names. Moments are ages, as the next
 //! process has a clock of its own. Everything goes by name: whoever is called otherwise, or reached elsewhere, begins anew.
 //! Not here: what is counted for people (metrics), what guards find out within seconds (budgets, hedges, concurrency), and
 //! how it gets to the other process.
 
+use std::net::SocketAddr;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -44,6 +45,8 @@ struct OfEndpoint {
     address: String,
     health: Health,
     ejection: Option<outlier::Snapshot>,
+    /// Its name's, when somebody last knew.
+    addresses: Vec<SocketAddr>,
 }
 
 impl Heritage {
@@ -74,6 +77,7 @@ impl Heritage {
                 *endpoint.health.lock().unwrap_or_else(PoisonError::into_inner) = of.health.clone();
                 ejection::on_health(state, place, of.health.is_healthy());
             }
+            endpoint.load.known.restore(of.addresses.clone());
             if let Some(ejection) = of.ejection {
                 ejection::go_on(state, place, ejection, age, now);
             }
@@ -91,6 +95,7 @@ impl OfUpstream {
             address: endpoint.endpoint.address.clone(),
             health: endpoint.health.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             ejection: ejections.as_ref().and_then(|ejections| ejections.get(place).copied()),
+            addresses: endpoint.load.known.addresses(),
         });
         Self { name: state.name.clone(), endpoints: endpoints.collect() }
     }

@@ -132,14 +132,14 @@ impl Name {
         }
     }
 
-    /// True if nothing is known yet.
+    /// True if nothing is known yet, and somebody asks.
     fn look_beside(&self) -> bool {
         let mut addresses = self.known.lock();
         if addresses.ask(self.clock.now()) {
             // On its own, so that the answer is there for the next call even where this one cannot wait for it.
             self.asking.spawn(self.clone().ask());
         }
-        addresses.is_empty()
+        addresses.is_empty() && addresses.is_asking()
     }
 
     /// Waits only where nothing is known yet; otherwise asks beside.
@@ -247,6 +247,11 @@ impl Known {
     /// How often it was asked for in vain.
     pub(crate) fn failed_total(&self) -> u64 {
         self.failed.load(Relaxed)
+    }
+
+    /// What another process knew last.
+    pub(crate) fn restore(&self, addresses: Vec<SocketAddr>) {
+        self.lock().restore(addresses);
     }
 
     fn lock(&self) -> MutexGuard<'_, Addresses> {

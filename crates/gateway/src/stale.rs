@@ -42,9 +42,15 @@ struct Entry {
 }
 
 impl Key {
-    /// `None` if answers to this request must not be kept or shown.
-    pub(crate) fn new((route, upstream): (&str, &str), uri: &Uri, headers: &HeaderMap) -> Option<Self> {
-        if headers.contains_key(AUTHORIZATION) || headers.contains_key(COOKIE) {
+    /// `None` if answers to this request must not be kept or shown: they may be for one client's eyes. `is_personal` if the
+    /// upstream is told whose certificate it was.
+    pub(crate) fn new(
+        (route, upstream): (&str, &str),
+        uri: &Uri,
+        headers: &HeaderMap,
+        is_personal: bool,
+    ) -> Option<Self> {
+        if is_personal || headers.contains_key(AUTHORIZATION) || headers.contains_key(COOKIE) {
             return None;
         }
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -139,7 +145,7 @@ mod tests {
     }
 
     fn key(path: &str) -> Key {
-        Key::new(("r", "u"), &path.parse().unwrap(), &HeaderMap::new()).unwrap()
+        Key::new(("r", "u"), &path.parse().unwrap(), &HeaderMap::new(), false).unwrap()
     }
 
     fn keeps(lines: &[(&'static str, &'static str)], status: StatusCode) -> bool {
@@ -157,9 +163,10 @@ mod tests {
         assert!(!keeps(&[("vary", "x-tenant")], StatusCode::OK));
         assert!(!keeps(&[("vary", "*")], StatusCode::OK));
         let uri = "/".parse().unwrap();
-        assert_eq!(Key::new(("r", "u"), &uri, &headers(&[("authorization", "x")])), None);
-        assert_eq!(Key::new(("r", "u"), &uri, &headers(&[("cookie", "x")])), None);
-        assert_ne!(Key::new(("r", "u"), &uri, &headers(&[("accept", "a/b")])), Some(key("/")));
+        assert_eq!(Key::new(("r", "u"), &uri, &headers(&[("authorization", "x")]), false), None);
+        assert_eq!(Key::new(("r", "u"), &uri, &headers(&[("cookie", "x")]), false), None);
+        assert_eq!(Key::new(("r", "u"), &uri, &HeaderMap::new(), true), None);
+        assert_ne!(Key::new(("r", "u"), &uri, &headers(&[("accept", "a/b")]), false), Some(key("/")));
     }
 
     #[test]

@@ -52,12 +52,13 @@ pub(crate) struct Identity {
 pub(crate) struct BadKey;
 
 impl Identity {
-    /// Reads the client's key, quoted or not, or makes one.
+    /// Reads the client's key, quoted or not, or makes one. Keys of other credentials, or of another client's certificate,
+    /// are other keys.
     pub(crate) fn new(
         route: &str,
         method: &str,
         target: &str,
-        headers: &HeaderMap,
+        (headers, certificate): (&HeaderMap, Option<&HeaderValue>),
         body_digest: &[u8; 32],
         prng: &Mutex<Prng>,
     ) -> Result<Self, BadKey> {
@@ -70,7 +71,9 @@ impl Identity {
         if bare.is_empty() || bare.len() > KEY_BYTES_MAX || headers.get_all(IDEMPOTENCY_KEY).iter().count() > 1 {
             return Err(BadKey);
         }
-        let tenant = headers.get(AUTHORIZATION).map_or_else(String::new, |value| short_hash(value.as_bytes()));
+        let hash = |value: Option<&HeaderValue>| value.map_or_else(String::new, |value| short_hash(value.as_bytes()));
+        let certificate = certificate.map_or_else(String::new, |certificate| format!("+{}", hash(Some(certificate))));
+        let tenant = hash(headers.get(AUTHORIZATION)) + &certificate;
         let owned = OwnedKey(format!("{route}\n{method}\n{tenant}\n{bare}"));
         let mut hash = Sha256::new();
         for part in [method.as_bytes(), target.as_bytes(), body_digest] {
@@ -291,12 +294,18 @@ mod tests {
     use super::*;
 
     fn identity(key: Option<&'static str>, body: &[u8]) -> Result<Identity, BadKey> {
+        of_client(key, body, None)
+    }
+
+    fn of_client(key: Option<&'static str>, body: &[u8], certificate: Option<&str>) -> Result<Identity, BadKey> {
+        let certificate = certificate.map(|text| HeaderValue::from_str(text).unwrap());
         let mut headers = HeaderMap::new();
         if let Some(key) = key {
             headers.insert(IDEMPOTENCY_KEY, HeaderValue::from_static(key));
         }
         let prng = Mutex::new(Prng::new(1));
-        Identity::new("events", "POST", "/events", &headers, &crate::records::digest(body), &prng)
+        let whose = (&headers, certificate.as_ref());
+        Identity::new("events", "POST", "/events", whose, &crate::records::digest(body), &prng)
     }
 
     fn answer(text: &'static str) -> DoneAnswer {
@@ -310,6 +319,14 @@ mod tests {
         assert!(identity(None, b"x").unwrap().key.to_str().unwrap().starts_with("\"seawall-"));
         assert_eq!(identity(Some("\"\""), b"x").unwrap_err(), BadKey);
         assert_ne!(quoted.fingerprint, identity(Some("k1"), b"y").unwrap().fingerprint);
+    }
+
+    #[test]
+    fn a_key_is_its_clients_own() {
+        let key = |certificate| of_client(Some("k1"), b"x", certificate).unwrap().owned;
+        assert_ne!(key(Some(":YWxpY2U=:")), key(Some(":Ym9i:")));
+        assert_ne!(key(Some(":YWxpY2U=:")), key(None));
+        assert_eq!(key(Some(":YWxpY2U=:")), key(Some(":YWxpY2U=:")));
     }
 
     #[test]

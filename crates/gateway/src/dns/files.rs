@@ -41,7 +41,7 @@ pub(super) struct Files {
 }
 
 /// Which servers are asked, and for what.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Servers {
     pub(super) addresses: Vec<SocketAddr>,
     /// Domains that a name may lie in.

@@ -2,8 +2,8 @@
 //!
 //! Picture the system's own resolver, with the one thing it does not tell: the TTL. The same files decide, read anew for
 //! every lookup: which sources in which order, which servers, which domains are searched. Where they say something that
-//! is not understood here, the system's own is asked, and tells no TTL. What nobody could answer for ends a search: the
-//! next domain might have another's address.
+//! is not understood here, the system's own is asked, and tells no TTL. When nobody can answer for one domain, the next is
+//! not searched, which might have another's address; the name as it is can be nobody else's, and is asked for.
 //! Not here: how long an answer is kept (`core/addresses.rs`), who asks (`name.rs`), what a packet means (the library).
 
 mod files;
@@ -81,19 +81,29 @@ impl Servers {
     /// The addresses of the first of the names that `host` may stand for which has any.
     ///
     /// # Errors
-    /// When nobody could tell, of one of these names.
+    /// When nobody could tell, of one of these names, and the name as it is has none.
     async fn search(&self, host: &str) -> io::Result<Option<Answered>> {
         if let Some(known) = special(host) {
             return Ok(known.map(Answered::lasting));
         }
-        for name in self.candidates(host) {
+        let mut failure = None;
+        for candidate in self.candidates(host) {
+            let is_itself = candidate.trim_end_matches('.') == host.trim_end_matches('.');
             // Too long with this domain, or no name at all.
-            let Ok(name) = name.parse::<Name<Vec<u8>>>() else { continue };
-            if let Some(answer) = self.addresses(&name).await? {
-                return Ok(Some(answer));
+            let Ok(name) = candidate.parse::<Name<Vec<u8>>>() else { continue };
+            if failure.is_some() && !is_itself {
+                continue;
+            }
+            match self.addresses(&name).await {
+                Ok(Some(answer)) => return Ok(Some(answer)),
+                Ok(None) => {}
+                Err(error) => {
+                    let error = io::Error::new(error.kind(), format!("`{}`: {error}", candidate.trim_end_matches('.')));
+                    failure.get_or_insert(error);
+                }
             }
         }
-        Ok(None)
+        failure.map_or(Ok(None), Err)
     }
 
     /// Both families at once. One of which nobody could tell does not keep the other from being used.
@@ -344,7 +354,7 @@ mod tests {
         })
         .await;
         let servers = servers(&[server.address]);
-        let circle = format!("{}: an answer that makes no sense", server.address);
+        let circle = format!("`circle.test`: {}: an answer that makes no sense", server.address);
         for (host, expected) in [
             ("depot.test", "10.0.0.1 10.0.0.2 fd00::1 for 20s"),
             ("four.test", "10.0.0.4 for 0ns"),
@@ -372,11 +382,11 @@ mod tests {
         })
         .await;
         let only = servers(&[sick.address]);
-        let (address, failed) = (sick.address, format!("{}: SERVFAIL", sick.address));
+        let (address, failed) = (sick.address, format!("`none.test`: {}: SERVFAIL", sick.address));
         assert_eq!(found(&only, "four.test").await, "10.0.0.1 for 30s without V6");
         assert_eq!(found(&only, "six.test").await, "fd00::1 for 30s without V4");
         assert_eq!(found(&only, "none.test").await, failed);
-        assert_eq!(found(&only, "refused.test").await, format!("{address}: REFUSED"));
+        assert_eq!(found(&only, "refused.test").await, format!("`refused.test`: {address}: REFUSED"));
         // Another one knows.
         let well = Server::start(|_, _| (Rcode::NOERROR, "30 a 10.0.0.7")).await;
         let both = servers(&[sick.address, well.address]);
@@ -400,7 +410,7 @@ mod tests {
         let before = alive.num_alive_tasks();
         let timeout = Duration::from_millis(50);
         let silent_only = Servers { timeout, attempts: 2, ..servers(&[silent.local_addr().unwrap()]) };
-        let expected = format!("{}: no answer in time", silent.local_addr().unwrap());
+        let expected = format!("`depot.test`: {}: no answer in time", silent.local_addr().unwrap());
         assert_eq!(found(&silent_only, "depot.test").await, expected);
         let all = Servers { addresses: vec![gone, silent.local_addr().unwrap(), well.address], ..silent_only };
         assert_eq!(found(&all, "depot.test").await, "10.0.0.7 for 30s");
@@ -410,11 +420,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_search_goes_on_where_a_name_is_unknown_and_ends_where_nobody_can_tell() {
+    async fn a_search_goes_on_where_a_name_is_unknown_and_not_where_nobody_can_tell() {
         let server = Server::start(|name, what| match (name, what) {
             ("depot.b.test", Rtype::A) => (Rcode::NOERROR, "30 a 10.0.0.1"),
             ("sick.a.test", _) => (Rcode::SERVFAIL, ""),
-            ("sick.b.test", _) => (Rcode::NOERROR, "30 a 10.9.9.9"),
+            ("sick.b.test" | "sick.known.test.b.test", _) => (Rcode::NOERROR, "30 a 10.9.9.9"),
+            ("sick.known.test.a.test", _) => (Rcode::SERVFAIL, ""),
+            ("sick.known.test", Rtype::A) => (Rcode::NOERROR, "30 a 10.0.0.2"),
             _ => (Rcode::NXDOMAIN, ""),
         })
         .await;
@@ -422,7 +434,9 @@ mod tests {
         let servers = Servers { search, without_ipv6: true, ..servers(&[server.address]) };
         assert_eq!(found(&servers, "depot").await, "10.0.0.1 for 30s");
         assert_eq!(server.asked(), ["udp A depot.a.test", "udp A depot.b.test"]);
-        assert_eq!(found(&servers, "sick").await, format!("{}: SERVFAIL", server.address));
+        assert_eq!(found(&servers, "sick").await, format!("`sick.a.test`: {}: SERVFAIL", server.address));
+        let deep = Servers { ndots: 5, ..servers.clone() };
+        assert_eq!(found(&deep, "sick.known.test").await, "10.0.0.2 for 30s", "the name as it is");
         assert_eq!(found(&servers, "depot.").await, "unknown");
         assert_eq!(found(&servers, &"a".repeat(64)).await, "unknown", "no label is so long");
     }
@@ -433,7 +447,7 @@ mod tests {
         assert_eq!(found(&nobody, "LocalHost").await, "127.0.0.1 ::1 for 0ns");
         assert_eq!(found(&nobody, "depot.localhost.").await, "127.0.0.1 ::1 for 0ns");
         assert_eq!(found(&nobody, "depot.invalid").await, "unknown");
-        assert_eq!(found(&nobody, "depot.test").await, "no server to ask");
+        assert_eq!(found(&nobody, "depot.test").await, "`depot.test`: no server to ask");
     }
 
     #[tokio::test]

@@ -87,8 +87,9 @@ impl ConnState {
         let since = Mono::from_nanos(self.since.load(Relaxed));
         let allowed = match self.phase.load(Relaxed) {
             PHASE_HEAD => patience.header,
-            // Only while somebody waits for it: an upstream that takes it slowly is not the client's doing.
-            PHASE_BODY if self.awaits_body.load(Relaxed) => patience.body,
+            // Only while somebody waits for it: an upstream that takes it slowly is not the client's doing. Once the answer
+            // goes out, a client may be silent for as long as that lasts.
+            PHASE_BODY if self.awaits_body.load(Relaxed) && !self.is_answering.load(Relaxed) => patience.body,
             PHASE_BODY => Duration::MAX,
             PHASE_REFUSED => patience.idle,
             _ if self.in_request.load(Relaxed) => Duration::MAX,

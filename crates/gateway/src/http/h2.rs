@@ -127,6 +127,8 @@ struct Waiting {
     clock: Clock,
     /// Since when, in nanoseconds of [`Mono`]; zero if nobody does.
     since: AtomicU64,
+    /// There is no more to come, or nobody wants it.
+    is_over: AtomicBool,
     is_overdue: AtomicBool,
     reader: Mutex<Option<Waker>>,
 }
@@ -147,6 +149,9 @@ impl Coming {
             });
         };
         self.waiting.since.store(0, Relaxed);
+        if !matches!(frame, Some(Ok(_))) {
+            self.waiting.is_over.store(true, Relaxed);
+        }
         Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
     }
 
@@ -159,11 +164,18 @@ impl Coming {
     }
 }
 
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.waiting.is_over.store(true, Relaxed);
+    }
+}
+
 impl Waiting {
     fn new(clock: &Clock) -> Self {
         Self {
             clock: clock.clone(),
             since: AtomicU64::new(0),
+            is_over: AtomicBool::new(false),
             is_overdue: AtomicBool::new(false),
             reader: Mutex::new(None),
         }
@@ -184,6 +196,20 @@ impl Waiting {
         Poll::Pending
     }
 
+    /// True while something may lie here that nobody reads: the client may not be allowed to send any more.
+    fn is_untaken(&self) -> bool {
+        !self.is_over.load(Relaxed) && self.since.load(Relaxed) == 0
+    }
+
+    /// It counts from here.
+    fn begin_anew(&self, now: Mono) {
+        let since = self.since.load(Relaxed);
+        if since != 0 {
+            // Whoever has stopped waiting meanwhile is not made to wait.
+            let _ = self.since.compare_exchange(since, now.as_nanos().max(1), Relaxed, Relaxed);
+        }
+    }
+
     fn end_overdue(&self, now: Mono, patience: Duration) {
         let since = self.since.load(Relaxed);
         if since != 0 && now.since(Mono::from_nanos(since)) >= patience && !self.is_overdue.swap(true, Relaxed) {
@@ -202,6 +228,8 @@ struct Flow {
     /// True while it is the client that must ask for more.
     is_held: AtomicBool,
     is_whole: AtomicBool,
+    /// Its head has been handed over.
+    has_begun: AtomicBool,
     /// It broke on our side, which says nothing about the client.
     is_broken: AtomicBool,
     /// The request's body.
@@ -217,6 +245,7 @@ impl Flow {
             last: AtomicU64::new(clock.now().as_nanos()),
             is_held: AtomicBool::new(false),
             is_whole: AtomicBool::new(false),
+            has_begun: AtomicBool::new(false),
             is_broken: AtomicBool::new(false),
             waiting: Arc::new(Waiting::new(clock)),
         });
@@ -406,6 +435,7 @@ pub(crate) async fn serve_connection(seat: Arc<Seat>, io: ClientIo, peer: Arc<Pe
             () = tokio::time::sleep(LOOK_EVERY) => {
                 let (now, worker) = (clock.now(), seat.worker());
                 let limits = &worker.node.policy.limits;
+                traffic.end_overdue(now, limits.body_idle_timeout);
                 let is_stuck = leaving.is_stuck(now, limits.body_idle_timeout, &traffic, is_draining);
                 if let Some(abuse) = traffic.abuse() {
                     abuse.count(&worker.rejections);
@@ -547,7 +577,8 @@ impl Traffic {
         let count = match frame.kind {
             HEADERS if !is_open && is_bare(frame) => &self.heads_long,
             HEADERS => &self.useful,
-            DATA if frame.bytes >= DRIBBLE || frame.has(END_STREAM) => {
+            // Few bytes are a small message, or all that a client's window lets out of a large one.
+            DATA if frame.bytes >= DRIBBLE || frame.has(END_STREAM) || (frame.bytes > 0 && !self.is_holding()) => {
                 self.useful.fetch_add(frame.bytes / USE_BYTES, Relaxed);
                 &self.useful
             }
@@ -581,13 +612,35 @@ impl Traffic {
         self.open.load(Relaxed) == 0 && now.since(Mono::from_nanos(self.last.load(Relaxed))) >= patience
     }
 
+    /// Ends bodies that do not go on. One that waits beside another that is not read here may have no room left in the
+    /// connection's window, which is not its client's doing; and once an answer goes out, the request may be silent for as
+    /// long as that lasts, as a subscription is.
+    fn end_overdue(&self, now: Mono, patience: Duration) {
+        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let flows: Vec<Arc<Flow>> = answers.iter().filter_map(Weak::upgrade).collect();
+        drop(answers);
+        let is_room_ours = flows.iter().any(|flow| flow.waiting.is_untaken());
+        for flow in flows {
+            if is_room_ours || flow.has_begun.load(Relaxed) {
+                flow.waiting.begin_anew(now);
+            } else {
+                flow.waiting.end_overdue(now, patience);
+            }
+        }
+    }
+
+    /// True while an answer waits for its client.
+    fn is_holding(&self) -> bool {
+        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.iter().filter_map(Weak::upgrade).any(|flow| flow.is_held.load(Relaxed))
+    }
+
     fn is_stalled(&self, now: Mono, patience: Duration) -> bool {
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         let mut is_stalled = false;
         answers.retain(|flow| {
             let Some(flow) = flow.upgrade() else { return false };
             // A whole one too: the library still has its last piece in hand.
-            flow.waiting.end_overdue(now, patience);
             is_stalled |=
                 flow.is_held.load(Relaxed) && now.since(Mono::from_nanos(flow.last.load(Relaxed))) >= patience;
             true
@@ -670,6 +723,7 @@ async fn answer(
     }
     Ok(answered.map(|body| {
         flow.is_whole.store(body.is_end_stream(), Relaxed);
+        flow.has_begun.store(true, Relaxed);
         Watched { body, rest: Bytes::new(), flow }
     }))
 }
@@ -743,5 +797,63 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
     if let Ok(joined) = HeaderValue::from_bytes(&pieces.join(&b"; "[..])) {
         headers.insert(COOKIE, joined);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use seawall_core::time::Wall;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(3);
+
+    fn clock() -> Clock {
+        Clock::new(tokio::time::Instant::now(), Arc::new(|| Wall::from_millis(0)))
+    }
+
+    /// A request that waits for its body from now on.
+    fn waits(traffic: &Arc<Traffic>, clock: &Clock) -> Arc<Flow> {
+        let flow = Flow::begin(traffic, clock);
+        assert!(flow.waiting.poll_overdue(&Context::from_waker(Waker::noop())).is_pending());
+        flow
+    }
+
+    fn is_overdue(flow: &Flow) -> bool {
+        flow.waiting.is_overdue.load(Relaxed)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_is_waited_for_only_as_long_as_its_client_may_send_it() {
+        let (traffic, clock) = (Arc::new(Traffic::default()), clock());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let (asks, is_answered) = (waits(&traffic, &clock), waits(&traffic, &clock));
+        is_answered.has_begun.store(true, Relaxed);
+        // Its body lies here, and takes up the connection's room.
+        let untaken = Flow::begin(&traffic, &clock);
+        tokio::time::advance(PATIENCE).await;
+        traffic.end_overdue(clock.now(), PATIENCE);
+        assert!(!is_overdue(&asks) && !is_overdue(&is_answered));
+        untaken.waiting.is_over.store(true, Relaxed);
+        tokio::time::advance(PATIENCE - Duration::from_millis(1)).await;
+        traffic.end_overdue(clock.now(), PATIENCE);
+        assert!(!is_overdue(&asks), "it counts from when there was room");
+        tokio::time::advance(Duration::from_millis(1)).await;
+        traffic.end_overdue(clock.now(), PATIENCE);
+        assert!(is_overdue(&asks) && !is_overdue(&is_answered));
+        assert!(asks.waiting.poll_overdue(&Context::from_waker(Waker::noop())).is_ready());
+    }
+
+    #[tokio::test]
+    async fn a_small_message_is_of_use_and_what_a_small_window_lets_out_is_not() {
+        let (traffic, clock) = (Arc::new(Traffic::default()), clock());
+        let flow = Flow::begin(&traffic, &clock);
+        let five = Seen { kind: DATA, flags: 0, stream: 1, bytes: 5, note: b"abcd" };
+        traffic.note_leaving(five, true);
+        assert_eq!(traffic.useful.load(Relaxed), 1);
+        flow.is_held.store(true, Relaxed);
+        traffic.note_leaving(five, true);
+        traffic.note_leaving(Seen { bytes: 0, ..five }, true);
+        assert_eq!(traffic.useful.load(Relaxed), 1);
     }
 }

@@ -72,6 +72,7 @@ macro_rules! present {
                 for name in headers.keys() {
                     present |= match name.as_str() {
                         $($name => 1 << $bit,)*
+                        name if name.contains('_') => Self::UNDERSCORE.0,
                         _ => 0,
                     };
                 }
@@ -107,6 +108,8 @@ present! {
 impl Present {
     /// Not a header: the gate holds the connection for what this request asks it to become.
     pub(crate) const ASKS: Self = Self(1 << 31);
+    /// A name with an underscore.
+    const UNDERSCORE: Self = Self(1 << 30);
 
     pub(crate) fn and(self, flag: Self) -> Self {
         Self(self.0 | flag.0)
@@ -182,6 +185,9 @@ pub(crate) fn to_upstream(headers: &mut HeaderMap, present: Present, hop: &Hop<'
             headers.remove(name);
         }
     }
+    if present.has(Present::UNDERSCORE) {
+        remove_twins(headers);
+    }
     if wants_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
@@ -202,6 +208,17 @@ pub(crate) fn to_upstream(headers: &mut HeaderMap, present: Present, hop: &Hop<'
         };
     }
     headers.append(VIA, hop.via.clone());
+}
+
+/// Where a service is told of headers as variables (CGI, WSGI and their kin), `client_cert` is `client-cert`: whoever could
+/// send the one could forge the other.
+fn remove_twins(headers: &mut HeaderMap) {
+    let is_twin = |name: &&HeaderName| {
+        let name = name.as_str();
+        name.contains('_') && PROTECTED.contains(&name.replace('_', "-").as_str())
+    };
+    let twins: Vec<HeaderName> = headers.keys().filter(is_twin).cloned().collect();
+    twins.iter().for_each(|name| drop(headers.remove(name)));
 }
 
 fn put_or_remove(headers: &mut HeaderMap, is_there: bool, name: HeaderName, value: &Option<HeaderValue>) {
@@ -232,6 +249,11 @@ fn forward_on(headers: &mut HeaderMap, present: Present, hop: &Hop<'_>) {
 }
 
 impl Hop<'_> {
+    /// Whose certificate the upstream will be told of, before the headers are made into its own.
+    pub(crate) fn certificate<'h>(&'h self, headers: &'h HeaderMap) -> Option<&'h HeaderValue> {
+        if self.trusted { headers.get(CLIENT_CERT) } else { self.shown.certificate.as_ref() }
+    }
+
     fn proto(&self) -> HeaderValue {
         HeaderValue::from_static(if self.sealed { "https" } else { "http" })
     }
@@ -347,6 +369,10 @@ mod tests {
             ("seawall-record", "forged"),
             ("client-cert", ":Zm9yZ2Vk:"),
             ("client-cert-chain", ":Zm9yZ2Vk:"),
+            ("client_cert", ":Zm9yZ2Vk:"),
+            ("x-forwarded_for", "6.6.6.6"),
+            ("seawall_record", "forged"),
+            ("x_tenant", "acme"),
             ("accept", "*/*"),
         ]);
         let present = Present::look(&headers);
@@ -371,7 +397,8 @@ mod tests {
                 "via",
                 "x-forwarded-for",
                 "x-forwarded-host",
-                "x-forwarded-proto"
+                "x-forwarded-proto",
+                "x_tenant"
             ]
         );
         assert_eq!(headers["te"], "trailers");

@@ -72,7 +72,11 @@ impl Breaker {
         breaker.config.initial = config.initial;
         match (snapshot.state, &config.ramp) {
             (StateName::Open, _) => {
-                breaker.open(now, Some(now + snapshot.opens_for.saturating_sub(age)), Why::ByHand, Seen::default());
+                // Not longer than a wait may be under this configuration, or than an upstream may ask for.
+                let wait = &config.wait;
+                let most = wait.max.map(|max| wait.retry_after_max.map_or(max, |asked| max.max(asked)));
+                let left = snapshot.opens_for.saturating_sub(age).min(most.unwrap_or(Duration::MAX));
+                breaker.open(now, Some(now + left), Why::ByHand, Seen::default());
             }
             (StateName::HalfOpen, _) => {
                 breaker.half_open(now, Why::ByHand);
