@@ -19,16 +19,16 @@ use seawall_client::Outbox;
 use seawall_core::prng::Prng;
 use serde_json::{Value, json};
 
-use crate::house::{Client, Node, Place, post, seed, wait_until};
+use crate::house::{Client, Node, Place, post, seed, wait_for, wait_until};
 use crate::nginx::Nginx;
 use crate::server::{Server, ok};
 
-const USUAL: u64 = 10;
+const SECONDS_USUAL: u64 = 10;
 /// Of a file that `/files/large` is answered with.
-const LARGE: usize = 300_000;
+const LARGE_BYTES: usize = 300_000;
 const WRITERS: usize = 4;
-/// Threads for calls that block; the runtime ends them after some idle seconds.
-const BLOCKING: u64 = 4;
+/// For calls that block; the runtime ends those that have been idle for some seconds.
+const BLOCKING_THREADS: u64 = 4;
 /// What a node may have grown by, from a third of its time to its end.
 const GROWTH_KIB: u64 = 32 << 10;
 
@@ -77,7 +77,7 @@ impl Held {
     }
 }
 
-/// Every guard, two zones, writes that spool. The two differ in what a reload must bring about under load.
+/// Retries, hedges, limits and breakers, two zones, writes that spool. The two differ in what a reload must bring about under load.
 fn config(web: [&Nginx; 2], sink: &Server, other: bool) -> String {
     let [own, far] = web.map(Nginx::address);
     let (weight, attempts, limit) = if other { (3, 2, 60) } else { (1, 3, 80) };
@@ -108,7 +108,7 @@ fn load(until: Instant, arguments: &[&str]) {
     while Instant::now() < until {
         let mut command = Command::new(arguments[0]);
         let ended = command.args(&arguments[1..]).stdout(Stdio::null()).stderr(Stdio::null()).status();
-        assert!(ended.is_ok(), "{arguments:?}");
+        assert!(ended.is_ok_and(|ended| ended.success()), "{arguments:?}");
     }
 }
 
@@ -265,6 +265,7 @@ fn disturb(until: Instant, node: &Node, reload: impl Fn(bool), mut prng: Prng) -
 
 /// All samples of a metric with these words in their labels, added up.
 fn sum(metrics: &str, name: &str, labels: &str) -> f64 {
+    assert!(metrics.contains(&format!("# TYPE {name} ")), "no metric `{name}`");
     let samples =
         metrics.lines().filter(|line| line.starts_with(&format!("{name}{{")) || line.starts_with(&format!("{name} ")));
     samples
@@ -273,24 +274,29 @@ fn sum(metrics: &str, name: &str, labels: &str) -> f64 {
         .sum()
 }
 
+/// Connections to upstreams, those for the next call among them.
+fn pooled(node: &Node) -> u64 {
+    sum(&node.metrics().0, "seawall_endpoint_connections", "") as u64
+}
+
 /// What of a node's work is under way, by its own account.
-const UNDER_WAY: [(&str, &str); 11] = [
-    ("seawall_in_flight", ""),
-    ("seawall_waiting", ""),
-    ("seawall_limit_used", ""),
-    ("seawall_client_connections", ""),
-    ("seawall_connections_open", ""),
-    ("seawall_endpoint_in_flight", ""),
-    ("seawall_faults_active", ""),
-    ("seawall_faults_killed", ""),
-    ("seawall_drains", ""),
-    ("seawall_spool_records", ""),
-    ("seawall_ledger_outstanding", ""),
+const UNDER_WAY: [&str; 11] = [
+    "seawall_in_flight",
+    "seawall_waiting",
+    "seawall_limit_used",
+    "seawall_client_connections",
+    "seawall_connections_open",
+    "seawall_endpoint_in_flight",
+    "seawall_faults_active",
+    "seawall_faults_killed",
+    "seawall_drains",
+    "seawall_spool_records",
+    "seawall_ledger_outstanding",
 ];
 
 #[test]
 fn whatever_was_taken_is_given_back() {
-    let seconds = std::env::var("SOAK_SECONDS").map_or(USUAL, |seconds| seconds.parse().expect("a number"));
+    let seconds = std::env::var("SOAK_SECONDS").map_or(SECONDS_USUAL, |seconds| seconds.parse().expect("a number"));
     let seed = seed();
     println!("E2E_SEED={seed}");
     let mut prng = Prng::new(seed);
@@ -304,12 +310,16 @@ fn whatever_was_taken_is_given_back() {
         ok("taken")
     });
     let web = [Nginx::start(), Nginx::start()];
-    web.iter().for_each(|nginx| nginx.file("large", &"x".repeat(LARGE)));
+    web.iter().for_each(|nginx| nginx.file("large", &"x".repeat(LARGE_BYTES)));
     let web = [&web[0], &web[1]];
     let place = Place::new(&config(web, &server, false));
     let node = place.node();
     let (http, tcp) = (node.addresses[0], node.addresses[1]);
-    let before = Held::by(&node);
+    // Health checks come and go.
+    let before = wait_for("it rests", || {
+        let held = Held::by(&node);
+        (Held::by(&node).sockets == held.sockets && pooled(&node) == 0).then_some(held)
+    });
     let desk = seawall_client::Node::new("here", node.admin.to_string());
     let until = Instant::now() + Duration::from_secs(seconds);
     let (root, large, raw) =
@@ -345,13 +355,13 @@ fn whatever_was_taken_is_given_back() {
     wait_until("nothing is under way, and all is reported", || {
         let sent = sink.lock().unwrap().outbox.send(&desk);
         let metrics = node.metrics().0;
-        let left = UNDER_WAY.iter().filter(|(name, labels)| sum(&metrics, name, labels) > 0.0);
+        let left = UNDER_WAY.into_iter().filter(|name| sum(&metrics, name, "") > 0.0);
         sent.is_ok() && left.count() == 0
     });
     // Connections to upstreams stay for the next call, and are counted.
-    wait_until("sockets are given back", || {
-        let pooled = sum(&node.metrics().0, "seawall_endpoint_connections", "") as u64;
-        Held::by(&node).sockets == before.sockets + pooled
+    wait_until("sockets and threads are given back", || {
+        let (pooled, held) = (pooled(&node), Held::by(&node));
+        held.sockets == before.sockets + pooled && held.threads <= before.threads + BLOCKING_THREADS
     });
     let after = Held::by(&node);
     println!("{before:?} before, {early:?} early, {loaded:?} at the end, {after:?} after");
@@ -368,7 +378,6 @@ fn whatever_was_taken_is_given_back() {
     }
     assert!(taken.len() > 10 && rude.load(Relaxed) > 10 && done["fault"] > 10, "this proved nothing");
     assert!(after.files <= before.files + 8, "{before:?} {after:?}");
-    assert!(after.threads <= before.threads + BLOCKING, "{before:?} {after:?}");
     assert!(after.memory_kib <= early.memory_kib + GROWTH_KIB, "{early:?} {after:?}");
     assert_eq!(node.api("/api/faults")["faults"], json!([]));
     let ledger = node.admin_post("/api/ledger/seal", &Value::Null).json();

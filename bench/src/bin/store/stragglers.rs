@@ -22,7 +22,7 @@ const PRODUCERS: usize = 256;
 const TURN: usize = 10_000;
 const STAYS: usize = 20;
 /// Files per live byte that were aimed at.
-const AIM: f64 = 3.0;
+const FILES_PER_LIVE_MAX: f64 = 3.0;
 const LEASE_FOR: Duration = Duration::from_secs(60);
 
 /// `held` records stay while `passed` pass.
@@ -31,7 +31,10 @@ pub(crate) fn run(runtime: &Runtime, (held, passed): (usize, usize), dir: &Path)
     let seawall = Seawall::start(dir)?;
     let mut shelf = Shelf { spool: seawall.spool.clone(), kept: Vec::new(), next_key: 0, prng: Prng::new(1) };
     let highest = runtime.block_on(async {
-        shelf.keep(held).await?;
+        for _ in 0..held / TURN {
+            shelf.keep(TURN).await?;
+        }
+        shelf.keep(held % TURN).await?;
         let (mut highest, mut gone, mut told) = (0.0_f64, 0, 0);
         while gone < passed {
             shelf.turn().await?;
@@ -51,8 +54,10 @@ pub(crate) fn run(runtime: &Runtime, (held, passed): (usize, usize), dir: &Path)
         anyhow::Ok(highest)
     })?;
     runtime.block_on(seawall.stop())?;
-    let verdict = if highest <= AIM { "pass" } else { "FAIL" };
-    println!("highest of all turns: {highest:.2} bytes of files per live byte; aimed at {AIM} or less: {verdict}");
+    let verdict = if highest <= FILES_PER_LIVE_MAX { "pass" } else { "FAIL" };
+    println!(
+        "highest at the end of a turn: {highest:.2} bytes of files per live byte; aimed at {FILES_PER_LIVE_MAX} or less: {verdict}"
+    );
     Ok(())
 }
 

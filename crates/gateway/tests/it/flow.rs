@@ -168,6 +168,29 @@ fn an_upstream_that_is_slow_to_take_a_body_is_not_the_clients_fault() {
 }
 
 #[test]
+fn a_client_that_listens_may_be_silent_for_as_long_as_it_is_answered() {
+    let (address, upstream) = playing(|mut stream| {
+        head_of(&mut stream);
+        stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
+        // Longer than a body may be silent before it is answered, and never silent for so long.
+        for _ in 0..9 {
+            thread::sleep(Duration::from_millis(100));
+            stream.write_all(b"1\r\nx\r\n").unwrap();
+        }
+        stream.write_all(b"0\r\n\r\n").unwrap();
+        stream
+    });
+    let mut policy = before(address);
+    policy.limits.body_idle_timeout = Duration::from_millis(400);
+    let world = World::new(policy);
+    let mut client = connected(&world);
+    client.write_all(b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n?\r\n").unwrap();
+    let (head, body) = read_message(&mut client, &mut Vec::new(), false).expect("a whole answer");
+    assert!(head.starts_with("HTTP/1.1 200") && body == b"xxxxxxxxx", "{head}");
+    drop(upstream.join().unwrap());
+}
+
+#[test]
 fn interim_answers_have_an_end() {
     let (address, upstream) = playing(|mut stream| {
         head_of(&mut stream);
