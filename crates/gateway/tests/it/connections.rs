@@ -386,7 +386,10 @@ fn only_some_connections_and_only_those_of_the_route() {
     let far = Far::new();
     let world = world(&[far.address()], |_| {});
     let id = put(&world, bytes(Way::Up, Effect::Corrupt { share: percent(100) }), Portion::First(1));
-    let whole = [joined(&world, &far), joined(&world, &far)].map(|(mut client, mut server)| {
+    let first = joined(&world, &far);
+    // Which is the first is chosen when its upstream has taken it.
+    wait_until("it is chosen", || touched(&world, id).0 == 1);
+    let whole = [first, joined(&world, &far)].map(|(mut client, mut server)| {
         client.write_all(b"word").unwrap();
         let mut got = [0; 4];
         server.read_exact(&mut got).unwrap();
