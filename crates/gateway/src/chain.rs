@@ -18,6 +18,7 @@ use http::header::{HOST, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, response};
 use http_body::{Body as _, Frame};
 use seawall_core::balance::Avoid;
+use seawall_core::fault::Direction;
 use seawall_core::fault::book::Id as FaultId;
 use seawall_core::guard::Refusal;
 use seawall_core::guard::deadline::Deadline;
@@ -31,7 +32,9 @@ use seawall_core::spool::FingerprintHalf;
 use seawall_core::time::Mono;
 
 use crate::aim::Aim;
+use crate::fault::CallFaults;
 use crate::fault::body::Damage;
+use crate::fault::border::{self, Border};
 use crate::fault::connection::{Asked, Exposed};
 use crate::fault::tries::{faulted, note_once, touch};
 use crate::http::answer::Answer;
@@ -313,7 +316,7 @@ impl Kept {
 
     /// True while the client has not sent all of it.
     fn is_still_coming(&self) -> bool {
-        matches!(self, Self::Once(None, progress) if !progress.ended.load(Relaxed))
+        matches!(self, Self::Once(None, progress) if progress.awaits_client())
     }
 
     fn take(&mut self) -> ReqBody {
@@ -322,7 +325,7 @@ impl Kept {
             Self::Whole(bytes) => ReqBody::whole(bytes.clone()),
             Self::Once(incoming, progress) => match incoming.take() {
                 Some((incoming, come)) => {
-                    ReqBody::Stream(ClientBody { come, incoming, progress: Arc::clone(progress) })
+                    ReqBody::Stream(ClientBody { come, incoming, progress: Arc::clone(progress), border: None })
                 }
                 None => ReqBody::Empty,
             },
@@ -1017,6 +1020,9 @@ async fn try_with(
             tokio::time::timeout_at(until_instant, exchange).await
         }
     };
+    if node.faults.is_some() {
+        border::note_of_body(call);
+    }
     note_outlier(worker, call, (upstream, endpoint), now, &exchanged);
     let counts = &worker.counts[call.id.index()];
     match exchanged {
@@ -1125,14 +1131,15 @@ pub(crate) async fn exchange(
     let clock = &worker.node.clock;
     let pool = worker.pool(upstream, endpoint);
     let mut link = pool.checkout(now, false, &mut call.awaits_connection).await?;
-    let mut answered = send(worker, call, &mut link, upstream, now.until(until)).await;
+    let to = (upstream, endpoint);
+    let mut answered = send(worker, call, &mut link, to, now.until(until)).await;
     if answered.is_err_and_stale(&link, call) {
         call.may_have_arrived |= !link.nothing_written();
         drop(link);
         worker.counts[call.id.index()].resends.add(1);
         let now = clock.now();
         link = pool.checkout(now, true, &mut call.awaits_connection).await?;
-        answered = send(worker, call, &mut link, upstream, now.until(until)).await;
+        answered = send(worker, call, &mut link, to, now.until(until)).await;
     }
     let parts = answered?;
     if parts.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -1148,8 +1155,11 @@ pub(crate) async fn exchange(
         return Ok(Exchanged { parts, content: Content::Arriving(link), at: clock.now(), on_body: OnBody::Passes });
     }
     // A body that ends before its announced end is an incomplete answer, whatever broke it.
-    let body = link.read_whole().await.map_err(|_| Failure::Incomplete)?;
-    let at = clock.now();
+    let body = link.read_whole().await.map_err(|_| Failure::Incomplete);
+    if is_any_fault(worker) {
+        Box::pin(border::cross(worker, call, to)).await;
+    }
+    let (body, at) = (body?, clock.now());
     pool.checkin(at, link);
     Ok(Exchanged { parts, content: Content::Whole(body), at, on_body: OnBody::Passes })
 }
@@ -1173,20 +1183,31 @@ async fn send(
     worker: &Arc<Worker>,
     call: &mut Call,
     link: &mut Link,
-    upstream: UpstreamId,
+    to: (UpstreamId, usize),
     patience: Duration,
 ) -> Result<response::Parts, Failure> {
-    let body = call.body.take();
-    let call = &*call;
-    let headers = headers_for(worker, call, upstream, patience);
+    let mut body = call.body.take();
+    if let ReqBody::Stream(body) = &mut body {
+        body.border = Border::of(worker, call, to, Direction::Upstream).map(Box::new);
+    }
+    let headers = headers_for(worker, call, to.0, patience);
     let sending = Sending { method: &call.method, target: &call.target, headers, body };
     let client = call.conn.as_ref().filter(|_| call.speaks_1_1);
-    link.send(sending, |interim| {
+    let answered = link.send(sending, |interim| {
         if let Some(conn) = client {
             pass_interim(conn, &worker.node.via, interim.status, &interim.headers);
         }
-    })
-    .await
+    });
+    let answered = answered.await;
+    if is_any_fault(worker) {
+        Box::pin(border::cross(worker, call, to)).await;
+    }
+    answered
+}
+
+/// One atomic load at most.
+fn is_any_fault(worker: &Worker) -> bool {
+    worker.node.faults.as_ref().is_some_and(CallFaults::is_any)
 }
 
 /// A call's headers, with what this upstream and this try want of them.
@@ -1309,6 +1330,7 @@ fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, r
                 ends_with_connection: call.conn.as_ref().filter(|_| !call.speaks_1_1).map(Arc::clone),
                 keeping: None,
                 early,
+                border: Border::of(relay.worker, call, (relay.upstream, relay.endpoint), Direction::Downstream),
                 damage,
                 _load: relay.load,
                 // A failed try may be followed by another: it keeps the place.

@@ -19,6 +19,7 @@ use seawall_core::time::Mono;
 
 use crate::chain::InFlight;
 use crate::fault::body::{Damage, Step};
+use crate::fault::border::Border;
 use crate::http::body::BoxError;
 use crate::http::conn::ConnState;
 use crate::http::grpc;
@@ -99,6 +100,8 @@ pub(crate) struct Relay {
     pub(crate) keeping: Option<Keeping>,
     /// A fault may want it to end early.
     pub(crate) early: Early,
+    /// Of the zone it comes from, if that can be cut off.
+    pub(crate) border: Option<Border>,
     /// A fault may meddle with it.
     pub(crate) damage: Option<Box<Damage>>,
     pub(crate) _load: InFlight,
@@ -119,6 +122,12 @@ impl Relay {
                 return Poll::Ready(Some(Err(self.cut(Failure::ConnectionLost))));
             }
             Early::No | Early::AtFirstPiece => {}
+        }
+        if let (Some(border), true) = (&mut self.border, self.link.is_some())
+            && border.poll_open(cx).is_pending()
+        {
+            self.drive(cx);
+            return self.poll_idle(cx);
         }
         if self.damage.is_some() {
             return self.poll_damaged(cx);

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::{Fault as Toxic, FaultId};
+use super::{Direction, Fault as Toxic, FaultId};
 use crate::id::{RouteId, UpstreamId};
 use crate::journal::Seq;
 use crate::policy::{Endpoint, Fallback, Policy, Protocol};
@@ -258,6 +258,15 @@ pub struct Touch {
     pub id: Id,
     /// And how.
     pub act: Act,
+}
+
+/// The cut that bytes of a call in flight do not get past.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Severed {
+    /// Its name.
+    pub id: Id,
+    /// What the journal says of it.
+    pub told: Option<Seq>,
 }
 
 /// Why a fault ended.
@@ -700,6 +709,32 @@ impl Book {
             }
         }
         exposure
+    }
+
+    /// The cut that lets no bytes of a call in flight go this way. A call is counted once: whoever has met the cut says so
+    /// in `it.touched`. Of the policy it began under only the names of its route and upstream count.
+    pub fn severed(
+        &mut self,
+        now: Mono,
+        (route, upstream): (&str, &str),
+        it: &Try<'_>,
+        direction: Direction,
+    ) -> Option<Severed> {
+        let it = &Try { route: self.names.route(route), upstream: self.names.upstream(upstream), ..*it };
+        if self.is_denied(it) {
+            return None;
+        }
+        let cuts = |held: &&mut Held| match held.fault.kind {
+            Kind::ZoneCut { way } => {
+                way.directions().any(|cut| cut == direction) && held.at_work(now).is_some() && held.covers(it)
+            }
+            _ => false,
+        };
+        let fault = &mut self.held.iter_mut().find(cuts)?.fault;
+        if !it.touched.contains(&fault.id) {
+            (fault.tries, fault.requests) = (fault.tries + 1, fault.requests + 1);
+        }
+        Some(Severed { id: fault.id, told: fault.told })
     }
 
     /// Whether a zone is cut off, in either direction, for probes of this upstream's endpoints there.

@@ -12,10 +12,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
-use seawall_core::fault::Ending;
 use seawall_core::fault::book::{
-    Book, Caps, Exposure, Fault, Id, Look, Order, Refused, SharedBook, Standing, Touch, Try, Why,
+    Book, Caps, Exposure, Fault, Id, Look, Order, Refused, Severed, SharedBook, Standing, Touch, Try, Why,
 };
+use seawall_core::fault::{Direction, Ending};
 use seawall_core::journal::{Draft, Kind, Seq};
 use seawall_core::policy::Policy;
 use seawall_core::prng::Prng;
@@ -229,6 +229,17 @@ impl CallFaults {
     /// What lies on the bytes of a connection: see [`Book::expose`].
     pub(crate) fn expose(&self, now: Mono, names: (&str, &str), it: &Try<'_>, fates: &mut Vec<(Id, bool)>) -> Exposure {
         self.0.book.with(|book| book.expose(now, names, it, fates))
+    }
+
+    /// The cut that lets no bytes of a call in flight go this way: see [`Book::severed`].
+    pub(crate) fn severed(
+        &self,
+        now: Mono,
+        names: (&str, &str),
+        it: &Try<'_>,
+        direction: Direction,
+    ) -> Option<Severed> {
+        self.0.book.with(|book| book.severed(now, names, it, direction))
     }
 
     /// The fault that cuts off a zone, for probes of this upstream's endpoints there.

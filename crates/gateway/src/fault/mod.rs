@@ -13,6 +13,7 @@
 //! ([`CallFaults`]).
 
 pub(crate) mod body;
+pub(crate) mod border;
 mod calls;
 pub(crate) mod connection;
 mod flow;

@@ -6,18 +6,20 @@
 
 use std::borrow::Cow;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Uri, request};
 use http_body::{Body, Frame, SizeHint};
+use seawall_core::fault::book::Id as FaultId;
 
 use super::conn::ConnState;
 use super::feed::Fed;
 use super::gate::Verdict;
 use super::h2::Coming;
+use crate::fault::border::Border;
 use crate::relay::Relay;
 use crate::upgrade::Handover;
 
@@ -94,6 +96,8 @@ pub(crate) struct ClientBody {
     pub(crate) come: Vec<Frame<Bytes>>,
     pub(crate) incoming: Incoming,
     pub(crate) progress: Arc<Progress>,
+    /// Of the zone it goes to, if that can be cut off.
+    pub(crate) border: Option<Box<Border>>,
 }
 
 /// How far a client's body has come: what the client does to it is not the upstream's fault.
@@ -105,6 +109,10 @@ pub(crate) struct Progress {
     pub(crate) broken: AtomicBool,
     /// Its last byte has come.
     pub(crate) ended: AtomicBool,
+    /// A fault keeps it from going on, and nobody asks the client for more.
+    held_up: AtomicBool,
+    /// The faults that did.
+    touched: Mutex<Vec<FaultId>>,
 }
 
 impl Progress {
@@ -115,7 +123,23 @@ impl Progress {
             left: AtomicU64::new(bytes_max),
             broken: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            held_up: AtomicBool::new(false),
+            touched: Mutex::default(),
         }
+    }
+
+    /// True if it is the client who has to go on.
+    pub(crate) fn awaits_client(&self) -> bool {
+        !self.ended.load(Relaxed) && !self.held_up.load(Relaxed)
+    }
+
+    pub(crate) fn set_held_up(&self, is_held_up: bool) {
+        self.held_up.store(is_held_up, Relaxed);
+    }
+
+    /// The faults that have touched it on its way.
+    pub(crate) fn touched(&self) -> MutexGuard<'_, Vec<FaultId>> {
+        self.touched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// False if that was too much.
@@ -147,6 +171,9 @@ impl Body for ReqBody {
             Self::Empty => Poll::Ready(None),
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Stream(body) => {
+                if let Some(border) = &mut body.border {
+                    ready!(border.poll_open(cx));
+                }
                 let frame = match body.come.pop() {
                     Some(come) => Some(Ok(come)),
                     None => ready!(Pin::new(&mut body.incoming).poll_frame(cx)),

@@ -415,7 +415,7 @@ fn a_standing_connection_keeps_its_fault_under_another_policy() {
 }
 
 /// Two endpoints, one in the node's zone and one elsewhere; the one elsewhere is asked first.
-fn zones(here: SocketAddr, there: SocketAddr, tune: impl FnOnce(&mut Policy)) -> World {
+pub fn zones(here: SocketAddr, there: SocketAddr, tune: impl FnOnce(&mut Policy)) -> World {
     let mut policy = policy(vec![route("r", 0)], vec![upstream("u", &[here, there])]);
     policy.routes[0].guards.retry.attempts_max = 1;
     policy.routes[0].guards.try_timeout = Duration::from_millis(300);
@@ -428,7 +428,7 @@ fn zones(here: SocketAddr, there: SocketAddr, tune: impl FnOnce(&mut Policy)) ->
     World::new(policy)
 }
 
-fn cut(world: &World, way: Way) -> Id {
+pub fn cut(world: &World, way: Way) -> Id {
     let scope = Scope { zone: Some("there".into()), ..Scope::default() };
     world.faults.place(Order { scope, ..order("r", Fault::ZoneCut { way }, ALL) }).unwrap().fault.id
 }

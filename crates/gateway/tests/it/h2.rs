@@ -421,7 +421,7 @@ fn the_preface_may_come_in_pieces_and_what_only_looks_like_it_is_http_1() {
 
 /// What a server of HTTP/2 does with a request, by its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Act {
+pub enum Act {
     Answer,
     /// With trailers after the body.
     Trail,
@@ -441,14 +441,14 @@ enum Act {
 type Seen = (usize, Request<()>, Vec<u8>);
 
 /// A server of HTTP/2 in clear. `act` is asked with the connection's number, the path and the request's number.
-struct Frames {
+pub struct Frames {
     address: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
     _runtime: tokio::runtime::Runtime,
 }
 
 impl Frames {
-    fn start(seats: u32, act: impl Fn(usize, &str, usize) -> Act + Send + Sync + 'static) -> Self {
+    pub fn start(seats: u32, act: impl Fn(usize, &str, usize) -> Act + Send + Sync + 'static) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (act, of_server) = (Arc::new(act), Arc::clone(&seen));
@@ -478,7 +478,7 @@ impl Frames {
         Self::start(100, |_, _, _| Act::Answer)
     }
 
-    fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.seen.lock().unwrap().len()
     }
 
@@ -487,7 +487,7 @@ impl Frames {
     }
 
     /// One route to it.
-    fn policy(&self) -> Policy {
+    pub fn policy(&self) -> Policy {
         let mut policy = policy(vec![route("r", 0)], vec![upstream("u", &[self.address])]);
         policy.upstreams[0].http2 = true;
         policy.routes[0].guards.retry.attempts_max = 1;

@@ -8,6 +8,7 @@ mod calls;
 mod connections;
 mod damage;
 mod faults;
+mod flight;
 mod flow;
 mod framing;
 mod guards;

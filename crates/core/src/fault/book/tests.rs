@@ -1186,6 +1186,26 @@ fn a_cut_zone_weighs_what_lies_there_under_the_policy_in_force() {
 }
 
 #[test]
+fn a_call_in_flight_is_severed_where_it_goes_and_counted_once() {
+    let deny = vec![Deny { upstream: Some("carrier".into()), ..Deny::default() }];
+    let mut book = Book::new(Caps { deny, ..Caps::default() }, &policy(), 7);
+    let id = put(&mut book, at(0), cut(Way::Down, "y")).unwrap();
+    let there = Try { endpoint: &ENDPOINTS[1], generation: 9, ..a_try() };
+    let mut severed = |seconds, names, it: &Try<'_>, direction| {
+        book.severed(at(seconds), names, it, direction).map(|severed| severed.id)
+    };
+    let (names, down) = (("events", "queue"), Direction::Downstream);
+    assert_eq!(severed(1, names, &there, down), Some(id));
+    assert_eq!(severed(2, names, &Try { touched: &[id], ..there }, down), Some(id), "it has met it before");
+    assert_eq!(severed(2, names, &there, Direction::Upstream), None, "that way is open");
+    assert_eq!(severed(2, names, &a_try(), down), None, "elsewhere");
+    assert_eq!(severed(2, ("quotes", "carrier"), &there, down), None, "denied");
+    assert_eq!(severed(60, names, &there, down), None, "its time is over");
+    let fault = book.remove(at(3), id).unwrap();
+    assert_eq!((fault.requests, fault.tries), (1, 1));
+}
+
+#[test]
 fn each_protocol_is_told_what_can_touch_it() {
     let (of_calls, of_bytes) = (Kind::names_for(Carries::Call), Kind::names_for(Carries::Connection));
     assert_eq!(of_calls, Kind::NAMES[..16]);
