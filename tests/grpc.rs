@@ -85,6 +85,47 @@ fn our_own_answers_are_said_in_its_words() {
     assert!(say(&other, &["code", "Unary x"]).starts_with("UNIMPLEMENTED no route takes POST"));
 }
 
+/// The server has no health of its own to tell but what `Feel` has set.
+#[test]
+fn an_endpoint_is_as_well_as_its_service_says() {
+    let echo = GRPC.serve();
+    let straight = format!("127.0.0.1:{}", echo.port);
+    let checked = |service: &str| {
+        let place = Place::new(&format!(
+            "listeners: [{{ address: \"127.0.0.1:0\", routes: [{{ name: echo, upstream: echo }}] }}]\n\
+             upstreams: {{ echo: {{ url: \"http://127.0.0.1:{}\", http2: on, \
+             health: {{ grpc: \"{service}\", every: 50ms, timeout: 5s, unhealthy_after: 1, healthy_after: 1 }} }} }}\n",
+            echo.port
+        ));
+        (place.node(), place)
+    };
+    let feels = |service: &str, status: &str| {
+        let output = GRPC.command().args(["code", &straight, &format!("Feel {service} {status}")]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "OK");
+    };
+    let is_well = |node: &Node| node.status()["upstreams"][0]["endpoints"][0]["healthy"] == true;
+    let reason = |node: &Node| {
+        let journal = node.journal();
+        let told = journal.0.iter().rfind(|entry| entry["kind"] == "endpoint_unhealthy");
+        told.map(|entry| entry["fields"]["reason"].as_str().unwrap().to_owned()).unwrap_or_default()
+    };
+    let (node, _place) = checked("shop.Stock");
+    wait_until("nobody knows the service", || !is_well(&node) && reason(&node) == "answered NOT_FOUND");
+    feels("shop.Stock", "SERVING");
+    wait_until("it serves", || is_well(&node));
+    assert_eq!(say(&node, &["code", "Unary x"]), "OK");
+    feels("shop.Stock", "NOT_SERVING");
+    wait_until("it does not", || !is_well(&node) && reason(&node) == "says NOT_SERVING");
+    assert!(say(&node, &["code", "Unary x"]).starts_with("UNAVAILABLE "));
+    feels("shop.Stock", "SERVING");
+    wait_until("it serves again", || is_well(&node));
+
+    let (whole, _place) = checked("");
+    feels("", "NOT_SERVING");
+    wait_until("the server as a whole does not", || !is_well(&whole) && reason(&whole) == "says NOT_SERVING");
+    assert!(is_well(&node), "of that service nothing has changed");
+}
+
 #[test]
 fn a_deadline_goes_on_and_a_spent_one_goes_nowhere() {
     let echo = GRPC.serve();

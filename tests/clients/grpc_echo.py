@@ -1,6 +1,6 @@
 """A gRPC server and clients of it, without generated code: messages are bytes.
 
-    server                      prints `port N`
+    server                      prints `port N`; has the health service, and `Feel "SERVICE STATUS"` sets what it says
     client ADDRESS              every kind of call; prints `ok`
     code ADDRESS METHOD [S]     one call with a deadline of S seconds; prints its status and its message
     load ADDRESS N              N calls at once, many times; prints how many came back right
@@ -17,6 +17,11 @@ SERVICE = "seawall.Echo"
 
 
 def serve():
+    # Clients do without.
+    from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+    how = health.HealthServicer()
+
     def unary(request, context):
         told = dict(context.invocation_metadata())
         context.set_trailing_metadata((("x-len", str(len(request))),))
@@ -33,6 +38,11 @@ def serve():
     def hang(request, context):
         threading.Event().wait(30)
         return b"late"
+
+    def feel(request, context):
+        service, status = request.decode().split(" ")
+        how.set(service, health_pb2.HealthCheckResponse.ServingStatus.Value(status))
+        return b""
 
     def numbers(request, context):
         for n in range(int(request)):
@@ -57,6 +67,7 @@ def serve():
     handlers = {
         "Unary": grpc.unary_unary_rpc_method_handler(unary),
         "Fail": grpc.unary_unary_rpc_method_handler(fail),
+        "Feel": grpc.unary_unary_rpc_method_handler(feel),
         "Hang": grpc.unary_unary_rpc_method_handler(hang),
         "Numbers": grpc.unary_stream_rpc_method_handler(numbers),
         "BreakOff": grpc.unary_stream_rpc_method_handler(break_off),
@@ -66,6 +77,7 @@ def serve():
     }
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=64))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    health_pb2_grpc.add_HealthServicer_to_server(how, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     print(f"port {port}", file=sys.stderr, flush=True)

@@ -1,14 +1,16 @@
 //! Looks from the side: health checks of endpoints, and the level of the spool, told to the journal when they change.
 
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use http::header::{HOST, HeaderValue, USER_AGENT};
-use http::{Request, Uri};
+use http::{HeaderMap, Request, Uri};
 use seawall_core::balance::spill::Event;
-use seawall_core::guard::health::HealthConfig;
+use seawall_core::guard::health::{Ask, HealthConfig};
 use seawall_core::id::UpstreamId;
 use seawall_core::journal::{Draft, Kind, Seq};
 use seawall_core::time::Mono;
@@ -18,7 +20,9 @@ use tokio_util::sync::CancellationToken;
 use crate::ejection;
 use crate::fault;
 use crate::http::body::{ReqBody, Sending};
+use crate::http::grpc_health;
 use crate::node::{Node, UpstreamState, Worker};
+use crate::pool::Link;
 use crate::seat::Seat;
 
 const LEVEL_EVERY: Duration = Duration::from_millis(100);
@@ -77,12 +81,16 @@ async fn check(worker: &Worker, upstream: UpstreamId, endpoint: usize, config: &
     let (pool, state) = (worker.pool(upstream, endpoint), &worker.node.upstreams[upstream.index()]);
     // Whoever is cut off is not found well either.
     fault::stand_before_cut(worker, upstream, endpoint).await;
-    let Some(path) = &config.path else {
-        return pool.dial_in_time(b"").await.map(drop).map_err(|failure| failure.to_string());
+    let mut request = match &config.ask {
+        Ask::Connection => return pool.dial_in_time(b"").await.map(drop).map_err(|failure| failure.to_string()),
+        Ask::Path(path) => {
+            let mut request = Request::new(ReqBody::Empty);
+            *request.uri_mut() = path.parse::<Uri>().map_err(|error| error.to_string())?;
+            request
+        }
+        Ask::Grpc(service) => grpc_health::question(service),
     };
     let mut link = pool.probe().await.map_err(|failure| failure.to_string())?;
-    let mut request = Request::new(ReqBody::Empty);
-    *request.uri_mut() = path.parse::<Uri>().map_err(|error| error.to_string())?;
     let host = match &state.host {
         Some(host) => host.clone(),
         None => match state.endpoints[endpoint].endpoint.address.as_str() {
@@ -95,8 +103,28 @@ async fn check(worker: &Worker, upstream: UpstreamId, endpoint: usize, config: &
     let (parts, body) = request.into_parts();
     let response = link.send(Sending::of(&parts, body), |_| {}).await.map_err(|failure| failure.to_string())?;
     let status = response.status;
+    if let (Ask::Grpc(_), true) = (&config.ask, status.is_success()) {
+        let (body, trailers) = read_with_trailers(&mut link, grpc_health::ANSWER_BYTES_MAX).await?;
+        return grpc_health::judge(&response.headers, &body, trailers.as_ref());
+    }
     link.read_whole().await.map_err(|failure| failure.to_string())?;
-    if status.is_success() || status.is_redirection() { Ok(()) } else { Err(format!("answered {status}")) }
+    let is_well = status.is_success() || status.is_redirection() && matches!(config.ask, Ask::Path(_));
+    if is_well { Ok(()) } else { Err(format!("answered {status}")) }
+}
+
+/// A short answer's body, and what follows it.
+async fn read_with_trailers(link: &mut Link, bytes_max: usize) -> Result<(Bytes, Option<HeaderMap>), String> {
+    let mut body = BytesMut::new();
+    while let Some(frame) = poll_fn(|cx| link.poll_body(cx)).await {
+        match frame.map_err(|failure| failure.to_string())?.into_data() {
+            Ok(data) if body.len() + data.len() > bytes_max => {
+                return Err(format!("answered more than {bytes_max} bytes"));
+            }
+            Ok(data) => body.extend_from_slice(&data),
+            Err(frame) => return Ok((body.freeze(), frame.into_trailers().ok())),
+        }
+    }
+    Ok((body.freeze(), None))
 }
 
 /// Lets the breakers' time pass: an upstream that hangs answers nothing, and traffic that has stopped asks nothing.

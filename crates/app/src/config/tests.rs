@@ -10,6 +10,7 @@ use seawall_core::balance::assign::Unit;
 use seawall_core::fault::book::Deny;
 use seawall_core::guard::breaker::WindowConfig;
 use seawall_core::guard::bulkhead::Order;
+use seawall_core::guard::health::Ask;
 use seawall_core::guard::outlier::OutlierConfig;
 use seawall_core::guard::rate::RateConfig;
 use seawall_core::guard::retry::{Backoff, Jitter};
@@ -196,7 +197,7 @@ fn the_whole_grammar_is_understood() {
     assert_eq!((outlier.ejection_base, outlier.ejected_max.to_string()), (Duration::from_secs(10), "50%".into()));
     assert_eq!(policy.upstream(UpstreamId(1)).outlier, Some(OutlierConfig::default()));
     let health = queue.health.as_ref().unwrap();
-    assert_eq!((health.path.as_deref(), health.unhealthy_after, health.healthy_after), (Some("/healthz"), 5, 1));
+    assert_eq!((&health.ask, health.unhealthy_after, health.healthy_after), (&Ask::Path("/healthz".into()), 5, 1));
     assert_eq!(policy.upstream(UpstreamId(1)).endpoints[0].address, "api.example:443");
     assert_eq!(policy.upstream(UpstreamId(1)).health, None);
     assert_eq!((policy.tcp_route(1), policy.tcp_route(2)), (None, Some(RouteId(6))));
@@ -206,8 +207,8 @@ fn the_whole_grammar_is_understood() {
     assert!(guards.retry.on.takes(Failure::ConnectRefused) && !guards.retry.on.takes(Failure::ConnectTimeout));
     let cache = policy.upstream(sessions.upstream);
     assert_eq!(
-        (cache.endpoints[0].address.as_str(), cache.health.as_ref().unwrap().path.as_ref()),
-        ("cache.example:6379", None)
+        (cache.endpoints[0].address.as_str(), &cache.health.as_ref().unwrap().ask),
+        ("cache.example:6379", &Ask::Connection)
     );
     assert_eq!(policy.limits.grace, Duration::from_secs(5));
     assert_eq!(policy.limits.header_bytes_max, 16 << 10);
@@ -236,16 +237,18 @@ fn the_whole_grammar_is_understood() {
 /// Of an upstream that requests go to as well, health is asked for as HTTP.
 #[test]
 fn health_is_a_connection_where_only_connections_go() {
-    let path = |listeners: &str, health: &str| {
-        let upstreams = format!("upstreams: {{ a: {{ endpoints: [\"h:1\"], health: {{ {health} }} }} }}\n");
+    let asked = |listeners: &str, health: &str| {
+        let upstreams = format!("upstreams: {{ a: {{ endpoints: [\"h:1\"], {health} }} }}\n");
         let config = config(&format!("listeners: [{listeners}]\n{upstreams}"));
-        config.policy.upstream(UpstreamId(0)).health.as_ref().unwrap().path.clone()
+        config.policy.upstream(UpstreamId(0)).health.clone().unwrap().ask
     };
     let tcp = "{ address: \":1\", protocol: tcp, upstream: a }";
     let http = "{ address: \":2\", routes: [{ upstream: a }] }";
-    assert_eq!(path(tcp, "every: 1s"), None);
-    assert_eq!(path(tcp, "path: /up").as_deref(), Some("/up"), "who says so knows");
-    assert_eq!(path(&format!("{tcp}, {http}"), "every: 1s").as_deref(), Some("/healthz"));
+    assert_eq!(asked(tcp, "health: { every: 1s }"), Ask::Connection);
+    assert_eq!(asked(tcp, "health: { path: /up }"), Ask::Path("/up".into()), "who says so knows");
+    assert_eq!(asked(&format!("{tcp}, {http}"), "health: { every: 1s }"), Ask::Path("/healthz".into()));
+    assert_eq!(asked(http, "http2: on, health: { grpc: shop.Stock }"), Ask::Grpc("shop.Stock".into()));
+    assert_eq!(asked(http, "http2: on, health: { grpc: \"\" }"), Ask::Grpc(String::new()));
 }
 
 #[test]

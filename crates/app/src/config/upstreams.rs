@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use seawall_core::balance::BalanceConfig;
-use seawall_core::guard::health::HealthConfig;
+use seawall_core::guard::health::{Ask, HealthConfig};
 use seawall_core::guard::outlier::OutlierConfig;
 use seawall_core::id::UpstreamId;
 use seawall_core::policy::{Announce, Endpoint, Resolver, Upstream};
@@ -53,7 +53,8 @@ struct Named<'n> {
 struct WhatIsWritten {
     /// `url: tcp://...`
     is_tcp: bool,
-    has_health_path: bool,
+    /// Its health check says what it asks for.
+    health_asks: bool,
     idle_timeout: Option<Spot>,
     /// Keys that mean something to requests alone.
     of_requests: [Option<Spot>; 2],
@@ -160,9 +161,9 @@ impl<'n> Upstreams<'n> {
 
     pub(super) fn resolved(self) -> (Vec<Upstream>, Vec<Option<UpstreamTls>>) {
         let resolve = |mut named: Named<'_>| {
-            let asks_nothing = named.takes_only_connections() && !named.written.has_health_path;
+            let asks_nothing = named.takes_only_connections() && !named.written.health_asks;
             if let Some(health) = named.upstream.health.as_mut().filter(|_| asks_nothing) {
-                health.path = None;
+                health.ask = Ask::Connection;
             }
             (named.upstream, named.tls)
         };
@@ -253,7 +254,9 @@ fn read_upstream(entry: Field<'_>, place: &Place) -> (Upstream, Option<UpstreamT
     }
     let written = WhatIsWritten {
         is_tcp: section.field("url").and_then(|url| url.peek()).is_some_and(is_tcp),
-        has_health_path: section.field("health").is_some_and(|it| it.known_entries().any(|it| it.key == "path")),
+        health_asks: section
+            .field("health")
+            .is_some_and(|it| it.known_entries().any(|it| matches!(it.key, "path" | "grpc"))),
         idle_timeout: section.field("idle_timeout").map(|field| field.key_spot),
         of_requests: ["host", "http2"].map(|key| section.field(key).map(|field| field.key_spot)),
         proxy_protocol: section.field("proxy_protocol").map(|field| field.key_spot),
@@ -261,7 +264,7 @@ fn read_upstream(entry: Field<'_>, place: &Place) -> (Upstream, Option<UpstreamT
     let upstream = Upstream {
         name: entry.key.into(),
         endpoints,
-        health: section.field("health").and_then(read_health),
+        health: section.field("health").and_then(|field| read_health(field, http2)),
         outlier: section.field("outlier").and_then(read_outlier),
         balance: section.field("balance").map(read_balance).unwrap_or_default(),
         connections_max: section.count("connections", CONNECTIONS_MAX, 1..=65_535),
@@ -423,20 +426,47 @@ fn read_balance(field: Field<'_>) -> BalanceConfig {
     }
 }
 
-const HEALTH: Keys =
-    Keys { of: "`health`", known: &["path", "every", "timeout", "unhealthy_after", "healthy_after"], later: &[] };
+/// Names of services are short.
+const SERVICE_BYTES_MAX: usize = 256;
 
-fn read_health(field: Field<'_>) -> Option<HealthConfig> {
+const HEALTH: Keys = Keys {
+    of: "`health`",
+    known: &["path", "grpc", "every", "timeout", "unhealthy_after", "healthy_after"],
+    later: &[],
+};
+
+fn read_health(field: Field<'_>, http2: bool) -> Option<HealthConfig> {
     if field.is_off() {
         return None;
     }
     let (section, default) = (field.section(HEALTH), HealthConfig::default());
     let path = section.field("path").and_then(|field| field.parsed(super::listeners::parse_path));
+    let service = section.field("grpc");
+    if let Some(field) = &service {
+        if section.field("path").is_some() {
+            field.error_with("a health check asks for a `path` or by `grpc`, not both", "remove one of them");
+        }
+        if !http2 {
+            field.error_with("gRPC is spoken over HTTP/2, and this upstream is spoken to in HTTP/1", "add `http2: on`");
+        }
+    }
+    let service = service.and_then(|field| field.parsed(parse_service));
     Some(HealthConfig {
-        path: path.or(default.path),
+        ask: service.map(Ask::Grpc).or(path.map(Ask::Path)).unwrap_or(default.ask),
         every: section.duration("every", default.every, Duration::from_millis(10)..=HOUR),
         timeout: section.duration("timeout", default.timeout, MILLISECOND..=HOUR),
         unhealthy_after: section.count("unhealthy_after", default.unhealthy_after, 1..=1_000),
         healthy_after: section.count("healthy_after", default.healthy_after, 1..=1_000),
     })
+}
+
+/// The name of a service of gRPC; the empty one stands for the server as a whole.
+fn parse_service(text: &str) -> Result<String, String> {
+    match text {
+        _ if text.len() > SERVICE_BYTES_MAX => {
+            Err(format!("a name of {} bytes; at most {SERVICE_BYTES_MAX} are allowed", text.len()))
+        }
+        _ if text.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(text.into()),
+        _ => Err(format!("`{text}` is not the name of a service, such as `shop.Stock`")),
+    }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 /// How to check, and how often a result must repeat before it counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthConfig {
-    /// Path asked for with GET; any 2xx or 3xx is well. `None` where it is enough that a connection comes about.
-    pub path: Option<String>,
+    /// What it takes to be well.
+    pub ask: Ask,
     /// Time between checks.
     pub every: Duration,
     /// Time for one check.
@@ -17,10 +17,21 @@ pub struct HealthConfig {
     pub healthy_after: u32,
 }
 
+/// What an endpoint is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Nothing: it is enough that a connection comes about.
+    Connection,
+    /// This path, with GET: any 2xx or 3xx is well.
+    Path(String),
+    /// How this service is, by `grpc.health.v1`: `SERVING` is well. The empty name stands for the server as a whole.
+    Grpc(String),
+}
+
 impl Default for HealthConfig {
     fn default() -> Self {
         Self {
-            path: Some("/healthz".into()),
+            ask: Ask::Path("/healthz".into()),
             every: Duration::from_secs(2),
             timeout: Duration::from_secs(1),
             unhealthy_after: 3,

@@ -22,6 +22,26 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
+const STATUSES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];
+
 /// True for `application/grpc` with any coding of messages. `grpc-web` is something else.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     let Some(media) = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes) else { return false };
@@ -75,6 +95,17 @@ pub(crate) fn outcome(fields: &HeaderMap) -> Option<Outcome> {
         Some(0..=16) => Outcome::Success,
         _ => Outcome::Failure(Failure::Protocol),
     })
+}
+
+/// The status in a head or in trailers, as it is written.
+pub(crate) fn status(fields: &HeaderMap) -> Option<&str> {
+    fields.get(GRPC_STATUS).map(|status| status.to_str().unwrap_or("?"))
+}
+
+/// A status as its project calls it.
+pub(crate) fn status_words(status: &str) -> String {
+    let known = status.parse::<usize>().ok().and_then(|status| STATUSES.get(status));
+    known.map_or_else(|| format!("`grpc-status: {status}`"), |name| (*name).to_owned())
 }
 
 /// What the upstream says about being asked again.

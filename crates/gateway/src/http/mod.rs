@@ -7,6 +7,7 @@ pub(crate) mod conn;
 pub(crate) mod feed;
 pub mod gate;
 pub(crate) mod grpc;
+pub(crate) mod grpc_health;
 pub(crate) mod h2;
 pub(crate) mod headers;
 pub(crate) mod outgoing;

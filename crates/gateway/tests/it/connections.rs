@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use seawall_core::fault::Effect;
 use seawall_core::fault::book::{Flap, Id, Kind as Fault, Order, Portion, Scope, Timing, Way};
-use seawall_core::guard::health::HealthConfig;
+use seawall_core::guard::health::{Ask, HealthConfig};
 use seawall_core::guard::retry::RetryConfig;
 use seawall_core::journal::Kind;
 use seawall_core::policy::{Endpoint, Mirror, Policy, Protocol, Route};
@@ -470,7 +470,7 @@ fn a_zone_that_is_cut_off_is_ill_and_well_again() {
         policy.upstreams[0].health = Some(HealthConfig {
             every: Duration::from_millis(50),
             timeout: Duration::from_millis(100),
-            path: Some("/health".into()),
+            ask: Ask::Path("/health".into()),
             ..HealthConfig::default()
         });
     });

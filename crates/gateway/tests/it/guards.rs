@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use seawall_core::guard::budget::BudgetConfig;
 use seawall_core::guard::bulkhead::BulkheadConfig;
-use seawall_core::guard::health::HealthConfig;
+use seawall_core::guard::health::{Ask, HealthConfig};
 use seawall_core::id::UpstreamId;
 use seawall_core::journal::Kind;
 use seawall_core::policy::Fallback;
@@ -164,7 +164,7 @@ fn the_healthy_endpoint_gets_the_calls() {
     let well = Server::start(|_, _| ok("well"));
     let mut upstream = upstream("u", &[sick.address, well.address]);
     upstream.health = Some(HealthConfig {
-        path: Some("/healthz".into()),
+        ask: Ask::Path("/healthz".into()),
         every: Duration::from_millis(20),
         timeout: Duration::from_millis(500),
         unhealthy_after: 2,

@@ -11,6 +11,8 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, Request};
+use seawall_core::guard::health::{Ask, HealthConfig};
+use seawall_core::journal::Kind;
 use seawall_core::policy::{Fallback, Policy};
 use tokio::net::TcpStream;
 
@@ -780,6 +782,35 @@ fn what_was_begun_and_reset_is_a_failure_and_not_sent_again_for_nothing() {
     assert_eq!(client.ask("GET / HTTP/1.1\r\nHost: h\r\n\r\n").status, 200);
     assert_eq!(client.ask("GET /reset HTTP/1.1\r\nHost: h\r\n\r\n").status, 502);
     assert_eq!((server.count(), world.route(0).resends_total), (2, 0));
+}
+
+/// What answers is asked how it is in gRPC's own way, and what is wrong with the answer is told.
+#[test]
+fn a_health_check_by_grpc_says_what_is_wrong() {
+    for (act, reason) in [
+        (Act::Early("12"), "answered UNIMPLEMENTED"),
+        (Act::Trail, "what answers does not speak gRPC"),
+        (Act::Cut, "answered more than 4096 bytes"),
+        (Act::Hang, "no answer in time"),
+    ] {
+        let server = Frames::start(100, move |_, _, _| act);
+        let mut policy = server.policy();
+        policy.upstreams[0].health = Some(HealthConfig {
+            ask: Ask::Grpc("a.B".into()),
+            every: Duration::from_millis(10),
+            unhealthy_after: 1,
+            ..HealthConfig::default()
+        });
+        let world = World::new(policy);
+        wait_until("it is ill", || !world.entries(Kind::EndpointUnhealthy).is_empty());
+        assert_eq!(world.entries(Kind::EndpointUnhealthy)[0].fields["reason"], reason);
+        let (_, head, body) = server.seen.lock().unwrap()[0].clone();
+        assert_eq!((head.method().as_str(), head.uri().path()), ("POST", "/grpc.health.v1.Health/Check"));
+        assert_eq!(
+            (&head.headers()["te"], body.as_slice()),
+            (&"trailers".parse().unwrap(), &b"\0\0\0\0\x05\x0a\x03a.B"[..])
+        );
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use seawall_core::guard::bulkhead::BulkheadConfig;
-use seawall_core::guard::health::HealthConfig;
+use seawall_core::guard::health::{Ask, HealthConfig};
 use seawall_core::guard::outlier::OutlierConfig;
 use seawall_core::guard::rate::RateConfig;
 use seawall_core::guard::retry::RetryConfig;
@@ -402,8 +402,13 @@ fn health_is_whether_a_connection_comes_about() {
     let (address, well) = (nobody(), Far::new());
     let world = world(&[address, well.address()], |policy| {
         let every = Duration::from_millis(20);
-        policy.upstreams[0].health =
-            Some(HealthConfig { path: None, every, unhealthy_after: 2, healthy_after: 1, ..HealthConfig::default() });
+        policy.upstreams[0].health = Some(HealthConfig {
+            ask: Ask::Connection,
+            every,
+            unhealthy_after: 2,
+            healthy_after: 1,
+            ..HealthConfig::default()
+        });
     });
     let healthy = |place: usize| (world.view)().upstreams[0].endpoints[place].healthy;
     wait_until("the dead one is out", || !healthy(0));
@@ -420,7 +425,7 @@ fn no_healthy_endpoint_is_a_refusal() {
     let world = world(&[nobody()], |policy| {
         let every = Duration::from_millis(20);
         policy.upstreams[0].health =
-            Some(HealthConfig { path: None, every, unhealthy_after: 1, ..HealthConfig::default() });
+            Some(HealthConfig { ask: Ask::Connection, every, unhealthy_after: 1, ..HealthConfig::default() });
     });
     wait_until("the only one is out", || !(world.view)().upstreams[0].endpoints[0].healthy);
     assert!(is_reset(&mut call(&world)));

@@ -6,7 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::thread;
 
-use seawall_core::guard::health::HealthConfig;
+use seawall_core::guard::health::{Ask, HealthConfig};
 use seawall_core::policy::{Policy, Upstream};
 
 use crate::tcp::{patient, rest};
@@ -71,7 +71,7 @@ fn it_is_looked_after_by_the_name_of_this_machine() {
         told.send(head).unwrap();
     });
     let mut policy = one(&path);
-    policy.upstreams[0].health = Some(HealthConfig { path: Some("/ready".into()), ..HealthConfig::default() });
+    policy.upstreams[0].health = Some(HealthConfig { ask: Ask::Path("/ready".into()), ..HealthConfig::default() });
     let _world = World::new(policy);
     let head = asked.recv_timeout(crate::world::PATIENCE).unwrap();
     assert!(head.starts_with("GET /ready ") && head.contains("host: localhost"), "{head}");

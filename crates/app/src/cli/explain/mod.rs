@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::Args;
 use seawall_core::guard::breaker::{BreakerConfig, WindowConfig};
 use seawall_core::guard::bulkhead::Order;
+use seawall_core::guard::health::Ask;
 use seawall_core::guard::pipeline::STAGES;
 use seawall_core::guard::retry::{Jitter, RetryOn};
 use seawall_core::policy::{Fallback, Guards, Policy, Protocol, Route, Upstream};
@@ -253,7 +254,12 @@ fn endpoint_words(upstream: &Upstream) -> String {
         None => format!("{endpoints}, never asked how they are"),
         Some(health) => format!(
             "{endpoints}; {} every {}, out after {} failures, back after {} successes",
-            health.path.as_ref().map_or_else(|| "a connection".into(), |path| format!("GET {path}")),
+            match &health.ask {
+                Ask::Connection => "a connection".into(),
+                Ask::Path(path) => format!("GET {path}"),
+                Ask::Grpc(service) if service.is_empty() => "gRPC's health of the whole server".into(),
+                Ask::Grpc(service) => format!("gRPC's health of {service}"),
+            },
             format_duration(health.every),
             health.unhealthy_after,
             health.healthy_after
