@@ -241,9 +241,14 @@ mod tests {
 
     impl Server {
         async fn start(script: Script) -> Self {
-            let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-            let address = udp.local_addr().unwrap();
-            let tcp = TcpListener::bind(address).await.unwrap();
+            // Of a port that is free for one of them, somebody else may have the other.
+            let (udp, tcp, address) = loop {
+                let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+                let address = udp.local_addr().unwrap();
+                if let Ok(tcp) = TcpListener::bind(address).await {
+                    break (udp, tcp, address);
+                }
+            };
             let (asked, mut tasks) = (Arc::<Mutex<Vec<String>>>::default(), JoinSet::new());
             let of_udp = Arc::clone(&asked);
             tasks.spawn(async move {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use seawall_core::drain::Target;
 use seawall_core::fault::book::{Kind as FaultKind, Order, Portion, Scope, Timing};
 use seawall_core::guard::breaker::BreakerConfig;
-use seawall_core::guard::health::HealthConfig;
+use seawall_core::guard::health::{Ask, HealthConfig};
 use seawall_core::guard::outlier::OutlierConfig;
 use seawall_core::journal::Kind;
 use seawall_core::policy::{Fallback, Listener, Match, PathMatch, Policy};
@@ -251,8 +251,8 @@ fn other_checks_leave_ejections_and_counts_alone() {
     let checked = |seconds| {
         let mut policy = policy(vec![route("r", 0)], vec![upstream("u", &[sick.address, well.address])]);
         policy.routes[0].guards.breaker = None;
-        let (path, every) = (None, Duration::from_secs(seconds));
-        policy.upstreams[0].health = Some(HealthConfig { path, every, ..HealthConfig::default() });
+        let (ask, every) = (Ask::Connection, Duration::from_secs(seconds));
+        policy.upstreams[0].health = Some(HealthConfig { ask, every, ..HealthConfig::default() });
         policy.upstreams[0].outlier = Some(OutlierConfig { consecutive_failures: 3, ..OutlierConfig::default() });
         policy
     };
@@ -276,17 +276,16 @@ fn other_checks_leave_ejections_and_counts_alone() {
 fn an_endpoint_that_was_ill_by_other_checks_comes_back_slowly() {
     let (ill, well) =
         (Server::start(|_, _| answer("500 Internal Server Error", "", "ill")), Server::start(|_, _| ok("well")));
-    let checked = |path: Option<&str>, every| {
+    let checked = |ask, every| {
         let mut policy = policy(vec![route("r", 0)], vec![upstream("u", &[ill.address, well.address])]);
         let every = Duration::from_millis(every);
-        policy.upstreams[0].health =
-            Some(HealthConfig { path: path.map(Into::into), every, ..HealthConfig::default() });
+        policy.upstreams[0].health = Some(HealthConfig { ask, every, ..HealthConfig::default() });
         policy
     };
-    let world = World::new(checked(Some("/"), 20));
+    let world = World::new(checked(Ask::Path("/".into()), 20));
     let first = || (world.view)().upstreams[0].endpoints[0].clone();
     wait_until("it is thought ill", || !first().healthy);
-    world.change(checked(None, 60_000));
+    world.change(checked(Ask::Connection, 60_000));
     assert!(first().healthy && first().ramp < 1.0, "{:?}", first());
 }
 
