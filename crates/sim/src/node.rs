@@ -52,8 +52,8 @@ async fn begin(stage: &Arc<Stage>, life: u64) -> Result<Node, String> {
     // Whoever begins reads the file as it is.
     drop(stage.take_wish());
     let clock = {
-        let stage = Arc::clone(stage);
-        Clock::new(Instant::now(), Arc::new(move || stage.wall()))
+        let score = Arc::clone(&stage.score);
+        Clock::new(Instant::now(), Arc::new(move || score.wall()))
     };
     let Opened { store, engine, report, ledger_records } = open_store(stage, &clock)?;
     if report.is_damaged() {
@@ -98,7 +98,7 @@ async fn begin(stage: &Arc<Stage>, life: u64) -> Result<Node, String> {
 /// A store that does not open after a crash is a failure of its own, unless the disk failed just then.
 fn open_store(stage: &Arc<Stage>, clock: &Clock) -> Result<Opened<SimDisk>, String> {
     let (mono, wall) = (clock.clone(), clock.clone());
-    let looking = Arc::clone(stage);
+    let looking = Arc::clone(&stage.score);
     let now = move || {
         looking.look_at_clock();
         mono.now()
@@ -116,12 +116,12 @@ fn open_store(stage: &Arc<Stage>, clock: &Clock) -> Result<Opened<SimDisk>, Stri
 async fn open_book(stage: &Arc<Stage>, store: &Store, records: &[Vec<u8>]) -> Result<(Book, Keeper), OpenBookError> {
     let policy = stage.policy();
     let streams = policy.routes.iter().filter(|route| route.spools()).map(|route| route.name.clone());
-    let wall = Arc::clone(stage);
-    Book::open(store, records, &policy.node, streams, Arc::new(move || wall.wall())).await
+    let score = Arc::clone(&stage.score);
+    Book::open(store, records, &policy.node, streams, Arc::new(move || score.wall())).await
 }
 
 fn admin(stage: &Arc<Stage>, store: &Store, book: &Book, gateway: &Hosted) -> Admin {
-    let wall = Arc::clone(stage);
+    let score = Arc::clone(&stage.score);
     Admin::new(AdminParts {
         info: NodeInfo {
             node: stage.name.clone(),
@@ -129,14 +129,14 @@ fn admin(stage: &Arc<Stage>, store: &Store, book: &Book, gateway: &Hosted) -> Ad
             zones: stage.policy().zones,
             version: "sim".into(),
             git: None,
-            started_at: stage.wall(),
+            started_at: stage.score.wall(),
         },
         view: gateway.view(),
         spool: store.spool.clone(),
         journal: store.journal.clone(),
         ledger: Arc::new(book.clone()),
         ready: Arc::new(|| Ok(())),
-        wall: Arc::new(move || wall.wall()),
+        wall: Arc::new(move || score.wall()),
         config: Arc::new(Unchanging),
         certificates: Arc::new(Vec::new),
         faults: None,

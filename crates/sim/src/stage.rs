@@ -20,7 +20,7 @@ const LOOKS_MAX: u64 = 50_000;
 /// When every world begins: 2026-01-01T00:00:00Z.
 const EPOCH_MS: u64 = 1_767_225_600_000;
 
-/// Time and trace: one of each in a world.
+/// Time and trace: one of each in a world. A node's clocks hold this and not its [`Stage`], which holds the node.
 pub(crate) struct Score {
     pub(crate) seed: u64,
     now_ms: AtomicU64,
@@ -101,6 +101,20 @@ impl Score {
         self.looks.store(0, Relaxed);
     }
 
+    /// The time as people in this world write it; crashes do not set it back.
+    pub(crate) fn wall(&self) -> Wall {
+        Wall::from_millis(EPOCH_MS + self.now_ms())
+    }
+
+    /// Somebody in the node looks at the clock.
+    ///
+    /// # Panics
+    /// When that happens so often that no time can ever pass: the task that asks has to end, or the world would hang.
+    pub(crate) fn look_at_clock(&self) {
+        let looks = self.looks.fetch_add(1, Relaxed);
+        assert!(looks < LOOKS_MAX, "the node runs in circles: {LOOKS_MAX} looks at the clock in one step");
+    }
+
     /// One line of the trace.
     pub(crate) fn tell(&self, who: impl Display, what: impl Display) {
         let now_ms = self.now_ms();
@@ -154,20 +168,6 @@ impl Stage {
 
     pub(crate) fn now_ms(&self) -> u64 {
         self.score.now_ms()
-    }
-
-    /// The time as people in this world write it; crashes do not set it back.
-    pub(crate) fn wall(&self) -> Wall {
-        Wall::from_millis(EPOCH_MS + self.now_ms())
-    }
-
-    /// Somebody in the node looks at the clock.
-    ///
-    /// # Panics
-    /// When that happens so often that no time can ever pass: the task that asks has to end, or the world would hang.
-    pub(crate) fn look_at_clock(&self) {
-        let looks = self.score.looks.fetch_add(1, Relaxed);
-        assert!(looks < LOOKS_MAX, "the node runs in circles: {LOOKS_MAX} looks at the clock in one step");
     }
 
     /// One line of the trace.

@@ -456,3 +456,18 @@ impl World {
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_of_a_world_that_is_over_is_kept() {
+        let mut world = World::new(1);
+        world.run_for(seconds(2), Faults::none());
+        assert!(world.stage.node().is_some(), "a node that still lives when its world ends");
+        let stage = Arc::downgrade(&world.stage);
+        drop(world);
+        assert_eq!(stage.strong_count(), 0);
+    }
+}

@@ -647,3 +647,18 @@ impl Zones {
 fn road(one: usize, other: usize) -> (usize, usize) {
     (one.min(other), one.max(other))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_of_zones_that_are_over_is_kept() {
+        let mut zones = Zones::new(1);
+        zones.run_for(seconds(2), Troubles::none());
+        assert!(zones.stages.iter().all(|stage| stage.node().is_some()), "nodes that still live when their world ends");
+        let stages: Vec<_> = zones.stages.iter().map(Arc::downgrade).collect();
+        drop(zones);
+        assert_eq!(stages.iter().map(std::sync::Weak::strong_count).collect::<Vec<_>>(), [0; COUNT]);
+    }
+}
