@@ -399,7 +399,16 @@ impl Keeper {
         let mut is_told = false;
         loop {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
+                // Before the numbers: it comes once in a while, and they may be asked for all the time.
+                _ = look.tick() => {
+                    self.book.keep_left_out().await;
+                    self.book.note_census();
+                    if self.book.0.log.disk_bytes() > LOG_BYTES_MAX + 3 * self.book.0.snapshot_bytes.load(Relaxed) {
+                        self.book.compact().await;
+                    }
+                }
                 Some(event) = self.reservations.recv() => {
                     let reserved = self.book.reserved(event).await;
                     if let (Err(error), false) = (&reserved, is_told) {
@@ -408,13 +417,6 @@ impl Keeper {
                     is_told = reserved.is_err();
                     if is_told {
                         tokio::time::sleep(RESERVE_AGAIN_AFTER).await;
-                    }
-                }
-                _ = look.tick() => {
-                    self.book.keep_left_out().await;
-                    self.book.note_census();
-                    if self.book.0.log.disk_bytes() > LOG_BYTES_MAX + 3 * self.book.0.snapshot_bytes.load(Relaxed) {
-                        self.book.compact().await;
                     }
                 }
             }

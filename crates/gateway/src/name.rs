@@ -206,6 +206,7 @@ impl Name {
                 tokio::time::sleep(PATIENCE).await;
             };
             let arrived = tokio::select! {
+                biased;
                 arrived = runners.join_next() => arrived,
                 () = patience => continue,
             };

@@ -127,6 +127,7 @@ impl Zones {
                 let (stage, tally) = (Arc::clone(&of_client), Arc::clone(&tally));
                 async move {
                     tokio::select! {
+                        biased;
                         ended = reader::live(Arc::clone(&stage), tally) => ended,
                         ended = workload::live(stage, zone as u64) => ended,
                     }

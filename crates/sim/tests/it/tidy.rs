@@ -227,6 +227,33 @@ fn nothing_is_left_unfinished_or_switched_off() {
     assert_none("unfinished", &wrong);
 }
 
+/// Without `biased;` the order in which arms are asked comes from chance that no seed decides.
+#[test]
+fn what_the_world_runs_chooses_in_a_fixed_order() {
+    let places = ["crates/sim/", "crates/gateway/", "crates/store/", "crates/app/src/book.rs"];
+    // Beside real sockets only: no world runs the proxy of connections, or a log that another server keeps.
+    let outside = ["crates/gateway/src/fault/place.rs", "crates/store/src/jetstream/"];
+    let is_in = |relative: &str, places: &[&str]| places.iter().any(|place| relative.starts_with(place));
+    // In two pieces, so that this file does not find itself.
+    let choice = ["select!", " {"].concat();
+    let (mut count, mut wrong) = (0, Vec::new());
+    for (path, text) in sources() {
+        let relative = path.strip_prefix(root()).expect("below the root").to_string_lossy().into_owned();
+        if is_in(&relative, &outside) || !is_in(&relative, &places) {
+            continue;
+        }
+        let lines: Vec<&str> = text.lines().collect();
+        for (number, pair) in lines.windows(2).enumerate().filter(|(_, pair)| pair[0].contains(&choice)) {
+            count += 1;
+            if pair[1].trim() != "biased;" {
+                wrong.push(format!("{relative}:{}: {}", number + 1, pair[0].trim()));
+            }
+        }
+    }
+    assert!(count > 20, "the search finds what is there: {count}");
+    assert_none("choices without `biased;` on their first line", &wrong);
+}
+
 #[test]
 fn pages_that_are_named_exist() {
     let mut wrong = Vec::new();
