@@ -11,11 +11,12 @@ use hyper_util::service::TowerToHyperService;
 use seawall_app::book::{Book, Keeper, OpenBookError};
 use seawall_control::{Admin, AdminParts, BoxFuture, ConfigPort, DrainPort, NodeInfo, NotReloaded, Reloaded};
 use seawall_core::drain::{self, Target};
-use seawall_core::journal::{Draft, Kind};
+use seawall_core::journal::{Draft, Entry, Kind};
 use seawall_core::policy::Policy;
 use seawall_gateway::net::Net;
 use seawall_gateway::{Clock, Hosted, Parts, run_here};
 use seawall_store::{ClockFn, OpenError, Opened, SimDisk, Store};
+use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -155,11 +156,19 @@ async fn serve_admin(admin: Admin, listener: TcpListener, tasks: TaskTracker) {
 }
 
 /// Copies the journal into the trace: what the node says happened, beside what did.
-async fn follow(stage: Arc<Stage>, mut entries: tokio::sync::broadcast::Receiver<Arc<seawall_core::journal::Entry>>) {
-    while let Ok(entry) = entries.recv().await {
-        let fields = serde_json::to_string(&entry.fields).unwrap_or_default();
-        let who = format!("{} journal", stage.name);
-        stage.tell(who, format_args!("{} {} {} {fields}", entry.seq, entry.kind.name(), entry.subject));
+async fn follow(stage: Arc<Stage>, mut entries: broadcast::Receiver<Arc<Entry>>) {
+    let who = format!("{} journal", stage.name);
+    loop {
+        match entries.recv().await {
+            Ok(entry) => {
+                let fields = serde_json::to_string(&entry.fields).unwrap_or_default();
+                stage.tell(&who, format_args!("{} {} {} {fields}", entry.seq, entry.kind.name(), entry.subject));
+            }
+            Err(RecvError::Lagged(missed)) => {
+                stage.violation(&who, format_args!("{missed} entries came too fast to be read"));
+            }
+            Err(RecvError::Closed) => return,
+        }
     }
 }
 
@@ -189,7 +198,9 @@ impl Node {
         let changed = policy.changes_from(&old).join("; ");
         let streams = policy.routes.iter().filter(|route| route.spools()).map(|route| route.name.clone());
         if let Err(error) = self.book.count_also(streams).await {
-            return stage.tell(&stage.name, format_args!("no reload: the ledger cannot count its streams: {error}"));
+            // Where policies change no disk fails. The node would go on by another policy than the world thinks.
+            let what = format_args!("no reload: the ledger cannot count its streams: {error}");
+            return stage.violation(&stage.name, what);
         }
         let entry = self.store.journal.record(Draft::new(Kind::ConfigLoaded, "config").with("changed", changed));
         let (view, seed) = (self.gateway.view(), stage.dice(7, stage.now_ms()).next_u64());

@@ -192,6 +192,7 @@ impl World {
             if self.stage.now_ms() >= until {
                 let left = self.left();
                 self.stage.violation("world", format_args!("not settled after {patience:?}: {left}"));
+                self.check();
             }
             self.step(Faults::none());
         }

@@ -8,7 +8,7 @@ use tokio_util::task::TaskTracker;
 use turmoil::net::TcpListener;
 
 use super::plan::{ORDERS, QUOTES};
-use super::{COUNT, NAMES};
+use super::{COUNT, node_name};
 use crate::faults::Mood;
 use crate::policy::{QUEUE_PORT, everywhere};
 use crate::queue::{READ, Shop};
@@ -71,7 +71,7 @@ pub(super) async fn live(handle: Arc<Handle>, shop: Arc<Shop>) -> turmoil::Resul
     loop {
         let (stream, peer) = listener.accept().await?;
         let from = turmoil::reverse_lookup(peer.ip()).unwrap_or_default();
-        let zone = NAMES.iter().position(|zone| from.ends_with(zone)).unwrap_or_default();
+        let zone = (0..COUNT).find(|zone| from == node_name(*zone)).expect("only nodes call endpoints");
         let (handle, shop, welcome) = (Arc::clone(&handle), Arc::clone(&shop), handle.welcome(zone));
         tasks.spawn(async move {
             tokio::select! {

@@ -13,24 +13,27 @@ pub(crate) fn lost((old, before): (&Policy, &NodeSnapshot), (new, after): (&Poli
     lost.compare("clients' connections", before.connections, after.connections);
     lost.compare("accepted connections", before.connections_total, after.connections_total);
     lost.compare("rejected", &before.rejected, &after.rejected);
-    for (was, is) in before.limits.iter().zip(&after.limits) {
-        lost.compare(&format!("limit {}", was.name), was.used, is.used);
-    }
-    for was in &before.routes {
-        let Some(is) = after.routes.iter().find(|is| is.name == was.name && is.upstream == was.upstream) else {
+    let limits = |seen: &NodeSnapshot| seen.limits.iter().map(|it| (it.name, it.used)).collect::<Vec<_>>();
+    lost.compare("limits", limits(before), limits(after));
+    // What there is and what of it stays is for the two policies to say, whatever is seen.
+    lost.names("routes", new.routes.iter().map(|it| &it.name), after.routes.iter().map(|it| &it.name));
+    for (is_of, route) in new.routes.iter().map(|route| (&new.upstream(route.upstream).name, route)) {
+        let Some(was_route) = old.routes.iter().find(|it| it.name == route.name) else { continue };
+        if old.upstream(was_route.upstream).name != *is_of {
             continue;
-        };
-        let breaker = |policy: &Policy| {
-            let route = policy.routes.iter().find(|route| route.name == was.name)?;
-            route.guards.breaker.clone()
-        };
-        lost.route(was, is, breaker(old) == breaker(new));
+        }
+        let seen =
+            |of: &NodeSnapshot| of.routes.iter().find(|it| it.name == route.name && it.upstream == *is_of).cloned();
+        if let Some((was, is)) = lost.both(&route.name, seen(before), seen(after)) {
+            lost.route(&was, &is, was_route.guards.breaker == route.guards.breaker);
+        }
     }
-    let policy_of = |policy: &Policy, name: &str| policy.upstreams.iter().find(|it| it.name == name).cloned();
-    for was in &before.upstreams {
-        let Some(is) = after.upstreams.iter().find(|is| is.name == was.name) else { continue };
-        if let (Some(old), Some(new)) = (policy_of(old, &was.name), policy_of(new, &was.name)) {
-            lost.upstream((&old, was), (&new, is));
+    lost.names("upstreams", new.upstreams.iter().map(|it| &it.name), after.upstreams.iter().map(|it| &it.name));
+    for new in &new.upstreams {
+        let Some(old) = old.upstreams.iter().find(|it| it.name == new.name) else { continue };
+        let seen = |of: &NodeSnapshot| of.upstreams.iter().find(|it| it.name == new.name).cloned();
+        if let Some((was, is)) = lost.both(&new.name, seen(before), seen(after)) {
+            lost.upstream((old, &was), (new, &is));
         }
     }
     lost.0
@@ -43,6 +46,25 @@ impl Lost {
         if was != is {
             self.0.push(format!("{what}: {was:?} is {is:?}"));
         }
+    }
+
+    /// In any order.
+    fn names<'a>(
+        &mut self,
+        what: &str,
+        wanted: impl Iterator<Item = &'a String>,
+        seen: impl Iterator<Item = &'a String>,
+    ) {
+        let (mut wanted, mut seen): (Vec<_>, Vec<_>) = (wanted.collect(), seen.collect());
+        wanted.sort();
+        seen.sort();
+        self.compare(what, wanted, seen);
+    }
+
+    /// What stays must have been seen before and after.
+    fn both<T>(&mut self, what: &str, was: Option<T>, is: Option<T>) -> Option<(T, T)> {
+        self.compare(&format!("{what}: seen"), (true, true), (was.is_some(), is.is_some()));
+        was.zip(is)
     }
 
     fn route(&mut self, was: &RouteSnapshot, is: &RouteSnapshot, same_breaker: bool) {
@@ -78,6 +100,11 @@ impl Lost {
         let addresses = |upstream: &Upstream| -> Vec<String> {
             upstream.endpoints.iter().map(|endpoint| endpoint.address.clone()).collect()
         };
+        self.names(
+            &format!("{name}: endpoints"),
+            new.endpoints.iter().map(|it| &it.address),
+            is.endpoints.iter().map(|it| &it.address),
+        );
         let knows_health = old.health == new.health;
         let knows_ejections = old.outlier == new.outlier && addresses(old) == addresses(new);
         let keeps_connections = old.connections_max == new.connections_max
@@ -172,6 +199,11 @@ mod tests {
         lost((&old, &before), (&new, &now)).join("; ")
     }
 
+    /// As other endpoints of the upstream have it done.
+    fn forget_ejections(seen: &mut NodeSnapshot) {
+        seen.upstreams[0].endpoints.iter_mut().for_each(|it| it.ejected = false);
+    }
+
     #[test]
     fn what_stays_is_no_loss() {
         assert_eq!(found(|_| {}, |_| {}), "");
@@ -193,7 +225,8 @@ mod tests {
     fn every_loss_is_named() {
         let lost = |after: fn(&mut NodeSnapshot)| found(|_| {}, after);
         assert_eq!(lost(|seen| seen.connections = 0), "clients' connections: 5 is 0");
-        assert_eq!(lost(|seen| seen.limits[0].used = Some(0)), "limit pending: Some(1) is Some(0)");
+        let limits = lost(|seen| seen.limits[0].used = Some(0));
+        assert_eq!(limits, r#"limits: [("pending", Some(1))] is [("pending", Some(0))]"#);
         assert!(lost(|seen| seen.routes[0].requests_total = 0).starts_with("reads: counts: [7, "));
         assert_eq!(
             lost(|seen| seen.routes[1].breaker.state = "closed"),
@@ -220,7 +253,29 @@ mod tests {
         let new = |seen: &mut NodeSnapshot| {
             seen.upstreams[0].endpoints[0].address = "new:1".into();
             seen.upstreams[0].endpoints[0].ramp = 1.0;
+            forget_ejections(seen);
         };
-        assert_eq!(found(|_| {}, new), "quotes/new:1: comes slowly: true is false");
+        let adds = |policy: &mut Policy| policy.upstreams[0].endpoints[0].address = "new:1".into();
+        assert_eq!(found(adds, new), "quotes/new:1: comes slowly: true is false");
+    }
+
+    #[test]
+    fn what_stays_is_seen_again_and_nothing_else_is() {
+        let lost = |after: fn(&mut NodeSnapshot)| found(|_| {}, after);
+        let gone = "seen: (true, true) is (true, false)";
+        let none = lost(|seen| drop(seen.routes.remove(0)));
+        assert_eq!(none, format!(r#"routes: ["events", "reads"] is ["events"]; reads: {gone}"#));
+        assert_eq!(lost(|seen| seen.routes[0].upstream = "orders".into()), format!("reads: {gone}"));
+        let renamed = lost(|seen| seen.upstreams[0].name = "other".into());
+        assert!(renamed.ends_with(&format!("quotes: {gone}")), "{renamed}");
+        let fewer = lost(|seen| drop(seen.upstreams[0].endpoints.pop()));
+        assert!(fewer.starts_with(r#"quotes: endpoints: ["api-a1:7001", "#), "{fewer}");
+        let without = |policy: &mut Policy| drop(policy.upstreams[0].endpoints.pop());
+        let goes = |seen: &mut NodeSnapshot| {
+            drop(seen.upstreams[0].endpoints.pop());
+            forget_ejections(seen);
+        };
+        assert_eq!(found(without, goes), "");
+        assert!(found(without, forget_ejections).contains("quotes: endpoints"), "one that was removed is there still");
     }
 }

@@ -1,8 +1,9 @@
 //! Clients that read: one request after the other on a connection that stays, each with exactly one answer that is its
 //! own, unless the node dies over it.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use seawall_core::prng::Prng;
@@ -27,62 +28,118 @@ pub(super) struct Tally(Mutex<Counts>);
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counts {
+    /// By the node's life in which they were sent.
+    lives: BTreeMap<u64, Outcomes>,
+    /// When the last one was sent that was not answered well.
+    pub(super) failed_last_ms: Option<u64>,
+    /// Reads sent from this moment on must be answered well.
+    strict_since_ms: Option<u64>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Outcomes {
     /// By class of status, as a node counts them.
     pub(super) answers: [u64; 5],
+    /// Of those, good and whole.
+    well: u64,
     /// Of those, broken in the middle for everybody to see: an endpoint's long answer that had begun to go on.
     pub(super) cut: u64,
     /// Ended without one, because the node did.
     pub(super) orphaned: u64,
-    /// When the last one was sent that was not answered well.
-    pub(super) failed_last_ms: Option<u64>,
-    /// Reads sent from this moment on must be answered well.
-    pub(super) strict_since_ms: Option<u64>,
+    /// Something was sent in one life and answered when another had begun: nobody here knows by which.
+    pub(super) is_blurred: bool,
+}
+
+/// One read, on its way.
+#[derive(Clone, Debug)]
+pub(super) struct Sent {
+    id: String,
+    at_ms: u64,
+    /// The node's life.
+    life: u64,
 }
 
 impl Counts {
     /// Answered well and whole, of all that were answered.
     pub(super) fn well(&self) -> (u64, u64) {
-        // Only answers that begin well can be cut.
-        (self.answers[1] - self.cut, self.answers.iter().sum())
+        let sums = self.lives.values().map(|life| (life.well, life.answers.iter().sum::<u64>()));
+        sums.fold((0, 0), |(well, all), (more_well, more)| (well + more_well, all + more))
+    }
+
+    /// What came of the reads of one life of the node.
+    pub(super) fn of_life(&self, life: u64) -> Outcomes {
+        self.lives.get(&life).cloned().unwrap_or_default()
+    }
+
+    fn answer(&mut self, sent: &Sent, status: u16, is_well: bool) -> &mut Outcomes {
+        if !is_well {
+            self.failed_last_ms = self.failed_last_ms.max(Some(sent.at_ms));
+        }
+        let outcomes = self.lives.entry(sent.life).or_default();
+        outcomes.answers[usize::from(status / 100).clamp(1, 5) - 1] += 1;
+        outcomes.well += u64::from(is_well);
+        outcomes
+    }
+
+    fn is_strict(&self, sent: &Sent) -> bool {
+        self.strict_since_ms.is_some_and(|since| sent.at_ms >= since)
     }
 }
 
 impl Tally {
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn counts(&self) -> Counts {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.lock().clone()
     }
 
     pub(super) fn be_strict(&self, since_ms: Option<u64>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).strict_since_ms = since_ms;
+        self.lock().strict_since_ms = since_ms;
     }
 
-    /// Takes in an answer that broke off.
-    fn cut(&self, status: u16, sent_ms: u64) {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        counts.answers[usize::from(status / 100).clamp(1, 5) - 1] += 1;
-        counts.cut += 1;
-        counts.failed_last_ms = counts.failed_last_ms.max(Some(sent_ms));
+    /// Takes in an answer that broke off. Says what is wrong with that.
+    fn cut(&self, sent: &Sent, status: u16) -> Option<String> {
+        let mut counts = self.lock();
+        counts.answer(sent, status, false).cut += 1;
+        let Sent { id, at_ms, .. } = sent;
+        if status != 200 {
+            return Some(format!("{id}: {status} that broke off: only what an endpoint says at length can"));
+        }
+        counts.is_strict(sent).then(|| format!("{id}, sent at {at_ms} ms when all must be answered well: broken off"))
     }
 
     /// Takes in an answer. Says what is wrong with it.
-    pub(super) fn answered(&self, id: &str, sent_ms: u64, answer: &Message) -> Option<String> {
-        let status = answer.status();
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        counts.answers[usize::from(status / 100).clamp(1, 5) - 1] += 1;
+    fn answered(&self, sent: &Sent, answer: &Message) -> Option<String> {
+        let (status, Sent { id, at_ms, .. }) = (answer.status(), sent);
+        let mut counts = self.lock();
+        counts.answer(sent, status, status == 200);
         if status == 200 {
             let text = String::from_utf8_lossy(&answer.body);
             let is_own = text.starts_with(&format!("read {id} ")) && text.ends_with("end\n");
             return (!is_own).then(|| format!("{id}: not its own answer, or not whole: {text}"));
         }
-        counts.failed_last_ms = counts.failed_last_ms.max(Some(sent_ms));
         let why = answer.header("proxy-status").unwrap_or_default();
-        if counts.strict_since_ms.is_some_and(|since| sent_ms >= since) {
-            return Some(format!("{id}, sent at {sent_ms} ms while a zone is well and in reach: {status} {why}"));
+        if counts.is_strict(sent) {
+            return Some(format!("{id}, sent at {at_ms} ms when all must be answered well: {status} {why}"));
         }
         // What the endpoint itself has said is passed on when no other try is afforded.
         let is_endpoints = answer.body.starts_with(b"no ");
         let is_known = matches!(status, 429 | 500 | 502..=504) && (is_endpoints || !why.is_empty());
         (!is_known).then(|| format!("{id}: {status} without a reason: {}", answer.head))
+    }
+
+    fn orphaned(&self, sent: &Sent) {
+        self.lock().lives.entry(sent.life).or_default().orphaned += 1;
+    }
+
+    /// An answer has come in this life to what was sent in an earlier one.
+    fn blur(&self, sent: &Sent, life: u64) {
+        let mut counts = self.lock();
+        for life in [sent.life, life] {
+            counts.lives.entry(life).or_default().is_blurred = true;
+        }
     }
 }
 
@@ -134,31 +191,32 @@ impl Row {
             }
             self.sent += 1;
             let id = format!("{}-{}-{}", self.stage.name, self.number, self.sent);
-            let (sent_ms, life) = (self.stage.now_ms(), self.stage.lives());
+            let life = self.stage.lives();
             if self.life != life {
                 // What the last life left behind is no connection.
                 (self.life, self.connection) = (life, None);
             }
-            match tokio::time::timeout(TIMEOUT + SLACK, self.ask(&id)).await {
-                Ok(Ok(Said::Cut(status))) if self.stage.is_up() && self.stage.lives() == life => {
-                    self.tally.cut(status, sent_ms);
-                }
+            let sent = Sent { id, at_ms: self.stage.now_ms(), life };
+            let said = tokio::time::timeout(TIMEOUT + SLACK, self.ask(&sent.id)).await;
+            let is_same_life = self.stage.is_up() && self.stage.lives() == life;
+            let wrong = match said {
+                Ok(Ok(Said::Cut(status))) if is_same_life => self.tally.cut(&sent, status),
                 Ok(Ok(Said::Whole(answer))) => {
-                    if let Some(wrong) = self.tally.answered(&id, sent_ms, &answer) {
-                        self.stage.violation("reader", wrong);
+                    if self.stage.lives() != life {
+                        self.tally.blur(&sent, self.stage.lives());
                     }
+                    self.tally.answered(&sent, &answer)
                 }
                 failed => {
                     self.connection = None;
+                    self.tally.orphaned(&sent);
                     let why = failed
                         .map_or("too late".into(), |it| it.map_or_else(|error| error.to_string(), |_| "broken".into()));
-                    if self.stage.is_up() && self.stage.lives() == life {
-                        self.stage
-                            .violation("reader", format_args!("{id}, sent at {sent_ms} ms, has no answer: {why}"));
-                    }
-                    self.tally.0.lock().unwrap_or_else(PoisonError::into_inner).orphaned += 1;
+                    let Sent { id, at_ms, .. } = &sent;
+                    is_same_life.then(|| format!("{id}, sent at {at_ms} ms, has no answer: {why}"))
                 }
-            }
+            };
+            wrong.into_iter().for_each(|wrong| self.stage.violation("reader", wrong));
         }
     }
 
@@ -191,24 +249,53 @@ mod tests {
         Message { head: head.into(), body: body.into() }
     }
 
+    fn sent(id: &str, at_ms: u64) -> Sent {
+        Sent { id: id.into(), at_ms, life: 1 }
+    }
+
     #[test]
     fn an_answer_is_whole_its_own_and_has_a_reason() {
         let tally = Tally::default();
-        assert_eq!(tally.answered("1", 0, &answer("HTTP/1.1 200 OK", "read 1 ..end\n")), None);
+        let answered = |id, at_ms, answer: &Message| tally.answered(&sent(id, at_ms), answer);
+        assert_eq!(answered("1", 0, &answer("HTTP/1.1 200 OK", "read 1 ..end\n")), None);
         let refused = answer("HTTP/1.1 504 Late\r\nProxy-Status: seawall; error=x", "");
-        assert_eq!(tally.answered("2", 7, &refused), None);
-        assert_eq!(tally.counts().answers, [0, 1, 0, 0, 1]);
-        assert_eq!(tally.counts().failed_last_ms, Some(7));
+        assert_eq!(answered("2", 7, &refused), None);
+        assert_eq!(tally.counts().of_life(1).answers, [0, 1, 0, 0, 1]);
+        assert_eq!((tally.counts().failed_last_ms, tally.counts().well()), (Some(7), (1, 2)));
         for wrong in [
             answer("HTTP/1.1 200 OK", "read 2 ..end\n"),
             answer("HTTP/1.1 200 OK", "read 1 .."),
             answer("HTTP/1.1 504 Late", ""),
             answer("HTTP/1.1 404 No\r\nProxy-Status: seawall", ""),
         ] {
-            assert!(tally.answered("1", 0, &wrong).is_some(), "{wrong:?}");
+            assert!(answered("1", 0, &wrong).is_some(), "{wrong:?}");
         }
         tally.be_strict(Some(100));
-        assert_eq!(tally.answered("3", 99, &refused), None);
-        assert!(tally.answered("4", 100, &refused).is_some());
+        assert_eq!(answered("3", 99, &refused), None);
+        assert!(answered("4", 100, &refused).is_some());
+        assert_eq!(tally.cut(&sent("5", 99), 200), None);
+        assert!(tally.cut(&sent("6", 100), 200).is_some());
+    }
+
+    #[test]
+    fn only_good_answers_break_off_and_none_of_them_is_well() {
+        let tally = Tally::default();
+        assert!(tally.cut(&sent("1", 5), 503).is_some());
+        assert_eq!(tally.cut(&sent("2", 6), 200), None);
+        let counts = tally.counts();
+        assert_eq!((counts.well(), counts.of_life(1).cut, counts.failed_last_ms), ((0, 2), 2, Some(6)));
+    }
+
+    #[test]
+    fn every_life_has_its_own_count() {
+        let tally = Tally::default();
+        tally.orphaned(&sent("1", 0));
+        let second = Sent { life: 2, ..sent("2", 0) };
+        tally.answered(&second, &answer("HTTP/1.1 200 OK", "read 2 ..end\n"));
+        let counts = tally.counts();
+        assert_eq!((counts.of_life(1).orphaned, counts.of_life(2).orphaned), (1, 0));
+        assert_eq!((counts.of_life(2).answers, counts.of_life(3)), ([0, 1, 0, 0, 0], Outcomes::default()));
+        tally.blur(&second, 3);
+        assert_eq!([1, 2, 3].map(|life| tally.counts().of_life(life).is_blurred), [false, true, true]);
     }
 }

@@ -71,6 +71,8 @@ fn without_trouble_every_read_is_answered_well_and_at_home() {
     zones.give_back();
     zones.settle(minutes(1));
     zones.close_books();
+    let (well, all) = zones.reads();
+    assert!(well == all && all > 1_000, "{well} of {all} reads are answered well");
     let trace = zones.trace();
     assert!(!trace.contains("breaker_opened") && !trace.contains("traffic_spilled"), "{trace}");
 }
