@@ -153,8 +153,13 @@ pub(crate) enum Fault {
 /// Producers of the world.
 pub(crate) const PRODUCERS: u64 = 2;
 
-fn millis(dice: &mut Prng, from: u64, to: u64) -> Duration {
+pub(crate) fn millis(dice: &mut Prng, from: u64, to: u64) -> Duration {
     Duration::from_millis(from + dice.below(to - from))
+}
+
+/// One of these, each as likely.
+pub(crate) fn one_of<T: Copy>(dice: &mut Prng, all: &[T]) -> T {
+    all[dice.below(all.len() as u64) as usize]
 }
 
 impl Kind {
@@ -167,7 +172,7 @@ impl Kind {
                     0 => Link::NodeProducer(dice.below(PRODUCERS)),
                     _ => Link::NodeQueue,
                 },
-                cut: [Cut::Both, Cut::FromNode, Cut::ToNode, Cut::Hold][dice.below(4) as usize],
+                cut: one_of(dice, &[Cut::Both, Cut::FromNode, Cut::ToNode, Cut::Hold]),
                 lasts: millis(dice, 200, 8_000),
             },
             Self::Crash => match dice.below(6) {

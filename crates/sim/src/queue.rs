@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use turmoil::net::{TcpListener, TcpStream};
 
 use crate::checkers::Event;
-use crate::faults::Mood;
+use crate::faults::{Mood, one_of};
 use crate::http::{Message, Reader};
 use crate::policy::{ADMIN_PORT, QUEUE, QUEUE_PORT, everywhere};
 use crate::stage::{Stage, Temper};
@@ -127,8 +127,8 @@ impl Shop {
             }
             hear(path);
             let goes_on = match path.strip_prefix(READ) {
-                Some(id) => self.tell(id, &mut reader.stream).await?,
-                None => self.take(&request, &mut reader.stream).await?,
+                Some(id) => self.read(id, &mut reader.stream).await?,
+                None => self.write(&request, &mut reader.stream).await?,
             };
             if !goes_on {
                 return Ok(());
@@ -138,7 +138,7 @@ impl Shop {
     }
 
     /// One read: what it says is its own name. False if the connection ends with it.
-    async fn tell(&self, id: &str, stream: &mut TcpStream) -> io::Result<bool> {
+    async fn read(&self, id: &str, stream: &mut TcpStream) -> io::Result<bool> {
         let (manner, said) = (self.manner(), format!("read {id}"));
         match manner {
             Manner::Well => send(stream, 200, &said, self.padding()).await,
@@ -162,7 +162,7 @@ impl Shop {
     }
 
     /// One write. False if the connection ends with it.
-    async fn take(&self, request: &Message, stream: &mut TcpStream) -> io::Result<bool> {
+    async fn write(&self, request: &Message, stream: &mut TcpStream) -> io::Result<bool> {
         let key = request.header("idempotency-key").unwrap_or_default().to_owned();
         let Some(event) = event_of(&request.body) else {
             self.stages[0].violation(&self.name, "a write that is no event");
@@ -235,15 +235,15 @@ impl Shop {
         let (mood, dice) = &mut *self.temper();
         let hit = dice.chance(HIT);
         let works_first = dice.chance(0.5);
-        let mood = if *mood == Mood::Mixed { Mood::BAD[dice.below(Mood::BAD.len() as u64) as usize] } else { *mood };
+        let mood = if *mood == Mood::Mixed { one_of(dice, &Mood::BAD) } else { *mood };
         match mood {
             Mood::Slow => Manner::Late { wait: Duration::from_millis(200 + dice.below(3_000)), works_first },
-            Mood::Errors if hit => Manner::Status { status: [503, 500, 429, 502][dice.below(4) as usize], works_first },
+            Mood::Errors if hit => Manner::Status { status: one_of(dice, &[503, 500, 429, 502]), works_first },
             Mood::Resets if hit => Manner::Gone { works_first },
             Mood::Cuts if hit => Manner::Cut { share: dice.unit() },
             Mood::Broken => match dice.below(3) {
                 0 => Manner::Gone { works_first },
-                _ => Manner::Status { status: [503, 500][dice.below(2) as usize], works_first: false },
+                _ => Manner::Status { status: one_of(dice, &[503, 500]), works_first: false },
             },
             Mood::Hung => Manner::Silent { works_first },
             Mood::Silence if hit => Manner::Silent { works_first },

@@ -200,7 +200,6 @@ impl Stage {
         lock(&self.temper).0 = mood;
     }
 
-    /// The queue's mood and its dice.
     /// How the queue behaves.
     pub(crate) fn temper(&self) -> Temper {
         Arc::clone(&self.temper)

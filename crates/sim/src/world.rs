@@ -90,6 +90,8 @@ pub(crate) fn panics() -> u64 {
 /// What has happened that must not, if anything.
 pub(crate) struct Failure<'a> {
     pub(crate) score: &'a Score,
+    /// Which test tells stories of this world.
+    pub(crate) test: &'static str,
     pub(crate) panics: u64,
     pub(crate) violations: &'a [String],
 }
@@ -98,7 +100,7 @@ impl Failure<'_> {
     /// # Panics
     /// If anything has, with the seed and the end of the trace.
     pub(crate) fn raise(&self) {
-        let Self { score, panics, violations } = self;
+        let Self { score, test, panics, violations } = self;
         if *panics == 0 && violations.is_empty() {
             return;
         }
@@ -109,8 +111,10 @@ impl Failure<'_> {
         }
         let shown = lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n");
         let seed = score.seed;
+        let minutes = std::env::var("SIM_MINUTES").map(|minutes| format!(" SIM_MINUTES={minutes}")).unwrap_or_default();
         panic!(
-            "the end of the trace:\n{shown}\n{panics} tasks panicked, {violations:#?}\nto see it again: SIM_SEED={seed:#x}"
+            "the end of the trace:\n{shown}\n{panics} tasks panicked, {violations:#?}\n\
+             to see it again: SIM_SEED={seed:#x}{minutes} cargo test -p seawall-sim --test it -- {test}"
         );
     }
 }
@@ -260,7 +264,7 @@ impl World {
     fn check(&self) {
         let violations = self.stage.truth().violations().to_vec();
         let panics = panics() - self.panics_before;
-        Failure { score: &self.stage.score, panics, violations: &violations }.raise();
+        Failure { score: &self.stage.score, test: "scenarios::what_was", panics, violations: &violations }.raise();
     }
 
     /// A node that ended by itself is started again, as a supervisor would; a disk that failed is read anew.

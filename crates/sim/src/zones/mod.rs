@@ -1,14 +1,14 @@
 //! Three zones: in each a real node, endpoints of one dependency, and clients; between them a network that can be cut.
 //!
 //! Picture three towns with a road between each two. What is asked in a town is answered in it as long as that can be;
-//! when a road or a town is lost, its neighbours answer. The nodes are whole gateways with a store each, the very ones that
-//! users run; nothing they decide is done again here. What happens to them is drawn from the seed: roads are cut, one
-//! way or both, and what is on its way hangs, waits or is reset; endpoints go up and down faster than anybody looks,
-//! answer probes and fail calls, or crawl; nodes are killed; and in the middle of it all their configuration changes,
-//! by the code that a reload goes by.
+//! when a road or a town is lost, its neighbours answer. The nodes are whole gateways with a store each, the very ones
+//! that users run; nothing they decide is done again here. What happens to them is drawn from the seed: roads are cut,
+//! one way or both, and what is on its way hangs, waits or is reset; endpoints go up and down faster than anybody
+//! looks, answer probes and fail calls, or crawl; nodes are killed; and in the middle of it all their configuration
+//! changes, by the code that a reload goes by.
 //!
-//! Safety is checked at every look (`watch.rs`) and at every change (`kept.rs`), liveness where somebody has promised it:
-//! [`Zones::lose`] takes zones away and wants every read answered well [`REACH_WITHIN`] later, and
+//! Safety is checked at every look (`watch.rs`) and at every change (`kept.rs`), liveness where somebody has promised
+//! it: [`Zones::lose`] takes zones away and wants every read answered well [`REACH_WITHIN`] later, and
 //! [`Zones::give_back`] wants the own zone's share back [`HOME_WITHIN`] after the heal.
 //! Not here: disks that fail (`world.rs`), TLS, real sockets (`tests/`).
 

@@ -18,6 +18,7 @@ use seawall_core::prng::Prng;
 use seawall_core::units::Ratio;
 
 use super::{COUNT, ENDPOINTS, NAMES, endpoint_name, node_name, zone_of};
+use crate::faults::one_of;
 use crate::policy::{DATA_PORT, QUEUE_PORT, everywhere};
 
 /// The upstream of reads. It has one route, so that what its endpoints are sent is what that route let through.
@@ -153,7 +154,7 @@ fn change(policy: &mut Policy, dice: &mut Prng) {
         0 | 1 => add(upstream, zone * ENDPOINTS + dice.below(ENDPOINTS as u64) as usize),
         2 | 3 if upstream.endpoints.len() > COUNT => drop(upstream.endpoints.remove(place)),
         4 => upstream.endpoints[place].zone = Some(NAMES[zone].into()),
-        5 => upstream.endpoints[place].weight = [0, 1, 1, 2, 4][dice.below(5) as usize],
+        5 => upstream.endpoints[place].weight = one_of(dice, &[0, 1, 1, 2, 4]),
         6 => upstream.endpoints[place].priority = dice.below(2) as u32,
         7 => guards.try_timeout = ms(250 + dice.below(500)),
         8 => {
@@ -173,7 +174,7 @@ fn change(policy: &mut Policy, dice: &mut Prng) {
         12 => {
             upstream.balance.slow_start = ms(1_000 + dice.below(5_000));
             upstream.balance.spare = ratio(dice.unit());
-            upstream.balance.panic_below = ratio([0.0, 0.0, 0.4][dice.below(3) as usize]);
+            upstream.balance.panic_below = ratio(one_of(dice, &[0.0, 0.0, 0.4]));
         }
         _ => {
             guards.hedge = (guards.hedge.is_none() && of_routes == 0).then(HedgeConfig::default);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use seawall_core::prng::Prng;
 
 use super::{COUNT, ENDPOINTS};
-use crate::faults::Mood;
+use crate::faults::{Mood, millis, one_of};
 
 /// The kinds of trouble that may happen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,6 +67,9 @@ impl Cut {
     pub(super) const ALL: [Self; 6] = [Self::Both, Self::There, Self::Back, Self::Hold, Self::Reset, Self::Slow];
 }
 
+/// What endpoints may be like for a while.
+const MOODS: [Mood; 6] = [Mood::Broken, Mood::Silence, Mood::Slow, Mood::Resets, Mood::Cuts, Mood::Mixed];
+
 /// Trouble that begins now.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Trouble {
@@ -76,10 +79,6 @@ pub(super) enum Trouble {
     Reload { zone: usize },
     Crash { zone: usize, with_power: bool, down_for: Duration },
     Drain { zone: usize },
-}
-
-fn millis(dice: &mut Prng, from: u64, to: u64) -> Duration {
-    Duration::from_millis(from + dice.below(to - from))
 }
 
 /// Those of a zone, or one.
@@ -100,12 +99,12 @@ fn draw(kind: u64, dice: &mut Prng) -> Trouble {
     match kind {
         0 => Trouble::Road {
             between: (zone, (zone + 1 + dice.below(COUNT as u64 - 1) as usize) % COUNT),
-            cut: Cut::ALL[dice.below(6) as usize],
+            cut: one_of(dice, &Cut::ALL),
             lasts: millis(dice, 200, 6_000),
         },
         1 => {
             // Faster than any check sees, about as fast, or slower than a breaker's window.
-            let scale = [40, 400, 3_000][dice.below(3) as usize];
+            let scale = one_of(dice, &[40, 400, 3_000]);
             Trouble::Flap {
                 endpoints: some(dice),
                 up_ms: 1 + dice.below(scale),
@@ -113,12 +112,7 @@ fn draw(kind: u64, dice: &mut Prng) -> Trouble {
                 lasts: millis(dice, 500, 8_000),
             }
         }
-        2 => Trouble::Mood {
-            endpoints: some(dice),
-            mood: [Mood::Broken, Mood::Silence, Mood::Slow, Mood::Resets, Mood::Cuts, Mood::Mixed]
-                [dice.below(6) as usize],
-            lasts: millis(dice, 500, 8_000),
-        },
+        2 => Trouble::Mood { endpoints: some(dice), mood: one_of(dice, &MOODS), lasts: millis(dice, 500, 8_000) },
         3 => Trouble::Reload { zone },
         _ => match dice.below(4) {
             0 => Trouble::Drain { zone },

@@ -1,5 +1,5 @@
-//! What must hold of a node from one look to the next. All of it is said of what the node itself tells: whoever says that
-//! an endpoint is out must not send it anything.
+//! What must hold of a node from one look to the next. All of it is said of what the node itself tells: whoever says
+//! that an endpoint is out must not send it anything.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,8 +42,8 @@ impl Look {
     }
 }
 
-/// Calls between two looks that should not have been: to an endpoint that was out at both, or while the breaker was open.
-/// The looks must follow each other closely: what comes back and goes again in between is not seen.
+/// Calls between two looks that should not have been: to an endpoint that was out at both, or while the breaker was
+/// open. The looks must follow each other closely: what comes back and goes again in between is not seen.
 pub(super) fn forbidden(before: &Look, after: &Look) -> Vec<String> {
     let mut found = Vec::new();
     for was in &before.seen.upstreams {
@@ -115,8 +115,8 @@ impl Coming {
     }
 }
 
-/// What came to endpoints in the first part of their slow start. Only under the same rules, and where others that are fully
-/// there could have had it.
+/// What came to endpoints in the first part of their slow start. Only under the same rules, and where others that are
+/// fully there could have had it.
 pub(super) fn coming(before: &Look, after: &Look) -> Coming {
     let mut sum = Coming::default();
     if !after.goes_on_from(before) {

@@ -15,7 +15,7 @@ use super::watch::{self, Coming, Look};
 use super::{
     COUNT, ENDPOINTS, HOME_WITHIN, NAMES, REACH_WITHIN, client_name, endpoint_name, node_name, sink_name, zone_of,
 };
-use crate::faults::Mood;
+use crate::faults::{Mood, one_of};
 use crate::queue::{self, Shop};
 use crate::stage::{Score, Seen, Stage};
 use crate::world::{CALM_LATENCY, Failure, STEP, alone, count_panics, millis, panics, seconds};
@@ -38,8 +38,8 @@ const AWAY_MAX: f64 = 0.05;
 /// Reads of a zone that are enough to judge by, of the twelve seconds or three in which they are counted.
 const READS_MIN: u64 = 30;
 
-/// The share of reads that may fail while a zone answers some calls well: the retry budget is not made for more, and who
-/// fails now and then is not always ejected.
+/// The share of reads that may fail while a zone answers some calls well: the retry budget is not made for more, and
+/// who fails now and then is not always ejected.
 const HALF_FAILED_MAX: f64 = 0.1;
 
 /// Which zones were lost, and how.
@@ -182,9 +182,9 @@ impl Zones {
         self.give_back();
     }
 
-    /// Takes one or two zones away, drawn by the seed: their endpoints, or the roads to them. From [`REACH_WITHIN`] later on
-    /// every read must be answered well, for as long again (nine of ten, where the zone fails only some calls); meanwhile
-    /// nodes take in their configuration anew, unchanged.
+    /// Takes one or two zones away, drawn by the seed: their endpoints, or the roads to them. From [`REACH_WITHIN`]
+    /// later on every read must be answered well, for as long again (nine of ten, where the zone fails only some
+    /// calls); meanwhile nodes take in their configuration anew, unchanged.
     ///
     /// # Panics
     /// As [`Self::run_for`]; and when a read is not answered well.
@@ -433,7 +433,8 @@ impl Zones {
     fn check(&self) {
         let violations: Vec<String> =
             self.stages.iter().flat_map(|stage| stage.truth().violations().to_vec()).collect();
-        Failure { score: &self.score, panics: panics() - self.panics_before, violations: &violations }.raise();
+        let panics = panics() - self.panics_before;
+        Failure { score: &self.score, test: "zones::a_zone", panics, violations: &violations }.raise();
     }
 
     fn begin(&mut self, now: u64, trouble: Trouble) {
@@ -534,8 +535,8 @@ impl Zones {
         }
     }
 
-    /// Hosts of two zones that talk to each other: the node of each and the endpoints of the other. Of a zone and itself,
-    /// its own.
+    /// Hosts of two zones that talk to each other: the node of each and the endpoints of the other. Of a zone and
+    /// itself, its own.
     fn pairs(between: (usize, usize)) -> Vec<(String, String)> {
         let (one, other) = between;
         let there = of_zone(other).into_iter().map(|endpoint| (node_name(one), endpoint_name(endpoint)));
@@ -581,12 +582,13 @@ impl Zones {
         of_zone(one).into_iter().for_each(|it| self.endpoints[it].set_welcome(other, welcome));
     }
 
-    /// Takes zones away for as long as nobody heals. At least one stays. Says how, and whether some calls go well still.
+    /// Takes zones away for as long as nobody heals. At least one stays. Says how, and whether some calls go well
+    /// still.
     fn take_away(&mut self) -> (String, bool) {
         let dice = &mut self.dice;
         let zone = dice.below(COUNT as u64) as usize;
         let other = (zone + 1 + dice.below(COUNT as u64 - 1) as usize) % COUNT;
-        let cut = Cut::ALL[dice.below(6) as usize];
+        let cut = one_of(dice, &Cut::ALL);
         let (mut active, mut is_half) = (Vec::new(), false);
         let how = match dice.below(6) {
             0 => {
@@ -611,10 +613,9 @@ impl Zones {
                 format!("zones {} and {} are down", NAMES[zone], NAMES[other])
             }
             kind => {
-                let moods = [Mood::Broken, Mood::Silence, Mood::Slow, Mood::Resets];
                 let mood = match kind {
-                    4 => moods[dice.below(4) as usize],
-                    _ => [Mood::Broken, Mood::Hung][dice.below(2) as usize],
+                    4 => one_of(dice, &[Mood::Broken, Mood::Silence, Mood::Slow, Mood::Resets]),
+                    _ => one_of(dice, &[Mood::Broken, Mood::Hung]),
                 };
                 is_half = matches!(mood, Mood::Silence | Mood::Slow | Mood::Resets);
                 of_zone(zone).into_iter().for_each(|it| self.endpoints[it].set_mood(mood));

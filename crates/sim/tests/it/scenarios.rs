@@ -1,5 +1,8 @@
 //! Seeded stories. `SIM_SEED=0x51c2` tells one again, `SIM_SEEDS=100` sets how many are told and `SIM_FROM=100` from
-//! which on (a told world is not given back to memory: tell a thousand in ten runs), `SIM_MINUTES=5` how long each goes wrong, and `SIM_TRACE=FILE` keeps everything that happened in the one that fails.
+//! which on, `SIM_MINUTES=5` how long each goes wrong, and `SIM_TRACE=FILE` keeps everything that happened in the one
+//! that fails.
+
+use std::ops::Range;
 
 use seawall_sim::{Faults, Truth, World, minutes, seconds};
 
@@ -35,16 +38,18 @@ pub(crate) fn number(name: &str) -> Option<u64> {
     Some(parsed.unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
 }
 
+/// The seeds to tell: so many unless asked otherwise.
+pub(crate) fn seeds(count: u64) -> Range<u64> {
+    if let Some(seed) = number("SIM_SEED") {
+        return seed..seed + 1;
+    }
+    let first = number("SIM_FROM").unwrap_or(0);
+    first..first + number("SIM_SEEDS").unwrap_or(count)
+}
+
 #[test]
 fn what_was_accepted_arrives_once_and_in_order() {
-    let seeds = match number("SIM_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => {
-            let first = number("SIM_FROM").unwrap_or(0);
-            first..first + number("SIM_SEEDS").unwrap_or(SEEDS)
-        }
-    };
-    for seed in seeds {
+    for seed in seeds(SEEDS) {
         let world = story(seed);
         let (events, copies) = (world.accepted().len(), world.truth(Truth::copies));
         println!("seed {seed:#x}: {events} events, {copies} copies stopped by their keys");

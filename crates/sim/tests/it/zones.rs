@@ -5,7 +5,7 @@ use std::time::Duration;
 use seawall_sim::zones::{Lost, Troubles, Zones};
 use seawall_sim::{minutes, seconds};
 
-use crate::scenarios::number;
+use crate::scenarios::{number, seeds};
 
 /// How many stories are told unless asked otherwise.
 const SEEDS: u64 = 3;
@@ -31,19 +31,13 @@ fn story(seed: u64) -> (Zones, Lost) {
 
 #[test]
 fn a_zone_that_is_lost_is_not_missed() {
-    let seeds = match number("SIM_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => {
-            let first = number("SIM_FROM").unwrap_or(0);
-            first..first + number("SIM_SEEDS").unwrap_or(SEEDS)
-        }
-    };
-    for seed in seeds {
+    for seed in seeds(SEEDS) {
         let (zones, Lost { how, last_failure_after }) = story(seed);
         let ((events, reads, reloads), lived) = (zones.done(), zones.lived());
         let last = last_failure_after.unwrap_or(Duration::ZERO);
         println!(
-            "seed {seed:#x}: {lived:?}, {events} events, {reads} reads, {reloads} reloads; {how}: last failure after {last:?}"
+            "seed {seed:#x}: {lived:?}, {events} events, {reads} reads, {reloads} reloads; {how}: \
+             last failure after {last:?}"
         );
         assert!(events > 50 && reads > 1_000, "seed {seed:#x}: too little went on");
     }
