@@ -142,7 +142,10 @@ impl Stage {
 
     /// Around a node among others, told apart by their `salt`.
     pub(crate) fn around(score: &Arc<Score>, salt: u64, name: &str, policy: Policy) -> Self {
-        let mut prng = Prng::new(score.seed ^ salt);
+        let mut prng = match salt {
+            0 => Prng::new(score.seed),
+            _ => score.dice(51, salt),
+        };
         Self {
             score: Arc::clone(score),
             name: name.into(),
@@ -272,6 +275,7 @@ impl Stage {
 
     /// Dice of their own for whoever is named by these numbers.
     pub(crate) fn dice(&self, who: u64, which: u64) -> Prng {
-        self.score.dice(who ^ self.salt, which)
+        // Above every `who`: beside them it would only have the nodes of a world swap their dice.
+        self.score.dice(who.wrapping_add(self.salt << 32), which)
     }
 }
