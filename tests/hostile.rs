@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::house::{Client, Node, Place, wait_until};
+use crate::house::{Client, Held, Node, Place, wait_until};
 use crate::process::{Process, code};
 use crate::script::Script;
 use crate::server::{Do, Server, ok};
@@ -49,13 +49,10 @@ pub fn rejected(node: &Node) -> BTreeMap<String, u64> {
     node.metrics().0.lines().filter_map(reason).collect()
 }
 
-/// Memory of a process that is its own, in KiB, and how many files it has open.
-pub fn holds(node: &Node) -> (u64, usize) {
-    let pid = node.process.pid();
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
-    let memory = line.trim().trim_end_matches(" kB").parse().unwrap();
-    (memory, std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count())
+/// Memory of a process that is its own, in KiB, and how many descriptors it has.
+pub fn holds(node: &Node) -> (u64, u64) {
+    let held = Held::by(&node.process);
+    (held.own_memory_kib, held.descriptors())
 }
 
 /// Clients who only want to be served, by HTTP/1 and HTTP/2, for as long as it lasts.
@@ -163,7 +160,7 @@ fn attacks(table: &[(&str, Fate, &str)], limits: &str) -> (Server, Node, Place) 
     wait_until("all are gone", || node.metrics().get("seawall_client_connections") == 0);
     wait_until("no call is left", || node.metrics().get("seawall_in_flight{route=\"api\"}") == 0);
     // What is kept for the next calls to the upstream is no leak.
-    let kept = node.status()["upstreams"][0]["endpoints"][0]["connections"].as_u64().unwrap() as usize;
+    let kept = node.status()["upstreams"][0]["endpoints"][0]["connections"].as_u64().unwrap();
     let (_, after) = holds(&node);
     assert!(after <= files + kept + 8, "{after} files, {files} before, {kept} to the upstream");
     (server, node, place)

@@ -174,6 +174,48 @@ impl Said {
     }
 }
 
+/// What a process holds, as the kernel says.
+#[derive(Debug)]
+pub struct Held {
+    pub sockets: u64,
+    /// Whatever else has a descriptor.
+    pub files: u64,
+    pub threads: u64,
+    /// Resident.
+    pub memory_kib: u64,
+    /// Of that, its own and not a file's.
+    pub own_memory_kib: u64,
+    /// The most there was of it.
+    pub most_memory_kib: u64,
+}
+
+impl Held {
+    pub fn by(process: &Process) -> Self {
+        let proc = format!("/proc/{}", process.pid());
+        let descriptors = std::fs::read_dir(format!("{proc}/fd")).unwrap();
+        let targets = descriptors.filter_map(|descriptor| std::fs::read_link(descriptor.ok()?.path()).ok());
+        let (sockets, files): (Vec<_>, Vec<_>) =
+            targets.partition(|target| target.to_string_lossy().starts_with("socket:"));
+        let status = std::fs::read_to_string(format!("{proc}/status")).unwrap();
+        let of = |field: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("a field");
+            line.split_whitespace().next().unwrap().parse().unwrap()
+        };
+        Self {
+            sockets: sockets.len() as u64,
+            files: files.len() as u64,
+            threads: of("Threads:"),
+            memory_kib: of("VmRSS:"),
+            own_memory_kib: of("RssAnon:"),
+            most_memory_kib: of("VmHWM:"),
+        }
+    }
+
+    pub fn descriptors(&self) -> u64 {
+        self.sockets + self.files
+    }
+}
+
 /// A running node of Seawall.
 pub struct Node {
     pub process: Process,

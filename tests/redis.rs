@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 
-use crate::house::{Client, Node, PATIENCE, Place, local, port, wait_until};
+use crate::house::{Client, Held, Node, PATIENCE, Place, local, port, wait_until};
 use crate::process::{Process, code};
 
 /// On a port of its own that it keeps over restarts.
@@ -183,9 +183,7 @@ fn who_only_listens_hears_everything_until_redis_dies() {
 
 /// The most memory the node has had, in bytes.
 fn most_memory(node: &Node) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", node.process.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    Held::by(&node.process).most_memory_kib << 10
 }
 
 /// A reader that is slow makes its sender wait, and nobody holds what is between them.

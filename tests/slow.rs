@@ -31,7 +31,7 @@ fn besiege(connections: u64, limits: &str, how: &[&str], path: &str, reason: &st
     });
     let others: Vec<_> = rejected(&node).into_iter().filter(|(other, count)| *count > 0 && other != reason).collect();
     assert_eq!(others, [], "nobody else is turned away");
-    let kept = node.status()["upstreams"][0]["endpoints"][0]["connections"].as_u64().unwrap() as usize;
+    let kept = node.status()["upstreams"][0]["endpoints"][0]["connections"].as_u64().unwrap();
     let (after, files_after) = holds(&node);
     assert!(files_after <= files + kept + 8, "{files_after} files, {files} before, {kept} to the upstream");
     assert!(after < memory + (64 << 10), "from {memory} to {after} KiB");

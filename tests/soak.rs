@@ -6,7 +6,6 @@
 //! `E2E_SEED` repeats the choices of a run, not its moments.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
@@ -19,7 +18,7 @@ use seawall_client::Outbox;
 use seawall_core::prng::Prng;
 use serde_json::{Value, json};
 
-use crate::house::{Client, Node, Place, post, seed, wait_for, wait_until};
+use crate::house::{Client, Held, Node, Place, post, seed, wait_for, wait_until};
 use crate::nginx::Nginx;
 use crate::server::{Server, ok};
 
@@ -44,35 +43,6 @@ impl Sink {
         if self.keys.insert(key) {
             self.outbox.note(stamp, body).unwrap();
             self.outbox.sync().unwrap();
-        }
-    }
-}
-
-/// What a process holds.
-#[derive(Debug)]
-struct Held {
-    sockets: u64,
-    files: u64,
-    threads: u64,
-    memory_kib: u64,
-}
-
-impl Held {
-    fn by(node: &Node) -> Self {
-        let proc = format!("/proc/{}", node.process.pid());
-        let targets = fs::read_dir(format!("{proc}/fd")).unwrap().filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
-        let (sockets, files): (Vec<_>, Vec<_>) =
-            targets.partition(|target| target.to_string_lossy().starts_with("socket:"));
-        let status = fs::read_to_string(format!("{proc}/status")).unwrap();
-        let of = |field: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("a field");
-            line.split_whitespace().next().unwrap().parse().unwrap()
-        };
-        Self {
-            sockets: sockets.len() as u64,
-            files: files.len() as u64,
-            threads: of("Threads:"),
-            memory_kib: of("VmRSS:"),
         }
     }
 }
@@ -317,8 +287,8 @@ fn whatever_was_taken_is_given_back() {
     let (http, tcp) = (node.addresses[0], node.addresses[1]);
     // Health checks come and go.
     let before = wait_for("it rests", || {
-        let held = Held::by(&node);
-        (Held::by(&node).sockets == held.sockets && pooled(&node) == 0).then_some(held)
+        let held = Held::by(&node.process);
+        (Held::by(&node.process).sockets == held.sockets && pooled(&node) == 0).then_some(held)
     });
     let desk = seawall_client::Node::new("here", node.admin.to_string());
     let until = Instant::now() + Duration::from_secs(seconds);
@@ -344,13 +314,13 @@ fn whatever_was_taken_is_given_back() {
         scope.spawn(|| rude.store(be_rude(until, http, of_rude), Relaxed));
         let early = scope.spawn(|| {
             thread::sleep(Duration::from_secs(seconds) / 3);
-            Held::by(&node)
+            Held::by(&node.process)
         });
         let done = disturb(until, &node, |other| place.configure(&config(web, &server, other)), prng);
         let taken: Vec<_> = writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect();
         (taken, done, early.join().unwrap())
     });
-    let loaded = Held::by(&node);
+    let loaded = Held::by(&node.process);
     let metrics = node.metrics().0;
     wait_until("nothing is under way, and all is reported", || {
         let sent = sink.lock().unwrap().outbox.send(&desk);
@@ -360,10 +330,10 @@ fn whatever_was_taken_is_given_back() {
     });
     // Connections to upstreams stay for the next call, and are counted.
     wait_until("sockets and threads are given back", || {
-        let (pooled, held) = (pooled(&node), Held::by(&node));
+        let (pooled, held) = (pooled(&node), Held::by(&node.process));
         held.sockets == before.sockets + pooled && held.threads <= before.threads + BLOCKING_THREADS
     });
-    let after = Held::by(&node);
+    let after = Held::by(&node.process);
     println!("{before:?} before, {early:?} early, {loaded:?} at the end, {after:?} after");
     println!("{} writes taken, {} rude clients; {done:?}", taken.len(), rude.load(Relaxed));
     for (name, labels) in [

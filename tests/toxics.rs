@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::house::{PATIENCE, SEAWALL, local, wait_for, wait_until};
+use crate::house::{Held, PATIENCE, SEAWALL, local, wait_for, wait_until};
 use crate::toxiproxy::Tox;
 
 /// An upstream that does the same with every connection.
@@ -461,8 +461,8 @@ impl Full {
 }
 
 /// Descriptors that a server has open.
-fn open_files(tox: &Tox) -> usize {
-    std::fs::read_dir(format!("/proc/{}/fd", tox.process.pid())).unwrap().count()
+fn open_files(tox: &Tox) -> u64 {
+    Held::by(&tox.process).descriptors()
 }
 
 #[test]
