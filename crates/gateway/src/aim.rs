@@ -4,11 +4,11 @@
 
 use std::sync::PoisonError;
 
-use http::HeaderMap;
 use http::header::COOKIE;
 use seawall_core::balance::assign::{Unit, VersionCounts, cookie, mark};
 use seawall_core::id::RouteId;
 
+use crate::http::fields::Fields;
 use crate::node::Worker;
 use crate::route::RouteState;
 
@@ -22,7 +22,7 @@ pub(crate) struct Aim {
 }
 
 impl Aim {
-    pub(crate) fn take(worker: &Worker, route: &RouteState, headers: &HeaderMap) -> Self {
+    pub(crate) fn take(worker: &Worker, route: &RouteState, headers: &Fields) -> Self {
         let (policy, placement) = (&route.policy, &route.policy.placement);
         let value = placement.sticky.as_ref().and_then(|by| mark_of(&policy.name, by, headers));
         let version = placement.versions.as_ref().and_then(|split| {
@@ -57,12 +57,12 @@ impl Aim {
 }
 
 /// The coin of what a request carries; `None` if it does not carry it.
-fn mark_of(route: &str, by: &Unit, headers: &HeaderMap) -> Option<u64> {
+fn mark_of(route: &str, by: &Unit, headers: &Fields) -> Option<u64> {
     let value = match by {
         Unit::Request => None,
-        Unit::Header(name) => headers.get(name).map(http::HeaderValue::as_bytes),
+        Unit::Header(name) => headers.get(name.as_str()).map(http::HeaderValue::as_bytes),
         Unit::Cookie(name) => {
-            let mut lines = headers.get_all(COOKIE).iter().filter_map(|line| line.to_str().ok());
+            let mut lines = headers.get_all(COOKIE).filter_map(|line| line.to_str().ok());
             lines.find_map(|line| cookie(line, name)).map(str::as_bytes)
         }
     };

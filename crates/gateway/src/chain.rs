@@ -14,8 +14,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{HOST, HeaderValue};
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, response};
+use http::header::{HOST, HeaderName, HeaderValue};
+use http::{Method, StatusCode, Uri};
 use http_body::{Body as _, Frame};
 use seawall_core::balance::Avoid;
 use seawall_core::fault::Direction;
@@ -40,12 +40,14 @@ use crate::fault::tries::{faulted, note_once, touch};
 use crate::http::answer::Answer;
 use crate::http::body::{BoxError, ClientBody, Incoming, Pieces, Progress, ReqBody, ResBody, Sending, Tracked};
 use crate::http::conn::ConnState;
+use crate::http::fields::Fields;
 use crate::http::gate::{VERDICT_HEADER, Verdict};
 use crate::http::grpc::{self, GRPC_TIMEOUT, PREVIOUS_ATTEMPTS};
 use crate::http::headers::{
     self, EXPECTED_TIMEOUT_MS, Hop, IDEMPOTENCY_KEY, PROXY_STATUS, Present, RETRY_OWNER, SEAWALL_DURABILITY,
     SEAWALL_FAULT, SEAWALL_RECORD, X_REQUEST_ID,
 };
+use crate::http::message::{Request, Response, ResponseHead};
 use crate::http::wire;
 use crate::node::{Node, Used, Worker};
 use crate::pool::{EndpointLoad, Link, Switched};
@@ -119,13 +121,13 @@ pub(crate) async fn serve(
 
 /// A request that asked for an upgrade is answered: its connection goes on as what was asked for, or as it was.
 fn switch_or_release(conn: &ConnState, response: &mut Response<ResBody>) {
-    match std::mem::replace(response.body_mut(), ResBody::Empty) {
+    match std::mem::replace(&mut response.body, ResBody::Empty) {
         ResBody::Switched(handover) => {
             upgrade::say(response.headers_mut(), handover.protocol.clone());
             conn.switch_to(handover);
         }
         body => {
-            *response.body_mut() = body;
+            response.body = body;
             conn.release();
         }
     }
@@ -139,31 +141,31 @@ async fn respond(
     asks: bool,
     started: Mono,
 ) -> Response<ResBody> {
-    let present = Present::look(request.headers());
+    let present = Present::look(&request.head.headers);
     let present = if asks { present.and(Present::ASKS) } else { present };
     if present.has(Present::VERDICT) {
-        let named = request.headers().get(VERDICT_HEADER).and_then(|verdict| verdict.to_str().ok());
+        let named = request.head.headers.get(VERDICT_HEADER).and_then(|verdict| verdict.to_str().ok());
         let verdict = named.and_then(Verdict::by_name).unwrap_or(Verdict::RequestLine);
         worker.rejections.count(verdict);
         return Answer::verdict(verdict).build();
     }
-    if present.has(Present::VIA) && headers::is_loop(request.headers(), &worker.node.via) {
+    if present.has(Present::VIA) && headers::is_loop(&request.head.headers, &worker.node.via) {
         worker.rejections.looped.add(1);
         return Answer::new(502, "proxy_loop_detected", "loop", "this request has passed here before").build();
     }
-    if let Some(id) = request.uri().path().strip_prefix(RECORDS_PATH) {
+    if let Some(id) = request.head.uri.path().strip_prefix(RECORDS_PATH) {
         let _of_store = worker.node.of_store.take();
-        return Box::pin(fallback::record_state(worker, id, request.method())).await;
+        return Box::pin(fallback::record_state(worker, id, &request.head.method)).await;
     }
     let host = host_of(&request);
-    let path = request.uri().path();
-    let Some(id) = worker.route(&peer.door, &host, path, request.method().as_str()) else {
+    let path = request.head.uri.path();
+    let Some(id) = worker.route(&peer.door, &host, path, request.head.method.as_str()) else {
         worker.rejections.no_route.add(1);
-        let detail = format!("no route takes {} {path}", request.method());
+        let detail = format!("no route takes {} {path}", request.head.method);
         return Answer::new(404, "destination_not_found", "no_route", detail).build();
     };
     drop(host);
-    if let Some(unsayable) = unsayable_host(worker, id, request.headers()) {
+    if let Some(unsayable) = unsayable_host(worker, id, &request.head.headers) {
         worker.rejections.count(Verdict::Host);
         return unsayable;
     }
@@ -177,7 +179,7 @@ async fn respond(
 }
 
 /// A refusal, if the route's upstream speaks HTTP/2 and the client's `Host` cannot be said there. The upstream is not asked.
-fn unsayable_host(worker: &Worker, id: RouteId, headers: &HeaderMap) -> Option<Response<ResBody>> {
+fn unsayable_host(worker: &Worker, id: RouteId, headers: &Fields) -> Option<Response<ResBody>> {
     let upstream = worker.node.policy.route(id).upstream;
     let is_said =
         worker.node.policy.upstreams[upstream.index()].http2 && worker.node.upstreams[upstream.index()].host.is_none();
@@ -210,13 +212,13 @@ impl Drop for Cancelled<'_> {
 
 /// The request's host without port, lower case.
 fn host_of(request: &Request<Incoming>) -> Cow<'_, str> {
-    let host = match request.uri().host() {
+    let host = match request.head.uri.host() {
         Some(host) => host,
-        None => request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default(),
+        None => request.head.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default(),
     };
     let bare = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => host.split(':').next().unwrap_or_default(),
+        None => host.bytes().position(|byte| byte == b':').map_or(host, |colon| &host[..colon]),
     };
     if bare.bytes().any(|byte| byte.is_ascii_uppercase()) {
         Cow::Owned(bare.to_ascii_lowercase())
@@ -232,7 +234,7 @@ pub(crate) struct Call {
     pub(crate) method: Method,
     /// Origin form.
     pub(crate) target: Uri,
-    pub(crate) headers: HeaderMap,
+    pub(crate) headers: Fields,
     pub(crate) body: Kept,
     pub(crate) deadline: Deadline,
     pub(crate) idempotent: bool,
@@ -354,7 +356,7 @@ async fn route_call(
     present: Present,
     started: Mono,
 ) -> Response<ResBody> {
-    let told_id = request.headers().get(X_REQUEST_ID).cloned();
+    let told_id = request.head.headers.get(X_REQUEST_ID).cloned();
     let call = match prepare(worker, conn, peer, id, request, present, started).await {
         Ok(call) => call,
         Err(mut answer) => {
@@ -368,12 +370,12 @@ async fn route_call(
     let mut response = guarded(worker, call, started).await;
     if let Some(key) = key {
         // Whatever came of it: who asks again must be able to ask for the same thing.
-        response.headers_mut().entry(IDEMPOTENCY_KEY).or_insert(key);
+        response.headers_mut().insert_if_absent(IDEMPOTENCY_KEY, || key);
     }
     aim.answered(worker, id, response.status().as_u16());
-    *response.version_mut() = http::Version::HTTP_11;
+    response.head.version = http::Version::HTTP_11;
     if let Some(request_id) = request_id {
-        response.headers_mut().entry(X_REQUEST_ID).or_insert(request_id);
+        response.headers_mut().insert_if_absent(X_REQUEST_ID, || request_id);
     }
     response
 }
@@ -437,10 +439,10 @@ async fn prepare(
     let node = &worker.node;
     let route = Arc::clone(&node.routes[id.index()]);
     let told_patience = present.has(Present::EXPECTED_TIMEOUT);
-    let callers = told_patience.then(|| headers::callers_patience(request.headers())).flatten();
-    let is_grpc = request.version() == http::Version::HTTP_2 && grpc::is_grpc(request.headers());
+    let callers = told_patience.then(|| headers::callers_patience(&request.head.headers)).flatten();
+    let is_grpc = request.head.version == http::Version::HTTP_2 && grpc::is_grpc(&request.head.headers);
     let callers = match present.has(Present::GRPC_TIMEOUT) && is_grpc {
-        true => grpc::timeout(request.headers()).into_iter().chain(callers).min(),
+        true => grpc::timeout(&request.head.headers).into_iter().chain(callers).min(),
         false => callers,
     };
     let deadline = Deadline::new(started, route.policy.guards.timeout, callers);
@@ -449,8 +451,8 @@ async fn prepare(
         Box::new(Answer::refusal(&refusal).build())
     };
     deadline.check(started).map_err(refuse)?;
-    let (mut parts, body) = request.into_parts();
-    let is_write = route.policy.spools() && !matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
+    let Request { head, body } = request;
+    let is_write = route.policy.spools() && !matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS);
     if !is_write && !body.is_end_stream() {
         // Nobody should send a body to a dependency that will not be asked.
         refuse_if_open(&route, node.clock.now()).map_err(refuse)?;
@@ -459,28 +461,28 @@ async fn prepare(
         Kept::Empty
     } else {
         // HTTP/2 does not have to say how long a body is.
-        let may_be_short = parts.version == http::Version::HTTP_2;
+        let may_be_short = head.version == http::Version::HTTP_2;
         let kind = (is_write, may_be_short);
-        Box::pin(keep_body(worker, conn, &route, kind, &parts.headers, body, deadline)).await?
+        Box::pin(keep_body(worker, conn, &route, kind, &head.headers, body, deadline)).await?
     };
     let asks = present.has(Present::ASKS);
-    let upgrade = if asks { upgrade::wanted(&route.policy.upgrades, &parts.headers) } else { None };
+    let upgrade = if asks { upgrade::wanted(&route.policy.upgrades, &head.headers) } else { None };
     let hop = Hop::of(peer, &node.via);
     let stale_key = match route.policy.stale_for() {
-        Some(_) if parts.method == Method::GET && upgrade.is_none() => {
-            let is_personal = hop.certificate(&parts.headers).is_some();
-            stale::Key::new((&route.policy.name, &route.upstream_name), &parts.uri, &parts.headers, is_personal)
+        Some(_) if head.method == Method::GET && upgrade.is_none() => {
+            let is_personal = hop.certificate(&head.headers).is_some();
+            stale::Key::new((&route.policy.name, &route.upstream_name), &head.uri, &head.headers, is_personal)
         }
         _ => None,
     };
     let client_key = present.has(Present::IDEMPOTENCY_KEY);
     let mut call = Box::new(Call {
         id,
-        aim: Aim::take(worker, &route, &parts.headers),
-        idempotent: client_key || is_idempotent(parts.method.as_str()),
-        target: origin_form(&parts.uri),
-        headers: std::mem::take(&mut parts.headers),
-        method: parts.method,
+        aim: Aim::take(worker, &route, &head.headers),
+        idempotent: client_key || is_idempotent(head.method.as_str()),
+        target: origin_form(&head.uri),
+        headers: head.headers,
+        method: head.method,
         body: kept,
         deadline,
         tried: 0,
@@ -494,8 +496,8 @@ async fn prepare(
         stale_key,
         upgrade,
         conn: Some(Arc::clone(conn)),
-        speaks_1_1: parts.version >= http::Version::HTTP_11,
-        speaks_2: parts.version == http::Version::HTTP_2,
+        speaks_1_1: head.version >= http::Version::HTTP_11,
+        speaks_2: head.version == http::Version::HTTP_2,
         awaits_connection: false,
         tells_patience: told_patience,
         is_grpc,
@@ -584,7 +586,7 @@ async fn keep_body(
     conn: &Arc<ConnState>,
     route: &RouteState,
     (is_write, may_be_short): (bool, bool),
-    headers: &HeaderMap,
+    headers: &Fields,
     body: Incoming,
     deadline: Deadline,
 ) -> Result<Kept, Box<Response<ResBody>>> {
@@ -756,14 +758,13 @@ async fn known_to_spool(worker: &Arc<Worker>, call: &Call) -> Option<Response<Re
 
 /// The answer the first request with this key got.
 fn replay(done: &DoneAnswer) -> Response<ResBody> {
-    let mut response = Response::new(ResBody::whole(done.body.clone()));
-    *response.status_mut() = done.status;
-    *response.headers_mut() = done.headers.clone();
+    let mut response = Response::new(done.status, ResBody::whole(done.body.clone()));
+    response.head.headers = done.headers.clone();
     replayed(response)
 }
 
 fn replayed(mut response: Response<ResBody>) -> Response<ResBody> {
-    response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
+    response.headers_mut().insert(HeaderName::from_static("idempotency-replayed"), HeaderValue::from_static("true"));
     let details = HeaderValue::from_static("seawall; details=\"the answer the first request with this key got\"");
     response.headers_mut().insert(PROXY_STATUS, details);
     response
@@ -779,8 +780,8 @@ fn origin_form(uri: &Uri) -> Uri {
     }
 }
 
-fn request_id(worker: &Worker, headers: &mut HeaderMap) {
-    headers.entry(X_REQUEST_ID).or_insert_with(|| new_request_id(worker));
+fn request_id(worker: &Worker, headers: &mut Fields) {
+    headers.insert_if_absent(X_REQUEST_ID, || new_request_id(worker));
 }
 
 fn new_request_id(worker: &Worker) -> HeaderValue {
@@ -791,14 +792,13 @@ fn new_request_id(worker: &Worker) -> HeaderValue {
 }
 
 /// The key that orders this request among spooled ones.
-pub(crate) fn order_key(route: &RouteState, headers: &HeaderMap) -> Option<HeaderValue> {
+pub(crate) fn order_key(route: &RouteState, headers: &Fields) -> Option<HeaderValue> {
     headers.get(route.policy.order_by.as_deref()?).cloned()
 }
 
 /// An answer of an upstream, and what it holds while it is relayed.
 pub(crate) struct Received {
-    pub(crate) parts: response::Parts,
-    pub(crate) body: ResBody,
+    pub(crate) answer: Response<ResBody>,
     /// When it came.
     pub(crate) at: Mono,
 }
@@ -969,7 +969,7 @@ async fn try_hedged(
     worker.counts[call.id.index()].hedges_won.add(1);
     call.may_have_arrived = true;
     (call.is_forged, call.is_damaged) = (twin.is_forged, twin.is_damaged);
-    if let ResBody::Relay(relay) = &mut received.body {
+    if let ResBody::Relay(relay) = &mut received.answer.body {
         relay.keep_place(place.take());
     }
     Tried::Answered(received)
@@ -1026,9 +1026,9 @@ async fn try_with(
     note_outlier(worker, call, (upstream, endpoint), now, &exchanged);
     let counts = &worker.counts[call.id.index()];
     match exchanged {
-        Ok(Ok(Exchanged { parts, content, at: now, on_body })) => {
+        Ok(Ok(Exchanged { head, content, at: now, on_body })) => {
             let relay = RelayParts { worker, pass, load, place, upstream, endpoint, on_body };
-            judge(call, now, parts, content, relay)
+            judge(call, now, head, content, relay)
         }
         Ok(Err(_)) if call.body.client_broke_it() => Tried::ClientBroke,
         Ok(Err(failure)) => {
@@ -1063,7 +1063,7 @@ fn note_outlier(
         return;
     }
     let outcome = match exchanged {
-        Ok(Ok(exchanged)) => judge_status(exchanged.parts.status.as_u16()),
+        Ok(Ok(exchanged)) => judge_status(exchanged.head.status.as_u16()),
         Ok(Err(_)) if call.body.client_broke_it() => Outcome::Ignored,
         Ok(Err(failure)) => Outcome::Failure(*failure),
         Err(_) if call.body.is_still_coming() || call.awaits_connection => Outcome::Ignored,
@@ -1085,7 +1085,7 @@ pub(crate) fn no_healthy_endpoint(worker: &Worker, upstream: UpstreamId) -> Refu
 }
 
 pub(crate) struct Exchanged {
-    pub(crate) parts: response::Parts,
+    pub(crate) head: ResponseHead,
     pub(crate) content: Content,
     /// When the head had come, and a short answer's body.
     pub(crate) at: Mono,
@@ -1141,18 +1141,18 @@ pub(crate) async fn exchange(
         link = pool.checkout(now, true, &mut call.awaits_connection).await?;
         answered = send(worker, call, &mut link, to, now.until(until)).await;
     }
-    let parts = answered?;
-    if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+    let head = answered?;
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
         // To what was asked for, or nobody asked.
-        let agreed = call.upgrade.as_ref().filter(|wanted| upgrade::agrees(&parts.headers, wanted));
+        let agreed = call.upgrade.as_ref().filter(|wanted| upgrade::agrees(&head.headers, wanted));
         let switched = agreed.ok_or(Failure::Protocol).and_then(|_| link.into_switched())?;
-        return Ok(Exchanged { parts, content: Content::Switched(switched), at: clock.now(), on_body: OnBody::Passes });
+        return Ok(Exchanged { head, content: Content::Switched(switched), at: clock.now(), on_body: OnBody::Passes });
     }
     let short = call.route.policy.guards.answer_bytes_max;
     // What became of a call of gRPC stands behind its last byte, where reading the whole would lose it.
-    let length = link.left().filter(|_| !grpc::is_grpc(&parts.headers));
+    let length = link.left().filter(|_| !grpc::is_grpc(&head.headers));
     if length.is_none_or(|length| length > short) && !link.is_over() {
-        return Ok(Exchanged { parts, content: Content::Arriving(link), at: clock.now(), on_body: OnBody::Passes });
+        return Ok(Exchanged { head, content: Content::Arriving(link), at: clock.now(), on_body: OnBody::Passes });
     }
     // A body that ends before its announced end is an incomplete answer, whatever broke it.
     let body = link.read_whole().await.map_err(|_| Failure::Incomplete);
@@ -1161,14 +1161,14 @@ pub(crate) async fn exchange(
     }
     let (body, at) = (body?, clock.now());
     pool.checkin(at, link);
-    Ok(Exchanged { parts, content: Content::Whole(body), at, on_body: OnBody::Passes })
+    Ok(Exchanged { head, content: Content::Whole(body), at, on_body: OnBody::Passes })
 }
 
 trait Stale {
     fn is_err_and_stale(&self, link: &Link, call: &Call) -> bool;
 }
 
-impl Stale for Result<response::Parts, Failure> {
+impl Stale for Result<ResponseHead, Failure> {
     /// True if a reused connection failed before one byte of an answer, and sending again is safe.
     fn is_err_and_stale(&self, link: &Link, call: &Call) -> bool {
         matches!(self, Err(Failure::ConnectionLost))
@@ -1185,7 +1185,7 @@ async fn send(
     link: &mut Link,
     to: (UpstreamId, usize),
     patience: Duration,
-) -> Result<response::Parts, Failure> {
+) -> Result<ResponseHead, Failure> {
     let mut body = call.body.take();
     if let ReqBody::Stream(body) = &mut body {
         body.border = Border::of(worker, call, to, Direction::Upstream).map(Box::new);
@@ -1211,7 +1211,7 @@ fn is_any_fault(worker: &Worker) -> bool {
 }
 
 /// A call's headers, with what this upstream and this try want of them.
-fn headers_for<'a>(worker: &Worker, call: &'a Call, upstream: UpstreamId, patience: Duration) -> Cow<'a, HeaderMap> {
+fn headers_for<'a>(worker: &Worker, call: &'a Call, upstream: UpstreamId, patience: Duration) -> Cow<'a, Fields> {
     let mut headers = Cow::Borrowed(&call.headers);
     if let Some(host) = &worker.node.upstreams[upstream.index()].host {
         headers.to_mut().insert(HOST, host.clone());
@@ -1222,7 +1222,7 @@ fn headers_for<'a>(worker: &Worker, call: &'a Call, upstream: UpstreamId, patien
     }
     if call.is_grpc {
         // Of the caller's own patience: it ends the whole call, where our timeouts end with the head of the answer.
-        if let (Some(end), true) = (call.callers_end, headers.contains_key(GRPC_TIMEOUT)) {
+        if let (Some(end), true) = (call.callers_end, headers.has(GRPC_TIMEOUT)) {
             let left = worker.node.clock.now().until(end);
             headers.to_mut().insert(GRPC_TIMEOUT, grpc::timeout_text(left));
         }
@@ -1234,7 +1234,7 @@ fn headers_for<'a>(worker: &Worker, call: &'a Call, upstream: UpstreamId, patien
 }
 
 /// Passes an interim answer (103 and the like) on; 100 is between us and the upstream.
-fn pass_interim(conn: &ConnState, via: &HeaderValue, status: StatusCode, headers: &HeaderMap) {
+fn pass_interim(conn: &ConnState, via: &HeaderValue, status: StatusCode, headers: &Fields) {
     if status == StatusCode::CONTINUE || status == StatusCode::SWITCHING_PROTOCOLS {
         return;
     }
@@ -1259,24 +1259,24 @@ struct RelayParts<'a> {
 }
 
 /// Tells the breaker what came, and makes it an answer or a failed try.
-fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, relay: RelayParts<'_>) -> Tried {
-    let is_grpc = parts.status == StatusCode::OK && grpc::is_grpc(&parts.headers);
+fn judge(call: &mut Call, now: Mono, head: ResponseHead, content: Content, relay: RelayParts<'_>) -> Tried {
+    let is_grpc = head.status == StatusCode::OK && grpc::is_grpc(&head.headers);
     let outcome = match is_grpc {
         // All there is, or the beginning of an answer.
-        true => grpc::outcome(&parts.headers).unwrap_or(Outcome::Success),
-        false => judge_status(parts.status.as_u16()),
+        true => grpc::outcome(&head.headers).unwrap_or(Outcome::Success),
+        false => judge_status(head.status.as_u16()),
     };
-    let pushback = if is_grpc { grpc::pushback(&parts.headers) } else { None };
+    let pushback = if is_grpc { grpc::pushback(&head.headers) } else { None };
     let retry_after = match (outcome, pushback) {
         (Outcome::Failure(_), Some(Pushback::After(wait))) => Some(wait),
-        (Outcome::Failure(_), _) => headers::retry_after(&parts.headers, relay.worker.node.clock.wall()),
+        (Outcome::Failure(_), _) => headers::retry_after(&head.headers, relay.worker.node.clock.wall()),
         _ => None,
     };
     let signals = call.route.policy.guards.learned_limit.is_some().then(|| {
-        let named = parts.headers.iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
+        let named = head.headers.iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
         Signals::read(named, relay.worker.node.clock.wall())
     });
-    let answered = Answered { status: Some(parts.status.as_u16()), retry_after, signals: signals.as_ref() };
+    let answered = Answered { status: Some(head.status.as_u16()), retry_after, signals: signals.as_ref() };
     let counts = &relay.worker.counts[call.id.index()];
     let body = match (content, outcome) {
         (Content::Whole(bytes), _) => {
@@ -1308,7 +1308,7 @@ fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, r
                 pass.take().into_iter().for_each(|pass| pass.report(counts, now, now, outcome, answered));
             }
             pass.iter_mut().for_each(Pass::answered);
-            let announced = call.speaks_2 || headers::announces_trailers(&parts.headers);
+            let announced = call.speaks_2 || headers::announces_trailers(&head.headers);
             let (early, damage) = match relay.on_body {
                 OnBody::Passes => (Early::No, None),
                 OnBody::EndsEarly => (Early::AtFirstPiece, None),
@@ -1318,10 +1318,10 @@ fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, r
                 link: Some(link),
                 pass,
                 head_at: now,
-                status: parts.status.as_u16(),
+                status: head.status.as_u16(),
                 signals: signals.map(Box::new),
                 trailers_announced: announced,
-                grpc: is_grpc.then(|| grpc::outcome(&parts.headers)),
+                grpc: is_grpc.then(|| grpc::outcome(&head.headers)),
                 worker: Arc::clone(relay.worker),
                 route: call.id,
                 upstream: relay.upstream,
@@ -1341,26 +1341,26 @@ fn judge(call: &mut Call, now: Mono, parts: response::Parts, content: Content, r
     match outcome {
         Outcome::Failure(failure) => {
             call.may_have_arrived = true;
-            let answer = Some(Response::from_parts(parts, body));
+            let answer = Some(Response { head, body });
             // It asks not to be asked again: by us as little as by anybody.
             call.retried_above |= pushback == Some(Pushback::Never);
             Tried::Failed { failure, answer, retry_after }
         }
-        Outcome::Success | Outcome::Ignored => Tried::Answered(Received { parts, body, at: now }),
+        Outcome::Success | Outcome::Ignored => Tried::Answered(Received { answer: Response { head, body }, at: now }),
     }
 }
 
 /// Makes an upstream's answer ours, and finishes what was begun for a write.
 pub(crate) fn whole_answer(worker: &Arc<Worker>, mut call: Box<Call>, received: Received) -> Response<ResBody> {
     let (node, now) = (&worker.node, received.at);
-    let mut response = Response::from_parts(received.parts, received.body);
-    match (call.stale_key.take().filter(|_| !call.is_damaged), response.body()) {
+    let mut response = received.answer;
+    match (call.stale_key.take().filter(|_| !call.is_damaged), &response.body) {
         (Some(key), ResBody::Whole(Some(body))) => {
             node.stale.keep(&key, now, response.status(), response.headers(), body);
         }
         (Some(key), ResBody::Relay(_)) => {
             let head = (response.status(), response.headers().clone());
-            if let ResBody::Relay(relay) = response.body_mut() {
+            if let ResBody::Relay(relay) = &mut response.body {
                 relay.keep_for(Wish::Stale(key, head), call.route.policy.guards.answer_bytes_max);
             }
         }
@@ -1387,7 +1387,7 @@ pub(crate) fn finish(worker: &Worker, call: &mut Call, response: &mut Response<R
             true => Fate::Refused,
         });
     }
-    response.headers_mut().entry(IDEMPOTENCY_KEY).or_insert(write.identity.key);
+    response.headers_mut().insert_if_absent(IDEMPOTENCY_KEY, || write.identity.key);
 }
 
 /// Says on an answer which faults have touched its request.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER};
-use http::{Method, Response, StatusCode};
+use http::{Method, StatusCode};
 use seawall_core::guard::Refusal;
 use seawall_core::id::RecordId;
 use seawall_core::journal::Seq;
@@ -22,6 +22,7 @@ use crate::chain::{Call, RECORDS_PATH, Reason, Tried, Write, finish, mark_faults
 use crate::http::answer::{Answer, degraded, durability, proxy_status};
 use crate::http::body::ResBody;
 use crate::http::headers::{self, IDEMPOTENCY_KEY, PROXY_STATUS, SEAWALL_DURABILITY};
+use crate::http::message::Response;
 use crate::node::{Node, Worker};
 use crate::records::Fate;
 use crate::relay::Wish;
@@ -267,8 +268,7 @@ pub(crate) fn accepted_before(id: RecordId, state: &str, key: &HeaderValue, held
 fn accepted(id: RecordId, state: &str, key: &HeaderValue, held: Option<Wall>) -> (Response<ResBody>, DoneAnswer) {
     let location = format!("{RECORDS_PATH}{id}");
     let body = Bytes::from(format!("{}\n", json!({ "id": id, "state": state, "location": location })));
-    let mut response = Response::new(ResBody::whole(body.clone()));
-    *response.status_mut() = StatusCode::ACCEPTED;
+    let mut response = Response::new(StatusCode::ACCEPTED, ResBody::whole(body.clone()));
     let headers = response.headers_mut();
     headers.insert(LOCATION, HeaderValue::from_str(&location).unwrap_or(HeaderValue::from_static("/")));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -298,14 +298,14 @@ pub(crate) fn finish_write(node: &Arc<Node>, write: Write, may_have_arrived: boo
     if let Some(stamped) = stamped {
         stamped.settle(fate(status, may_have_arrived));
     }
-    response.headers_mut().entry(IDEMPOTENCY_KEY).or_insert(identity.key);
+    response.headers_mut().insert_if_absent(IDEMPOTENCY_KEY, || identity.key);
     // "Try later" is no final answer; neither is one we did not see whole.
     let final_answer = !matches!(status.as_u16(), 408 | 409 | 425 | 429);
     if !final_answer {
         return;
     }
     let headers = headers::owned(response.headers());
-    match (response.body().bytes(), response.body_mut()) {
+    match (response.body.bytes(), &mut response.body) {
         (Some(body), _) => claiming.finish(node.clock.now(), DoneAnswer { status, headers, body }),
         (None, ResBody::Relay(relay)) => relay.keep_for(Wish::Replay(claiming, (status, headers)), ANSWER_BYTES_MAX),
         (None, _) => unreachable!("what is not at hand arrives"),
@@ -336,12 +336,12 @@ fn stale(worker: &Worker, call: &Call, for_at_most: Duration) -> Option<Response
 }
 
 fn fixed(status: u16, content_type: &str, body: &str) -> Response<ResBody> {
-    let mut response = Response::new(ResBody::whole(Bytes::copy_from_slice(body.as_bytes())));
-    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    let mut response = Response::new(status, ResBody::whole(Bytes::copy_from_slice(body.as_bytes())));
     if let Ok(content_type) = HeaderValue::from_str(content_type) {
         response.headers_mut().insert(CONTENT_TYPE, content_type);
     }
-    if matches!(status, 429 | 503) {
+    if matches!(status.as_u16(), 429 | 503) {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response
@@ -359,7 +359,7 @@ async fn other_upstream(
     }
     call.tried = 0;
     let Tried::Answered(received) = crate::chain::try_unguarded(worker, call, other).await else { return None };
-    let mut response = Response::from_parts(received.parts, received.body);
+    let mut response = received.answer;
     headers::to_client(response.headers_mut(), &worker.node.via);
     finish(worker, call, &mut response);
     Some(response)
@@ -395,7 +395,7 @@ pub(crate) async fn record_state(worker: &Worker, id: &str, method: &Method) -> 
                 "accepted_at": held.map(|record| record.accepted.rfc3339()),
                 "settled_at": account.settled.as_ref().map(|settled| settled.at.rfc3339()),
             });
-            let mut response = Response::new(ResBody::whole(Bytes::from(format!("{state}\n"))));
+            let mut response = Response::new(StatusCode::OK, ResBody::whole(Bytes::from(format!("{state}\n"))));
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
             response.headers_mut().insert(PROXY_STATUS, HeaderValue::from_static("seawall"));
             response

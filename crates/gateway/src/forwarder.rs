@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
-use http::{HeaderMap, Method, Response, Uri};
+use http::{Method, Uri};
 use http_body_util::BodyExt as _;
 use seawall_core::guard::deadline::Deadline;
 use seawall_core::guard::retry::Waits;
@@ -28,6 +28,8 @@ use crate::aim::Aim;
 use crate::chain::{Call, Kept, Tried, try_once};
 use crate::fallback::is_taken;
 use crate::http::body::{ResBody, Tracked};
+use crate::http::fields::Fields;
+use crate::http::message::Response;
 use crate::listener::Stop;
 use crate::node::Worker;
 use crate::records::Fate;
@@ -145,22 +147,23 @@ async fn deliver(worker: Arc<Worker>, default_route: RouteId, leased: Leased) ->
         return Delivered::Refused(FORGED_REST);
     }
     match tried {
-        Tried::Answered(received) if is_taken(received.parts.status) => {
+        Tried::Answered(received) if is_taken(received.answer.status()) => {
             // Half an answer is no answer: the upstream knows the record by its key and will be asked again.
-            match read_out(received.body).await {
-                Ok(()) => acknowledge(&worker, lease, &record, received.parts.status.as_u16()).await,
+            let status = received.answer.status().as_u16();
+            match read_out(received.answer.body).await {
+                Ok(()) => acknowledge(&worker, lease, &record, status).await,
                 Err(error) => put_back(&worker, lease, attempts, None, error).await,
             }
         }
-        Tried::Answered(received) if is_permanent(received.parts.status.as_u16()) => {
-            let status = received.parts.status;
-            let words = last_words(Response::from_parts(received.parts, received.body)).await;
+        Tried::Answered(received) if is_permanent(received.answer.status().as_u16()) => {
+            let status = received.answer.status();
+            let words = last_words(received.answer).await;
             park(&worker, &route, lease, &record, format!("the upstream refused it with {status}"), words).await
         }
         Tried::Answered(received) => {
-            let status = received.parts.status;
+            let status = received.answer.status();
             if attempts + 1 >= route.policy.delivery.attempts_max {
-                let words = last_words(Response::from_parts(received.parts, received.body)).await;
+                let words = last_words(received.answer).await;
                 let reason = format!("{} tries, the last one answered {status}", attempts + 1);
                 return park(&worker, &route, lease, &record, reason, words).await;
             }
@@ -194,7 +197,7 @@ fn is_permanent(status: u16) -> bool {
 }
 
 fn call(route: &Arc<RouteState>, id: RouteId, record: &NewRecord, now: Mono) -> Result<Call, String> {
-    let mut headers = HeaderMap::with_capacity(record.headers.len());
+    let mut headers = Fields::with_capacity(record.headers.len());
     for (name, value) in &record.headers {
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("header name `{name}` is malformed"))?;
         let value = HeaderValue::from_bytes(value).map_err(|_| format!("header `{name}` has a malformed value"))?;
@@ -298,7 +301,7 @@ async fn read_out(body: ResBody) -> Result<(), String> {
 
 /// The beginning of what the upstream said.
 async fn last_words(answer: Response<ResBody>) -> String {
-    let mut body = Tracked::new(answer.into_body(), ());
+    let mut body = Tracked::new(answer.body, ());
     let mut words = Vec::new();
     while let Some(Ok(frame)) = body.frame().await {
         if let Ok(data) = frame.into_data() {

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use h2::Reason;
 use http::header::{HOST, HeaderValue};
 use http::uri::{Authority, Parts as UriParts, Scheme};
-use http::{Request, Uri, Version, response};
+use http::{Request, Uri, Version};
 use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{Builder, SendRequest};
@@ -28,6 +28,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::task::JoinSet;
 
 use crate::http::body::{ReqBody, Sending};
+use crate::http::message::ResponseHead;
 use crate::name::{Bearing, Name};
 use crate::net::Stream as NetStream;
 use crate::pool::OpenCount;
@@ -309,7 +310,7 @@ impl Shared {
 
 impl Seat {
     /// Sends a request and waits for the head of its answer.
-    pub(crate) async fn send(&mut self, sending: Sending<'_>) -> Result<response::Parts, Failure> {
+    pub(crate) async fn send(&mut self, sending: Sending<'_>) -> Result<ResponseHead, Failure> {
         let request = as_frames(sending, &self.shared).ok_or(Failure::Protocol)?;
         (self.was_refused, self.was_lost) = (false, false);
         let sent = self.sender.try_send_request(request).await;
@@ -332,7 +333,7 @@ impl Seat {
         })?;
         let (parts, incoming) = answer.into_parts();
         self.incoming = Some(incoming);
-        Ok(parts)
+        Ok(ResponseHead { version: parts.version, headers: parts.headers.into(), ..ResponseHead::new(parts.status) })
     }
 
     /// The next piece of the answer's body; the connection is driven elsewhere.
@@ -379,12 +380,13 @@ pub(crate) fn can_say(host: &HeaderValue) -> bool {
 fn as_frames(sending: Sending<'_>, shared: &Shared) -> Option<Request<ReqBody>> {
     let Sending { method, target, headers, body } = sending;
     let mut request = Request::new(body);
-    *request.headers_mut() = headers.into_owned();
-    let host = request.headers_mut().remove(HOST).unwrap_or_else(|| shared.address.clone());
+    let mut headers = headers.into_owned();
+    let host = headers.remove(HOST).unwrap_or_else(|| shared.address.clone());
     let mut uri = UriParts::default();
     uri.scheme = Some(if shared.is_sealed { Scheme::HTTPS } else { Scheme::HTTP });
     uri.authority = Some(Authority::try_from(host.as_bytes()).ok()?);
     uri.path_and_query = target.path_and_query().cloned();
+    *request.headers_mut() = headers.into();
     *request.uri_mut() = Uri::from_parts(uri).ok()?;
     *request.method_mut() = method.clone();
     *request.version_mut() = Version::HTTP_2;

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
-use http::{Method, StatusCode, response};
+use http::{Method, StatusCode};
 use http_body::{Body as _, Frame};
 use memchr::memmem;
 use seawall_core::outcome::Failure;
@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead as _, AsyncReadExt as _, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::http::body::{ReqBody, Sending};
+use crate::http::message::ResponseHead;
 use crate::http::outgoing::Outgoing;
 use crate::http::wire::{self, Answer, Malformed, Piece, Reading, Writing};
 use crate::name::Bearing;
@@ -100,8 +101,8 @@ impl Lines {
     pub(crate) async fn send(
         &mut self,
         sending: Sending<'_>,
-        mut interim: impl FnMut(&response::Parts),
-    ) -> Result<response::Parts, Failure> {
+        mut interim: impl FnMut(&ResponseHead),
+    ) -> Result<ResponseHead, Failure> {
         self.begin(sending);
         std::future::poll_fn(|cx| {
             if let Poll::Ready(Err(failure)) = self.poll_out(cx) {
@@ -188,31 +189,31 @@ impl Lines {
     fn poll_head(
         &mut self,
         cx: &mut Context<'_>,
-        interim: &mut impl FnMut(&response::Parts),
-    ) -> Poll<Result<response::Parts, Failure>> {
+        interim: &mut impl FnMut(&ResponseHead),
+    ) -> Poll<Result<ResponseHead, Failure>> {
         let mut seen = Ok(None);
         loop {
             match seen {
-                Ok(Some(Answer { parts, marks, rest })) => {
+                Ok(Some(Answer { head, marks, rest })) => {
                     self.head = Vec::new();
-                    if parts.status.is_informational() && parts.status != StatusCode::SWITCHING_PROTOCOLS {
+                    if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
                         self.interims += 1;
                         if self.interims > INTERIM_MAX {
                             return Poll::Ready(Err(Failure::Protocol));
                         }
-                        interim(&parts);
+                        interim(&head);
                         self.head.extend_from_slice(&rest);
                         seen = if rest.is_empty() { Ok(None) } else { wire::answer(&self.head) };
                         continue;
                     }
-                    let reading = Reading::of_answer(&self.method, &parts, marks);
-                    self.keeps_open = wire::keeps_open(parts.version, &parts.headers, marks);
+                    let reading = Reading::of_answer(&self.method, &head, marks);
+                    self.keeps_open = wire::keeps_open(head.version, &head.headers, marks);
                     self.come = rest;
                     self.reading = match reading {
                         Ok(reading) => reading,
                         Err(Malformed) => return Poll::Ready(Err(Failure::Protocol)),
                     };
-                    return Poll::Ready(Ok(parts));
+                    return Poll::Ready(Ok(head));
                 }
                 Ok(None) => {}
                 Err(Malformed) => return Poll::Ready(Err(Failure::Protocol)),

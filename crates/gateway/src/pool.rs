@@ -12,7 +12,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::response;
 use http_body::Frame;
 use seawall_core::balance::latency::PeakEwma;
 use seawall_core::outcome::Failure;
@@ -23,6 +22,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use crate::clock::{Clock, Seldom};
 use crate::frames::{Frames, Seat, Waking};
 use crate::http::body::{Pieces, Sending};
+use crate::http::message::ResponseHead;
 use crate::lines::Lines;
 use crate::name::{Known, Name};
 use crate::net::{Net, Stream};
@@ -306,8 +306,8 @@ impl Link {
     pub(crate) async fn send(
         &mut self,
         sending: Sending<'_>,
-        interim: impl FnMut(&response::Parts),
-    ) -> Result<response::Parts, Failure> {
+        interim: impl FnMut(&ResponseHead),
+    ) -> Result<ResponseHead, Failure> {
         match self {
             Self::Lines(lines) => lines.send(sending, interim).await,
             Self::Frames(seat) => seat.send(sending).await,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 use http_body::{Frame, SizeHint};
 use seawall_core::guard::learned::Signals;
 use seawall_core::guard::pipeline::Answered;
@@ -22,6 +22,7 @@ use crate::fault::body::{Damage, Step};
 use crate::fault::border::Border;
 use crate::http::body::BoxError;
 use crate::http::conn::ConnState;
+use crate::http::fields::Fields;
 use crate::http::grpc;
 use crate::node::{Node, Worker};
 use crate::pool::Link;
@@ -32,10 +33,10 @@ use crate::writes::{Claiming, DoneAnswer};
 /// Who wants an answer that is still arriving.
 pub(crate) enum Wish {
     /// The store of last good answers: under which key, with which head.
-    Stale(stale::Key, (StatusCode, HeaderMap)),
+    Stale(stale::Key, (StatusCode, Fields)),
     /// The holder of an idempotency key: who asks again shall get the same. Held until the end, so that nobody else
     /// runs meanwhile.
-    Replay(Claiming, (StatusCode, HeaderMap)),
+    Replay(Claiming, (StatusCode, Fields)),
 }
 
 /// An answer kept while it passes.

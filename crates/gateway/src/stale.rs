@@ -8,12 +8,14 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AGE, AUTHORIZATION, CACHE_CONTROL, COOKIE, HeaderMap, HeaderValue, SET_COOKIE, VARY};
-use http::{Response, StatusCode, Uri};
+use http::header::{AGE, AUTHORIZATION, CACHE_CONTROL, COOKIE, HeaderValue, SET_COOKIE, VARY};
+use http::{StatusCode, Uri};
 use seawall_core::time::Mono;
 
 use crate::http::body::ResBody;
+use crate::http::fields::Fields;
 use crate::http::headers::owned;
+use crate::http::message::Response;
 
 const ENTRIES_MAX: usize = 4_096;
 const BYTES_MAX: usize = 64 << 20;
@@ -37,20 +39,15 @@ pub(crate) struct Key(String);
 struct Entry {
     number: u64,
     at: Mono,
-    headers: HeaderMap,
+    headers: Fields,
     body: Bytes,
 }
 
 impl Key {
     /// `None` if answers to this request must not be kept or shown: they may be for one client's eyes. `is_personal` if the
     /// upstream is told whose certificate it was.
-    pub(crate) fn new(
-        (route, upstream): (&str, &str),
-        uri: &Uri,
-        headers: &HeaderMap,
-        is_personal: bool,
-    ) -> Option<Self> {
-        if is_personal || headers.contains_key(AUTHORIZATION) || headers.contains_key(COOKIE) {
+    pub(crate) fn new((route, upstream): (&str, &str), uri: &Uri, headers: &Fields, is_personal: bool) -> Option<Self> {
+        if is_personal || headers.has(AUTHORIZATION) || headers.has(COOKIE) {
             return None;
         }
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -61,7 +58,7 @@ impl Key {
 
 impl Stale {
     /// Keeps an answer if it may be.
-    pub(crate) fn keep(&self, key: &Key, now: Mono, status: StatusCode, headers: &HeaderMap, body: &Bytes) {
+    pub(crate) fn keep(&self, key: &Key, now: Mono, status: StatusCode, headers: &Fields, body: &Bytes) {
         if status != StatusCode::OK || !may_be_kept(headers) {
             return;
         }
@@ -86,8 +83,8 @@ impl Stale {
         if age > for_at_most {
             return None;
         }
-        let mut response = Response::new(ResBody::whole(entry.body.clone()));
-        *response.headers_mut() = entry.headers.clone();
+        let mut response = Response::new(StatusCode::OK, ResBody::whole(entry.body.clone()));
+        response.head.headers = entry.headers.clone();
         let upstreams_age: u64 =
             entry.headers.get(AGE).and_then(|age| age.to_str().ok()?.parse().ok()).unwrap_or_default();
         response.headers_mut().insert(AGE, HeaderValue::from(upstreams_age + age.as_secs()));
@@ -115,7 +112,7 @@ impl Kept {
     }
 }
 
-fn may_be_kept(headers: &HeaderMap) -> bool {
+fn may_be_kept(headers: &Fields) -> bool {
     let forbids = |value: &HeaderValue| {
         value.to_str().is_ok_and(|value| {
             value.split(',').any(|part| matches!(part.trim().to_ascii_lowercase().as_str(), "no-store" | "private"))
@@ -131,21 +128,21 @@ fn may_be_kept(headers: &HeaderMap) -> bool {
             })
         })
     };
-    !headers.contains_key(SET_COOKIE)
-        && !headers.get_all(CACHE_CONTROL).iter().any(forbids)
-        && !headers.get_all(VARY).iter().any(varies_freely)
+    !headers.has(SET_COOKIE)
+        && !headers.get_all(CACHE_CONTROL).any(forbids)
+        && !headers.get_all(VARY).any(varies_freely)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
+    fn headers(lines: &[(&'static str, &'static str)]) -> Fields {
         lines.iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))).collect()
     }
 
     fn key(path: &str) -> Key {
-        Key::new(("r", "u"), &path.parse().unwrap(), &HeaderMap::new(), false).unwrap()
+        Key::new(("r", "u"), &path.parse().unwrap(), &Fields::new(), false).unwrap()
     }
 
     fn keeps(lines: &[(&'static str, &'static str)], status: StatusCode) -> bool {
@@ -165,7 +162,7 @@ mod tests {
         let uri = "/".parse().unwrap();
         assert_eq!(Key::new(("r", "u"), &uri, &headers(&[("authorization", "x")]), false), None);
         assert_eq!(Key::new(("r", "u"), &uri, &headers(&[("cookie", "x")]), false), None);
-        assert_eq!(Key::new(("r", "u"), &uri, &HeaderMap::new(), true), None);
+        assert_eq!(Key::new(("r", "u"), &uri, &Fields::new(), true), None);
         assert_ne!(Key::new(("r", "u"), &uri, &headers(&[("accept", "a/b")]), false), Some(key("/")));
     }
 
@@ -176,7 +173,7 @@ mod tests {
         stale.keep(&key("/a"), Mono::ZERO, StatusCode::OK, &lines, &Bytes::from_static(b"old"));
         let later = Mono::from_millis(10_000);
         let answer = stale.get(&key("/a"), later, Duration::from_secs(10)).unwrap();
-        assert_eq!(answer.headers()["age"], "40");
+        assert_eq!(answer.headers().get("age").unwrap(), "40");
         assert!(stale.get(&key("/a"), later, Duration::from_secs(9)).is_none());
         assert!(stale.get(&key("/b"), later, Duration::from_secs(99)).is_none());
     }
@@ -186,8 +183,8 @@ mod tests {
         let stale = Stale::default();
         let body = Bytes::from(vec![0; 1 << 20]);
         for n in 0..100 {
-            stale.keep(&key(&format!("/{n}")), Mono::ZERO, StatusCode::OK, &HeaderMap::new(), &body);
-            stale.keep(&key("/often"), Mono::ZERO, StatusCode::OK, &HeaderMap::new(), &body);
+            stale.keep(&key(&format!("/{n}")), Mono::ZERO, StatusCode::OK, &Fields::new(), &body);
+            stale.keep(&key("/often"), Mono::ZERO, StatusCode::OK, &Fields::new(), &body);
         }
         let has = |path| stale.get(&key(path), Mono::ZERO, Duration::ZERO).is_some();
         assert!(has("/often") && has("/99") && !has("/0"));

@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderValue, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, UPGRADE};
 use seawall_core::id::RouteId;
 use seawall_core::observation::Ended;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +18,7 @@ use crate::chain::InFlight;
 use crate::duplex::Duplex;
 use crate::fault::connection::Exposed;
 use crate::http::conn::ClientIo;
+use crate::http::fields::Fields;
 use crate::http::headers::has_token;
 use crate::node::Worker;
 use crate::pool::Switched;
@@ -37,24 +38,24 @@ pub(crate) struct Handover {
 }
 
 /// What a request asks for, if its route allows it.
-pub(crate) fn wanted(allowed: &[String], headers: &HeaderMap) -> Option<HeaderValue> {
+pub(crate) fn wanted(allowed: &[String], headers: &Fields) -> Option<HeaderValue> {
     let asked = headers.get(UPGRADE)?;
     let takes = |name: &String| asked.as_bytes().eq_ignore_ascii_case(name.as_bytes());
     allowed.iter().any(takes).then(|| asked.clone())
 }
 
 /// Says it, on a request or an answer whose hop-by-hop headers have been taken off.
-pub(crate) fn say(headers: &mut HeaderMap, protocol: HeaderValue) {
+pub(crate) fn say(headers: &mut Fields, protocol: HeaderValue) {
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(UPGRADE, protocol);
     headers.remove(CONTENT_LENGTH);
 }
 
 /// True if a `101` names what was asked for, and nothing beside it.
-pub(crate) fn agrees(headers: &HeaderMap, wanted: &HeaderValue) -> bool {
-    let mut named = headers.get_all(UPGRADE).iter();
+pub(crate) fn agrees(headers: &Fields, wanted: &HeaderValue) -> bool {
+    let mut named = headers.get_all(UPGRADE);
     let is_wanted = |named: &HeaderValue| named.as_bytes().eq_ignore_ascii_case(wanted.as_bytes());
-    let names_it = headers.get_all(CONNECTION).iter().any(|value| has_token(value, "upgrade"));
+    let names_it = headers.get_all(CONNECTION).any(|value| has_token(value, "upgrade"));
     names_it && named.next().is_some_and(is_wanted) && named.next().is_none()
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{HOST, HeaderValue, USER_AGENT};
-use http::{HeaderMap, Request, Uri};
+use http::{HeaderMap, Method, Uri};
 use seawall_core::balance::spill::Event;
 use seawall_core::guard::health::{Ask, HealthConfig};
 use seawall_core::id::UpstreamId;
@@ -21,6 +21,7 @@ use crate::ejection;
 use crate::fault;
 use crate::http::body::{ReqBody, Sending};
 use crate::http::grpc_health;
+use crate::http::message::Request;
 use crate::node::{Node, UpstreamState, Worker};
 use crate::pool::Link;
 use crate::seat::Seat;
@@ -81,12 +82,11 @@ async fn check(worker: &Worker, upstream: UpstreamId, endpoint: usize, config: &
     let (pool, state) = (worker.pool(upstream, endpoint), &worker.node.upstreams[upstream.index()]);
     // Whoever is cut off is not found well either.
     fault::stand_before_cut(worker, upstream, endpoint).await;
-    let mut request = match &config.ask {
+    let request = match &config.ask {
         Ask::Connection => return pool.dial_in_time(b"").await.map(drop).map_err(|failure| failure.to_string()),
         Ask::Path(path) => {
-            let mut request = Request::new(ReqBody::Empty);
-            *request.uri_mut() = path.parse::<Uri>().map_err(|error| error.to_string())?;
-            request
+            let path = path.parse::<Uri>().map_err(|error| error.to_string())?;
+            Request::new(Method::GET, path, ReqBody::Empty)
         }
         Ask::Grpc(service) => grpc_health::question(service),
     };
@@ -98,10 +98,10 @@ async fn check(worker: &Worker, upstream: UpstreamId, endpoint: usize, config: &
             address => HeaderValue::from_str(address).map_err(|error| error.to_string())?,
         },
     };
-    request.headers_mut().insert(HOST, host);
-    request.headers_mut().insert(USER_AGENT, HeaderValue::from_static("seawall-health"));
-    let (parts, body) = request.into_parts();
-    let response = link.send(Sending::of(&parts, body), |_| {}).await.map_err(|failure| failure.to_string())?;
+    let Request { head: mut asked, body } = request;
+    asked.headers.insert(HOST, host);
+    asked.headers.insert(USER_AGENT, HeaderValue::from_static("seawall-health"));
+    let response = link.send(Sending::of(&asked, body), |_| {}).await.map_err(|failure| failure.to_string())?;
     let status = response.status;
     if let (Ask::Grpc(_), true) = (&config.ask, status.is_success()) {
         let (body, trailers) = read_with_trailers(&mut link, grpc_health::ANSWER_BYTES_MAX).await?;

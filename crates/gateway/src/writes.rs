@@ -15,13 +15,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::AUTHORIZATION;
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderValue, StatusCode};
 use seawall_core::prng::Prng;
 use seawall_core::time::Mono;
 use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
 
 use crate::clock::Clock;
+use crate::http::fields::Fields;
 use crate::http::headers::{IDEMPOTENCY_KEY, owned_value};
 use crate::records::{Fate, Records};
 
@@ -58,7 +59,7 @@ impl Identity {
         route: &str,
         method: &str,
         target: &str,
-        (headers, certificate): (&HeaderMap, Option<&HeaderValue>),
+        (headers, certificate): (&Fields, Option<&HeaderValue>),
         body_digest: &[u8; 32],
         prng: &Mutex<Prng>,
     ) -> Result<Self, BadKey> {
@@ -68,7 +69,7 @@ impl Identity {
         };
         let text = key.to_str().map_err(|_| BadKey)?.trim();
         let bare = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
-        if bare.is_empty() || bare.len() > KEY_BYTES_MAX || headers.get_all(IDEMPOTENCY_KEY).iter().count() > 1 {
+        if bare.is_empty() || bare.len() > KEY_BYTES_MAX || headers.get_all(IDEMPOTENCY_KEY).count() > 1 {
             return Err(BadKey);
         }
         let hash = |value: Option<&HeaderValue>| value.map_or_else(String::new, |value| short_hash(value.as_bytes()));
@@ -98,7 +99,7 @@ fn short_hash(bytes: &[u8]) -> String {
 #[derive(Clone, Debug)]
 pub(crate) struct DoneAnswer {
     pub(crate) status: StatusCode,
-    pub(crate) headers: HeaderMap,
+    pub(crate) headers: Fields,
     pub(crate) body: Bytes,
 }
 
@@ -299,7 +300,7 @@ mod tests {
 
     fn of_client(key: Option<&'static str>, body: &[u8], certificate: Option<&str>) -> Result<Identity, BadKey> {
         let certificate = certificate.map(|text| HeaderValue::from_str(text).unwrap());
-        let mut headers = HeaderMap::new();
+        let mut headers = Fields::new();
         if let Some(key) = key {
             headers.insert(IDEMPOTENCY_KEY, HeaderValue::from_static(key));
         }
@@ -309,7 +310,7 @@ mod tests {
     }
 
     fn answer(text: &'static str) -> DoneAnswer {
-        DoneAnswer { status: StatusCode::OK, headers: HeaderMap::new(), body: Bytes::from_static(text.as_bytes()) }
+        DoneAnswer { status: StatusCode::OK, headers: Fields::new(), body: Bytes::from_static(text.as_bytes()) }
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::sync::PoisonError;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use http::StatusCode;
 use http::header::{CONTENT_LENGTH, HeaderValue, RETRY_AFTER};
-use http::{Response, StatusCode};
 use seawall_core::fault::Effect;
 use seawall_core::fault::book::{Act, Carries, Id as FaultId, Moment, RetryAfter, Touch, Try};
 use seawall_core::id::UpstreamId;
@@ -20,6 +20,7 @@ use super::body::{Damage, Told};
 use super::connection::lost;
 use super::{CallFaults, head};
 use crate::chain::{Call, Content, Exchanged, OnBody, exchange};
+use crate::http::message::Response;
 use crate::http::{grpc, headers};
 use crate::node::Worker;
 
@@ -34,9 +35,8 @@ pub(crate) fn touch(
     let faults = worker.node.faults.as_ref().filter(|faults| faults.is_any())?;
     // Two copies may be on their way at the same time, and are one request.
     let touched = call.touched();
-    let has_header = |name: &str, value: &str| {
-        call.headers.get_all(name).iter().any(|written| written.as_bytes() == value.as_bytes())
-    };
+    let has_header =
+        |name: &str, value: &str| call.headers.get_all(name).any(|written| written.as_bytes() == value.as_bytes());
     let it = Try {
         generation: worker.node.generation,
         route: call.id,
@@ -105,7 +105,7 @@ async fn meddle(
     touch: Touch,
     mut exchanged: Exchanged,
 ) -> Result<Exchanged, Failure> {
-    let length = headers::content_length(&exchanged.parts.headers);
+    let length = headers::content_length(&exchanged.head.headers);
     let damage = |effect, seed| Damage::new(faults, touch.id, effect, seed);
     let damage = match touch.act {
         // Its connection is dropped with it if there is more to come.
@@ -136,12 +136,12 @@ async fn meddle(
         }
         Act::Long => Some(damage(Effect::Noop, 0).of_length(Told::Long)),
         Act::HugeHead(bytes) => {
-            exchanged.parts = head::read(&head::with_field(&exchanged.parts, bytes), &call.method)?;
+            exchanged.head = head::read(&head::with_field(&exchanged.head, bytes), &call.method)?;
             call.is_damaged = true;
             None
         }
         Act::GarbledHead(draw) => {
-            exchanged.parts = head::read(&head::garbled(&exchanged.parts, draw), &call.method)?;
+            exchanged.head = head::read(&head::garbled(&exchanged.head, draw), &call.method)?;
             call.is_damaged = true;
             None
         }
@@ -152,7 +152,7 @@ async fn meddle(
     };
     call.is_damaged = !matches!(touch.act, Act::Delay(..) | Act::Body(Effect::Bandwidth { .. }, _));
     if let Some(told) = length.and_then(|length| damage.length(length)) {
-        exchanged.parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(told));
+        exchanged.head.headers.insert(CONTENT_LENGTH, HeaderValue::from(told));
     }
     match exchanged.content {
         Content::Whole(bytes) => {
@@ -166,13 +166,12 @@ async fn meddle(
 /// An answer that no upstream gave: nothing may be remembered of it.
 fn forged(call: &mut Call, answer: Response<()>, at: Mono) -> Exchanged {
     call.is_forged = true;
-    let (parts, content) = (answer.into_parts().0, Content::Whole(Bytes::new()));
-    Exchanged { parts, content, at, on_body: OnBody::Passes }
+    let (head, content) = (answer.head, Content::Whole(Bytes::new()));
+    Exchanged { head, content, at, on_body: OnBody::Passes }
 }
 
 fn abort(status: u16, retry: Option<RetryAfter>, now: Wall) -> Response<()> {
-    let mut answer = Response::new(());
-    *answer.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    let mut answer = Response::new(StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE), ());
     let date = |at: SystemTime| HeaderValue::from_str(&httpdate::fmt_http_date(at)).ok();
     let now = UNIX_EPOCH + Duration::from_millis(now.as_millis());
     let retry = match retry {

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::StatusCode;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use http::{Response, StatusCode};
 use seawall_core::guard::Refusal;
 use seawall_core::outcome::Failure;
 use seawall_core::time::Wall;
@@ -14,6 +14,7 @@ use serde_json::json;
 use super::body::ResBody;
 use super::gate::Verdict;
 use super::headers::{PROXY_STATUS, SEAWALL_DEGRADED};
+use super::message::Response;
 
 /// Marks an answer of our own, for whoever must say it in other words.
 #[derive(Clone, Debug)]
@@ -69,8 +70,7 @@ impl Answer {
             "detail": self.detail,
             "rule": self.rule,
         });
-        let mut response = Response::new(ResBody::Empty);
-        *response.status_mut() = self.status;
+        let mut response = Response::new(self.status, ResBody::Empty);
         let headers = response.headers_mut();
         if let Some(wait) = retry_in {
             let seconds = whole_seconds(wait);
@@ -86,8 +86,8 @@ impl Answer {
         if matches!(status, 400 | 408 | 413 | 417 | 431 | 505) {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        *response.body_mut() = ResBody::whole(Bytes::from(format!("{problem}\n")));
-        response.extensions_mut().insert(Ours { detail: self.detail, retry_in });
+        response.body = ResBody::whole(Bytes::from(format!("{problem}\n")));
+        response.head.ours = Some(Box::new(Ours { detail: self.detail, retry_in }));
         response
     }
 }

@@ -11,14 +11,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Method, Uri, request};
+use http::{Method, Uri};
 use http_body::{Body, Frame, SizeHint};
 use seawall_core::fault::book::Id as FaultId;
 
 use super::conn::ConnState;
 use super::feed::Fed;
+use super::fields::Fields;
 use super::gate::Verdict;
 use super::h2::Coming;
+use super::message::RequestHead;
 use crate::fault::border::Border;
 use crate::relay::Relay;
 use crate::upgrade::Handover;
@@ -69,14 +71,14 @@ pub(crate) struct Sending<'a> {
     pub(crate) method: &'a Method,
     /// Origin form.
     pub(crate) target: &'a Uri,
-    pub(crate) headers: Cow<'a, HeaderMap>,
+    pub(crate) headers: Cow<'a, Fields>,
     pub(crate) body: ReqBody,
 }
 
 impl<'a> Sending<'a> {
     /// A request of our own.
-    pub(crate) fn of(parts: &'a request::Parts, body: ReqBody) -> Self {
-        Self { method: &parts.method, target: &parts.uri, headers: Cow::Borrowed(&parts.headers), body }
+    pub(crate) fn of(head: &'a RequestHead, body: ReqBody) -> Self {
+        Self { method: &head.method, target: &head.uri, headers: Cow::Borrowed(&head.headers), body }
     }
 }
 

@@ -7,12 +7,14 @@
 
 use std::time::Duration;
 
-use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use http::{Response, StatusCode};
+use http::StatusCode;
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 use seawall_core::guard::retry::Pushback;
 use seawall_core::outcome::{Failure, Outcome};
 
 use super::answer::Ours;
+use super::fields::{Fields, Named};
+use super::message::Response;
 
 /// How long the caller waits: digits and a unit.
 pub(crate) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
@@ -43,14 +45,14 @@ const STATUSES: [&str; 17] = [
 ];
 
 /// True for `application/grpc` with any coding of messages. `grpc-web` is something else.
-pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
-    let Some(media) = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes) else { return false };
+pub(crate) fn is_grpc(headers: &impl Named) -> bool {
+    let Some(media) = headers.value(&CONTENT_TYPE).map(HeaderValue::as_bytes) else { return false };
     let Some((name, rest)) = media.split_at_checked(b"application/grpc".len()) else { return false };
     name.eq_ignore_ascii_case(b"application/grpc") && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
 }
 
 /// The caller's patience: at most eight digits, and a unit.
-pub(crate) fn timeout(headers: &HeaderMap) -> Option<Duration> {
+pub(crate) fn timeout(headers: &Fields) -> Option<Duration> {
     let text = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -80,8 +82,8 @@ pub(crate) fn timeout_text(left: Duration) -> HeaderValue {
 }
 
 /// What a call came to by the status in a head or in trailers; `None` if there is none.
-pub(crate) fn outcome(fields: &HeaderMap) -> Option<Outcome> {
-    let status = fields.get(GRPC_STATUS)?;
+pub(crate) fn outcome(fields: &impl Named) -> Option<Outcome> {
+    let status = fields.value(&GRPC_STATUS)?;
     Some(match status.to_str().ok().and_then(|text| text.parse::<u16>().ok()) {
         // RESOURCE_EXHAUSTED
         Some(8) => Outcome::Failure(Failure::Throttled),
@@ -98,8 +100,8 @@ pub(crate) fn outcome(fields: &HeaderMap) -> Option<Outcome> {
 }
 
 /// The status in a head or in trailers, as it is written.
-pub(crate) fn status(fields: &HeaderMap) -> Option<&str> {
-    fields.get(GRPC_STATUS).map(|status| status.to_str().unwrap_or("?"))
+pub(crate) fn status(fields: &impl Named) -> Option<&str> {
+    fields.value(&GRPC_STATUS).map(|status| status.to_str().unwrap_or("?"))
 }
 
 /// A status as its project calls it.
@@ -109,15 +111,16 @@ pub(crate) fn status_words(status: &str) -> String {
 }
 
 /// What the upstream says about being asked again.
-pub(crate) fn pushback(fields: &HeaderMap) -> Option<Pushback> {
+pub(crate) fn pushback(fields: &Fields) -> Option<Pushback> {
     Some(Pushback::from_grpc(fields.get(PUSHBACK)?.to_str().unwrap_or_default()))
 }
 
 /// Says one of our own answers in gRPC's words: all of it in the head, with HTTP status 200. True if it was one.
 pub(crate) fn say<B>(answer: &mut Response<B>) -> bool {
-    let Some(Ours { detail, retry_in }) = answer.extensions_mut().remove::<Ours>() else { return false };
+    let Some(ours) = answer.head.ours.take() else { return false };
+    let Ours { detail, retry_in } = *ours;
     let code = code_of(answer.status().as_u16());
-    *answer.status_mut() = StatusCode::OK;
+    answer.head.status = StatusCode::OK;
     let headers = answer.headers_mut();
     headers.remove(CONTENT_LENGTH);
     headers.remove(CONNECTION);
@@ -134,7 +137,7 @@ pub(crate) fn say<B>(answer: &mut Response<B>) -> bool {
 
 /// An answer of one word: the call came to this.
 pub(crate) fn failed(code: u8) -> Response<()> {
-    let mut answer = Response::new(());
+    let mut answer = Response::new(StatusCode::OK, ());
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     answer.headers_mut().insert(GRPC_STATUS, HeaderValue::from(u16::from(code)));
     answer
@@ -167,7 +170,7 @@ fn percent_encoded(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn fields(lines: &[(&'static str, &str)]) -> HeaderMap {
+    fn fields(lines: &[(&'static str, &str)]) -> Fields {
         let line = |(name, value): &(&'static str, &str)| (HeaderName::from_static(name), value.parse().unwrap());
         lines.iter().map(line).collect()
     }
@@ -176,7 +179,7 @@ mod tests {
     fn only_grpc_is_grpc() {
         let is = |media: &str| is_grpc(&fields(&[("content-type", media)]));
         assert!(is("application/grpc") && is("Application/gRPC+proto") && is("application/grpc;x=y"));
-        assert!(!is("application/grpc-web") && !is("application/json") && !is("grpc") && !is_grpc(&HeaderMap::new()));
+        assert!(!is("application/grpc-web") && !is("application/json") && !is("grpc") && !is_grpc(&Fields::new()));
     }
 
     #[test]
@@ -220,10 +223,10 @@ mod tests {
         ] {
             assert_eq!(judged(code), Outcome::Failure(failure), "{code}");
         }
-        assert_eq!(outcome(&HeaderMap::new()), None);
+        assert_eq!(outcome(&Fields::new()), None);
         let asked = |text: &str| pushback(&fields(&[("grpc-retry-pushback-ms", text)]));
         assert_eq!(asked("250"), Some(Pushback::After(Duration::from_millis(250))));
-        assert_eq!((asked("-1"), pushback(&HeaderMap::new())), (Some(Pushback::Never), None));
+        assert_eq!((asked("-1"), pushback(&Fields::new())), (Some(Pushback::Never), None));
     }
 
     #[test]
@@ -232,12 +235,12 @@ mod tests {
             .retry_in(Duration::from_millis(1_200))
             .build();
         assert!(say(&mut answer));
-        let header = |name: &str| answer.headers()[name].to_str().unwrap();
+        let header = |name: &str| answer.headers().get(name).unwrap().to_str().unwrap();
         assert_eq!((answer.status().as_u16(), header("grpc-status")), (200, "14"));
         assert_eq!(header("grpc-message"), "100 %25 \"full\" %C3%A9");
         assert_eq!(header("grpc-retry-pushback-ms"), "1200");
-        assert!(header("proxy-status").contains("error=e") && !answer.headers().contains_key("content-length"));
-        assert!(!say(&mut Response::new(())), "an upstream's answer stays what it is");
+        assert!(header("proxy-status").contains("error=e") && !answer.headers().has("content-length"));
+        assert!(!say(&mut Response::new(StatusCode::OK, ())), "an upstream's answer stays what it is");
         let code = |status: u16| code_of(status);
         assert_eq!([400, 401, 403, 404, 429, 502, 504, 507].map(code), [13, 16, 7, 12, 14, 14, 4, 2]);
     }

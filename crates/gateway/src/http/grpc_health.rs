@@ -6,10 +6,12 @@
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::HeaderMap;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, TE};
-use http::{Method, Request, Uri};
+use http::{Method, Uri};
 
 use super::body::ReqBody;
+use super::fields::Named;
 use super::grpc;
+use super::message::Request;
 
 /// The longest answer that is read: its one field takes two bytes, and who adds fields adds few.
 pub(crate) const ANSWER_BYTES_MAX: usize = 4 << 10;
@@ -32,10 +34,9 @@ pub(crate) fn question(service: &str) -> Request<ReqBody> {
     body.put_u8(0);
     body.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
     body.extend_from_slice(&message);
-    let mut request = Request::new(ReqBody::Whole(Some(body.freeze())));
-    *request.method_mut() = Method::POST;
-    *request.uri_mut() = Uri::from_static("/grpc.health.v1.Health/Check");
-    let headers = request.headers_mut();
+    let asked = Uri::from_static("/grpc.health.v1.Health/Check");
+    let mut request = Request::new(Method::POST, asked, ReqBody::Whole(Some(body.freeze())));
+    let headers = &mut request.head.headers;
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(TE, HeaderValue::from_static("trailers"));
     headers.insert(HeaderName::from_static("grpc-accept-encoding"), HeaderValue::from_static("identity"));
@@ -43,7 +44,7 @@ pub(crate) fn question(service: &str) -> Request<ReqBody> {
 }
 
 /// Whether the service is well, by its whole answer; if not, why.
-pub(crate) fn judge(head: &HeaderMap, body: &Bytes, trailers: Option<&HeaderMap>) -> Result<(), String> {
+pub(crate) fn judge(head: &impl Named, body: &Bytes, trailers: Option<&HeaderMap>) -> Result<(), String> {
     if !grpc::is_grpc(head) {
         return Err("what answers does not speak gRPC".into());
     }
@@ -132,7 +133,7 @@ mod tests {
 
     #[test]
     fn the_question_names_the_service() {
-        let asked = |service: &str| match question(service).into_body() {
+        let asked = |service: &str| match question(service).body {
             ReqBody::Whole(Some(bytes)) => bytes.to_vec(),
             _ => panic!("no body"),
         };

@@ -34,6 +34,7 @@ use super::body::{BoxError, Incoming, Tracked};
 use super::conn::{ClientIo, ConnState};
 use super::gate::{VERDICT_HEADER, Verdict, is_host, is_path};
 use super::grpc;
+use super::message::{self, RequestHead};
 use super::passing::{
     CONTINUATION, DATA, END_STREAM, GOAWAY, HEADERS, Passing, RST_STREAM, SETTINGS, Seen, Unfinished,
 };
@@ -716,16 +717,20 @@ async fn answer(
     }
     let conn = Arc::new(ConnState::default());
     let (waiting, of_body) = (Arc::clone(&flow.waiting), Arc::clone(&conn));
-    let request = request.map(|body| Incoming::Frames(Coming { body, waiting, conn: of_body }));
-    let mut answered = serve(worker, conn, peer, request).await;
+    let (parts, body) = request.into_parts();
+    let head =
+        RequestHead { method: parts.method, uri: parts.uri, version: parts.version, headers: parts.headers.into() };
+    let body = Incoming::Frames(Coming { body, waiting, conn: of_body });
+    let mut answered = serve(worker, conn, peer, message::Request { head, body }).await;
     if is_grpc && grpc::say(&mut answered) {
         answered = answered.map(Tracked::emptied);
     }
-    Ok(answered.map(|body| {
-        flow.is_whole.store(body.is_end_stream(), Relaxed);
-        flow.has_begun.store(true, Relaxed);
-        Watched { body, rest: Bytes::new(), flow }
-    }))
+    flow.is_whole.store(answered.body.is_end_stream(), Relaxed);
+    flow.has_begun.store(true, Relaxed);
+    let mut response = Response::new(Watched { body: answered.body, rest: Bytes::new(), flow });
+    *response.status_mut() = answered.head.status;
+    *response.headers_mut() = answered.head.headers.into();
+    Ok(response)
 }
 
 /// What the gate asks of bytes, asked of a request; and what HTTP/1.1 wants of it, so that it can go on as either.

@@ -12,10 +12,9 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::{Buf as _, Bytes};
-use http::header::HeaderValue;
-use http::{Request, Response, StatusCode};
+use http::header::{HeaderName, HeaderValue};
+use http::{Method, StatusCode, Uri};
 use http_body::{Body as _, Frame};
-use hyper::ext::ReasonPhrase;
 use seawall_core::time::Mono;
 use tokio::io::AsyncWrite as _;
 
@@ -23,6 +22,7 @@ use super::body::{Incoming, Tracked};
 use super::conn::{ClientIo, ConnState};
 use super::feed::Feed;
 use super::gate::{VERDICT_HEADER, Verdict};
+use super::message::{Request, Response};
 use super::outgoing::Outgoing;
 use super::wire::{self, Asked, Malformed, Piece, Reading, Written};
 use crate::clock::Clock;
@@ -188,25 +188,28 @@ impl<O: Fn() -> Order, L: Fn() -> bool> Window<'_, O, L> {
 
     /// The head in front of what has come.
     fn take_request(&mut self, cx: &mut Context<'_>) -> (Asked, Request<Incoming>) {
-        let Some((parts, marks, rest)) = wire::request(&self.come) else {
+        let Some((head, marks, rest)) = wire::request(&self.come) else {
             // The gate and the parser differ about what a target may look like.
             self.come = Bytes::new();
-            let mut request = Request::new(Incoming::Empty);
-            request.headers_mut().insert(VERDICT_HEADER, HeaderValue::from_static(Verdict::Target.name()));
+            let mut request = Request::new(Method::GET, Uri::from_static("/"), Incoming::Empty);
+            request
+                .head
+                .headers
+                .insert(HeaderName::from_static(VERDICT_HEADER), HeaderValue::from_static(Verdict::Target.name()));
             let asked = Asked { is_head: false, version: http::Version::HTTP_11, keeps_open: false };
             return (asked, request);
         };
         self.come = rest;
-        self.reading = Reading::of_request(&parts.headers, marks);
+        self.reading = Reading::of_request(&head.headers, marks);
         let body = if self.reading == Reading::Over {
             Incoming::Empty
         } else {
-            self.will_continue = parts.version == http::Version::HTTP_11 && marks.expects;
+            self.will_continue = head.version == http::Version::HTTP_11 && marks.expects;
             let (feed, fed) = Feed::new(cx.waker(), self.reading.left());
             self.feed = Some(feed);
             Incoming::Lines(fed)
         };
-        (Asked::of(&parts, marks), Request::from_parts(parts, body))
+        (Asked::of(&head, marks), Request { head, body })
     }
 
     /// Waits for the answer to the present request.
@@ -334,7 +337,7 @@ impl<O: Fn() -> Order, L: Fn() -> bool> Window<'_, O, L> {
         asked: Asked,
         date: &[u8],
     ) -> Result<Keeps, Gone> {
-        let (parts, mut body) = response.into_parts();
+        let Response { head, mut body } = response;
         self.put_interim();
         self.state.begin_answer();
         // Told to go on now, the client would take it for a part of the answer.
@@ -347,10 +350,10 @@ impl<O: Fn() -> Order, L: Fn() -> bool> Window<'_, O, L> {
         let is_last = self.is_draining || (self.is_last)();
         let asked = Asked { keeps_open: asked.keeps_open && has_all && !is_last, ..asked };
         let left = if body.is_end_stream() { Some(0) } else { body.size_hint().exact() };
-        let (status, reason) = (parts.status, parts.extensions.get::<ReasonPhrase>());
-        let mut written = wire::put_answer(self.out.head(), asked, status, reason, &parts.headers, left, date);
+        let (status, reason) = (head.status, head.reason.as_deref());
+        let mut written = wire::put_answer(self.out.head(), asked, status, reason, &head.headers, left, date);
         // Its values are slices of what came with it, and the body may be long.
-        drop(parts);
+        drop(head);
         std::future::poll_fn(|cx| self.poll_write(cx, &mut body, &mut written)).await?;
         drop(body);
         if status == StatusCode::SWITCHING_PROTOCOLS {

@@ -13,11 +13,13 @@ use bytes::{Buf as _, Bytes};
 use http::header::{
     CONNECTION, CONTENT_LENGTH, DATE, EXPECT, HeaderMap, HeaderName, HeaderValue, TRAILER, TRANSFER_ENCODING,
 };
-use http::{Method, StatusCode, Uri, Version, request, response};
+use http::{Method, StatusCode, Uri, Version};
 use hyper::ext::ReasonPhrase;
 
 use super::chunks::{BadChunk, Chunk};
+use super::fields::Fields;
 use super::headers::has_token;
+use super::message::{RequestHead, ResponseHead};
 
 /// Header lines of an answer.
 const ANSWER_HEADERS_MAX: usize = 256;
@@ -55,7 +57,7 @@ pub(crate) struct Marks {
 
 /// A head that has come, and what has come behind it.
 pub(crate) struct Answer {
-    pub(crate) parts: response::Parts,
+    pub(crate) head: ResponseHead,
     pub(crate) marks: Marks,
     pub(crate) rest: Bytes,
 }
@@ -72,19 +74,15 @@ pub(crate) fn answer(bytes: &[u8]) -> Result<Option<Answer>, Malformed> {
         return Err(Malformed);
     }
     let mut rest = Bytes::copy_from_slice(bytes);
-    let (mut parts, ()) = http::Response::new(()).into_parts();
-    parts.status = seen.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(Malformed)?;
-    parts.version = version(seen.version);
-    let reason = seen.reason.unwrap_or_default();
-    if parts.status.canonical_reason() != Some(reason)
-        && let Ok(reason) = ReasonPhrase::try_from(reason.as_bytes())
-    {
-        parts.extensions.insert(reason);
-    }
+    let status = seen.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(Malformed)?;
     let (headers, marks) = headers(seen.headers, bytes, &rest, ANSWER_ROOM)?;
-    parts.headers = headers;
+    let mut head = ResponseHead { version: version(seen.version), headers, ..ResponseHead::new(status) };
+    let reason = seen.reason.unwrap_or_default();
+    if status.canonical_reason() != Some(reason) {
+        head.reason = ReasonPhrase::try_from(reason.as_bytes()).ok().map(Box::new);
+    }
     rest.advance(length);
-    Ok(Some(Answer { parts, marks, rest }))
+    Ok(Some(Answer { head, marks, rest }))
 }
 
 fn version(minor: Option<u8>) -> Version {
@@ -97,8 +95,8 @@ fn headers(
     bytes: &[u8],
     shared: &Bytes,
     room: usize,
-) -> Result<(HeaderMap, Marks), Malformed> {
-    let (mut headers, mut marks) = (HeaderMap::with_capacity(lines.len() + room), Marks::default());
+) -> Result<(Fields, Marks), Malformed> {
+    let (mut headers, mut marks) = (Fields::with_capacity(lines.len() + room), Marks::default());
     for line in lines {
         let name = HeaderName::from_bytes(line.name.as_bytes()).map_err(|_| Malformed)?;
         let begin = line.value.as_ptr() as usize - bytes.as_ptr() as usize;
@@ -116,26 +114,24 @@ fn headers(
 }
 
 /// Takes a client's head apart, which has passed the gate. `None` if it makes no request all the same.
-pub(crate) fn request(bytes: &Bytes) -> Option<(request::Parts, Marks, Bytes)> {
+pub(crate) fn request(bytes: &Bytes) -> Option<(RequestHead, Marks, Bytes)> {
     let mut lines = [const { MaybeUninit::uninit() }; REQUEST_HEADERS_MAX];
     let mut seen = httparse::Request::new(&mut []);
     let parsed = seen.parse_with_uninit_headers(bytes, &mut lines).ok()?;
     let httparse::Status::Complete(length) = parsed else { return None };
-    let (mut parts, ()) = http::Request::new(()).into_parts();
-    parts.method = Method::from_bytes(seen.method?.as_bytes()).ok()?;
-    parts.uri = Uri::from_maybe_shared(bytes.slice_ref(seen.path?.as_bytes())).ok()?;
-    parts.version = version(seen.version);
+    let method = Method::from_bytes(seen.method?.as_bytes()).ok()?;
+    let uri = Uri::from_maybe_shared(bytes.slice_ref(seen.path?.as_bytes())).ok()?;
     let (headers, marks) = headers(seen.headers, bytes, bytes, REQUEST_ROOM).ok()?;
-    parts.headers = headers;
-    Some((parts, marks, bytes.slice(length..)))
+    let head = RequestHead { method, uri, version: version(seen.version), headers };
+    Some((head, marks, bytes.slice(length..)))
 }
 
 /// True if whoever wrote this head goes on with the connection after the message.
-pub(crate) fn keeps_open(version: Version, headers: &HeaderMap, marks: Marks) -> bool {
+pub(crate) fn keeps_open(version: Version, headers: &Fields, marks: Marks) -> bool {
     if !marks.connection {
         return version == Version::HTTP_11;
     }
-    let says = |token| headers.get_all(CONNECTION).iter().any(|value| has_token(value, token));
+    let says = |token| headers.get_all(CONNECTION).any(|value| has_token(value, token));
     !says("close") && (version == Version::HTTP_11 || says("keep-alive"))
 }
 
@@ -170,33 +166,33 @@ impl Reading {
     ///
     /// # Errors
     /// If that has two meanings or none.
-    pub(crate) fn of_answer(method: &Method, parts: &response::Parts, marks: Marks) -> Result<Self, Malformed> {
-        let status = parts.status;
+    pub(crate) fn of_answer(method: &Method, head: &ResponseHead, marks: Marks) -> Result<Self, Malformed> {
+        let status = head.status;
         if method == Method::HEAD
             || status.is_informational()
             || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
         {
             return Ok(Self::Over);
         }
-        let headers = &parts.headers;
+        let headers = &head.headers;
         if !marks.encoding && !marks.length {
             return Ok(Self::ToEnd);
         }
-        if let Some(last) = headers.get_all(TRANSFER_ENCODING).iter().next_back().filter(|_| marks.encoding) {
+        if let Some(last) = headers.get_all(TRANSFER_ENCODING).next_back().filter(|_| marks.encoding) {
             // An answer with two lengths is whole to one reader and cut to another.
-            if parts.version == Version::HTTP_10 || marks.length {
+            if head.version == Version::HTTP_10 || marks.length {
                 return Err(Malformed);
             }
             // Another coding would have to be taken off here, and nobody behind us would know of it.
-            let is_chunked = headers.get_all(TRANSFER_ENCODING).iter().count() == 1
-                && last.as_bytes().eq_ignore_ascii_case(b"chunked");
+            let is_chunked =
+                headers.get_all(TRANSFER_ENCODING).count() == 1 && last.as_bytes().eq_ignore_ascii_case(b"chunked");
             return if is_chunked { Ok(Self::Chunked(Chunk::BEGIN, Vec::new())) } else { Err(Malformed) };
         }
         Ok(length(headers)?.map_or(Self::ToEnd, Self::sized))
     }
 
     /// How the body of a request that has passed the gate ends.
-    pub(crate) fn of_request(headers: &HeaderMap, marks: Marks) -> Self {
+    pub(crate) fn of_request(headers: &Fields, marks: Marks) -> Self {
         match (marks.encoding, marks.length) {
             (true, _) => Self::Chunked(Chunk::BEGIN, Vec::new()),
             (false, true) => Self::sized(length(headers).ok().flatten().unwrap_or(0)),
@@ -267,14 +263,14 @@ fn trailer_section(bytes: &[u8]) -> Result<Piece, Malformed> {
     let mut lines = [httparse::EMPTY_HEADER; TRAILERS_MAX];
     match httparse::parse_headers(bytes, &mut lines) {
         Ok(httparse::Status::Complete((_, lines))) => {
-            Ok(Piece::Trailers(headers(lines, bytes, &Bytes::copy_from_slice(bytes), 0)?.0))
+            Ok(Piece::Trailers(headers(lines, bytes, &Bytes::copy_from_slice(bytes), 0)?.0.into()))
         }
         _ => Err(Malformed),
     }
 }
 
 /// The length a head announces: once, or several times the same.
-fn length(headers: &HeaderMap) -> Result<Option<u64>, Malformed> {
+fn length(headers: &Fields) -> Result<Option<u64>, Malformed> {
     let mut known = None;
     for value in headers.get_all(CONTENT_LENGTH) {
         for text in value.as_bytes().split(|byte| *byte == b',') {
@@ -307,8 +303,8 @@ pub(crate) enum Writing {
 }
 
 impl Writing {
-    pub(crate) fn chunked(headers: &HeaderMap) -> Self {
-        let announced = headers.get_all(TRAILER).iter().filter_map(|value| value.to_str().ok());
+    pub(crate) fn chunked(headers: &Fields) -> Self {
+        let announced = headers.get_all(TRAILER).filter_map(|value| value.to_str().ok());
         let names = announced.flat_map(|names| names.split(','));
         Self::Chunked(names.filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok()).collect())
     }
@@ -368,9 +364,9 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
-    pub(crate) fn of(parts: &request::Parts, marks: Marks) -> Self {
-        let keeps_open = keeps_open(parts.version, &parts.headers, marks);
-        Self { is_head: parts.method == Method::HEAD, version: parts.version, keeps_open }
+    pub(crate) fn of(head: &RequestHead, marks: Marks) -> Self {
+        let keeps_open = keeps_open(head.version, &head.headers, marks);
+        Self { is_head: head.method == Method::HEAD, version: head.version, keeps_open }
     }
 }
 
@@ -388,7 +384,7 @@ pub(crate) fn put_answer(
     asked: Asked,
     status: StatusCode,
     reason: Option<&ReasonPhrase>,
-    headers: &HeaderMap,
+    headers: &Fields,
     left: Option<u64>,
     date: &[u8],
 ) -> Written {
@@ -422,7 +418,9 @@ pub(crate) fn put_answer(
     let writing = match length {
         _ if is_bare => None,
         Some(length) => {
-            let _ = write!(out, "content-length: {length}\r\n");
+            out.extend_from_slice(b"content-length: ");
+            put_number(out, length);
+            out.extend_from_slice(b"\r\n");
             Some(Writing::Sized(length))
         }
         None if asked.is_head => None,
@@ -430,7 +428,7 @@ pub(crate) fn put_answer(
         None => {
             out.extend_from_slice(b"transfer-encoding: chunked\r\n");
             if has_trailer {
-                headers.get_all(TRAILER).iter().for_each(|value| put_header(out, &TRAILER, value));
+                headers.get_all(TRAILER).for_each(|value| put_header(out, &TRAILER, value));
             }
             Some(Writing::chunked(headers))
         }
@@ -452,7 +450,7 @@ pub(crate) fn put_answer(
 }
 
 /// Writes an interim answer, which frames nothing.
-pub(crate) fn put_interim(out: &mut Vec<u8>, status: StatusCode, headers: &HeaderMap) {
+pub(crate) fn put_interim(out: &mut Vec<u8>, status: StatusCode, headers: &Fields) {
     put_status_line(out, Version::HTTP_11, status, None);
     headers.iter().filter(|(name, _)| !decides_framing(name)).for_each(|(name, value)| put_header(out, name, value));
     out.extend_from_slice(b"\r\n");
@@ -485,6 +483,19 @@ pub(crate) fn put_request_line(out: &mut Vec<u8>, method: &Method, target: &Uri)
     out.extend_from_slice(b" HTTP/1.1\r\n");
 }
 
+fn put_number(out: &mut Vec<u8>, mut number: u64) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            return out.extend_from_slice(&digits[at..]);
+        }
+    }
+}
+
 pub(crate) fn put_header(out: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
     out.extend_from_slice(name.as_str().as_bytes());
     out.extend_from_slice(b": ");
@@ -502,8 +513,8 @@ mod tests {
 
     /// How the body of an answer with this head ends, to a request of this method.
     fn framing(method: Method, head: &str) -> Result<Reading, Malformed> {
-        let Answer { parts, marks, .. } = read(&format!("HTTP/1.1 {head}\r\n\r\n")).unwrap().unwrap();
-        Reading::of_answer(&method, &parts, marks)
+        let Answer { head, marks, .. } = read(&format!("HTTP/1.1 {head}\r\n\r\n")).unwrap().unwrap();
+        Reading::of_answer(&method, &head, marks)
     }
 
     /// A body read in pieces of this size: its data and trailers, and whether it ended.
@@ -531,13 +542,13 @@ mod tests {
 
     #[test]
     fn a_head_is_taken_apart_and_what_comes_behind_it_is_kept() {
-        let Answer { parts, rest, .. } = read("HTTP/1.1 203 Fine\r\nA: 1\r\nb:\r\na: 2\r\n\r\nbody").unwrap().unwrap();
-        assert_eq!((parts.status.as_u16(), parts.version, &rest[..]), (203, Version::HTTP_11, &b"body"[..]));
-        assert_eq!(parts.headers.get_all("a").iter().collect::<Vec<_>>(), ["1", "2"]);
-        assert_eq!(parts.headers["b"], "");
-        assert_eq!(parts.extensions.get::<ReasonPhrase>().unwrap().as_bytes(), b"Fine");
-        let usual = read("HTTP/1.0 200 OK\r\n\r\n").unwrap().unwrap().parts;
-        assert_eq!((usual.version, usual.extensions.get::<ReasonPhrase>()), (Version::HTTP_10, None));
+        let Answer { head, rest, .. } = read("HTTP/1.1 203 Fine\r\nA: 1\r\nb:\r\na: 2\r\n\r\nbody").unwrap().unwrap();
+        assert_eq!((head.status.as_u16(), head.version, &rest[..]), (203, Version::HTTP_11, &b"body"[..]));
+        assert_eq!(head.headers.get_all("a").collect::<Vec<_>>(), ["1", "2"]);
+        assert_eq!(head.headers.get("b").unwrap(), "");
+        assert_eq!(head.reason.unwrap().as_bytes(), b"Fine");
+        let usual = read("HTTP/1.0 200 OK\r\n\r\n").unwrap().unwrap().head;
+        assert_eq!((usual.version, usual.reason), (Version::HTTP_10, None));
     }
 
     #[test]
@@ -579,9 +590,9 @@ mod tests {
             assert_eq!(framing(Method::GET, head), expected, "{head}");
         }
         assert_eq!(framing(Method::HEAD, "200 OK\r\ncontent-length: 5"), Ok(Reading::Over));
-        let Answer { parts, marks, .. } =
+        let Answer { head, marks, .. } =
             read("HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").unwrap().unwrap();
-        assert_eq!(Reading::of_answer(&Method::GET, &parts, marks), Err(Malformed));
+        assert_eq!(Reading::of_answer(&Method::GET, &head, marks), Err(Malformed));
     }
 
     #[test]
@@ -594,8 +605,8 @@ mod tests {
             ("HTTP/1.0 200 OK\r\nconnection: Keep-Alive", true),
             ("HTTP/1.0 200 OK\r\nconnection: x", false),
         ] {
-            let Answer { parts, marks, .. } = read(&format!("{head}\r\n\r\n")).unwrap().unwrap();
-            assert_eq!(keeps_open(parts.version, &parts.headers, marks), expected, "{head}");
+            let Answer { head: said, marks, .. } = read(&format!("{head}\r\n\r\n")).unwrap().unwrap();
+            assert_eq!(keeps_open(said.version, &said.headers, marks), expected, "{head}");
         }
     }
 
@@ -631,22 +642,31 @@ mod tests {
 
     #[test]
     fn trailers_leave_if_they_were_announced_and_frame_nothing() {
-        let map = |lines: &[(&'static str, &'static str)]| -> HeaderMap {
+        let fields = |lines: &[(&'static str, &'static str)]| -> Fields {
             lines.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
         };
-        let mut writing = Writing::chunked(&map(&[("trailer", "Sum, content-length")]));
+        let mut writing = Writing::chunked(&fields(&[("trailer", "Sum, content-length")]));
         let mut out = Vec::new();
         writing.begin_piece(&mut out, 16).unwrap();
         out.extend_from_slice(writing.end_piece());
-        writing.end(&mut out, Some(&map(&[("sum", "7"), ("content-length", "1"), ("other", "x")]))).unwrap();
+        writing.end(&mut out, Some(&fields(&[("sum", "7"), ("content-length", "1"), ("other", "x")]).into())).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "10\r\n\r\n0\r\nsum: 7\r\n\r\n");
+    }
+
+    #[test]
+    fn numbers_are_written_whole() {
+        for number in [0, 9, 10, 1_234_567_890, u64::MAX] {
+            let mut out = Vec::new();
+            put_number(&mut out, number);
+            assert_eq!(String::from_utf8(out).unwrap(), number.to_string());
+        }
     }
 
     #[test]
     fn an_answer_is_framed_by_what_its_client_can_read() {
         let asked = |version, is_head| Asked { is_head, version, keeps_open: true };
         let put = |asked: Asked, status: u16, lines: &[(&'static str, &'static str)], left| {
-            let headers: HeaderMap = lines
+            let headers: Fields = lines
                 .iter()
                 .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
                 .collect();
