@@ -5,6 +5,7 @@
 #![allow(missing_docs, unreachable_pub, reason = "a test program has no readers outside")]
 #![expect(clippy::disallowed_methods, reason = "tests hold real clocks and own their threads")]
 
+mod adoption;
 mod browser;
 mod cli;
 #[path = "../crates/store/tests/it/conformance.rs"]

@@ -5,6 +5,7 @@
 //! of them is given out, a batch of receipts before it is acknowledged. What became of a record is logged without
 //! waiting; a crash in between leaves it in doubt, and the account says so.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -12,17 +13,17 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use seawall_control::{BoxFuture, LedgerPort, LedgerRefusal};
+use seawall_control::{BoxFuture, Foreign, LedgerPort, LedgerRefusal};
 use seawall_core::journal::{Draft, Kind};
 use seawall_core::ledger::census::{Member, Salt};
 use seawall_core::ledger::{
-    Applied, ApplyError, CensusTaker, Class, Counted, Digest, Event, Held, Issuer, Ledger, LedgerKey, Place, Recalled,
-    Receipts, RecordRef, RefError, Stamp, Summary,
+    Applied, ApplyError, CensusTaker, Class, Counted, Digest, Event, Held, IntervalSet, Issuer, Ledger, LedgerKey,
+    Place, Recalled, Receipts, RecordRef, RefError, Stamp, Summary,
 };
-use seawall_core::spool::State;
+use seawall_core::spool::{NewRecord, State};
 use seawall_core::time::Wall;
 use seawall_gateway::{Fate, Records};
-use seawall_store::{HeldRecord, Journal, LedgerLog, Spool, Store, StoreError};
+use seawall_store::{HeldRecord, Journal, LedgerLog, Secret, Spool, Store, StoreError};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -256,18 +257,20 @@ impl Book {
     async fn recall(&self, spool: &Spool) -> Result<(), StoreError> {
         let mut held = Held::default();
         let visit = |record: HeldRecord<'_>| {
-            let stamp = record.ledger.and_then(|stamp| stamp.parse::<Stamp>().ok());
-            let Some(Stamp { record: RecordRef { stream, producer, epoch, seq }, .. }) = stamp else { return };
-            if producer != self.0.producer {
-                return;
-            }
+            let Some(number) = record.ledger.and_then(number_of) else { return };
+            let account = self.lock().ledger.account_for(&number).into_owned();
+            let RecordRef { epoch, seq, .. } = number;
             match record.state {
-                State::Parked => held.is_parked(&stream, epoch, seq),
-                State::Discarded | State::Expired => held.was_given_up(&stream, epoch, seq),
-                _ => held.waits(&stream, epoch, seq),
+                State::Parked => held.is_parked(&account, epoch, seq),
+                State::Discarded | State::Expired => held.was_given_up(&account, epoch, seq),
+                State::HandedOver => held.was_handed_over(&account, epoch, seq),
+                _ => held.waits(&account, epoch, seq),
             }
         };
         spool.visit_held(visit).await?;
+        // What a former directory of this node numbered, and what was taken in when nobody kept its account.
+        let unknown = self.lock().ledger.unknown(&held);
+        unknown.iter().for_each(|event| self.note(event));
         let recalled = self.lock().ledger.recall(&held);
         for Recalled { stream, epoch, first, last, to } in recalled {
             for seq in first..=last {
@@ -278,7 +281,7 @@ impl Book {
     }
 
     fn tell_sealed(&self, summary: &Summary, stream: &str, epoch: u64) {
-        let Some(it) = summary.streams.iter().find(|it| it.stream == stream && it.epoch == epoch) else { return };
+        let Some(it) = summary.streams.iter().find(|it| it.account() == stream && it.epoch == epoch) else { return };
         let (counts, subject) = (&it.counts, format!("stream:{stream}"));
         let draft = [
             ("accepted", counts.accepted),
@@ -448,11 +451,10 @@ impl Records for Book {
     }
 
     fn settle(&self, stamp: &str, fate: Fate) {
-        let Ok(Stamp { record: RecordRef { stream, producer, epoch, seq }, .. }) = stamp.parse() else { return };
-        // A record adopted from another node is that node's to account for.
-        if producer != self.0.producer {
-            return;
-        }
+        let Ok(Stamp { record: number, .. }) = stamp.parse() else { return };
+        let mut books = self.lock();
+        let Some(stream) = books.ledger.account_of(&number).map(Cow::into_owned) else { return };
+        let RecordRef { epoch, seq, .. } = number;
         let is_accepted = matches!(fate, Fate::Accepted | Fate::Spooled);
         let outcome = |class| Event::Outcome { stream: stream.clone(), epoch, seq, class };
         let moved = |to| Event::Moved { stream: stream.clone(), epoch, seq, to };
@@ -466,7 +468,6 @@ impl Records for Book {
             Fate::Expired => moved(Place::Discarded),
         };
         let now = self.now_s();
-        let mut books = self.lock();
         books.census.settled(&stream, epoch, seq, is_accepted, now);
         let is_late = matches!(fate, Fate::Spooled)
             && matches!(books.ledger.apply(&outcome(Class::Accepted)), Ok(Applied::Known));
@@ -478,12 +479,13 @@ impl Records for Book {
 }
 
 impl LedgerPort for Book {
-    fn receipts(&self, batch: Receipts) -> BoxFuture<'_, Result<u64, LedgerRefusal>> {
+    fn receipts(&self, mut batch: Receipts) -> BoxFuture<'_, Result<u64, LedgerRefusal>> {
         Box::pin(async move {
             let count = batch.receipts.len() as u64;
+            batch.node = batch.node.filter(|node| *node != self.0.producer);
             let invalid = |field, message| LedgerRefusal::Invalid { field, message };
             let judged = batch.verify(&self.0.key).map_err(|error| invalid("receipts", error.to_string()))?;
-            let (expected, sent) = (self.lock().ledger.next_batch(&judged.sink), judged.batch);
+            let (expected, sent) = (self.lock().ledger.next_batch(&judged.sink, judged.batch), judged.batch);
             if sent > expected {
                 return Err(LedgerRefusal::Gap { expected });
             }
@@ -498,7 +500,6 @@ impl LedgerPort for Book {
 
     fn seal(&self) -> BoxFuture<'_, Result<Summary, LedgerRefusal>> {
         Box::pin(async move {
-            let unavailable = |error: StoreError| LedgerRefusal::Unavailable { message: error.to_string() };
             let events = {
                 let mut books = self.lock();
                 let epoch = books.ledger.next_epoch();
@@ -536,11 +537,85 @@ impl LedgerPort for Book {
     }
 
     fn moved(&self, stamp: &str, to: Place) {
-        let Ok(Stamp { record: RecordRef { stream, producer, epoch, seq }, .. }) = stamp.parse() else { return };
-        if producer == self.0.producer {
-            self.note(&Event::Moved { stream, epoch, seq, to });
+        let Ok(Stamp { record: number, .. }) = stamp.parse() else { return };
+        let mut books = self.lock();
+        let Some(stream) = books.ledger.account_of(&number).map(Cow::into_owned) else { return };
+        self.note_in(&mut books, &Event::Moved { stream, epoch: number.epoch, seq: number.seq, to });
+    }
+
+    fn adopt(&self, records: Vec<Foreign>) -> BoxFuture<'_, Result<Vec<Option<String>>, LedgerRefusal>> {
+        Box::pin(async move {
+            let numbers: Vec<Option<RecordRef>> = records.iter().map(|it| number_of(&it.stamp)).collect();
+            for event in runs_of(numbers.iter().flatten()) {
+                self.keep(&event).await.map_err(unavailable)?.map_err(refused)?;
+            }
+            let stamped = |(number, it): (Option<RecordRef>, &Foreign)| {
+                Some(Stamp::new(&self.0.key, number?, &Digest(it.digest)).to_string())
+            };
+            Ok(numbers.into_iter().zip(&records).map(stamped).collect())
+        })
+    }
+
+    fn adopted(&self, records: Vec<(String, Place)>) -> BoxFuture<'_, Result<(), LedgerRefusal>> {
+        Box::pin(async move {
+            let mut last = None;
+            for (stamp, to) in records {
+                let mut books = self.lock();
+                let Some(number) = number_of(&stamp) else { continue };
+                let Some(stream) = books.ledger.account_of(&number).map(Cow::into_owned) else { continue };
+                let RecordRef { epoch, seq, .. } = number;
+                let accepted = Event::Outcome { stream: stream.clone(), epoch, seq, class: Class::Accepted };
+                // Known: it was taken in before, and may have been delivered since.
+                if matches!(books.ledger.apply(&accepted), Ok(Applied::Changed)) {
+                    self.0.log.append(framed(&accepted));
+                    self.note_in(&mut books, &Event::Moved { stream, epoch, seq, to });
+                }
+                last = Some(accepted);
+            }
+            // Told once more, to a log that is synced: then everything before it is.
+            match last {
+                Some(event) => self.0.log.append_synced(framed(&event)).await.map_err(unavailable),
+                None => Ok(()),
+            }
+        })
+    }
+}
+
+/// Gives a record of this node's former self the stamp that it goes on under here: its number, and a tag of this directory's.
+pub(crate) fn restamp(secret: &Secret) -> impl Fn(&mut NewRecord) + Send + Sync + 'static {
+    let key = LedgerKey::new(secret.0);
+    move |record| {
+        if let Some(number) = record.ledger.as_deref().and_then(number_of) {
+            record.restamp(Stamp::new(&key, number, &Digest::of(&record.body)).to_string());
         }
     }
+}
+
+fn unavailable(error: StoreError) -> LedgerRefusal {
+    LedgerRefusal::Unavailable { message: error.to_string() }
+}
+
+fn refused(error: ApplyError) -> LedgerRefusal {
+    LedgerRefusal::Invalid { field: "body", message: error.to_string() }
+}
+
+fn number_of(stamp: &str) -> Option<RecordRef> {
+    let Stamp { record, .. } = stamp.parse().ok()?;
+    // Numbers begin at 1: another is none that a node gave.
+    (record.seq > 0).then_some(record)
+}
+
+/// What the ledger is told of numbers of other nodes.
+fn runs_of<'a>(numbers: impl Iterator<Item = &'a RecordRef>) -> Vec<Event> {
+    let mut sets: BTreeMap<(&str, &str, u64), IntervalSet> = BTreeMap::new();
+    for RecordRef { stream, producer, epoch, seq } in numbers {
+        sets.entry((stream, producer, *epoch)).or_default().insert(*seq);
+    }
+    let adopted = |(stream, producer, epoch): (&str, &str, u64), first, last| {
+        let (stream, producer) = (stream.to_owned(), producer.to_owned());
+        Event::Adopted { stream, producer, epoch, first, last }
+    };
+    sets.iter().flat_map(|(of, set)| set.runs().map(move |(first, last)| adopted(*of, first, last))).collect()
 }
 
 fn seconds(at: Wall) -> u64 {

@@ -17,6 +17,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::book;
 use crate::cli::get_json;
 use crate::clock::RealClock;
 use crate::config::{AppConfig, Finding, ReplicaConfig, Severity};
@@ -215,6 +216,7 @@ pub(crate) async fn open(config: &AppConfig, clock: &RealClock) -> anyhow::Resul
     }
     inherited.begin(&RealDisk, dir)?;
     let mut opened = open_store(config, clock, inherited.epoch_min())?;
+    let inherited = inherited.restamped_by(book::restamp(&opened.store.secret));
     let taken_over = inherited.take_over(&mut opened, &RealDisk, dir).await?;
     Ok(OpenedHere { opened, taken_over: (taken_over > 0).then_some(taken_over) })
 }

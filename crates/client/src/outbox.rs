@@ -297,7 +297,8 @@ impl Outbox {
         let texts = receipts
             .iter()
             .map(|receipt| json!({ "record": receipt.record(), "tag": receipt.tag(), "digest": receipt.digest() }));
-        let body = json!({ "sink": self.sink, "batch": number, "receipts": texts.collect::<Vec<_>>() }).to_string();
+        let body = json!({ "sink": self.sink, "node": node, "batch": number, "receipts": texts.collect::<Vec<_>>() })
+            .to_string();
         Ok(Some(Batch { node: node.into(), number, receipts: receipts.len(), body }))
     }
 

@@ -330,6 +330,7 @@ pub fn account_json(account: &Account, now: Wall) -> Value {
             Outcome::Delivered { status } => json!({ "status": status, "at": rfc3339(settled.at) }),
             Outcome::Discarded { reason } => json!({ "reason": reason, "at": rfc3339(settled.at) }),
             Outcome::Expired => json!({ "reason": "expired", "at": rfc3339(settled.at) }),
+            Outcome::HandedOver { to } => json!({ "handed_over": to, "at": rfc3339(settled.at) }),
         };
     }
     if let Some(record) = &account.record {

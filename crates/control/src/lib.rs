@@ -30,8 +30,8 @@ mod status;
 mod text;
 
 pub use parts::{
-    Admin, AdminParts, BoxFuture, ConfigPort, DrainPort, FaultPort, LedgerPort, LedgerRefusal, NodeInfo, NotReloaded,
-    Reloaded,
+    Admin, AdminParts, BoxFuture, ConfigPort, DrainPort, FaultPort, Foreign, LedgerPort, LedgerRefusal, NodeInfo,
+    NotReloaded, Reloaded,
 };
 pub use serve::CONNECTIONS_MAX;
 pub use status::Status;

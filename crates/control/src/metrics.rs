@@ -522,11 +522,12 @@ fn grown(counts: &Counts) -> [(&'static str, u64); 10] {
 }
 
 /// Where accepted records are that have not arrived.
-fn held(counts: &Counts) -> [(&'static str, u64); 5] {
+fn held(counts: &Counts) -> [(&'static str, u64); 6] {
     [
         ("waiting", counts.waiting),
         ("parked", counts.parked),
         ("expired", counts.expired),
+        ("handed_over", counts.handed_over),
         ("missing_so_far", counts.missing_so_far),
         ("lost", counts.lost),
     ]
@@ -564,6 +565,8 @@ fn ledger(text: &mut Text, summary: &Summary) {
     }
     let phantom = summary.totals.phantom;
     text.single("seawall_ledger_phantoms_total", "counter", "Arrivals that nobody here sent.", phantom);
+    let unproven = summary.totals.unproven;
+    text.single("seawall_ledger_unproven_total", "counter", "Arrivals that cannot be judged here.", unproven);
 }
 
 #[cfg(test)]

@@ -60,6 +60,24 @@ pub trait LedgerPort: Send + Sync {
     /// A record of the spool with this stamp (the `Seawall-Record` header it carries) went somewhere else because a
     /// person said so.
     fn moved(&self, stamp: &str, to: Place);
+
+    /// Records of another node are about to be taken in: enters their numbers, durably, and gives each the stamp it goes on
+    /// under, with the same number and a tag of this node's. `None` for what is no stamp: such a record is on nobody's
+    /// account.
+    fn adopt(&self, records: Vec<Foreign>) -> BoxFuture<'_, Result<Vec<Option<String>>, LedgerRefusal>>;
+
+    /// Records that [`Self::adopt`] stamped are in the spool: they are promised from here; durable when it returns. One
+    /// that is on the books already stays as it is.
+    fn adopted(&self, records: Vec<(String, Place)>) -> BoxFuture<'_, Result<(), LedgerRefusal>>;
+}
+
+/// A record that another node has numbered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Foreign {
+    /// The `Seawall-Record` header it carries.
+    pub stamp: String,
+    /// SHA-256 of its body.
+    pub digest: [u8; 32],
 }
 
 /// Why the ledger did not do it.

@@ -379,7 +379,7 @@ pub(crate) async fn record_state(worker: &Worker, id: &str, method: &Method) -> 
         Ok(Some(account)) => {
             let (status, reason) = match account.settled.as_ref().map(|settled| &settled.outcome) {
                 Some(Outcome::Delivered { status }) => (Some(*status), None),
-                Some(Outcome::Discarded { reason }) => (None, Some(reason)),
+                Some(Outcome::Discarded { reason } | Outcome::HandedOver { to: reason }) => (None, Some(reason)),
                 Some(Outcome::Expired) => (None, None),
                 None => (None, account.parked.as_ref().map(|parked| &parked.reason)),
             };

@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use seawall_core::id::RecordId;
-use seawall_core::spool::index::{Depth, Known, LAST_WORDS_BYTES_MAX, Lease, Parked, REASON_BYTES_MAX, Settled, cut};
+use seawall_core::spool::index::{
+    Depth, Known, LAST_WORDS_BYTES_MAX, Lease, Outcome, Parked, REASON_BYTES_MAX, Settled, cut,
+};
 use seawall_core::spool::replica::{Line, Look, Want};
 use seawall_core::spool::wire::DecodeError;
 use seawall_core::spool::{KeyHash, LaneKey, NewRecord, State, Terms};
@@ -55,7 +57,7 @@ pub struct Expired {
     pub attempts: u32,
 }
 
-/// A record that has not left, or was given up and is remembered, as [`Spool::visit_held`] shows it.
+/// A record that has not left, or was given up or handed over and is remembered, as [`Spool::visit_held`] shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeldRecord<'a> {
     /// Its number.
@@ -221,7 +223,7 @@ impl Spool {
     }
 
     /// Takes in a record of a spool whose node is gone, with what was known of it there; synced. Its idempotency key
-    /// tells whether it was taken in before. It stays on the account of the node that numbered it.
+    /// tells whether it was taken in before. Its stamp, if it has one, is one that this node vouches for.
     ///
     /// # Errors
     /// [`EnqueueError`].
@@ -233,8 +235,6 @@ impl Spool {
             last_words: cut(&parked.last_words, LAST_WORDS_BYTES_MAX).into(),
             at: parked.at,
         });
-        // Its number is the other node's, whose account it is on; the header goes along with the request's others.
-        let record = NewRecord { ledger: None, ..record };
         let adopt = |draft| RecordDraft { attempts, first_failure: last_error, adopted: Some(parked), ..draft };
         self.send_draft(&record, adopt).await
     }
@@ -350,8 +350,17 @@ impl Spool {
     /// # Errors
     /// [`StoreError::NotFound`], [`StoreError::NotHere`], [`StoreError::Stopped`].
     pub async fn discard(&self, id: RecordId, reason: impl Into<String>) -> Result<(), StoreError> {
-        let reason = reason.into();
-        self.ask(|answer| Command::Discard { id, reason, answer }).await?
+        let outcome = Outcome::Discarded { reason: reason.into() };
+        self.ask(|answer| Command::GiveUp { id, outcome, answer }).await?
+    }
+
+    /// Another node has taken in a dead letter, or a record that waits: it is not delivered from here any more; synced.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`], [`StoreError::NotHere`], [`StoreError::Stopped`].
+    pub async fn hand_over(&self, id: RecordId, to: impl Into<String>) -> Result<(), StoreError> {
+        let outcome = Outcome::HandedOver { to: to.into() };
+        self.ask(|answer| Command::GiveUp { id, outcome, answer }).await?
     }
 
     /// Everything known of a record; `None` if it never was or is forgotten.
@@ -609,9 +618,9 @@ pub(crate) enum Command {
         id: RecordId,
         answer: oneshot::Sender<Result<(), StoreError>>,
     },
-    Discard {
+    GiveUp {
         id: RecordId,
-        reason: String,
+        outcome: Outcome,
         answer: oneshot::Sender<Result<(), StoreError>>,
     },
     Expire {

@@ -3,8 +3,9 @@
 //! Its records are in its data directory, or in the replica it kept; the latter is first fenced, so that the node writes no
 //! more, and copied into a directory of this machine.
 //!
-//! A batch is read from the old directory, sent, and only then marked there as given up, with the number each record has
-//! at its new node. Cut short at any point, the same command goes on: what was sent and not marked is known by its key.
+//! A batch is read from the old directory, sent, and only then marked there as handed over, with the number each record has
+//! at its new node; at the end the old node's ledger is told. Cut short at any point, the same command goes on: what was sent
+//! and not marked is known by its key.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -22,6 +23,7 @@ use super::client::{Client, encode};
 use super::offline::open_as_named;
 use super::read::{Reader, configured_key_file, configured_store};
 use super::{CONFIG_FILE, Ended};
+use crate::book::Book;
 use crate::clock::RealClock;
 use crate::config::StoreConfig;
 use crate::lifecycle::read_seal_keys;
@@ -29,9 +31,10 @@ use crate::replica;
 
 pub(super) const EXAMPLES: &str = "\
 The node that the directory belongs to must not run. Dead letters stay dead letters. In the directory every record is
-marked as given up with the number it has at its new node, so that it is not delivered twice should the old node start
+marked as handed over with the number it has at its new node, so that it is not delivered twice should the old node start
 again. A record that is refused stays, with all that stand behind it in its row; the others go on, and the same command
-later takes up what is left. The old node's ledger stays in its directory: read it with `seawall ledger --data DIR`.
+later takes up what is left. The records are on the new node's ledger from then on, under the numbers they have; in the old
+one, which stays in its directory (`seawall ledger --data DIR`), they are handed over.
 
 Examples:
   seawall spool adopt /mnt/old/seawall-data
@@ -112,12 +115,15 @@ async fn from_directory(
 
 /// Moves what an open store holds, and closes it.
 async fn move_from(opened: Opened<RealDisk>, client: &Client, owner: &str, adopter: &str) -> anyhow::Result<Done> {
-    let Opened { store, engine, .. } = opened;
+    let Opened { store, engine, ledger_records, .. } = opened;
     let threads = engine.spawn_threads().context("cannot start the store's threads")?;
     let moved = move_all(&store, client, owner, adopter).await;
+    // Here, and not at the node's next start: by then the spool may have forgotten what it handed over.
+    let told = Book::look(&store, &ledger_records, owner).await;
     store.close().await;
     drop(store);
     threads.join();
+    told.context("the old node's ledger does not know yet what was handed over: repeat the command")?;
     moved
 }
 
@@ -264,7 +270,7 @@ async fn send(client: &Client, owner: &str, batch: &[Orphan]) -> Result<Value, s
     client.post_bytes(&format!("/api/spool/adopt?node={}", encode(owner)), body.into()).await
 }
 
-/// What is safe at the new node is given up here, with one sync for all. Which these are.
+/// What is safe at the new node is handed over here, with one sync for all. Which these are.
 async fn mark(store: &Store, adopter: &str, answer: &Value, done: &mut Done) -> anyhow::Result<BTreeSet<RecordId>> {
     let (mut taken, mut marks) = (BTreeSet::new(), JoinSet::new());
     for record in answer["records"].as_array().into_iter().flatten() {
@@ -274,8 +280,8 @@ async fn mark(store: &Store, adopter: &str, answer: &Value, done: &mut Done) -> 
             continue;
         }
         let id = record["id"].as_u64().context("the node did not say under which number it took a record")?;
-        let (spool, reason) = (store.spool.clone(), format!("adopted by {adopter} as record {id}"));
-        marks.spawn(async move { spool.discard(RecordId(from), reason).await });
+        let (spool, to) = (store.spool.clone(), format!("{adopter} as record {id}"));
+        marks.spawn(async move { spool.hand_over(RecordId(from), to).await });
         taken.insert(RecordId(from));
         if record["already"] == true { done.already += 1 } else { done.adopted += 1 }
     }

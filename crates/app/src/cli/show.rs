@@ -507,58 +507,44 @@ pub(super) fn faults_killed(answer: &Value) -> String {
 
 /// The accounts and the verdict.
 pub(super) fn ledger(answer: &Value, paint: Paint) -> String {
-    let keys = [
-        "stream",
-        "producer",
-        "epoch",
-        "state",
-        "accepted",
-        "delivered",
-        "waiting",
-        "parked",
-        "expired",
-        "missing_so_far",
-        "lost",
-        "duplicated",
-        "corrupted",
-        "phantom",
-        "indeterminate",
-        "recovered",
-        "refused",
-        "resurrected",
+    let mut columns = vec![
+        ("stream", "STREAM"),
+        ("producer", "PRODUCER"),
+        ("epoch", "EPOCH"),
+        ("state", "STATE"),
+        ("accepted", "ACCEPTED"),
+        ("delivered", "DELIVERED"),
+        ("waiting", "WAITING"),
+        ("parked", "PARKED"),
+        ("expired", "EXPIRED"),
+        ("missing_so_far", "MISSING"),
+        ("lost", "LOST"),
+        ("duplicated", "DUPLICATED"),
+        ("corrupted", "CORRUPTED"),
+        ("phantom", "PHANTOM"),
+        ("indeterminate", "IN DOUBT"),
+        ("recovered", "RECOVERED"),
+        ("refused", "REFUSED"),
+        ("resurrected", "RESURRECTED"),
     ];
-    let headings = [
-        "STREAM",
-        "PRODUCER",
-        "EPOCH",
-        "STATE",
-        "ACCEPTED",
-        "DELIVERED",
-        "WAITING",
-        "PARKED",
-        "EXPIRED",
-        "MISSING",
-        "LOST",
-        "DUPLICATED",
-        "CORRUPTED",
-        "PHANTOM",
-        "IN DOUBT",
-        "RECOVERED",
-        "REFUSED",
-        "RESURRECTED",
-    ];
-    let row = |account: &Value| keys.map(|key| text(&account[key])).to_vec();
-    let mut rows: Vec<Vec<String>> = list(answer, "streams").iter().map(row).collect();
+    // Few nodes ever have any of these.
     let totals = &answer["totals"];
+    let rare = [("handed_over", "HANDED OVER"), ("unproven", "UNPROVEN")];
+    columns.extend(rare.into_iter().filter(|(key, _)| totals[*key].as_u64() > Some(0)));
+    let cell = |of: &Value, key: &str| if of[key].is_null() { "0".into() } else { text(&of[key]) };
+    let row = |account: &Value| columns.iter().map(|(key, _)| cell(account, key)).collect();
+    let mut rows: Vec<Vec<String>> = list(answer, "streams").iter().map(row).collect();
     let mut total = vec!["total".to_string(), String::new(), "-".into(), String::new()];
-    total.extend(keys[4..].iter().map(|key| text(&totals[*key])));
+    total.extend(columns[4..].iter().map(|(key, _)| cell(totals, key)));
     rows.push(total);
     let verdict = text(&answer["verdict"]);
     let words = match verdict.as_str() {
         "balanced" => "every record is accounted for",
         "imbalanced" => "something was lost, repeated, damaged or never sent",
+        _ if totals["unproven"].as_u64() > Some(0) => "something arrived that cannot be judged here",
         _ => "no sink has reported yet, or records are still on their way",
     };
+    let headings: Vec<&str> = columns.iter().map(|(_, heading)| *heading).collect();
     format!("{}\n{}: {words}\n", table(&headings, &rows), paint.state(&verdict))
 }
 

@@ -273,6 +273,9 @@ fn ledger(summary: &Summary) -> String {
     let (class, name, words) = match summary.verdict {
         Verdict::Balanced => ("good", "balanced", "every record is accounted for"),
         Verdict::Imbalanced => ("bad", "imbalanced", "something was lost, repeated, damaged or never sent"),
+        Verdict::Unknown if summary.totals.unproven > 0 => {
+            ("none", "unknown", "something arrived that cannot be judged here")
+        }
         Verdict::Unknown => ("none", "unknown", "no sink has reported yet, or records are still on their way"),
     };
     let totals = &summary.totals;
@@ -285,11 +288,13 @@ fn ledger(summary: &Summary) -> String {
         ("waiting", totals.waiting),
         ("parked", totals.parked),
         ("given up", totals.expired),
+        ("handed over", totals.handed_over),
         ("missing so far", totals.missing_so_far),
         ("lost", totals.lost),
         ("duplicated", totals.duplicated),
         ("corrupted", totals.corrupted),
         ("phantom", totals.phantom),
+        ("unproven", totals.unproven),
     ] {
         let _ = write!(html, "<div><dt>{word}</dt><dd>{count}</dd></div>");
     }

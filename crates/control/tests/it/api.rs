@@ -5,6 +5,7 @@ use seawall_core::id::RecordId;
 use seawall_core::journal::{Draft, Kind, Seq};
 use seawall_core::ledger::Place;
 use seawall_core::spool::NewRecord;
+use seawall_core::spool::index::Parked;
 use seawall_store::Orphan;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -465,5 +466,26 @@ async fn orphans_are_adopted_row_by_row() {
     assert_eq!((&told["adopted"], &told["records"][1]["from"]), (&json!(1), &json!(6)));
     let listed = world.get("/api/spool?after=1&limit=1").await.json();
     assert_eq!(listed["records"][0]["id"], 2);
+    // Its account comes with it, before and after; what is here already under another number is on the books as that.
+    let stamped = |id: u64, key: &str| {
+        let headers = vec![("Seawall-Record".into(), b"e.dead.1.9;tag=0".to_vec())];
+        let record = NewRecord { ledger: Some("e.dead.1.9;tag=0".into()), headers, ..record(key) };
+        Orphan { record, ..orphan(id, key) }
+    };
+    let parked = Some(Parked { reason: "refused".into(), ..Parked::default() });
+    let batch = framed(&[stamped(7, "7"), Orphan { parked, ..stamped(8, "8") }, stamped(9, "6")]);
+    for already in [false, true] {
+        world.ledger.moves.lock().unwrap().clear();
+        let told = world.post_bytes("/api/spool/adopt?node=dead", &batch).await.json();
+        assert_eq!((&told["records"][0]["already"], &told["records"][2]["already"]), (&json!(already), &json!(true)));
+        let ours = || "e.dead.1.9;tag=0 of ours".to_owned();
+        assert_eq!(*world.ledger.moves.lock().unwrap(), [(ours(), Place::Waiting), (ours(), Place::Parked)]);
+        let leased =
+            world.store.spool.get(RecordId(told["records"][0]["id"].as_u64().unwrap())).await.unwrap().unwrap();
+        assert_eq!(leased.record.unwrap().headers[0].1, ours().into_bytes(), "it travels under it");
+    }
+    *world.ledger.refusal.lock().unwrap() = Some(LedgerRefusal::Unavailable { message: "no room".into() });
+    let refused = world.post_bytes("/api/spool/adopt?node=dead", &framed(&[orphan(10, "10")])).await;
+    assert_eq!((refused.status, world.store.spool.lookup("10").await.unwrap()), (503, None), "not without its account");
     world.end().await;
 }

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use seawall_control::{
-    Admin, AdminParts, BoxFuture, ConfigPort, FaultPort, LedgerPort, LedgerRefusal, NodeInfo, NotReloaded, Reloaded,
+    Admin, AdminParts, BoxFuture, ConfigPort, FaultPort, Foreign, LedgerPort, LedgerRefusal, NodeInfo, NotReloaded,
+    Reloaded,
 };
 use seawall_core::balance::assign::VersionCounts;
 use seawall_core::ledger::census::{Census, Member, Salt};
@@ -64,6 +65,7 @@ impl LedgerPort for FakeLedger {
             stream: "events".into(),
             producer: "us-east-1".into(),
             epoch,
+            adopted: false,
             state: if sealed { State::Sealed } else { State::Open },
             counts,
         };
@@ -87,6 +89,19 @@ impl LedgerPort for FakeLedger {
 
     fn moved(&self, stamp: &str, to: Place) {
         self.moves.lock().unwrap().push((stamp.into(), to));
+    }
+
+    fn adopt(&self, records: Vec<Foreign>) -> BoxFuture<'_, Result<Vec<Option<String>>, LedgerRefusal>> {
+        Box::pin(async move {
+            let refusal = self.refusal.lock().unwrap().clone();
+            let restamped = |it: &Foreign| it.stamp.contains(";tag=").then(|| format!("{} of ours", it.stamp));
+            refusal.map_or_else(|| Ok(records.iter().map(restamped).collect()), Err)
+        })
+    }
+
+    fn adopted(&self, records: Vec<(String, Place)>) -> BoxFuture<'_, Result<(), LedgerRefusal>> {
+        self.moves.lock().unwrap().extend(records);
+        Box::pin(async { Ok(()) })
     }
 }
 

@@ -10,6 +10,8 @@
 //! Memory: an account is eight sets of runs, about 40 bytes a run and one to three runs a set while records go their
 //! usual way; runs grow with what is out of order or out of the ordinary, never with the number of records.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use super::Applied;
@@ -160,6 +162,8 @@ pub enum Place {
     Parked,
     /// Given up by a person or by policy.
     Discarded,
+    /// Another node's to deliver: it took the record in.
+    HandedOver,
 }
 
 /// How an account's epoch ended.
@@ -197,6 +201,12 @@ pub(super) struct Account {
     pub(super) waiting: IntervalSet,
     pub(super) parked: IntervalSet,
     pub(super) discarded: IntervalSet,
+    /// Another node's to deliver.
+    #[serde(default, skip_serializing_if = "IntervalSet::is_empty")]
+    pub(super) handed_over: IntervalSet,
+    /// For an account that another node began: the numbers of it that were taken in here. All others are that node's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) adopted: Option<IntervalSet>,
     /// Arrived at least once with the right tag.
     pub(super) whole: IntervalSet,
     /// Arrived at least once with a tag that does not fit.
@@ -239,6 +249,10 @@ pub(super) enum Arrived {
     Repeat,
     Damaged,
     Beyond,
+    /// A number of another node's that was not taken in here.
+    Anothers,
+    /// A number that was taken in, under a tag that is not ours: the other node's, or a damaged one.
+    Unproven,
 }
 
 impl Account {
@@ -252,6 +266,8 @@ impl Account {
             waiting: IntervalSet::new(),
             parked: IntervalSet::new(),
             discarded: IntervalSet::new(),
+            handed_over: IntervalSet::new(),
+            adopted: None,
             whole: IntervalSet::new(),
             damaged: IntervalSet::new(),
             repeats: 0,
@@ -264,6 +280,31 @@ impl Account {
         }
     }
 
+    /// Of numbers that another node gave out, none of them yet. That node is gone: it gives out no more.
+    pub(super) fn of_another() -> Self {
+        Self { end: End::Crashed, adopted: Some(IntervalSet::new()), ..Self::new(0) }
+    }
+
+    /// Numbers of another node whose records are about to be taken in here. Whether they were is not known yet.
+    pub(super) fn adopt(&mut self, first: u64, last: u64) -> Result<bool, Objection> {
+        let bound = self.bound();
+        let adopted = self.adopted.as_mut().ok_or(Objection::Ended)?;
+        if first == 0 || last < first {
+            return Err(Objection::Beyond { bound });
+        }
+        let changed = adopted.insert_range(first, last) > 0;
+        self.reserved = self.reserved.max(last);
+        if changed {
+            self.amend();
+        }
+        Ok(changed)
+    }
+
+    /// The numbers that may have been given out, as far as they are this node's to account for.
+    pub(super) fn given(&self) -> Cow<'_, IntervalSet> {
+        self.adopted.as_ref().map_or_else(|| Cow::Owned(IntervalSet::up_to(self.bound())), Cow::Borrowed)
+    }
+
     /// The greatest number that may have been given out.
     pub(super) fn bound(&self) -> u64 {
         match self.end {
@@ -274,10 +315,11 @@ impl Account {
 
     pub(super) fn runs_count(&self) -> usize {
         let missing = self.seal.as_ref().map_or(0, |seal| seal.missing.runs_count());
-        self.sets().iter().map(|set| set.runs_count()).sum::<usize>() + missing
+        let adopted = self.adopted.as_ref().map_or(0, IntervalSet::runs_count);
+        self.sets().iter().map(|set| set.runs_count()).sum::<usize>() + missing + adopted
     }
 
-    fn sets(&self) -> [&IntervalSet; 8] {
+    fn sets(&self) -> [&IntervalSet; 9] {
         [
             &self.accepted,
             &self.refused,
@@ -285,6 +327,7 @@ impl Account {
             &self.waiting,
             &self.parked,
             &self.discarded,
+            &self.handed_over,
             &self.whole,
             &self.damaged,
         ]
@@ -341,6 +384,7 @@ impl Account {
             (Place::Waiting, &mut self.waiting),
             (Place::Parked, &mut self.parked),
             (Place::Discarded, &mut self.discarded),
+            (Place::HandedOver, &mut self.handed_over),
         ] {
             changed |= if place == to { set.insert(seq) } else { set.remove(seq) };
         }
@@ -352,6 +396,9 @@ impl Account {
 
     /// Only the producer knows how far it went, so its word counts even after the epoch was taken for crashed.
     pub(super) fn close(&mut self, issued: u64) -> Result<bool, Objection> {
+        if self.adopted.is_some() {
+            return Err(Objection::Ended);
+        }
         if let End::Closed { issued: known } = self.end {
             return if known == issued { Ok(false) } else { Err(Objection::Misclosed { known }) };
         }
@@ -377,6 +424,9 @@ impl Account {
     }
 
     pub(super) fn arrive(&mut self, seq: u64, is_whole: bool) -> Arrived {
+        if self.adopted.as_ref().is_some_and(|adopted| !adopted.contains(seq)) {
+            return Arrived::Anothers;
+        }
         self.arrivals += 1;
         self.amend();
         if seq == 0 || seq > self.reserved {
@@ -391,7 +441,7 @@ impl Account {
             }
             (false, is_first) => {
                 self.damaged_repeats += u64::from(!is_first);
-                Arrived::Damaged
+                if self.adopted.is_some() { Arrived::Unproven } else { Arrived::Damaged }
             }
         }
     }
@@ -409,7 +459,8 @@ impl Account {
 
     fn check_issued(&self, seq: u64) -> Result<(), Objection> {
         let bound = self.bound();
-        if seq == 0 || seq > bound { Err(Objection::Beyond { bound }) } else { Ok(()) }
+        let is_anothers = self.adopted.as_ref().is_some_and(|adopted| !adopted.contains(seq));
+        if seq == 0 || seq > bound || is_anothers { Err(Objection::Beyond { bound }) } else { Ok(()) }
     }
 
     fn class_of(&self, seq: u64) -> Option<Class> {

@@ -7,18 +7,20 @@
 //! 1 Began    epoch
 //! 2 Reserved stream epoch up_to
 //! 3 Outcome  stream epoch seq class     class: 0 accepted, 1 refused, 2 indeterminate
-//! 4 Moved    stream epoch seq place     place: 0 waiting, 1 delivered, 2 parked, 3 discarded
+//! 4 Moved    stream epoch seq place     place: 0 waiting, 1 delivered, 2 parked, 3 discarded, 4 handed over
 //! 5 Receipts sink batch count arrival*
 //! 6 Closed   stream epoch issued
 //! 7 Sealed   stream epoch
 //! 8 Unnumbered stream epoch total
 //! 9 Census   stream life since start said count sum cells cell*
+//! 10 Adopted stream producer epoch first last
 //! said     = 1 the life ends + 2 the clock went back + 4 something could not be counted
 //! cell     = places passed over, count (zigzag), sums of identities and of checks (16 bytes each, little-endian)
 //!            sum: 32 bytes, little-endian; cells that are empty are left out
 //! arrival  = 2 text                                           a number nobody can read
 //!          | account*4 + whole [stream producer epoch] delta  whole: 0 or 1
 //! ```
+//! The stream of an account that was adopted is written `stream.producer`, in all but `Adopted`.
 //! An account is named where it first appears in a batch and by its place in that order afterwards; `delta` is the
 //! distance from the account's number before, zigzag. A receipt in order takes two bytes.
 //! There is one way to write an event: bytes that decode are exactly the bytes that the event encodes to.
@@ -101,6 +103,20 @@ pub enum Event {
         /// How many, since the epoch began.
         total: u64,
     },
+    /// Records of another node are about to be taken in, under the numbers it gave them. To be durable before the first of
+    /// them is; which ones were is told by [`Self::Moved`].
+    Adopted {
+        /// The stream.
+        stream: String,
+        /// The node that gave the numbers.
+        producer: String,
+        /// The epoch, of that node.
+        epoch: u64,
+        /// The first number.
+        first: u64,
+        /// The last of them.
+        last: u64,
+    },
     /// Which keys a stream accepted in a period of [`super::PERIOD_S`] seconds.
     Census {
         /// The stream.
@@ -153,6 +169,8 @@ pub enum DecodeError {
 }
 
 const UNREADABLE: u64 = 2;
+/// By their codes.
+const PLACES: [Place; 5] = [Place::Waiting, Place::Delivered, Place::Parked, Place::Discarded, Place::HandedOver];
 
 impl Event {
     /// The event in bytes.
@@ -175,6 +193,11 @@ impl Event {
             Self::Closed { stream, epoch, issued } => put_all(&mut bytes, 6, stream, &[*epoch, *issued]),
             Self::Sealed { stream, epoch } => put_all(&mut bytes, 7, stream, &[*epoch]),
             Self::Unnumbered { stream, epoch, total } => put_all(&mut bytes, 8, stream, &[*epoch, *total]),
+            Self::Adopted { stream, producer, epoch, first, last } => {
+                put_all(&mut bytes, 10, stream, &[]);
+                put_text(&mut bytes, producer);
+                [*epoch, *first, *last].into_iter().for_each(|number| put_number(&mut bytes, number));
+            }
             Self::Census { stream, life, since, start, said, census } => {
                 put_all(&mut bytes, 9, stream, &[*life, *since, *start, said_code(*said)]);
                 put_census(&mut bytes, census);
@@ -208,6 +231,7 @@ const fn place_code(place: Place) -> u64 {
         Place::Delivered => 1,
         Place::Parked => 2,
         Place::Discarded => 3,
+        Place::HandedOver => 4,
     }
 }
 
@@ -304,7 +328,7 @@ impl<'a> Input<'a> {
                 stream: self.text()?,
                 epoch: self.number()?,
                 seq: self.number()?,
-                to: self.one_of("place", &[Place::Waiting, Place::Delivered, Place::Parked, Place::Discarded])?,
+                to: self.one_of("place", &PLACES)?,
             },
             5 => Event::Receipts(self.batch()?),
             6 => Event::Closed { stream: self.text()?, epoch: self.number()?, issued: self.number()? },
@@ -317,6 +341,13 @@ impl<'a> Input<'a> {
                 start: self.number()?,
                 said: self.said()?,
                 census: self.census()?,
+            },
+            10 => Event::Adopted {
+                stream: self.text()?,
+                producer: self.text()?,
+                epoch: self.number()?,
+                first: self.number()?,
+                last: self.number()?,
             },
             _ => return Err(DecodeError::Unknown { what: "kind", value: kind.into() }),
         })
@@ -454,7 +485,7 @@ pub(super) mod tests {
     }
 
     fn place() -> impl Strategy<Value = Place> {
-        prop_oneof![Just(Place::Waiting), Just(Place::Delivered), Just(Place::Parked), Just(Place::Discarded)]
+        prop::sample::select(PLACES.as_slice())
     }
 
     fn number() -> impl Strategy<Value = u64> {
@@ -483,6 +514,9 @@ pub(super) mod tests {
             (stream, number(), number()).prop_map(|(stream, epoch, issued)| Event::Closed { stream, epoch, issued }),
             (stream, number()).prop_map(|(stream, epoch)| Event::Sealed { stream, epoch }),
             (stream, number(), number()).prop_map(|(stream, epoch, total)| Event::Unnumbered { stream, epoch, total }),
+            (stream, name(), number(), number(), number()).prop_map(|(stream, producer, epoch, first, last)| {
+                Event::Adopted { stream, producer, epoch, first, last }
+            }),
             (stream, number(), number(), number(), 0..8_u64, vec(0..9_u64, 0..9)).prop_map(
                 |(stream, life, since, start, said, keys)| {
                     let mut census = Census::default();
@@ -507,6 +541,7 @@ pub(super) mod tests {
             batch: 300,
             arrivals: vec![record(5), record(6), record(4), Arrival::Unreadable { text: "?".into() }],
         };
+        let adopted = Event::Adopted { stream: stream(), producer: "n".into(), epoch: 2, first: 7, last: 44 };
         let events = [
             (Event::Began { epoch: 2 }, "0102"),
             (Event::Reserved { stream: stream(), epoch: 2, up_to: 1024 }, "02026576028008"),
@@ -516,6 +551,8 @@ pub(super) mod tests {
             (Event::Closed { stream: stream(), epoch: 2, issued: 9 }, "060265760209"),
             (Event::Sealed { stream: stream(), epoch: 2 }, "0702657602"),
             (Event::Unnumbered { stream: stream(), epoch: 2, total: 3 }, "080265760203"),
+            (Event::Moved { stream: "ev.n".into(), epoch: 2, seq: 7, to: Place::HandedOver }, "040465762e6e020704"),
+            (adopted, "0a026576016e02072c"),
         ];
         let written: Vec<String> = events.iter().map(|(event, _)| hex(&event.encode())).collect();
         assert_eq!(written, events.map(|(_, hex)| hex));
@@ -533,7 +570,7 @@ pub(super) mod tests {
         assert_eq!(census(&[&[1, 128, 1, 2][..], &[1; 32]].concat()), "unknown cells 1 in a ledger event");
         assert_eq!(census(&[&[1, 0, 0][..], &[0; 32]].concat()), "unknown cells 1 in a ledger event");
         assert_eq!(message(&[3, 0, 1, 1, 3]), "unknown class 3 in a ledger event");
-        assert_eq!(message(&[4, 0, 1, 1, 4]), "unknown place 4 in a ledger event");
+        assert_eq!(message(&[4, 0, 1, 1, 5]), "unknown place 5 in a ledger event");
         assert_eq!(message(&[1, 0x80, 0]), "malformed number in a ledger event");
         assert_eq!(message(&[1, 255, 255, 255, 255, 255, 255, 255, 255, 255, 2]), "malformed number in a ledger event");
         let endless = [1, 128, 128, 128, 128, 128, 128, 128, 128, 128, 129];

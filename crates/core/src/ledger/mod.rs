@@ -26,6 +26,10 @@
 //! [`Ledger::runs_count`] is the gauge to watch.
 //!
 //! Every arrival counts, from whatever sink: a record is meant to arrive once, at one sink.
+//!
+//! Records of a node that is gone, taken in here, keep their numbers, on an account of their own ([`Event::Adopted`]). Of
+//! that account only they are this node's; an arrival that this node cannot judge, as it bears the other one's tag or a
+//! number that was not taken in, is `unproven`: neither good nor harm.
 
 pub mod interval;
 
@@ -41,6 +45,7 @@ mod taker;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -73,7 +78,10 @@ pub struct Ledger {
     producer: String,
     /// The greatest epoch seen; 0 before the first.
     epoch: u64,
-    /// Stream, then epoch.
+    /// The first epoch of these books; 0 if that is not known. What came before was another directory's of this node.
+    #[serde(default, skip_serializing_if = "seal::is_zero")]
+    first_epoch: u64,
+    /// Stream, then epoch. What was adopted stands under `stream.producer`, which is no stream's name.
     streams: BTreeMap<String, BTreeMap<u64, Box<Account>>>,
     /// The last batch of each sink.
     sinks: BTreeMap<String, u64>,
@@ -83,6 +91,12 @@ pub struct Ledger {
     repeated: Vec<RecordRef>,
     /// Arrivals that nobody here sent, the first [`SAMPLES_MAX`].
     phantoms: Vec<String>,
+    /// Arrivals of records of nodes whose records were adopted that this node has not taken in: theirs to judge.
+    #[serde(default, skip_serializing_if = "seal::is_zero")]
+    unproven: u64,
+    /// Arrivals that cannot be judged here, the first [`SAMPLES_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    unproven_samples: Vec<String>,
     /// Which keys each stream accepted, and when.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     periods: BTreeMap<String, Periods>,
@@ -202,11 +216,14 @@ impl Ledger {
         Ok(Self {
             producer,
             epoch: 0,
+            first_epoch: 0,
             streams: BTreeMap::new(),
             sinks: BTreeMap::new(),
             strangers: 0,
             repeated: Vec::new(),
             phantoms: Vec::new(),
+            unproven: 0,
+            unproven_samples: Vec::new(),
             periods: BTreeMap::new(),
         })
     }
@@ -233,6 +250,9 @@ impl Ledger {
                 self.change(stream, *epoch, *issued, |account| account.close(*issued))?
             }
             Event::Sealed { stream, epoch } => self.change(stream, *epoch, 0, Account::seal)?,
+            Event::Adopted { stream, producer, epoch, first, last } => {
+                self.adopt(stream, producer, *epoch, *first, *last)?
+            }
             Event::Unnumbered { stream, epoch, total } => self.leave_out(stream, *epoch, *total)?,
             Event::Census { stream, life, since, start, said, census } => {
                 check_name("stream", stream)?;
@@ -254,10 +274,12 @@ impl Ledger {
         self.epoch.saturating_add(1)
     }
 
-    /// The batch that the sink has to send next.
+    /// The batch that has to come next, when this one has come. What a sink counts for another node goes on from where it
+    /// stood there.
     #[must_use]
-    pub fn next_batch(&self, sink: &str) -> u64 {
-        self.sinks.get(sink).map_or(1, |last| last + 1)
+    pub fn next_batch(&self, sink: &str, batch: u64) -> u64 {
+        let is_anothers = sink.contains('.');
+        self.sinks.get(sink).map_or(if is_anothers { batch.max(1) } else { 1 }, |last| last + 1)
     }
 
     /// The events that seal every account now, in their order, to be made durable and applied. `closed` is what
@@ -294,6 +316,28 @@ impl Ledger {
         self.accounts().map(|(_, _, account)| account.runs_count()).sum()
     }
 
+    /// The name of the account that a record is on: its stream, and after a dot its producer if it was adopted. `None` if
+    /// it is not this node's to account for.
+    #[must_use]
+    pub fn account_of<'a>(&self, record: &'a RecordRef) -> Option<Cow<'a, str>> {
+        let has = |name: &str| self.streams.get(name).is_some_and(|epochs| epochs.contains_key(&record.epoch));
+        if record.producer == self.producer && has(&record.stream) {
+            return Some(Cow::Borrowed(&record.stream));
+        }
+        Some(adopted_name(&record.stream, &record.producer)).filter(|name| has(name)).map(Cow::Owned)
+    }
+
+    /// As [`Self::account_of`]; of a record that is on no account here, the name of the one that adopting it would make.
+    #[must_use]
+    pub fn account_for<'a>(&self, record: &'a RecordRef) -> Cow<'a, str> {
+        self.account_of(record).unwrap_or_else(|| Cow::Owned(adopted_name(&record.stream, &record.producer)))
+    }
+
+    /// Stream and producer of an account's name.
+    fn parts<'a>(&'a self, name: &'a str) -> (&'a str, &'a str) {
+        adopted_parts(name).unwrap_or((name, &self.producer))
+    }
+
     fn accounts(&self) -> impl Iterator<Item = (&str, u64, &Account)> {
         self.streams.iter().flat_map(|(stream, epochs)| {
             epochs.iter().map(move |(&epoch, account)| (stream.as_str(), epoch, &**account))
@@ -303,6 +347,9 @@ impl Ledger {
     fn begin(&mut self, epoch: u64) -> bool {
         if epoch <= self.epoch {
             return false;
+        }
+        if self.epoch == 0 {
+            self.first_epoch = epoch;
         }
         self.epoch = epoch;
         for account in self.streams.values_mut().flat_map(BTreeMap::values_mut) {
@@ -324,6 +371,18 @@ impl Ledger {
         self.begin(epoch);
         self.streams.entry(stream.into()).or_default().insert(epoch, Box::new(Account::new(up_to)));
         Ok(true)
+    }
+
+    fn adopt(&mut self, stream: &str, producer: &str, epoch: u64, first: u64, last: u64) -> Result<bool, ApplyError> {
+        check_name("stream", stream)?;
+        check_name("producer", producer)?;
+        let beyond = || ApplyError::Beyond { stream: stream.into(), epoch, number: first, bound: last };
+        if first == 0 || last < first {
+            return Err(beyond());
+        }
+        let epochs = self.streams.entry(adopted_name(stream, producer)).or_default();
+        let account = epochs.entry(epoch).or_insert_with(|| Box::new(Account::of_another()));
+        account.adopt(first, last).map_err(|_| beyond())
     }
 
     /// The account may be new: no number was ever reserved in it.
@@ -364,15 +423,17 @@ impl Ledger {
     }
 
     fn receive(&mut self, batch: &ReceiptBatch) -> Result<bool, ApplyError> {
-        check_name("sink", &batch.sink)?;
-        let expected = self.next_batch(&batch.sink);
+        let (sink, node) = batch.sink.split_once('.').unwrap_or((&batch.sink, &self.producer));
+        check_name("sink", sink)?;
+        check_name("node", node)?;
+        let expected = self.next_batch(&batch.sink, batch.batch);
         if batch.batch != 0 && batch.batch < expected {
             return Ok(false);
         }
         if batch.batch != expected {
             return Err(ApplyError::Gap { sink: batch.sink.clone(), batch: batch.batch, expected });
         }
-        if expected == 1 && self.sinks.len() >= SINKS_MAX {
+        if !self.sinks.contains_key(&batch.sink) && self.sinks.len() >= SINKS_MAX {
             return Err(ApplyError::TooManySinks { sink: batch.sink.clone() });
         }
         let runs = self.runs_count();
@@ -391,21 +452,46 @@ impl Ledger {
             Arrival::Record { record, is_whole } => (record, *is_whole),
             Arrival::Unreadable { text } => return self.stranger(text.clone()),
         };
-        let account = self.streams.get_mut(&record.stream).and_then(|epochs| epochs.get_mut(&record.epoch));
-        let Some(account) = account.filter(|_| record.producer == self.producer) else {
-            return self.stranger(record.to_string());
+        let name = self.account_of(record);
+        let account = name.and_then(|name| self.streams.get_mut(&*name)?.get_mut(&record.epoch));
+        let Some(account) = account else {
+            return if self.is_elsewhere(record) { self.unproven(record) } else { self.stranger(record.to_string()) };
         };
         match account.arrive(record.seq, is_whole) {
             Arrived::Beyond => keep_sample(&mut self.phantoms, || record.to_string()),
+            Arrived::Anothers => self.unproven(record),
+            Arrived::Unproven => keep_sample(&mut self.unproven_samples, || record.to_string()),
             Arrived::Repeat => keep_sample(&mut self.repeated, || record.clone()),
             Arrived::First | Arrived::Damaged => {}
         }
+    }
+
+    /// Whether a record that is on no account here may be on other books: those of a node whose records were adopted, or
+    /// those that this node had before it lost its directory.
+    fn is_elsewhere(&self, record: &RecordRef) -> bool {
+        let is_earlier = record.producer == self.producer && (1..self.first_epoch).contains(&record.epoch);
+        is_earlier || self.streams.keys().any(|name| adopted_parts(name).is_some_and(|(_, of)| of == record.producer))
+    }
+
+    fn unproven(&mut self, record: &RecordRef) {
+        self.unproven += 1;
+        keep_sample(&mut self.unproven_samples, || record.to_string());
     }
 
     fn stranger(&mut self, text: String) {
         self.strangers += 1;
         keep_sample(&mut self.phantoms, || text);
     }
+}
+
+/// The name of an account that another node began.
+fn adopted_name(stream: &str, producer: &str) -> String {
+    format!("{stream}.{producer}")
+}
+
+/// Stream and producer of such a name; `None` for a stream of the node's own.
+fn adopted_parts(name: &str) -> Option<(&str, &str)> {
+    name.split_once('.')
 }
 
 fn keep_sample<T>(samples: &mut Vec<T>, sample: impl FnOnce() -> T) {

@@ -29,6 +29,10 @@ pub struct Receipt {
 pub struct Receipts {
     /// The sink's name.
     pub sink: String,
+    /// The node that the sink counts these batches for, where it counts for each node: records of a node that is gone are
+    /// reported to the one that took them in, and go on from the last batch that was signed for there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
     /// The number of the batch: 1, 2, 3, ... for each sink and node.
     pub batch: u64,
     /// What arrived, every arrival once, repeats included.
@@ -67,6 +71,9 @@ impl Receipts {
     /// [`ReceiptError`] when the batch as a whole cannot be taken; then nothing of it was.
     pub fn verify(&self, key: &LedgerKey) -> Result<ReceiptBatch, ReceiptError> {
         check_name("sink", &self.sink)?;
+        if let Some(node) = &self.node {
+            check_name("node", node)?;
+        }
         if self.receipts.len() > RECEIPTS_MAX {
             return Err(ReceiptError::TooMany { receipts: self.receipts.len() });
         }
@@ -75,7 +82,14 @@ impl Receipts {
             .iter()
             .enumerate()
             .map(|(index, receipt)| receipt.verify(key).map_err(|source| ReceiptError::Digest { index, source }));
-        Ok(ReceiptBatch { sink: self.sink.clone(), batch: self.batch, arrivals: arrivals.collect::<Result<_, _>>()? })
+        Ok(ReceiptBatch { sink: self.counted_by(), batch: self.batch, arrivals: arrivals.collect::<Result<_, _>>()? })
+    }
+}
+
+impl Receipts {
+    /// The name under which its batches are counted here.
+    fn counted_by(&self) -> String {
+        self.node.as_ref().map_or_else(|| self.sink.clone(), |node| format!("{}.{node}", self.sink))
     }
 }
 
@@ -93,7 +107,7 @@ impl Receipt {
 /// A batch of judged receipts: what the ledger's log keeps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReceiptBatch {
-    /// The sink's name.
+    /// The sink's name, and after a dot the node it counts its batches for, if that is not this one.
     pub sink: String,
     /// The number of the batch.
     pub batch: u64,
@@ -136,7 +150,7 @@ mod tests {
     }
 
     fn judged(receipts: Vec<Receipt>) -> Result<Vec<Arrival>, ReceiptError> {
-        Receipts { sink: "warehouse".into(), batch: 1, receipts }.verify(&KEY).map(|batch| batch.arrivals)
+        Receipts { sink: "warehouse".into(), node: None, batch: 1, receipts }.verify(&KEY).map(|batch| batch.arrivals)
     }
 
     #[test]
@@ -164,8 +178,14 @@ mod tests {
         assert_eq!(error.to_string(), "cannot read the digest of receipt 1");
         let error = judged(vec![receipt(b"", b""); RECEIPTS_MAX + 1]).unwrap_err();
         assert_eq!(error.to_string(), "65537 receipts in one batch: at most 65536, send the rest as the next batch");
-        let nameless = Receipts { sink: String::new(), batch: 1, receipts: Vec::new() };
-        assert!(matches!(nameless.verify(&KEY), Err(ReceiptError::Sink(_))));
+        let named = |sink: &str, node: Option<&str>| {
+            let node = node.map(Into::into);
+            Receipts { sink: sink.into(), node, batch: 1, receipts: Vec::new() }.verify(&KEY)
+        };
+        for (sink, node) in [("", None), ("a.b", None), ("a", Some("")), ("a", Some("b.c"))] {
+            assert!(matches!(named(sink, node), Err(ReceiptError::Sink(_))));
+        }
+        assert_eq!(named("a", Some("b")).unwrap().sink, "a.b");
     }
 
     #[test]

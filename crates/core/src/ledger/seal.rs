@@ -12,17 +12,22 @@
 //! Nothing is shed after it was accepted: there is no event for it, so that term of the equation is always 0.
 //! Two equations hold or the ledger itself is wrong ([`Tally::residue`]):
 //! ```text
-//! accepted = delivered + waiting + parked + expired + damaged + lost (before the seal: missing_so_far)
-//! arrivals = whole first arrivals + duplicated + corrupted + phantom
+//! accepted = delivered + waiting + parked + expired + handed_over + damaged + lost (before the seal: missing_so_far)
+//! arrivals = whole first arrivals + duplicated + corrupted + unproven + phantom
 //! ```
 //! A damaged arrival is neither delivered nor lost. A record that arrived *only* damaged, and is kept nowhere to be
 //! sent again, is one `damaged` in the first equation; `corrupted` counts all damaged arrivals, also of records that
 //! arrived whole besides. A record is counted at the first of these that is true: arrived whole, waits, is parked, was
-//! given up, arrived damaged, is missing. So what arrived and still waits (its acknowledgement was lost) is delivered.
+//! given up, was handed over, arrived damaged, is missing. So what arrived and still waits (its acknowledgement was lost) is delivered.
+//!
+//! Of an account that was adopted, only the records taken in are counted, here as accepted and there as handed over. What
+//! arrives with a tag that is not ours may bear the tag of the node that began the account, which is not known here, or be
+//! damaged: it is `unproven`, not corrupted, and keeps the verdict from being good.
 //!
 //! Life cycle: open -> settling (no more numbers; arrivals on their way) -> sealed -> amended. What arrives after the
 //! seal moves from `lost` to `late`; both stay visible.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
@@ -30,7 +35,7 @@ use serde::{Deserialize, Serialize};
 use super::account::{Account, End, Objection, Seal};
 use super::id::RecordRef;
 use super::interval::{IntervalSet, sweep};
-use super::{Ledger, SAMPLES_MAX};
+use super::{Ledger, SAMPLES_MAX, adopted_name};
 
 /// What a ledger says about a node's records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -75,6 +80,9 @@ pub struct Counts {
     pub parked: u64,
     /// Accepted records given up by a person or by policy.
     pub expired: u64,
+    /// Accepted records that another node has taken in. Left out of JSON while there are none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub handed_over: u64,
     /// Accepted records that are nowhere. Only said once sealed and when a sink reported.
     pub lost: u64,
     /// Whole arrivals beyond the first of their record.
@@ -92,12 +100,16 @@ pub struct Counts {
     /// Records missing at the seal that arrived later. Left out of JSON while there are none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub late: u64,
+    /// Arrivals of another node's records that cannot be judged here: their tag is not ours, or they were not taken in.
+    /// Left out of JSON while there are none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unproven: u64,
     /// Writes that went on without a number, so that nothing can be said of them. Left out of JSON while there are none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub unnumbered: u64,
 }
 
-fn is_zero(number: &u64) -> bool {
+pub(super) fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
@@ -112,6 +124,7 @@ impl Counts {
             (&mut self.waiting, other.waiting),
             (&mut self.parked, other.parked),
             (&mut self.expired, other.expired),
+            (&mut self.handed_over, other.handed_over),
             (&mut self.lost, other.lost),
             (&mut self.duplicated, other.duplicated),
             (&mut self.corrupted, other.corrupted),
@@ -120,6 +133,7 @@ impl Counts {
             (&mut self.phantom, other.phantom),
             (&mut self.missing_so_far, other.missing_so_far),
             (&mut self.late, other.late),
+            (&mut self.unproven, other.unproven),
             (&mut self.unnumbered, other.unnumbered),
         ] {
             *sum = sum.saturating_add(more);
@@ -137,15 +151,26 @@ impl Counts {
 pub struct StreamSummary {
     /// The stream.
     pub stream: String,
-    /// The node.
+    /// The node that gave the numbers.
     pub producer: String,
     /// The epoch.
     pub epoch: u64,
+    /// Records of this account were taken in from that node, and only they are counted here. Left out of JSON otherwise.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub adopted: bool,
     /// Where it is in its life.
     pub state: State,
     /// Its numbers.
     #[serde(flatten)]
     pub counts: Counts,
+}
+
+impl StreamSummary {
+    /// The name of the account, as in [`super::Event`] and [`Ledger::tally`].
+    #[must_use]
+    pub fn account(&self) -> Cow<'_, str> {
+        if self.adopted { Cow::Owned(adopted_name(&self.stream, &self.producer)) } else { Cow::Borrowed(&self.stream) }
+    }
 }
 
 /// What `/api/ledger` answers.
@@ -192,6 +217,8 @@ pub enum Finding {
     Resurrected,
     /// Arrived though nobody knew.
     Recovered,
+    /// What [`Counts::unproven`] counts, each time it was seen.
+    Unproven,
 }
 
 /// What became of one number.
@@ -201,6 +228,7 @@ enum Fate {
     Waiting,
     Parked,
     Expired,
+    HandedOver,
     Damaged,
     Missing,
     Refused,
@@ -223,8 +251,9 @@ const DISCARDED: u32 = 1 << 6;
 const WHOLE: u32 = 1 << 7;
 const DAMAGED: u32 = 1 << 8;
 const MISSED: u32 = 1 << 9;
+const HANDED_OVER: u32 = 1 << 10;
 const CLASS: u32 = ACCEPTED | REFUSED | INDETERMINATE;
-const PLACE: u32 = WAITING | PARKED | DISCARDED;
+const PLACE: u32 = WAITING | PARKED | DISCARDED | HANDED_OVER;
 
 /// The one place where words become a fate. `is_over`: no outcome is on its way any more.
 const fn fate(mask: u32, is_over: bool) -> Fate {
@@ -254,10 +283,11 @@ const fn fate(mask: u32, is_over: bool) -> Fate {
 
 const fn fate_of_a_promise(mask: u32) -> Fate {
     match mask & PLACE {
-        0 | WAITING | PARKED | DISCARDED if mask & WHOLE != 0 => Fate::Delivered,
+        0 | WAITING | PARKED | DISCARDED | HANDED_OVER if mask & WHOLE != 0 => Fate::Delivered,
         WAITING => Fate::Waiting,
         PARKED => Fate::Parked,
         DISCARDED => Fate::Expired,
+        HANDED_OVER => Fate::HandedOver,
         0 if mask & DAMAGED != 0 => Fate::Damaged,
         0 => Fate::Missing,
         _ => Fate::Contradiction,
@@ -294,11 +324,11 @@ impl Account {
 
     /// Calls `visit(fate, words, first, last)` for each stretch of numbers with the same words about them.
     fn walk(&self, mut visit: impl FnMut(Fate, u32, u64, u64)) {
-        let given = IntervalSet::up_to(self.bound());
+        let given = self.given();
         let nothing = IntervalSet::new();
         let missed = self.seal.as_ref().map_or(&nothing, |seal| &seal.missing);
         let sets = [
-            &given,
+            &*given,
             &self.accepted,
             &self.refused,
             &self.indeterminate,
@@ -308,6 +338,7 @@ impl Account {
             &self.whole,
             &self.damaged,
             missed,
+            &self.handed_over,
         ];
         let is_over = self.end != End::Open;
         sweep(sets, |mask, first, last| visit(fate(mask, is_over), mask, first, last));
@@ -332,10 +363,12 @@ impl Account {
         let counts = &mut tally.counts;
         counts.duplicated = self.repeats;
         counts.unnumbered = self.unnumbered;
-        counts.corrupted = damaged + self.damaged_repeats;
+        let not_ours = damaged + self.damaged_repeats;
+        (counts.corrupted, counts.unproven) = if self.adopted.is_some() { (0, not_ours) } else { (not_ours, 0) };
         counts.phantom = void_arrivals + self.beyond;
         tally.residue += self.promises.abs_diff(counts.accepted);
-        tally.residue += self.arrivals.abs_diff(whole + counts.duplicated + counts.corrupted + counts.phantom);
+        let arrivals = whole + counts.duplicated + counts.corrupted + counts.unproven + counts.phantom;
+        tally.residue += self.arrivals.abs_diff(arrivals);
         tally
     }
 
@@ -350,7 +383,8 @@ impl Account {
         }
         let is_told = counts.accepted == 0 || is_reported;
         let is_settled = self.state() != State::Settling && counts.missing_so_far == 0;
-        Some(if is_told && is_settled && counts.unnumbered == 0 { Verdict::Balanced } else { Verdict::Unknown })
+        let is_known = counts.unnumbered == 0 && counts.unproven == 0;
+        Some(if is_told && is_settled && is_known { Verdict::Balanced } else { Verdict::Unknown })
     }
 }
 
@@ -363,6 +397,7 @@ impl Tally {
             Fate::Waiting => counts.waiting += count,
             Fate::Parked => counts.parked += count,
             Fate::Expired => counts.expired += count,
+            Fate::HandedOver => counts.handed_over += count,
             Fate::Damaged => self.damaged += count,
             Fate::Missing if may_be_lost => counts.lost += count,
             Fate::Missing => counts.missing_so_far += count,
@@ -373,9 +408,13 @@ impl Tally {
             Fate::Refused | Fate::Indeterminate | Fate::Phantom => {}
         }
         match fate {
-            Fate::Delivered | Fate::Waiting | Fate::Parked | Fate::Expired | Fate::Damaged | Fate::Missing => {
-                counts.accepted += count;
-            }
+            Fate::Delivered
+            | Fate::Waiting
+            | Fate::Parked
+            | Fate::Expired
+            | Fate::HandedOver
+            | Fate::Damaged
+            | Fate::Missing => counts.accepted += count,
             Fate::Refused | Fate::Resurrected => counts.refused += count,
             Fate::Indeterminate | Fate::Recovered => counts.indeterminate += count,
             Fate::InFlight | Fate::Phantom | Fate::Contradiction => {}
@@ -387,8 +426,9 @@ impl Ledger {
     /// The whole picture. O(runs): cheap while few numbers are out of order, whatever the number of records.
     #[must_use]
     pub fn summary(&self) -> Summary {
-        let mut totals = Counts { phantom: self.strangers, ..Counts::default() };
-        let mut verdicts = vec![(self.strangers > 0).then_some(Verdict::Imbalanced)];
+        let mut totals = Counts { phantom: self.strangers, unproven: self.unproven, ..Counts::default() };
+        let mut verdicts =
+            vec![(self.strangers > 0).then_some(Verdict::Imbalanced), (self.unproven > 0).then_some(Verdict::Unknown)];
         let mut streams = Vec::new();
         let reported: BTreeSet<&str> =
             self.streams.keys().map(String::as_str).filter(|s| self.is_reported(s)).collect();
@@ -397,15 +437,17 @@ impl Ledger {
             let tally = account.tally(is_reported);
             totals.add(&tally.counts);
             verdicts.push(account.verdict(&tally, is_reported));
-            let (stream, producer) = (stream.to_owned(), self.producer.clone());
-            streams.push(StreamSummary { stream, producer, epoch, state: account.state(), counts: tally.counts });
+            let (stream, producer) = self.parts(stream);
+            let (stream, producer) = (stream.to_owned(), producer.to_owned());
+            let (state, adopted) = (account.state(), account.adopted.is_some());
+            streams.push(StreamSummary { stream, producer, epoch, adopted, state, counts: tally.counts });
         }
         // Where nothing was promised nothing can be said: that is not good news.
         let verdict = verdicts.into_iter().flatten().max().unwrap_or(Verdict::Unknown);
         Summary { verdict, streams, totals }
     }
 
-    /// One account's numbers with those that prove them.
+    /// One account's numbers with those that prove them. `stream` as in [`super::Event`].
     #[must_use]
     pub fn tally(&self, stream: &str, epoch: u64) -> Option<Tally> {
         Some(self.streams.get(stream)?.get(&epoch)?.tally(self.is_reported(stream)))
@@ -414,27 +456,29 @@ impl Ledger {
     /// Records behind a number, at most [`SAMPLES_MAX`]: a record each, or for a phantom the text that arrived.
     #[must_use]
     pub fn samples(&self, finding: Finding) -> Vec<String> {
-        let named = |fate: Fate, mask: u32, may_be_lost: bool| match finding {
+        let named = |fate: Fate, mask: u32, may_be_lost: bool, is_adopted: bool| match finding {
             Finding::Lost => fate == Fate::Missing && may_be_lost,
             Finding::Missing => fate == Fate::Missing && !may_be_lost,
-            Finding::Corrupted => mask & DAMAGED != 0 && mask & GIVEN != 0,
+            Finding::Corrupted => mask & DAMAGED != 0 && mask & GIVEN != 0 && !is_adopted,
             Finding::Phantom => fate == Fate::Phantom,
             Finding::Resurrected => fate == Fate::Resurrected,
             Finding::Recovered => fate == Fate::Recovered,
-            Finding::Duplicated => false,
+            Finding::Duplicated | Finding::Unproven => false,
         };
         let mut samples = match finding {
             Finding::Duplicated => self.repeated.iter().map(RecordRef::to_string).collect(),
             Finding::Phantom => self.phantoms.clone(),
+            Finding::Unproven => self.unproven_samples.clone(),
             _ => Vec::new(),
         };
         for (stream, epoch, account) in self.accounts() {
             let may_be_lost = account.seal.is_some() && self.is_reported(stream);
+            let (stream, producer) = self.parts(stream);
             account.walk(|fate, mask, first, last| {
                 let room = (SAMPLES_MAX - samples.len()) as u64;
-                if room > 0 && named(fate, mask, may_be_lost) {
+                if room > 0 && named(fate, mask, may_be_lost, account.adopted.is_some()) {
                     let seqs = first..=last.min(first.saturating_add(room - 1));
-                    samples.extend(seqs.map(|seq| format!("{stream}.{}.{epoch}.{seq}", self.producer)));
+                    samples.extend(seqs.map(|seq| format!("{stream}.{producer}.{epoch}.{seq}")));
                 }
             });
         }

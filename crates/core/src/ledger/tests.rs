@@ -34,7 +34,7 @@ impl World {
     }
 
     fn report(&mut self, sink: &str, receipts: Vec<Receipt>) -> Event {
-        let batch = Receipts { sink: sink.into(), batch: self.ledger.next_batch(sink), receipts };
+        let batch = Receipts { sink: sink.into(), node: None, batch: self.ledger.next_batch(sink, 1), receipts };
         let event = Event::Receipts(batch.verify(&KEY).unwrap());
         assert_eq!(self.tell(&event), Applied::Changed);
         event
@@ -486,6 +486,224 @@ mod planted {
     }
 }
 
+mod adopted {
+    //! A node dies, another takes its records in: what is said at both is what was planted, and together they add up.
+
+    use super::*;
+
+    const GONE: &str = "gone";
+    const GONE_KEY: LedgerKey = LedgerKey::new([1; 32]);
+
+    fn name(record: &RecordRef) -> (String, u64, u64) {
+        (format!("{}.{GONE}", record.stream), record.epoch, record.seq)
+    }
+
+    fn adopting(record: &RecordRef) -> Event {
+        let RecordRef { stream, producer, epoch, seq } = record.clone();
+        Event::Adopted { stream, producer, epoch, first: seq, last: seq }
+    }
+
+    fn moved(heir: &mut World, record: &RecordRef, to: Place) {
+        let (stream, epoch, seq) = name(record);
+        heir.tell(&Event::Moved { stream, epoch, seq, to });
+    }
+
+    /// What the sink says of a record as the dead node sent it itself.
+    fn by_the_dead(record: &RecordRef, body: &[u8]) -> Receipt {
+        let stamp = Stamp::new(&GONE_KEY, record.clone(), &Digest::of(body));
+        Receipt { tag: stamp.tag.to_string(), ..receipt(record, body) }
+    }
+
+    fn run(seed: u64) {
+        let mut prng = Prng::new(seed);
+        let mut gone = World { ledger: Ledger::new(GONE).unwrap(), log: Vec::new() };
+        let mut heir = World::new();
+        heir.tell(&Event::Began { epoch: 1 });
+        let epoch = 1 + prng.below(5);
+        gone.tell(&Event::Began { epoch });
+        let mut issuer = Issuer::new("events", GONE, epoch).unwrap();
+        let (mut at_heir, mut receipts) = (Counts::default(), Vec::new());
+        let mut elsewhere = 0;
+        for _ in 0..prng.below(80) {
+            let record = gone.issue(&mut issuer);
+            if prng.chance(0.3) {
+                // The dead node delivered it itself. Its sink may tell the heir, who cannot know.
+                gone.outcome(&record, Class::Accepted);
+                if prng.chance(0.2) {
+                    receipts.push(by_the_dead(&record, b"body"));
+                    elsewhere += 1;
+                }
+                continue;
+            }
+            gone.moved(&record, &[Place::Waiting]);
+            assert_eq!(heir.tell(&adopting(&record)), Applied::Changed);
+            assert_eq!(heir.tell(&adopting(&record)), Applied::Known, "the same again, after a kill");
+            if prng.chance(0.1) {
+                // It was not taken in, or nobody knows; it waits where it was.
+                at_heir.indeterminate += 1;
+                continue;
+            }
+            gone.moved(&record, &[Place::HandedOver]);
+            at_heir.accepted += 1;
+            moved(&mut heir, &record, Place::Waiting);
+            match prng.below(8) {
+                0 => at_heir.waiting += 1,
+                1 => {
+                    moved(&mut heir, &record, Place::Parked);
+                    at_heir.parked += 1;
+                }
+                2 => {
+                    moved(&mut heir, &record, Place::Delivered);
+                    at_heir.lost += 1;
+                }
+                3 => {
+                    // It was on its way when the node died: it arrives from there too.
+                    moved(&mut heir, &record, Place::Delivered);
+                    receipts.extend([by_the_dead(&record, b"body"), receipt(&record, b"body")]);
+                    at_heir.unproven += 1;
+                    at_heir.delivered += 1;
+                }
+                4 => {
+                    moved(&mut heir, &record, Place::Delivered);
+                    receipts.extend([receipt(&record, b"body"), receipt(&record, b"body")]);
+                    at_heir.duplicated += 1;
+                    at_heir.delivered += 1;
+                }
+                5 => {
+                    moved(&mut heir, &record, Place::HandedOver);
+                    at_heir.handed_over += 1;
+                }
+                _ => {
+                    moved(&mut heir, &record, Place::Delivered);
+                    receipts.push(receipt(&record, b"body"));
+                    at_heir.delivered += 1;
+                }
+            }
+        }
+        let is_adopted = at_heir.accepted + at_heir.indeterminate > 0;
+        heir.report("sink", receipts);
+        let sum = heir.seal([]);
+        let reported = at_heir.delivered + at_heir.unproven > 0;
+        if !reported {
+            at_heir.missing_so_far = std::mem::take(&mut at_heir.lost);
+        }
+        let rows: Vec<Counts> = sum.streams.iter().map(|row| row.counts).collect();
+        assert_eq!(rows, if is_adopted { vec![at_heir] } else { vec![] });
+        for row in &sum.streams {
+            assert_eq!((row.producer.as_str(), row.adopted), (GONE, true));
+            assert_eq!(heir.ledger.tally(&row.account(), row.epoch).unwrap().residue, 0);
+        }
+        // Nobody's numbers are phantoms, but where nothing was ever adopted from their node.
+        let (phantom, unproven) = if is_adopted { (0, elsewhere) } else { (elsewhere, 0) };
+        assert_eq!((sum.totals.phantom, sum.totals.unproven), (phantom, unproven + at_heir.unproven));
+        let harm = at_heir.lost + at_heir.duplicated + phantom;
+        let in_doubt = sum.totals.unproven + at_heir.missing_so_far;
+        let is_silent = !reported && at_heir.accepted > 0 || at_heir.accepted == 0 && elsewhere == 0;
+        let wanted = match (harm, in_doubt) {
+            (0, 0) if !is_silent => Verdict::Balanced,
+            (0, _) => Verdict::Unknown,
+            _ => Verdict::Imbalanced,
+        };
+        assert_eq!(sum.verdict, wanted);
+        assert_eq!(heir.ledger.samples(Finding::Unproven).len() as u64, sum.totals.unproven);
+        assert_eq!(heir.ledger.samples(Finding::Corrupted), Vec::<String>::new());
+        let at_gone = gone.seal([issuer]).totals;
+        assert_eq!(
+            (at_gone.handed_over, at_gone.waiting),
+            (at_heir.accepted, at_heir.indeterminate),
+            "as many there as here"
+        );
+        let mut again = Ledger::new(NODE).unwrap();
+        heir.log.iter().for_each(|bytes| _ = again.apply(&Event::decode(bytes).unwrap()));
+        assert_eq!(again, heir.ledger);
+        let kept = serde_json::to_string(&heir.ledger).unwrap();
+        assert_eq!(serde_json::from_str::<Ledger>(&kept).unwrap(), heir.ledger);
+    }
+
+    #[test]
+    fn both_ledgers_say_what_was_planted() {
+        for seed in 0..600 {
+            std::panic::catch_unwind(|| run(seed)).unwrap_or_else(|_| panic!("seed {seed}"));
+        }
+    }
+
+    #[test]
+    fn a_directory_of_ones_own_name_is_another_nodes() {
+        let mut world = World::new();
+        world.tell(&Event::Began { epoch: 1 << 20 });
+        let record = RecordRef::new("events", NODE, 7, 3).unwrap();
+        world.tell(&adopting(&record));
+        let stream = format!("events.{NODE}");
+        world.tell(&Event::Moved { stream, epoch: 7, seq: 3, to: Place::Delivered });
+        world.report("sink", vec![by_the_dead(&record, b"x"), receipt(&record, b"x")]);
+        let totals = world.seal([]).totals;
+        assert_eq!((totals.delivered, totals.unproven, totals.corrupted, totals.phantom), (1, 1, 0, 0));
+    }
+
+    #[test]
+    fn what_came_before_these_books_began_is_not_theirs_to_judge() {
+        let mut world = World::new();
+        world.tell(&Event::Began { epoch: 1025 });
+        world.tell(&Event::Began { epoch: 1026 });
+        let of = |epoch| receipt(&RecordRef::new("events", NODE, epoch, 3).unwrap(), b"x");
+        world.report("sink", vec![of(1024), of(1)]);
+        let summary = world.ledger.summary();
+        assert_eq!((summary.totals.unproven, summary.totals.phantom, summary.verdict), (2, 0, Verdict::Unknown));
+        assert_eq!(world.ledger.samples(Finding::Unproven), ["events.node-1.1024.3", "events.node-1.1.3"]);
+        world.report("sink", vec![of(0), of(1025)]);
+        assert_eq!(world.ledger.summary().totals.phantom, 2, "these are nobody's");
+    }
+
+    #[test]
+    fn what_a_sink_counted_for_the_dead_node_goes_on_where_it_stood() {
+        let mut world = World::new();
+        let record = RecordRef::new("events", GONE, 1, 1).unwrap();
+        world.tell(&adopting(&record));
+        let batch = |batch| {
+            let receipts = vec![receipt(&record, b"body")];
+            let batch = Receipts { sink: "sink".into(), node: Some(GONE.into()), batch, receipts };
+            Event::Receipts(batch.verify(&KEY).unwrap())
+        };
+        world.report("sink", vec![]);
+        assert_eq!(world.tell(&batch(18)), Applied::Changed, "17 were signed for there");
+        assert_eq!(world.tell(&batch(18)), Applied::Known);
+        assert_eq!(world.tell(&batch(17)), Applied::Known);
+        let error = world.try_tell(&batch(20)).unwrap_err();
+        assert_eq!(error, ApplyError::Gap { sink: "sink.gone".into(), batch: 20, expected: 19 });
+        assert_eq!(world.ledger.next_batch("sink", 1), 2, "its own count goes its own way");
+        assert_eq!(world.ledger.summary().totals.recovered, 1);
+    }
+
+    #[test]
+    fn what_is_no_number_is_refused_and_changes_nothing() {
+        let mut world = World::new();
+        let before = world.ledger.clone();
+        let adopt = |stream: &str, first, last| Event::Adopted {
+            stream: stream.into(),
+            producer: GONE.into(),
+            epoch: 1,
+            first,
+            last,
+        };
+        for event in [adopt("events", 0, 3), adopt("events", 4, 3), adopt("a.b", 1, 1)] {
+            world.try_tell(&event).unwrap_err();
+            assert_eq!(world.ledger, before);
+        }
+        world.tell(&adopt("events", 5, 9));
+        let stream = || "events.gone".to_owned();
+        let refused = [
+            Event::Moved { stream: stream(), epoch: 1, seq: 4, to: Place::Waiting },
+            Event::Reserved { stream: stream(), epoch: 1, up_to: 90 },
+            Event::Closed { stream: stream(), epoch: 1, issued: 9 },
+            Event::Unnumbered { stream: stream(), epoch: 1, total: 9 },
+        ];
+        for event in refused {
+            world.try_tell(&event).unwrap_err();
+        }
+        assert_eq!(world.ledger.summary().totals.indeterminate, 5);
+    }
+}
+
 mod jepsen {
     //! The vectors of Jepsen's own checkers (`jepsen/test/jepsen/checker_test.clj`), in our words: an acknowledged
     //! operation is accepted, a failed one refused, one that only began or ended in `:info` indeterminate; what was
@@ -781,7 +999,8 @@ fn a_seal_opens_a_new_epoch_for_everybody() {
 fn a_batch_counts_once_and_none_is_skipped() {
     let (mut world, _) = stream(2, &[1]);
     let batch = |batch| {
-        let receipts = Receipts { sink: "warehouse".into(), batch, receipts: vec![receipt(&record(2), b"body")] };
+        let receipts =
+            Receipts { sink: "warehouse".into(), node: None, batch, receipts: vec![receipt(&record(2), b"body")] };
         Event::Receipts(receipts.verify(&KEY).unwrap())
     };
     let gap = |batch, expected| Err(ApplyError::Gap { sink: "warehouse".into(), batch, expected });
@@ -790,7 +1009,7 @@ fn a_batch_counts_once_and_none_is_skipped() {
     assert_eq!(world.try_tell(&batch(2)), Ok(Applied::Changed));
     assert_eq!(world.try_tell(&batch(2)), Ok(Applied::Known));
     assert_eq!(world.try_tell(&batch(1)), Ok(Applied::Known));
-    assert_eq!((world.ledger.next_batch("warehouse"), world.ledger.next_batch("other")), (3, 1));
+    assert_eq!((world.ledger.next_batch("warehouse", 1), world.ledger.next_batch("other", 9)), (3, 1));
     assert_eq!(world.ledger.summary().verdict, Verdict::Balanced);
 }
 
@@ -948,22 +1167,29 @@ fn likely() -> impl Strategy<Value = Event> {
     let stream = || prop_oneof![Just("a".to_string()), Just("b".to_string())];
     let (epoch, seq) = (|| 1..4_u64, || 0..14_u64);
     let class = prop_oneof![Just(Class::Accepted), Just(Class::Refused), Just(Class::Indeterminate)];
-    let place = prop_oneof![Just(Place::Waiting), Just(Place::Delivered), Just(Place::Parked), Just(Place::Discarded)];
-    let arrival = (stream(), epoch(), seq(), any::<bool>()).prop_map(|(stream, epoch, seq, is_whole)| {
-        Arrival::Record { record: RecordRef::new(stream, NODE, epoch, seq).unwrap(), is_whole }
-    });
+    let places = [Place::Waiting, Place::Delivered, Place::Parked, Place::Discarded, Place::HandedOver];
+    let place = prop::sample::select(places.to_vec());
+    let producer = || prop_oneof![2 => Just(NODE), 1 => Just("gone")];
+    let account = || prop_oneof![4 => stream(), 1 => Just("a.gone".to_owned()), 1 => Just("b.node-1".to_owned())];
+    let arrival =
+        (stream(), producer(), epoch(), seq(), any::<bool>()).prop_map(|(stream, producer, epoch, seq, is_whole)| {
+            Arrival::Record { record: RecordRef::new(stream, producer, epoch, seq).unwrap(), is_whole }
+        });
     prop_oneof![
         1 => epoch().prop_map(|epoch| Event::Began { epoch }),
         4 => (stream(), epoch(), seq()).prop_map(|(stream, epoch, up_to)| Event::Reserved { stream, epoch, up_to }),
-        8 => (stream(), epoch(), seq(), class)
+        2 => (stream(), producer(), epoch(), seq(), seq()).prop_map(|(stream, producer, epoch, first, last)| {
+            Event::Adopted { stream, producer: producer.into(), epoch, first, last }
+        }),
+        8 => (account(), epoch(), seq(), class)
             .prop_map(|(stream, epoch, seq, class)| Event::Outcome { stream, epoch, seq, class }),
-        6 => (stream(), epoch(), seq(), place)
+        6 => (account(), epoch(), seq(), place)
             .prop_map(|(stream, epoch, seq, to)| Event::Moved { stream, epoch, seq, to }),
         4 => (1..5_u64, vec(arrival, 0..6)).prop_map(|(batch, arrivals)| {
             Event::Receipts(ReceiptBatch { sink: "s".into(), batch, arrivals })
         }),
-        1 => (stream(), epoch(), seq()).prop_map(|(stream, epoch, issued)| Event::Closed { stream, epoch, issued }),
-        2 => (stream(), epoch()).prop_map(|(stream, epoch)| Event::Sealed { stream, epoch }),
+        1 => (account(), epoch(), seq()).prop_map(|(stream, epoch, issued)| Event::Closed { stream, epoch, issued }),
+        2 => (account(), epoch()).prop_map(|(stream, epoch)| Event::Sealed { stream, epoch }),
         2 => (stream(), epoch(), 0..3_u64)
             .prop_map(|(stream, epoch, total)| Event::Unnumbered { stream, epoch, total }),
         2 => (stream(), epoch(), 0..200_u64, 0..200_u64, 0..8_u64).prop_map(|(stream, life, since, start, key)| {
@@ -992,10 +1218,10 @@ proptest! {
         }
         let summary = ledger.summary();
         for row in &summary.streams {
-            let tally = ledger.tally(&row.stream, row.epoch).unwrap();
+            let tally = ledger.tally(&row.account(), row.epoch).unwrap();
             let counts = tally.counts;
             prop_assert_eq!(tally.residue, 0);
-            let kept = counts.delivered + counts.waiting + counts.parked + counts.expired;
+            let kept = counts.delivered + counts.waiting + counts.parked + counts.expired + counts.handed_over;
             prop_assert_eq!(counts.accepted, kept + tally.damaged + counts.lost + counts.missing_so_far);
             prop_assert!(counts.lost == 0 || matches!(row.state, State::Sealed | State::Amended));
         }

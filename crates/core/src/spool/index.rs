@@ -177,6 +177,7 @@ enum End {
     Delivered(u16),
     Discarded(TextId),
     Expired,
+    HandedOver(TextId),
 }
 
 impl<P: Footprint> Index<P> {
@@ -303,16 +304,16 @@ impl<P: Footprint> Index<P> {
         Ok(())
     }
 
-    /// A dead letter, or a record that waits, is given up.
+    /// A dead letter, or a record that waits, is not to be delivered from here: it is given up, or another's.
     ///
     /// # Errors
     /// [`NotHere`]: it is on its way right now, or has left.
-    pub fn discard(&mut self, id: RecordId, reason: &str, at: Wall) -> Result<(), NotHere> {
+    pub fn give_up(&mut self, id: RecordId, settled: Settled) -> Result<(), NotHere> {
         match self.state(id) {
             Some(State::Waiting | State::Parked) => {}
             state => return Err(NotHere { state }),
         }
-        self.settle(id, Settled { outcome: Outcome::Discarded { reason: reason.into() }, at });
+        self.settle(id, settled);
         Ok(())
     }
 
@@ -404,10 +405,10 @@ impl<P: Footprint> Index<P> {
                 Some(state @ (State::Waiting | State::Leased)) => {
                     ids.extend(upstream.pending.above(id).filter(|&id| self.state(id) == Some(state)).take(limit));
                 }
-                Some(State::Delivered | State::Discarded | State::Expired) => {}
+                Some(State::Delivered | State::Discarded | State::Expired | State::HandedOver) => {}
             }
         }
-        if let Some(state @ (State::Delivered | State::Discarded | State::Expired)) = state {
+        if let Some(state @ (State::Delivered | State::Discarded | State::Expired | State::HandedOver)) = state {
             let settled = self.forget_order.values().map(|&number| &self.remembered[number]);
             let wanted = settled.filter(|settled| settled.end.state() == state && settled.id > id);
             ids.extend(wanted.map(|settled| settled.id));
@@ -516,7 +517,7 @@ impl<P: Footprint> Index<P> {
         let stage = match self.state(id)? {
             State::Waiting | State::Leased => Stage::Waiting,
             State::Parked => Stage::Parked,
-            State::Delivered | State::Discarded | State::Expired => Stage::Settled,
+            State::Delivered | State::Discarded | State::Expired | State::HandedOver => Stage::Settled,
         };
         Some(Look { stage, attempts: self.live(id).map_or(0, |(_, attempts, _)| attempts) })
     }
@@ -836,8 +837,8 @@ impl<P: Footprint> Index<P> {
         let remembered = self.remembered[number];
         self.forget_order.remove(&(remembered.at, remembered.id));
         self.forget_id(remembered.id, number | OTHER);
-        if let End::Discarded(reason) = remembered.end {
-            self.reasons.release(reason);
+        if let End::Discarded(text) | End::HandedOver(text) = remembered.end {
+            self.reasons.release(text);
         }
         self.remembered.remove(number)
     }
@@ -1007,6 +1008,7 @@ impl End {
             Outcome::Delivered { status } => Self::Delivered(*status),
             Outcome::Discarded { reason } => Self::Discarded(texts.keep(cut(reason, REASON_BYTES_MAX))),
             Outcome::Expired => Self::Expired,
+            Outcome::HandedOver { to } => Self::HandedOver(texts.keep(cut(to, REASON_BYTES_MAX))),
         }
     }
 
@@ -1015,6 +1017,7 @@ impl End {
             Self::Delivered(status) => Outcome::Delivered { status },
             Self::Discarded(reason) => Outcome::Discarded { reason: texts.get(reason).into() },
             Self::Expired => Outcome::Expired,
+            Self::HandedOver(to) => Outcome::HandedOver { to: texts.get(to).into() },
         }
     }
 
@@ -1023,6 +1026,7 @@ impl End {
             Self::Delivered(_) => State::Delivered,
             Self::Discarded(_) => State::Discarded,
             Self::Expired => State::Expired,
+            Self::HandedOver(_) => State::HandedOver,
         }
     }
 }

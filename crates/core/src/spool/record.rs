@@ -8,6 +8,8 @@ use crate::time::Wall;
 /// Version of the bytes of a [`NewRecord`]. Version 1, which has no [`Terms`], is read too.
 pub const RECORD_VERSION: u8 = 2;
 
+const LEDGER_HEADER: &str = "seawall-record";
+
 /// Which records of an upstream go first. Within an order key, order counts and nothing else.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Priority {
@@ -141,6 +143,13 @@ impl NewRecord {
             attempts: outline.attempts,
             terms: outline.terms,
         })
+    }
+
+    /// Goes on under another `Seawall-Record` header, which also is among the request's own.
+    pub fn restamp(&mut self, stamp: String) {
+        let stamped = self.headers.iter_mut().filter(|(name, _)| name.eq_ignore_ascii_case(LEDGER_HEADER));
+        stamped.for_each(|(_, value)| *value = stamp.clone().into_bytes());
+        self.ledger = Some(stamp);
     }
 
     /// The lane it is delivered in, if order matters to it.

@@ -19,7 +19,7 @@ pub(crate) enum SpoolEntry<'a> {
     Parked { id: RecordId, attempts: u32, parked: Parked },
     /// A dead letter waits again.
     Retried { id: RecordId },
-    /// It was delivered or discarded.
+    /// It has left: delivered, given up or handed over.
     Settled { id: RecordId, settled: Settled },
     /// It was moved forward from a segment that was thrown away, as it was then.
     Moved { id: RecordId, attempts: u32, error: &'a str, parked: Option<Parked>, record: &'a [u8] },
@@ -112,6 +112,7 @@ fn put_settled<'w, 'b>(w: &'w mut Writer<'b>, settled: &Settled) -> &'w mut Writ
         Outcome::Delivered { status } => w.u8(0).u16(*status),
         Outcome::Discarded { reason } => w.u8(1).str(reason),
         Outcome::Expired => w.u8(2),
+        Outcome::HandedOver { to } => w.u8(3).str(to),
     }
 }
 
@@ -121,6 +122,7 @@ fn get_settled(r: &mut Reader<'_>) -> Result<Settled, DecodeError> {
         0 => Outcome::Delivered { status: r.u16()? },
         1 => Outcome::Discarded { reason: r.str()?.into() },
         2 => Outcome::Expired,
+        3 => Outcome::HandedOver { to: r.str()?.into() },
         _ => return Err(DecodeError::Invalid("an end that is not known")),
     };
     Ok(Settled { outcome, at })
@@ -146,6 +148,7 @@ mod tests {
             any::<u16>().prop_map(|status| Outcome::Delivered { status }),
             "[a-zé]{0,9}".prop_map(|reason| Outcome::Discarded { reason }),
             Just(Outcome::Expired),
+            "[a-zé]{0,9}".prop_map(|to| Outcome::HandedOver { to }),
         ];
         (outcome, any::<u64>()).prop_map(|(outcome, at)| Settled { outcome, at: Wall::from_millis(at) })
     }

@@ -256,7 +256,7 @@ impl<D: Disk> SpoolEngine<D> {
                 self.batch.answers.push(Answer::Bool(answer, parked));
             }
             Command::Retry { id, answer } => self.retry(id, answer),
-            Command::Discard { id, reason, answer } => self.discard(id, reason, answer),
+            Command::GiveUp { id, outcome, answer } => self.give_up(id, outcome, answer),
             // Answered after the commit: nobody may see what is not safe yet, and what is not written cannot be read.
             question => questions.push(question),
         }
@@ -392,10 +392,10 @@ impl<D: Disk> SpoolEngine<D> {
         self.batch.answers.push(Answer::Done(answer));
     }
 
-    fn discard(&mut self, id: RecordId, reason: String, answer: oneshot::Sender<Result<(), StoreError>>) {
-        let at = self.clock.wall();
+    fn give_up(&mut self, id: RecordId, outcome: Outcome, answer: oneshot::Sender<Result<(), StoreError>>) {
+        let settled = Settled { outcome, at: self.clock.wall() };
         let (place, lane, state) = (self.index.place(id), self.index.lane(id), self.index.state(id));
-        match (self.index.discard(id, &reason, at), place) {
+        match (self.index.give_up(id, settled.clone()), place) {
             (Ok(()), Some(place)) => {
                 if let (Some(State::Waiting), Some(lane)) = (state, lane) {
                     self.batch.left.push(lane);
@@ -403,7 +403,7 @@ impl<D: Disk> SpoolEngine<D> {
                 }
                 self.weigh_settled(place);
                 self.touch(id);
-                self.note(&SpoolEntry::Settled { id, settled: Settled { outcome: Outcome::Discarded { reason }, at } });
+                self.note(&SpoolEntry::Settled { id, settled });
                 self.batch.answers.push(Answer::Done(answer));
             }
             (Ok(()), None) => unreachable!("a record that has not left has a place"),

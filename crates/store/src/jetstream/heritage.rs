@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use seawall_core::spool::NewRecord;
 use seawall_core::spool::replica::Replica;
 
 use super::ReplicaError;
@@ -27,6 +28,17 @@ pub(crate) struct Heritage<S> {
     pub(crate) last: Option<(u64, Head)>,
     /// If that was a fence, what it says.
     fence: Option<String>,
+    /// What is done to every record that is taken over.
+    restamp: Option<Restamp>,
+}
+
+/// Gives a record the stamp under which it goes on.
+pub(crate) struct Restamp(pub(crate) Box<dyn Fn(&mut NewRecord) + Send + Sync>);
+
+impl std::fmt::Debug for Restamp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Restamp(..)")
+    }
 }
 
 /// Marks a directory as one that takes over. Cut short, it is done again, from the beginning: nothing was promised from
@@ -87,7 +99,11 @@ impl<S: Stream> Heritage<S> {
                 fence = Some(words);
             }
         }
-        Ok(Self { stream, wrap, last, fence })
+        Ok(Self { stream, wrap, last, fence, restamp: None })
+    }
+
+    pub(crate) fn restamped_by(self, restamp: Restamp) -> Self {
+        Self { restamp: Some(restamp), ..self }
     }
 
     pub(crate) const fn is_fenced(&self) -> bool {
@@ -216,7 +232,13 @@ impl<S: Stream> Heritage<S> {
     fn opened_entry(&self, bytes: &[u8]) -> Result<Vec<u8>, String> {
         match SpoolEntry::decode(bytes).map_err(|error| error.to_string())? {
             SpoolEntry::Moved { id, attempts, error, parked, record } => {
-                let record = self.wrap.unwrap(record).map_err(|error| error.to_string())?;
+                let mut record = self.wrap.unwrap(record).map_err(|error| error.to_string())?.into_owned();
+                if let Some(Restamp(restamp)) = &self.restamp {
+                    let mut whole = NewRecord::decode(&record).map_err(|error| error.to_string())?;
+                    restamp(&mut whole);
+                    record.clear();
+                    whole.encode(&mut record);
+                }
                 Ok(SpoolEntry::Moved { id, attempts, error, parked, record: &record }.to_bytes())
             }
             _ => Ok(bytes.to_vec()),

@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use seawall_core::journal::Entry;
+use seawall_core::spool::NewRecord;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::registry::{PRESENT_FOR, REGISTRY_BUCKET};
@@ -32,7 +33,7 @@ pub use self::shipper::{ReplicaState, ReplicaStatus};
 pub use self::stream::{JOURNAL_STREAM, Password, ReplicaOptions, SPOOL_STREAM};
 
 use self::diary::Diary;
-use self::heritage::{Heritage, begin, end};
+use self::heritage::{Heritage, Restamp, begin, end};
 use self::message::{HEAD_BYTES, Incarnation};
 use self::port::{Stream, StreamError};
 use self::registry::{Claim, Presence, Registry, is_present};
@@ -348,6 +349,12 @@ impl Inherited {
     /// [`OpenError`].
     pub fn begin<D: Disk>(&self, disk: &D, dir: &Path) -> Result<(), OpenError> {
         begin(disk, dir)
+    }
+
+    /// Every record gets another stamp as it is taken over: the directory it came from had a key of its own.
+    #[must_use]
+    pub fn restamped_by(self, restamp: impl Fn(&mut NewRecord) + Send + Sync + 'static) -> Self {
+        Self { heritage: self.heritage.restamped_by(Restamp(Box::new(restamp))), ..self }
     }
 
     /// Takes over: writes what the stream holds into the directory just opened, syncs, and only then says in the stream

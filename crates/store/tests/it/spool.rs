@@ -389,9 +389,8 @@ fn orphans_are_taken_in_once_as_they_were() {
     with(open(&disk.crash()), async |store| {
         let spool = &store.spool;
         let adopted = spool.get(RecordId(2)).await.unwrap().unwrap();
-        let record = NewRecord { ledger: None, ..parked.record.clone() };
-        let kept = Orphan { id: RecordId(2), record, ..parked.clone() };
-        assert_eq!(Orphan::of(adopted), Some(kept), "a dead letter stays one; its number is another node's");
+        let kept = Orphan { id: RecordId(2), ..parked.clone() };
+        assert_eq!(Orphan::of(adopted), Some(kept), "a dead letter stays one");
         let adopted = spool.get(RecordId(3)).await.unwrap().unwrap();
         assert_eq!((adopted.state, adopted.attempts, adopted.last_error.as_str()), (State::Waiting, 2, "503"));
         assert_eq!(deliver_all(spool).await, [1, 3]);
@@ -433,6 +432,34 @@ fn what_expires_in_the_batch_it_came_with_is_read_whole() {
         assert_eq!(expired.unwrap().len(), 1, "and not taken for damage");
         assert_eq!(store.spool.depth().parked, 0);
         assert!(!store.spool.holds_key("queue", b"row"));
+    });
+}
+
+#[test]
+fn what_is_handed_over_is_not_delivered_and_says_where_it_went() {
+    let disk = SimDisk::new(75);
+    with(open(&disk), async |store| {
+        for key in ["a", "b", "c"] {
+            store.spool.enqueue(&record(key, Some("row"), b"x")).await.unwrap();
+        }
+        let out = lease_one(&store.spool).await.unwrap();
+        assert!(store.spool.hand_over(out.lease.id(), "heir as record 7").await.is_err(), "it is on its way");
+        store.spool.park(out.lease, "refused", "no").await.unwrap();
+        for id in [1, 2] {
+            store.spool.hand_over(RecordId(id), "heir as record 7").await.unwrap();
+        }
+        assert!(store.spool.hand_over(RecordId(1), "another").await.is_err(), "once");
+    });
+    with(open(&disk.crash()), async |store| {
+        let account = store.spool.get(RecordId(1)).await.unwrap().unwrap();
+        let outcome = account.settled.unwrap().outcome;
+        assert_eq!(outcome, Outcome::HandedOver { to: "heir as record 7".into() });
+        assert_eq!(store.spool.list(State::HandedOver, 9).await.unwrap().len(), 2);
+        let mut held = Vec::new();
+        store.spool.visit_held(|it| held.push((it.id.0, it.state))).await.unwrap();
+        held.sort_unstable();
+        assert_eq!(held, [(1, State::HandedOver), (2, State::HandedOver), (3, State::Waiting)]);
+        assert_eq!(deliver_all(&store.spool).await, [3]);
     });
 }
 

@@ -29,6 +29,8 @@ pub enum State {
     Discarded,
     /// Its time was over before it could be delivered.
     Expired,
+    /// Another node has taken it in, and delivers it.
+    HandedOver,
 }
 
 impl State {
@@ -42,6 +44,7 @@ impl State {
             Self::Delivered => "delivered",
             Self::Discarded => "discarded",
             Self::Expired => "expired",
+            Self::HandedOver => "handed_over",
         }
     }
 }
@@ -133,7 +136,7 @@ pub struct Parked {
 /// How a record ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settled {
-    /// The upstream's status if it was delivered, the reason if it was discarded.
+    /// The upstream's status if it was delivered, the reason if it was discarded, where to if it was handed over.
     pub outcome: Outcome,
     /// When.
     pub at: Wall,
@@ -154,6 +157,11 @@ pub enum Outcome {
     },
     /// Its time was over: [`Terms::expires`].
     Expired,
+    /// Another node has taken it in.
+    HandedOver {
+        /// Which one, and under which number.
+        to: String,
+    },
 }
 
 impl Outcome {
@@ -164,6 +172,7 @@ impl Outcome {
             Self::Delivered { .. } => State::Delivered,
             Self::Discarded { .. } => State::Discarded,
             Self::Expired => State::Expired,
+            Self::HandedOver { .. } => State::HandedOver,
         }
     }
 }

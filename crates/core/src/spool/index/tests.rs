@@ -50,6 +50,10 @@ fn forgotten(index: &mut Index<u32>, now_ms: u64) -> Vec<u64> {
     index.forget(Wall::from_millis(now_ms)).into_iter().map(|(id, _)| id.0).collect()
 }
 
+fn discard(index: &mut Index<u32>, id: RecordId, reason: &str, at: Wall) -> Result<(), NotHere> {
+    index.give_up(id, Settled { outcome: Outcome::Discarded { reason: reason.into() }, at })
+}
+
 fn ids(leases: &[Lease]) -> Vec<u64> {
     leases.iter().map(|lease| lease.id().0).collect()
 }
@@ -144,7 +148,7 @@ fn a_dead_letter_lets_its_row_go_on_and_comes_back_first() {
     assert!(index.nack(&second, Mono::from_millis(1), "503"));
     assert_eq!(ids(&leased(&mut index, 9, Mono::ZERO)), [1], "the older goes first");
     assert_eq!(index.retry(RecordId(1)), Err(NotParked { state: Some(State::Leased) }));
-    assert_eq!(index.discard(RecordId(9), "", Wall::default()), Err(NotHere { state: None }));
+    assert_eq!(discard(&mut index, RecordId(9), "", Wall::default()), Err(NotHere { state: None }));
 }
 
 #[test]
@@ -156,13 +160,13 @@ fn a_record_that_waits_can_be_given_up_and_its_row_goes_on() {
     assert_eq!(index.list(None, 2), [RecordId(1), RecordId(2)]);
     assert_eq!(index.list_above(RecordId(1), None, 1), [RecordId(2)]);
     assert_eq!(index.list_above(RecordId(2), State::Waiting, 9), [RecordId(3)]);
-    assert_eq!(index.discard(RecordId(1), "a test", Wall::default()), Ok(()));
+    assert_eq!(discard(&mut index, RecordId(1), "a test", Wall::default()), Ok(()));
     let second = leased(&mut index, 9, Mono::ZERO).pop().unwrap();
     assert_eq!(second.id(), RecordId(2), "the next of the row");
-    let discard = |index: &mut Index<u32>, id| index.discard(RecordId(id), "", Wall::default());
-    assert_eq!(discard(&mut index, 2), Err(NotHere { state: Some(State::Leased) }));
-    assert_eq!(discard(&mut index, 1), Err(NotHere { state: Some(State::Discarded) }));
-    assert_eq!(discard(&mut index, 3), Ok(()), "from the middle of its row too");
+    let mut give_up = |id| discard(&mut index, RecordId(id), "", Wall::default());
+    assert_eq!(give_up(2), Err(NotHere { state: Some(State::Leased) }));
+    assert_eq!(give_up(1), Err(NotHere { state: Some(State::Discarded) }));
+    assert_eq!(give_up(3), Ok(()), "from the middle of its row too");
     assert_eq!(index.list(None, 9), [RecordId(2)]);
     assert!(index.ack(&second, 200, Wall::default()));
     assert_eq!((index.depth_total(), index.held_lanes().count()), (Depth::default(), 0));
@@ -195,7 +199,7 @@ fn dead_letters_of_one_row_are_retried_in_any_order_and_go_in_the_order_accepted
         retried.iter().for_each(|&id| index.retry(RecordId(id)).unwrap());
         assert!(index.release(&before));
         // One leaves from the middle: whoever is put there next must still find its place.
-        index.discard(RecordId(retried[3]), "", Wall::default()).unwrap();
+        discard(&mut index, RecordId(retried[3]), "", Wall::default()).unwrap();
         let mut order = Vec::new();
         while let Some(lease) = leased(&mut index, 9, Mono::ZERO).pop() {
             order.push(lease.id().0);
@@ -391,7 +395,7 @@ fn a_history_is_replayed() {
     assert!(index.replay_parked(RecordId(1), Parked { reason: "gave up".into(), ..Parked::default() }));
     assert!(!index.replay_parked(RecordId(9), Parked::default()));
     index.replay_failed(RecordId(9), 7, "503");
-    index.discard(RecordId(1), "sent by hand", Wall::from_millis(1)).unwrap();
+    discard(&mut index, RecordId(1), "sent by hand", Wall::from_millis(1)).unwrap();
     let delivered = Settled { outcome: Outcome::Delivered { status: 200 }, at: Wall::from_millis(2) };
     assert!(!index.settle(RecordId(9), delivered.clone()));
     let old = KeyHash::new("old");
@@ -558,13 +562,13 @@ proptest! {
                 }
                 Op::Discard { pick } if pick < model.parked.len() => {
                     let id = *model.parked.keys().nth(pick).unwrap();
-                    prop_assert_eq!(index.discard(RecordId(id), "by hand", Wall::from_millis(now_ms)), Ok(()));
+                    prop_assert_eq!(discard(&mut index, RecordId(id), "by hand", Wall::from_millis(now_ms)), Ok(()));
                     model.parked.remove(&id);
                 }
                 Op::DiscardWaiting { pick } if pick < model.lanes.len() => {
                     let queue = model.lanes.values_mut().nth(pick).unwrap();
                     if let Some(id) = queue.remove(queue.len() / 2) {
-                        prop_assert_eq!(index.discard(RecordId(id), "by hand", Wall::from_millis(now_ms)), Ok(()));
+                        prop_assert_eq!(discard(&mut index, RecordId(id), "by hand", Wall::from_millis(now_ms)), Ok(()));
                         model.delayed.remove(&id);
                     }
                 }
