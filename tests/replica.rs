@@ -6,9 +6,11 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use seawall_store::{Inherited, Opened, RealDisk, Replica, ReplicaOptions, Spool, Store, StoreOptions, is_new};
+use seawall_store::{
+    Inherited, Opened, Password, RealDisk, Replica, ReplicaOptions, Spool, Store, StoreOptions, is_new,
+};
 
-use crate::conformance::{SceneClock, options, plays};
+use crate::conformance::{SceneClock, options, plays, record};
 use crate::house::{Answer, Node, PATIENCE, Place, wait_until};
 use crate::nats::{Cluster, Sync};
 use crate::server::{Seen, Server, ok};
@@ -75,6 +77,46 @@ fn the_replicated_engine_conforms() {
     let cluster = Cluster::start(3, Sync::Always);
     let dir = tempfile::tempdir().expect("a folder");
     conforms(&cluster, dir.path());
+}
+
+/// Writes records of which each is a message of its own, takes them over into an empty directory, and tells how many
+/// messages the server got for the latter.
+async fn written_and_taken_over(cluster: &Cluster, replica: &ReplicaOptions, records: u64) -> u64 {
+    let (dir, clock) = (tempfile::tempdir().expect("a folder"), SceneClock::default());
+    let opened = open(options(&dir.path().join("1"), &replica.node), replica, &clock, 1).await;
+    let threads = opened.engine.spawn_threads().expect("threads");
+    let kept = Replica::keep(&opened.store, replica.clone(), None, false, 1 << 20, &BTreeMap::new(), clock.clone())
+        .expect("a thread");
+    for number in 0..records {
+        let record = record(&format!("key {number}"), Some("row"));
+        opened.store.spool.enqueue(&record).await.expect("kept");
+        settle(&opened.store.spool).await;
+    }
+    kept.stop();
+    opened.store.close().await;
+    threads.join();
+    let received =
+        || cluster.servers[0].ask("/varz").expect("it answers").json()["in_msgs"].as_u64().expect("a number");
+    let before = received();
+    let opened = open(options(&dir.path().join("2"), &replica.node), replica, &clock, 2).await;
+    let asked = received() - before;
+    assert_eq!(opened.store.spool.depth().waiting, records, "all of them, each once");
+    assert_eq!(opened.store.spool.depth().oldest, Some(record("key 0", None).accepted));
+    asked
+}
+
+#[test]
+fn a_long_replica_is_read_in_pages_and_one_by_one_where_it_must_be() {
+    let cluster = Cluster::start(1, Sync::Lazily);
+    let asked = runtime().block_on(written_and_taken_over(&cluster, &replica(&cluster, "a"), 1_500));
+    assert!(asked < 100, "{asked} messages to the server to read 1,500");
+    // Whoever may not have a consumer reads all the same.
+    let user = "authorization { users: [{ user: s, password: s, permissions: { publish: { deny: \"$JS.API.CONSUMER.>\" } } }] }";
+    let cluster = Cluster::with(1, Sync::Lazily, user);
+    let login = Some(("s".into(), Password("s".into())));
+    let replica = ReplicaOptions { login, ..replica(&cluster, "a") };
+    let asked = runtime().block_on(written_and_taken_over(&cluster, &replica, 30));
+    assert!((30..100).contains(&asked), "{asked} messages to the server to read 30");
 }
 
 /// A node whose writes all wait: its upstream is sick.

@@ -137,15 +137,18 @@ impl<S: Stream> Diary<S> {
 /// Shows every entry there is.
 pub(crate) async fn read<S: Stream>(stream: &S, mut visit: impl FnMut(Entry)) -> Result<(), ReplicaError> {
     let (mut from, mut assembler) = (0, Assembler::default());
-    while let Some((number, bytes)) = stream.next(from).await? {
-        from = number + 1;
-        let misread = |reason: String| ReplicaError::Message { number, reason };
-        let whole = assembler.add(number, &bytes).map_err(|error| misread(error.to_string()))?;
-        if let Some(Whole::Letter { body, .. }) = whole {
-            for bytes in entries(&body).map_err(|error| misread(error.to_string()))? {
-                visit(Entry::decode(bytes).map_err(|error| misread(error.to_string()))?);
+    loop {
+        let page = stream.page(from).await?;
+        let Some((last, _)) = page.last() else { return Ok(()) };
+        from = last + 1;
+        for (number, bytes) in page {
+            let misread = |reason: String| ReplicaError::Message { number, reason };
+            let whole = assembler.add(number, &bytes).map_err(|error| misread(error.to_string()))?;
+            if let Some(Whole::Letter { body, .. }) = whole {
+                for bytes in entries(&body).map_err(|error| misread(error.to_string()))? {
+                    visit(Entry::decode(bytes).map_err(|error| misread(error.to_string()))?);
+                }
             }
         }
     }
-    Ok(())
 }

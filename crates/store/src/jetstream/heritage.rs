@@ -118,7 +118,7 @@ impl<S: Stream> Heritage<S> {
         let ours = incarnation(&opened.store.secret.0);
         let Some((last, _)) = self.last.filter(|(_, head)| head.incarnation != ours) else { return Ok(0) };
         if let Some(words) = &self.fence
-            && self.stream.next(0).await?.is_some_and(|(first, _)| first < last)
+            && self.stream.page(0).await?.first().is_some_and(|(first, _)| *first < last)
         {
             return Err(ReplicaError::Refused(format!(
                 "what the stream holds of this node is being taken in elsewhere ({words}), and that is not finished: \
@@ -207,16 +207,18 @@ impl<S: Stream> Heritage<S> {
         mut visit: impl FnMut(u64, u64, &[&[u8]]) -> Result<(), String>,
     ) -> Result<(), ReplicaError> {
         let (mut from, mut assembler) = (0, Assembler::default());
-        while let Some((number, bytes)) = self.stream.next(from).await?
-            && number <= last
-        {
-            from = number + 1;
-            let misread = |reason: String| ReplicaError::Message { number, reason };
-            let whole = assembler.add(number, &bytes).map_err(|error| misread(error.to_string()))?;
-            // A line that was drawn is the last message, or one above which nothing is left.
-            let Some(Whole::Letter { number, first_bytes, body, .. }) = whole else { continue };
-            let entries = entries(&body).map_err(|error| misread(error.to_string()))?;
-            visit(number, first_bytes, &entries).map_err(misread)?;
+        while from <= last {
+            let page = self.stream.page(from).await?;
+            let Some((end, _)) = page.last() else { break };
+            from = end + 1;
+            for (number, bytes) in page.into_iter().take_while(|(number, _)| *number <= last) {
+                let misread = |reason: String| ReplicaError::Message { number, reason };
+                let whole = assembler.add(number, &bytes).map_err(|error| misread(error.to_string()))?;
+                // A line that was drawn is the last message, or one above which nothing is left.
+                let Some(Whole::Letter { number, first_bytes, body, .. }) = whole else { continue };
+                let entries = entries(&body).map_err(|error| misread(error.to_string()))?;
+                visit(number, first_bytes, &entries).map_err(misread)?;
+            }
         }
         Ok(())
     }

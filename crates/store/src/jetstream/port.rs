@@ -24,8 +24,9 @@ pub(crate) trait Stream: Send + Sync + 'static {
     /// The last message and its number; `None` if there never was one.
     fn last(&self) -> impl Future<Output = Result<Option<(u64, Bytes)>, StreamError>> + Send;
 
-    /// The first message from a number on.
-    fn next(&self, from: u64) -> impl Future<Output = Result<Option<(u64, Bytes)>, StreamError>> + Send;
+    /// The first messages from a number on, as many as come together; empty if there is none. Who asks for what follows
+    /// gets more at a time than who asks once.
+    fn page(&self, from: u64) -> impl Future<Output = Result<Vec<(u64, Bytes)>, StreamError>> + Send;
 
     /// Adds a message behind the one of this number (0 for none), and behind no other. Kept by a majority when this
     /// returns its number. `id` names the message: added twice it is kept once.

@@ -601,22 +601,29 @@ impl<S: Stream> Shipper<S> {
 
     /// Takes note of all messages behind the last one known.
     async fn read_on(&mut self) -> Result<(), StreamError> {
-        while let Some((number, bytes)) = self.stream.next(self.last + 1).await? {
-            self.last = number;
-            self.replica.learn(number, bytes.len() as u64, &[]);
-            match self.assembler.add(number, &bytes) {
-                Ok(None | Some(Whole::Fence { .. })) => {}
-                Ok(Some(Whole::Letter { head, number, first_bytes, body })) => {
-                    self.next_id = self.next_id.max(head.next_id);
-                    match entries(&body).and_then(|entries| lines(&entries)) {
-                        Ok(lines) => self.replica.learn(number, first_bytes, &lines),
-                        Err(error) => self.misread(number, &error.to_string()),
-                    }
-                }
-                Err(error) => self.misread(number, &error.to_string()),
+        loop {
+            let page = self.stream.page(self.last + 1).await?;
+            if page.is_empty() {
+                return Ok(());
             }
+            page.iter().for_each(|(number, bytes)| self.read(*number, bytes));
         }
-        Ok(())
+    }
+
+    fn read(&mut self, number: u64, bytes: &[u8]) {
+        self.last = number;
+        self.replica.learn(number, bytes.len() as u64, &[]);
+        match self.assembler.add(number, bytes) {
+            Ok(None | Some(Whole::Fence { .. })) => {}
+            Ok(Some(Whole::Letter { head, number, first_bytes, body })) => {
+                self.next_id = self.next_id.max(head.next_id);
+                match entries(&body).and_then(|entries| lines(&entries)) {
+                    Ok(lines) => self.replica.learn(number, first_bytes, &lines),
+                    Err(error) => self.misread(number, &error.to_string()),
+                }
+            }
+            Err(error) => self.misread(number, &error.to_string()),
+        }
     }
 
     /// What it said will be said again: its records are not at home anywhere.

@@ -1,16 +1,23 @@
 //! One node's messages in JetStream: subject `seawall.spool.NODE` of the stream `SEAWALL_SPOOL` (and `seawall.journal.NODE`
 //! of `SEAWALL_JOURNAL`), kept in as many copies as were asked for.
 //!
-//! Only calls that the stream's leader answers are used: a copy that lags must not tell us what the last message is.
+//! What there is is asked of the stream's leader: a copy that lags must not tell us what the last message is. Many messages
+//! are read through a consumer, a page at a time: a round trip for each would take minutes where pages take seconds. It may
+//! stand at a copy that lags, and then has less than there is, never something else. So what it does not have is asked of
+//! the leader, one message, before anything is taken for the end.
 //! A message is added with `Nats-Expected-Last-Subject-Sequence`, so that a second writer, or a message that was delayed
 //! on its way, is refused; and with `Nats-Msg-Id`, so that one sent twice is kept once.
 
+use std::future::poll_fn;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::error::Error as NatsError;
+use async_nats::jetstream::consumer::pull;
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer};
 use async_nats::jetstream::context::{
     AccountErrorKind, CreateStreamErrorKind, GetStreamError, GetStreamErrorKind, PublishError, PublishErrorKind,
 };
@@ -19,6 +26,7 @@ use async_nats::jetstream::stream::{Config, DiscardPolicy, LastRawMessageErrorKi
 use async_nats::jetstream::{self, Context, ErrorCode, context::ContextBuilder};
 use async_nats::{Client, ConnectErrorKind, ConnectOptions};
 use bytes::Bytes;
+use futures_core::Stream as _;
 use tokio::sync::Mutex;
 
 use super::port::{Stream, StreamError};
@@ -64,6 +72,12 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(3);
 /// Within this JetStream itself knows a message again by its id.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 
+/// A consumer that nobody asks is taken away after this.
+const CONSUMER_FOR: Duration = Duration::from_secs(30);
+/// Messages read at once at most, and bytes beside one message of any size.
+const PAGE_MESSAGES: usize = 1024;
+const PAGE_BYTES: usize = 8 << 20;
+
 /// Where the replicated engine is, and how to be let in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplicaOptions {
@@ -99,6 +113,26 @@ pub(crate) struct JetStream {
     purpose: Purpose,
     subject: String,
     open: Mutex<Option<Open>>,
+    reading: Mutex<Option<Reading>>,
+}
+
+/// Where a reader is.
+#[derive(Debug)]
+struct Reading {
+    /// The number it asks for next.
+    from: u64,
+    ahead: Ahead,
+}
+
+/// What reads ahead of it.
+#[derive(Debug)]
+enum Ahead {
+    /// Nothing yet: most read one message and no more.
+    Nothing,
+    /// A consumer, and how many messages it has sent.
+    Consumer(Box<PullConsumer>, u64),
+    /// The servers do not let us have one.
+    Refused,
 }
 
 /// A connection, and the stream as it was found.
@@ -112,7 +146,7 @@ pub(crate) struct Open {
 impl JetStream {
     pub(crate) fn new(options: ReplicaOptions, purpose: Purpose) -> Self {
         let subject = purpose.subject(&options.node);
-        Self { options, purpose, subject, open: Mutex::new(None) }
+        Self { options, purpose, subject, open: Mutex::new(None), reading: Mutex::new(None) }
     }
 
     pub(crate) const fn copies(&self) -> usize {
@@ -278,6 +312,23 @@ fn is_full(error: &PublishError) -> bool {
     cause.is_some_and(|cause| full.contains(&cause.error_code()))
 }
 
+/// What a consumer has to send now. Less if an answer is lost or late: what follows a gap is left out.
+async fn page_of(consumer: &PullConsumer, sent: &mut u64, message_bytes_max: usize) -> Vec<(u64, Bytes)> {
+    let asked = consumer.fetch().max_messages(PAGE_MESSAGES).max_bytes(PAGE_BYTES + message_bytes_max).messages();
+    let Ok(Ok(mut batch)) = tokio::time::timeout(ANSWER_WITHIN, asked).await else { return Vec::new() };
+    let mut page = Vec::new();
+    loop {
+        let next = poll_fn(|cx| Pin::new(&mut batch).poll_next(cx));
+        // An error tells that there is no more for now, or that no more finds room.
+        let Ok(Some(Ok(message))) = tokio::time::timeout(ANSWER_WITHIN, next).await else { break };
+        let place = message.info().map(|info| (info.consumer_sequence, info.stream_sequence));
+        let Some((_, number)) = place.ok().filter(|(place, _)| *place == *sent + 1) else { break };
+        *sent += 1;
+        page.push((number, message.message.payload));
+    }
+    page
+}
+
 /// An error with what caused it.
 pub(crate) fn whole<K>(error: &NatsError<K>) -> String
 where
@@ -305,13 +356,24 @@ impl Stream for Arc<JetStream> {
         }
     }
 
-    async fn next(&self, from: u64) -> Result<Option<(u64, Bytes)>, StreamError> {
-        let open = self.open().await?;
-        match open.stream.get_first_raw_message_by_subject(&self.subject, from).await {
-            Ok(message) => Ok(Some((message.sequence, message.payload))),
-            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
-            Err(error) => Err(self.lost(whole(&error)).await),
+    async fn page(&self, from: u64) -> Result<Vec<(u64, Bytes)>, StreamError> {
+        let mut reading = self.reading.lock().await;
+        let mut ahead = Ahead::Nothing;
+        if let Some(before) = reading.take().filter(|before| before.from == from) {
+            ahead = self.ahead(before).await;
+            if let Ahead::Consumer(consumer, sent) = &mut ahead {
+                let page = page_of(consumer, sent, self.message_bytes_max()).await;
+                if let Some((last, _)) = page.last() {
+                    *reading = Some(Reading { from: last + 1, ahead });
+                    return Ok(page);
+                }
+                self.dismiss(consumer).await;
+                ahead = Ahead::Nothing;
+            }
         }
+        let first = self.first(from).await?;
+        *reading = first.as_ref().map(|(number, _)| Reading { from: number + 1, ahead });
+        Ok(first.into_iter().collect())
     }
 
     async fn append(&self, message: Vec<u8>, after: u64, id: &str) -> Result<u64, StreamError> {
@@ -355,6 +417,49 @@ impl Stream for Arc<JetStream> {
 }
 
 impl JetStream {
+    /// The first message from a number on, as the leader says.
+    async fn first(&self, from: u64) -> Result<Option<(u64, Bytes)>, StreamError> {
+        let open = self.open().await?;
+        match open.stream.get_first_raw_message_by_subject(&self.subject, from).await {
+            Ok(message) => Ok(Some((message.sequence, message.payload))),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(self.lost(whole(&error)).await),
+        }
+    }
+
+    /// A consumer for a reader that goes on, if there can be one.
+    async fn ahead(&self, reading: Reading) -> Ahead {
+        let Reading { from, ahead: Ahead::Nothing } = reading else { return reading.ahead };
+        let Ok(open) = self.open().await else { return Ahead::Nothing };
+        let config = pull::Config {
+            description: Some(format!("node {} reads what it left here", self.options.node)),
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from },
+            ack_policy: AckPolicy::None,
+            filter_subject: self.subject.clone(),
+            // It is worth nothing once we are gone.
+            inactive_threshold: CONSUMER_FOR,
+            num_replicas: 1,
+            memory_storage: true,
+            ..pull::Config::default()
+        };
+        match open.stream.create_consumer(config).await {
+            Ok(consumer) => Ahead::Consumer(Box::new(consumer), 0),
+            Err(error) => {
+                let stream = self.purpose.stream();
+                tracing::warn!(stream, error = whole(&error), "no consumer can be had: messages are read one by one");
+                Ahead::Refused
+            }
+        }
+    }
+
+    /// Takes a consumer away; one that cannot be reached goes by itself.
+    async fn dismiss(&self, consumer: &PullConsumer) {
+        let name = &consumer.cached_info().name;
+        if let Ok(open) = self.open().await {
+            let _ = tokio::time::timeout(ANSWER_WITHIN, open.stream.delete_consumer(name)).await;
+        }
+    }
+
     /// No answer, or none that helps: the next call goes to whichever server answers first then. One that hangs keeps
     /// its connections open.
     async fn lost(&self, reason: String) -> StreamError {

@@ -89,10 +89,12 @@ impl Stream for MemoryStream {
         Ok(memory.messages.last_key_value().map(|(number, bytes)| (*number, bytes.clone())))
     }
 
-    async fn next(&self, from: u64) -> Result<Option<(u64, Bytes)>, StreamError> {
+    async fn page(&self, from: u64) -> Result<Vec<(u64, Bytes)>, StreamError> {
         let mut memory = self.0.lock().unwrap();
         memory.call()?;
-        Ok(memory.messages.range(from..).next().map(|(number, bytes)| (*number, bytes.clone())))
+        // Pages are of any length.
+        let length = 1 + memory.messages.len() % 4;
+        Ok(memory.messages.range(from..).take(length).map(|(number, bytes)| (*number, bytes.clone())).collect())
     }
 
     async fn append(&self, message: Vec<u8>, after: u64, _id: &str) -> Result<u64, StreamError> {

@@ -66,7 +66,7 @@ pub fn options(dir: &std::path::Path, node: &str) -> StoreOptions {
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-fn record(key: &str, order_key: Option<&str>) -> NewRecord {
+pub fn record(key: &str, order_key: Option<&str>) -> NewRecord {
     NewRecord {
         upstream: "queue".into(),
         route: "events".into(),
