@@ -4,6 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use seawall_client::Outbox;
 use serde_json::{Value, json};
@@ -101,15 +102,21 @@ fn an_account_comes_with_its_records_once_however_often_it_is_cut_short() {
     assert_eq!(sink.report("dead", &node), 10);
     sink.is_sick(true);
     (10..210).for_each(|number| assert_eq!(write(&node, number), 202));
+    let written = Instant::now();
     node.kill();
     let dir = dead.data().to_string_lossy().into_owned();
     let place = Place::new(&config("heir", &sink.server, "", "local"));
     let heir = place.node();
+    wait_until("another second begins", || written.elapsed() > Duration::from_secs(1));
+    assert_eq!(write(&heir, 300), 202);
     // The second batch is taken in, and the answer lost; then the node that took it dies too.
     let line = cut_line(heir.admin, 1);
     let said = place.seawall(&["spool", "adopt", &dir, "--admin", &format!("http://{}", line.address)]);
     assert_eq!(said.code, 3, "{said:?}");
-    assert_eq!(heir.spooled(), 128, "two batches");
+    assert_eq!(heir.spooled(), 1 + 128, "two batches");
+    let age_s = written.elapsed().as_secs_f64();
+    let oldest_s = heir.status()["spool"]["oldest_s"].as_f64().unwrap();
+    assert!(oldest_s >= age_s, "the oldest is of the dead node: {oldest_s} is less than {age_s}");
     heir.kill();
     let heir = place.node();
     let row = heir.api("/api/ledger")["streams"].as_array().unwrap().clone();
@@ -124,14 +131,14 @@ fn an_account_comes_with_its_records_once_however_often_it_is_cut_short() {
     sink.is_sick(false);
     wait_until("all is delivered", || heir.spooled() == 0);
     // Under the numbers they had. The sink tells the heir what it counted for the dead node.
-    assert_eq!(sink.outbox.lock().unwrap().nodes(), ["dead"]);
-    assert_eq!(sink.report("dead", &heir), 200);
+    assert_eq!(sink.outbox.lock().unwrap().nodes(), ["dead", "heir"]);
+    assert_eq!((sink.report("dead", &heir), sink.report("heir", &heir)), (200, 1));
     let said = ledger(&place, &heir, &["--seal"]);
     assert_eq!(said.code, 0, "{said:?}");
     let answer = said.json();
     assert_eq!(
         (counts(&answer["totals"], CLASSES), &answer["verdict"]),
-        ([200, 200, 0, 0, 0, 0, 0], &json!("balanced"))
+        ([201, 201, 0, 0, 0, 0, 0], &json!("balanced"))
     );
     // The other side of it: nothing there is lost, and nothing is delivered from there any more.
     let said = dead.seawall(&["ledger", "--json", "--data", "data"]);

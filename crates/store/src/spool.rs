@@ -177,7 +177,7 @@ pub struct SpoolDepth {
     pub bytes_max: u64,
     /// Bytes of the files.
     pub disk_bytes: u64,
-    /// When the oldest that is waiting or leased was accepted.
+    /// When the oldest that is waiting or leased was accepted: exactly where that is the first by number, or else within a second.
     pub oldest: Option<Wall>,
     /// True while the disk has no room for another record.
     pub disk_full: bool,

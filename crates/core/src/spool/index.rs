@@ -14,7 +14,7 @@
 //! Memory: a waiting record takes 80 bytes and its entries in two hash tables, 97 bytes in all at ten million (91 to
 //! 104, as the tables are fuller or emptier). To that come about 50 bytes for every order key with a record waiting or
 //! leased, 40 for a record that can expire, 100 while a record waits out a delay or is leased, about 150 and the texts for a dead letter, and 150 for a
-//! remembered key. Memory is given back as records leave. Who enqueues bounds their number.
+//! remembered key, and about 20 bytes for every second in which a record was accepted that waits. Memory is given back as records leave. Who enqueues bounds their number.
 //!
 //! Not here: payloads and files (`store`), retries' delays (`guard`), clocks.
 
@@ -26,6 +26,7 @@ mod table;
 mod texts;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Bound;
 use std::time::Duration;
 
@@ -149,6 +150,9 @@ struct Upstream {
     delayed: BTreeMap<(Mono, RecordId), u32>,
     /// Waiting or leased.
     pending: IdSet,
+    /// How many of them were accepted in a second, by the second: numbers do not tell, for a record that was adopted got a
+    /// late one, and clocks go back.
+    ages: BTreeMap<u64, u32>,
     parked: BTreeMap<RecordId, DeadLetter>,
     waiting: u64,
     leased: u64,
@@ -663,7 +667,7 @@ impl<P: Footprint> Index<P> {
             leased: upstream.leased,
             parked: upstream.parked.len() as u64,
             bytes: upstream.bytes,
-            oldest: upstream.pending.first().map(accepted),
+            oldest: upstream.oldest(upstream.pending.first().map(accepted)),
         }
     }
 
@@ -707,7 +711,7 @@ impl<P: Footprint> Index<P> {
     fn wait(&mut self, slot: u32, lane: Option<LaneKey>, not_before: Mono) {
         let Slot { id, brief, .. } = self.live[slot];
         let upstream = self.upstream_of_mut(brief);
-        upstream.pending.insert(id);
+        upstream.begin(id, brief.accepted());
         upstream.waiting += 1;
         if not_before > Mono::ZERO {
             self.dues.insert(slot, not_before);
@@ -738,7 +742,7 @@ impl<P: Footprint> Index<P> {
         let Slot { id, brief, lane, .. } = self.live[slot];
         self.live[slot].brief = brief.with_phase(Phase::Leased);
         let upstream = self.upstream_of_mut(brief);
-        upstream.pending.insert(id);
+        upstream.begin(id, brief.accepted());
         upstream.leased += 1;
         self.dues.insert(slot, until);
         self.leases.insert((until, id), Leasehold { slot, generation });
@@ -793,7 +797,7 @@ impl<P: Footprint> Index<P> {
             upstream.parked.remove(&id);
             return;
         }
-        upstream.pending.remove(id);
+        upstream.end(id, brief.accepted());
         if brief.phase() == Phase::Leased {
             upstream.leased -= 1;
             self.leases.remove(&(due.expect("a lease ends"), id));
@@ -1040,11 +1044,35 @@ impl Upstream {
             expiries: BTreeMap::new(),
             delayed: BTreeMap::new(),
             pending: IdSet::new(),
+            ages: BTreeMap::new(),
             parked: BTreeMap::new(),
             waiting: 0,
             leased: 0,
             bytes: 0,
         }
+    }
+
+    /// A record waits or is leased from here on.
+    fn begin(&mut self, id: RecordId, accepted: Wall) {
+        self.pending.insert(id);
+        *self.ages.entry(second_of(accepted)).or_default() += 1;
+    }
+
+    /// It does not any more.
+    fn end(&mut self, id: RecordId, accepted: Wall) {
+        self.pending.remove(id);
+        if let Entry::Occupied(mut age) = self.ages.entry(second_of(accepted)) {
+            *age.get_mut() -= 1;
+            if *age.get() == 0 {
+                age.remove();
+            }
+        }
+    }
+
+    /// When the oldest was accepted: the first by number if it is as old as any, or else to the second.
+    fn oldest(&self, first: Option<Wall>) -> Option<Wall> {
+        let (&second, _) = self.ages.first_key_value()?;
+        first.filter(|&first| second_of(first) == second).or(Some(Wall::from_millis(second * 1000)))
     }
 
     /// Who is leased next: by priority, but every eighth time the lower ones in turn come first.
@@ -1077,6 +1105,10 @@ impl<P> Members for Ready<'_, P> {
     fn links(&mut self, member: u32) -> &mut Links {
         if member & OTHER == 0 { &mut self.0[member].links } else { &mut self.1[member & !OTHER].links }
     }
+}
+
+const fn second_of(at: Wall) -> u64 {
+    at.as_millis() / 1000
 }
 
 /// A moment in whole seconds, not before it, and never 0.

@@ -59,6 +59,36 @@ fn ids(leases: &[Lease]) -> Vec<u64> {
 }
 
 #[test]
+fn the_oldest_is_told_by_its_time_and_not_by_its_number() {
+    let mut index = index();
+    let at = |id, ms| Admission { accepted: Wall::from_millis(ms), ..admission(id, "queue", None) };
+    let oldest = |index: &Index<u32>| index.depth_total().oldest.map(Wall::as_millis);
+    // The second and third were adopted, the fourth came when the clock had gone back by a day.
+    for (id, ms) in [(1, 90_000_500), (2, 5_700), (3, 6_200), (4, 3_600_900)] {
+        index.enqueue(at(id, ms));
+    }
+    assert_eq!(oldest(&index), Some(5_000), "to the second");
+    discard(&mut index, RecordId(2), "", Wall::default()).unwrap();
+    assert_eq!(oldest(&index), Some(6_000));
+    let leases = leased(&mut index, 9, Mono::ZERO);
+    assert_eq!((ids(&leases), oldest(&index)), (vec![1, 3, 4], Some(6_000)), "on their way they count");
+    for lease in leases {
+        match lease.id().0 {
+            3 => assert!(index.park(&lease, Parked::default())),
+            1 => assert!(index.ack(&lease, 200, Wall::default())),
+            _ => assert!(index.release(&lease)),
+        }
+    }
+    assert_eq!(oldest(&index), Some(3_600_900), "exactly, where numbers tell");
+    index.retry(RecordId(3)).unwrap();
+    assert_eq!(oldest(&index), Some(6_200));
+    for id in [3, 4] {
+        discard(&mut index, RecordId(id), "", Wall::default()).unwrap();
+    }
+    assert_eq!(oldest(&index), None);
+}
+
+#[test]
 fn a_key_goes_in_order_and_others_pass() {
     let mut index = index();
     for (id, key) in [(1, Some("a")), (2, Some("a")), (3, Some("b")), (4, None), (5, None)] {
