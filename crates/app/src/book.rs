@@ -91,6 +91,23 @@ struct Books {
     issuers: BTreeMap<String, Issuer>,
     /// Streams with writes that went on without a number, until that is durable.
     unnumbered: BTreeMap<String, Unnumbered>,
+    /// Events that are being made durable, and count once they are.
+    keeping: BTreeMap<u64, Vec<u8>>,
+    next_keeping: u64,
+    /// What has counted since a snapshot was taken that is not in the log yet.
+    since: Option<Vec<Vec<u8>>>,
+}
+
+/// An event on its way to the log. Given up on the way, it counts for nothing.
+struct Keeping<'a> {
+    book: &'a Book,
+    number: u64,
+}
+
+impl Drop for Keeping<'_> {
+    fn drop(&mut self) {
+        self.book.lock().keeping.remove(&self.number);
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -184,7 +201,15 @@ impl Book {
     ) -> Result<Self, OpenBookError> {
         let ledger = replay(producer, records).map_err(OpenBookError::named(producer))?;
         let census = CensusTaker::new(ledger.next_epoch().max(store.epoch), seconds(wall()));
-        let books = Books { ledger, census, issuers: BTreeMap::new(), unnumbered: BTreeMap::new() };
+        let books = Books {
+            ledger,
+            census,
+            issuers: BTreeMap::new(),
+            unnumbered: BTreeMap::new(),
+            keeping: BTreeMap::new(),
+            next_keeping: 0,
+            since: None,
+        };
         Ok(Self(Arc::new(Shared {
             books: Mutex::new(books),
             key: LedgerKey::new(store.secret.0),
@@ -229,8 +254,22 @@ impl Book {
 
     /// Makes an event durable, then counts it.
     async fn keep(&self, event: &Event) -> Result<Result<Applied, ApplyError>, StoreError> {
-        self.0.log.append_synced(framed(event)).await?;
-        Ok(self.lock().ledger.apply(event))
+        let bytes = framed(event);
+        // A snapshot taken meanwhile does not have it, and what the snapshot replaces may: it is written down behind it.
+        let keeping = {
+            let mut books = self.lock();
+            let number = books.next_keeping;
+            books.next_keeping += 1;
+            books.keeping.insert(number, bytes.clone());
+            Keeping { book: self, number }
+        };
+        self.0.log.append_synced(bytes.clone()).await?;
+        let mut books = self.lock();
+        let applied = books.ledger.apply(event);
+        books.keeping.remove(&keeping.number);
+        books.since.iter_mut().for_each(|since| since.push(bytes.clone()));
+        drop(books);
+        Ok(applied)
     }
 
     /// Counts an event and logs it without waiting, in the same order.
@@ -238,17 +277,21 @@ impl Book {
         self.note_in(&mut self.lock(), event);
     }
 
-    fn note_in(&self, books: &mut Books, event: &Event) {
+    /// True if it is news.
+    fn note_in(&self, books: &mut Books, event: &Event) -> bool {
         match books.ledger.apply(event) {
             Ok(Applied::Changed) => {}
-            Ok(Applied::Known) => return,
+            Ok(Applied::Known) => return false,
             Err(error) => {
                 tracing::warn!(%error, "the ledger refused an event");
-                return;
+                return false;
             }
         }
+        let bytes = framed(event);
+        books.since.iter_mut().for_each(|since| since.push(bytes.clone()));
         // A log that cannot take it is counted by the store; after a restart the record is in doubt.
-        self.0.log.append(framed(event));
+        self.0.log.append(bytes);
+        true
     }
 
     /// The spool knows better where its records are: it syncs what the ledger's log takes in lazily. What it still
@@ -368,17 +411,27 @@ impl Book {
         Ok(())
     }
 
-    /// Replaces the log by what it came to.
+    /// Replaces the log by what it came to. A day's census of many streams takes a while to write: only the copy is made
+    /// under the lock, and what counts meanwhile goes behind it.
     async fn compact(&self) {
+        let ledger = {
+            let mut books = self.lock();
+            books.since = Some(Vec::new());
+            books.ledger.clone()
+        };
+        let snapshot = tokio::task::spawn_blocking(move || serde_json::to_vec(&ledger)).await;
         let compacted = {
-            let books = self.lock();
-            let Ok(snapshot) = serde_json::to_vec(&books.ledger) else { return };
+            let mut books = self.lock();
+            let mut since = books.since.take().unwrap_or_default();
+            let Ok(Ok(snapshot)) = snapshot else { return };
+            since.extend(books.keeping.values().cloned());
             self.0.snapshot_bytes.store(snapshot.len() as u64, Relaxed);
             let log = self.0.log.clone();
             let bytes = [&[KIND_SNAPSHOT], snapshot.as_slice()].concat();
             let mut compacted: Pin<Box<dyn Future<Output = _> + Send>> =
-                Box::pin(async move { log.compact(bytes).await });
-            // Asked for under the lock: no event can slip in between the snapshot and its place in the log.
+                Box::pin(async move { log.compact(bytes, since).await });
+            // Asked for under the lock: no event can slip in between what is written behind the snapshot and what the log
+            // gets next.
             match compacted.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 std::task::Poll::Ready(done) => Err(done),
                 std::task::Poll::Pending => Ok(compacted),
@@ -566,8 +619,7 @@ impl LedgerPort for Book {
                 let RecordRef { epoch, seq, .. } = number;
                 let accepted = Event::Outcome { stream: stream.clone(), epoch, seq, class: Class::Accepted };
                 // Known: it was taken in before, and may have been delivered since.
-                if matches!(books.ledger.apply(&accepted), Ok(Applied::Changed)) {
-                    self.0.log.append(framed(&accepted));
+                if self.note_in(&mut books, &accepted) {
                     self.note_in(&mut books, &Event::Moved { stream, epoch, seq, to });
                 }
                 last = Some(accepted);
@@ -647,7 +699,7 @@ fn replay(producer: &str, records: &[Vec<u8>]) -> Result<Ledger, RefError> {
 
 #[cfg(test)]
 mod tests {
-    use seawall_core::ledger::Verdict;
+    use seawall_core::ledger::{Receipt, Verdict};
     use seawall_core::spool::{NewRecord, Terms};
     use seawall_core::time::{Mono, Wall};
     use seawall_store::{ClockFn, Opened, Query, SimDisk, StoreOptions};
@@ -722,6 +774,47 @@ mod tests {
             let totals = book.summary().totals;
             assert_eq!((totals.accepted, totals.waiting, totals.missing_so_far), (3, 2, 1), "the first one has left");
         });
+    }
+
+    /// Compacted all the time, while events are made durable, noted, and on their way; killed after any number of them.
+    #[test]
+    fn a_snapshot_leaves_nothing_out_that_counts_while_it_is_made() {
+        for batches in 1..=24 {
+            let disk = SimDisk::new(batches);
+            life(&disk, async |_, book| {
+                let work = async {
+                    for batch in 1..=batches {
+                        let stamps: Vec<String> = (0..3).filter_map(|_| book.stamp("events", "k", [1; 32])).collect();
+                        stamps.iter().for_each(|stamp| book.settle(stamp, Fate::Accepted));
+                        assert_eq!(book.receipts(receipts(batch, &stamps)).await, Ok(3));
+                    }
+                };
+                let compacting = async {
+                    loop {
+                        book.compact().await;
+                        tokio::task::yield_now().await;
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    () = work => {}
+                    () = compacting => {}
+                }
+            });
+            life(&disk.crash(), async |_, book| {
+                let totals = book.summary().totals;
+                assert_eq!((totals.accepted, totals.delivered, totals.phantom), (3 * batches, 3 * batches, 0));
+                assert_eq!(book.lock().ledger.next_batch("s", 1), batches + 1);
+            });
+        }
+    }
+
+    fn receipts(batch: u64, stamps: &[String]) -> Receipts {
+        let receipt = |stamp: &String| {
+            let (record, tag) = stamp.split_once(";tag=").unwrap();
+            Receipt { record: record.into(), tag: tag.into(), digest: Digest([1; 32]).to_string() }
+        };
+        Receipts { sink: "s".into(), node: None, batch, receipts: stamps.iter().map(receipt).collect() }
     }
 
     #[test]

@@ -45,13 +45,13 @@ impl LedgerLog {
         self.ask(|answer| Command::Append { bytes, answer: Some(answer) }).await
     }
 
-    /// Replaces everything appended before by a snapshot; synced when this returns. After a crash either the snapshot
-    /// or everything it replaces is read back.
+    /// Replaces everything appended before by a snapshot and what came since it was taken; synced when this returns. After a
+    /// crash either these or everything they replace is read back.
     ///
     /// # Errors
     /// [`StoreError::DiskFull`], [`StoreError::Stopped`]; then everything is as before.
-    pub async fn compact(&self, snapshot: Vec<u8>) -> Result<(), StoreError> {
-        self.ask(|answer| Command::Compact { snapshot, answer }).await
+    pub async fn compact(&self, snapshot: Vec<u8>, since: Vec<Vec<u8>>) -> Result<(), StoreError> {
+        self.ask(|answer| Command::Compact { snapshot, since, answer }).await
     }
 
     /// Lazy appends that are not on the disk and never will be.
@@ -95,7 +95,7 @@ impl LedgerLog {
 #[derive(Debug)]
 pub(crate) enum Command {
     Append { bytes: Vec<u8>, answer: Option<oneshot::Sender<Result<(), StoreError>>> },
-    Compact { snapshot: Vec<u8>, answer: oneshot::Sender<Result<(), StoreError>> },
+    Compact { snapshot: Vec<u8>, since: Vec<Vec<u8>>, answer: oneshot::Sender<Result<(), StoreError>> },
     Close { answer: oneshot::Sender<()> },
 }
 

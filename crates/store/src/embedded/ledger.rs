@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::LogReport;
 use super::log::{Log, LogError, LogOptions, segment_bytes_for};
-use super::segment::LogKind;
+use super::segment::{FRAME_BYTES, LogKind};
 use crate::disk::Disk;
 use crate::error::{OpenError, StoreError};
 use crate::ledger::{COMMANDS_MAX, Command, LedgerShared};
@@ -98,9 +98,9 @@ impl<D: Disk> LedgerEngine<D> {
         for command in commands {
             match command {
                 Command::Append { bytes, answer } => self.append(&bytes, answer),
-                Command::Compact { snapshot, answer } => {
+                Command::Compact { snapshot, since, answer } => {
                     self.commit();
-                    _ = answer.send(self.compact(&snapshot).map_err(told));
+                    _ = answer.send(self.compact(&snapshot, &since).map_err(told));
                 }
                 Command::Close { answer } => closed.push(answer),
             }
@@ -154,11 +154,16 @@ impl<D: Disk> LedgerEngine<D> {
         self.log.sync()
     }
 
-    /// Everything before the snapshot goes only when the snapshot is safe.
-    fn compact(&mut self, snapshot: &[u8]) -> Result<(), LogError> {
-        let framed = framed(SNAPSHOT, snapshot);
-        self.log.roll(framed.len() as u64)?;
-        self.log.append(&framed)?;
+    /// Everything before the snapshot goes only when the snapshot, and what came since, is safe. These are one batch: a
+    /// crash leaves all of it or nothing.
+    fn compact(&mut self, snapshot: &[u8], since: &[Vec<u8>]) -> Result<(), LogError> {
+        let records: Vec<Vec<u8>> = std::iter::once(framed(SNAPSHOT, snapshot))
+            .chain(since.iter().map(|bytes| framed(RECORD, bytes)))
+            .collect();
+        self.log.roll(records.iter().map(|record| (record.len() + FRAME_BYTES) as u64).sum())?;
+        for record in &records {
+            self.log.append(record)?;
+        }
         self.log.write()?;
         self.log.sync()?;
         self.has_unsynced = false;

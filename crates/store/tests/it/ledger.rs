@@ -49,16 +49,16 @@ fn a_snapshot_replaces_what_was_before() {
             store.ledger.append_synced(vec![n; 1000]).await.unwrap();
         }
         let before = store.ledger.disk_bytes();
-        store.ledger.compact(vec![7; 100]).await.unwrap();
+        store.ledger.compact(vec![7; 100], vec![]).await.unwrap();
         assert!(store.ledger.disk_bytes() < before);
         store.ledger.append_synced(vec![8]).await.unwrap();
         // Larger than a segment: it gets one of its own.
-        store.ledger.compact(vec![9; 50_000]).await.unwrap();
+        store.ledger.compact(vec![9; 50_000], vec![vec![11], vec![12; 9_000]]).await.unwrap();
         assert!(store.ledger.append(vec![10]));
         store.ledger.close().await;
     });
     let records = open(&disk.crash()).ledger_records;
-    assert_eq!(records, [vec![9; 50_000], vec![10]]);
+    assert_eq!(records, [vec![9; 50_000], vec![11], vec![12; 9_000], vec![10]]);
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn a_full_disk_and_a_failed_sync_are_told() {
         disk.fail_call(1, Fault::NoSpace);
         assert_eq!(store.ledger.append_synced(vec![2]).await, Err(StoreError::DiskFull));
         disk.set_capacity(disk.used_bytes());
-        assert_eq!(store.ledger.compact(vec![2]).await, Err(StoreError::DiskFull));
+        assert_eq!(store.ledger.compact(vec![2], vec![]).await, Err(StoreError::DiskFull));
         disk.fail_call(1, Fault::NoSpace);
         assert!(store.ledger.append(vec![2]));
         while store.ledger.lost_total() == 0 {
@@ -108,7 +108,9 @@ fn power_cuts_leave_the_old_account_or_the_new_one() {
                         let bytes = vec![asked.len() as u8; 1 + life.below(4000) as usize];
                         asked.push(bytes[0]);
                         let done = if is_snapshot {
-                            store.ledger.compact([asked.as_slice(), &[255]].concat()).await
+                            let (sum, since) = asked.split_at(life.below(asked.len() as u64 + 1) as usize);
+                            let since = since.iter().map(|&entry| vec![entry; 1 + life.below(900) as usize]).collect();
+                            store.ledger.compact([sum, &[255]].concat(), since).await
                         } else {
                             store.ledger.append_synced(bytes).await
                         };

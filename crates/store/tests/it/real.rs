@@ -142,7 +142,7 @@ fn a_look_sees_what_a_start_would_and_changes_nothing() {
         }
         assert_eq!(store.spool.depth().waiting, 20);
         store.journal.record(Draft::new(Kind::NodeStopped, "node"));
-        store.ledger.compact(vec![8]).await.unwrap();
+        store.ledger.compact(vec![8], vec![]).await.unwrap();
         store.close().await;
     });
     assert_eq!(bytes_of(&data), before);
