@@ -213,6 +213,44 @@ fn routes_have_terms_of_their_own() {
 }
 
 #[test]
+fn records_that_no_route_delivers_are_told_and_expire_as_they_were_accepted() {
+    let (_, server) = Server::moody();
+    let place = Place::new(&config(&server, "n", ", expire: 1h", ", expire: 3s"));
+    let node = place.node();
+    assert_eq!(write(&node, "/labels", "a", "label").0, 202);
+    assert_eq!(write(&node, "/events", "b", "event").0, 202);
+    // The routes, and their upstream, leave the configuration.
+    let other = "node: n\nlisteners: [{ address: \"127.0.0.1:0\", routes: [{ upstream: stock, policy: p }] }]\n\
+                 upstreams: { stock: { url: \"http://127.0.0.1:1\" } }\npolicies: { p: { fallback: spool } }\n";
+    place.configure(other);
+    let said = place.seawall(&["reload", "--admin", &format!("http://{}", node.admin)]);
+    assert_eq!(said.code, 0, "{said:?}");
+    wait_until("it is told", || node.journal().has("records_deserted"));
+    let entry = node.journal().first("records_deserted").clone();
+    assert_eq!((&entry["subject"], &entry["fields"]["waiting"]), (&json!("upstream:queue"), &json!("2")));
+    // The first expires by the terms it was accepted under.
+    wait_until("its time is over", || node.journal().has("records_expired"));
+    assert_eq!((node.spooled(), node.api("/api/ledger")["totals"]["expired"].clone()), (1, json!(1)));
+    assert_eq!(node.status()["spool"]["deserted"], json!({ "queue": 1 }));
+    assert_eq!(node.metrics().get("seawall_spool_deserted_records"), 1);
+    let said = place.seawall(&["status", "--admin", &format!("http://{}", node.admin)]);
+    said.shows(&["1 records for `queue` are not delivered: no route keeps writes for it"]);
+    // After a restart too, and told once. Then a route comes back, and takes what is left along.
+    node.kill();
+    let node = place.node();
+    wait_until("it is told again", || node.journal().count("records_deserted") == 2);
+    assert_eq!(node.status()["spool"]["deserted"], json!({ "queue": 1 }));
+    let (well, server) = Server::moody();
+    well.store(true, Relaxed);
+    place.configure(&config(&server, "n", "", ""));
+    let said = place.seawall(&["reload", "--admin", &format!("http://{}", node.admin)]);
+    assert_eq!(said.code, 0, "{said:?}");
+    wait_until("it is delivered", || node.spooled() == 0);
+    assert_eq!((bodies(&server), node.status()["spool"]["deserted"].clone()), (vec!["event".to_owned()], Value::Null));
+    assert_eq!(node.journal().count("records_deserted"), 2);
+}
+
+#[test]
 fn records_are_sealed_at_rest_with_a_key_from_a_file() {
     let (_, sick_server) = Server::moody();
     let (well, server) = Server::moody();

@@ -23,6 +23,7 @@ use seawall_core::spool::Depth;
 use crate::Admin;
 use crate::api::only;
 use crate::parts::AdminParts;
+use crate::status;
 
 const BREAKER_OFF: &str = "off";
 const FALLBACKS: [&str; 4] = ["spool", "stale", "static", "upstream"];
@@ -477,6 +478,9 @@ fn spool(text: &mut Text, parts: &AdminParts) {
             text.sample("seawall_spool_records", &[("upstream", upstream), ("state", state)], count);
         }
     }
+    let deserted: u64 = status::deserted(parts, &(parts.view)()).values().sum();
+    let help = "Records to be delivered to upstreams that no route keeps writes for.";
+    text.single("seawall_spool_deserted_records", "gauge", help, deserted);
     text.single("seawall_spool_bytes", "gauge", "Bytes of the records in the spool.", depth.bytes);
     text.single("seawall_spool_max_bytes", "gauge", "Bytes the records in the spool may take.", depth.bytes_max);
     text.single("seawall_spool_disk_bytes", "gauge", "Bytes of the spool's files.", depth.disk_bytes);

@@ -88,6 +88,9 @@ struct SpoolStatus {
     bytes_max: u64,
     oldest_s: Option<f64>,
     disk_full: bool,
+    /// Records to be delivered to upstreams that no route keeps writes for, by upstream: nobody delivers them.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    deserted: BTreeMap<String, u64>,
 }
 
 /// The copy of the spool in the replicated engine.
@@ -123,7 +126,9 @@ impl ReplicaView {
 impl Status {
     pub(crate) fn of(parts: &AdminParts) -> Self {
         let (info, now) = (&parts.info, (parts.wall)());
-        let NodeSnapshot { routes, upstreams, limits, drains, .. } = (parts.view)();
+        let view = (parts.view)();
+        let deserted = deserted(parts, &view);
+        let NodeSnapshot { routes, upstreams, limits, drains, .. } = view;
         let ready = (parts.ready)();
         Self {
             node: info.node.clone(),
@@ -138,7 +143,7 @@ impl Status {
             routes: routes.into_iter().map(Route::of).collect(),
             upstreams,
             drains: drains.iter().map(standing_json).collect(),
-            spool: SpoolStatus::of(parts.spool.depth(), now),
+            spool: SpoolStatus::of(parts.spool.depth(), deserted, now),
             replica: parts.spool.replica().map(|status| ReplicaView::of(&status, now)),
             limits,
         }
@@ -168,8 +173,15 @@ impl Route {
     }
 }
 
+/// Records to be delivered to upstreams that no route keeps writes for.
+pub(crate) fn deserted(parts: &AdminParts, view: &NodeSnapshot) -> BTreeMap<String, u64> {
+    let serves = |name: &str| view.routes.iter().any(|route| route.spools && route.upstream == name);
+    let held = parts.spool.depths().into_iter().map(|(name, depth)| (name, depth.waiting + depth.leased));
+    held.filter(|(name, held)| *held > 0 && !serves(name)).collect()
+}
+
 impl SpoolStatus {
-    fn of(depth: SpoolDepth, now: Wall) -> Self {
+    fn of(depth: SpoolDepth, deserted: BTreeMap<String, u64>, now: Wall) -> Self {
         Self {
             waiting: depth.waiting,
             leased: depth.leased,
@@ -178,6 +190,7 @@ impl SpoolStatus {
             bytes_max: depth.bytes_max,
             oldest_s: depth.oldest.map(|at| now.since(at).as_secs_f64()),
             disk_full: depth.disk_full,
+            deserted,
         }
     }
 }

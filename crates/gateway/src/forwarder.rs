@@ -31,7 +31,7 @@ use crate::http::body::{ResBody, Tracked};
 use crate::http::fields::Fields;
 use crate::http::message::Response;
 use crate::listener::Stop;
-use crate::node::Worker;
+use crate::node::{Node, Worker};
 use crate::records::Fate;
 use crate::route::RouteState;
 
@@ -63,7 +63,7 @@ pub(crate) async fn forward(worker: Arc<Worker>, upstream: UpstreamId, stop: Sto
         let (mut next_look, free) = (LOOK_EVERY, pace.free(out.len()));
         let now = node.clock.now();
         if expire_at <= now {
-            expire_at = now + expire(&worker, &name).await;
+            expire_at = now + expire(&node, &name).await;
         }
         match route.admits_at().filter(|at| now < *at).or(pace.paused_until(now)) {
             Some(at) => next_look = now.until(at),
@@ -101,8 +101,7 @@ fn spooling_route(worker: &Worker, upstream: UpstreamId) -> Option<RouteId> {
 
 /// Gives up what waited too long: also, and above all, while nothing can be delivered. How long until it is worth
 /// looking again.
-async fn expire(worker: &Worker, upstream: &str) -> Duration {
-    let node = &worker.node;
+pub(crate) async fn expire(node: &Node, upstream: &str) -> Duration {
     let Ok(expired) = node.spool.expire(upstream, EXPIRE_AT_ONCE).await else { return LOOK_EVERY };
     let (Some(first), Some(last)) = (expired.first(), expired.last()) else { return LOOK_EVERY };
     let draft = Draft::new(Kind::RecordsExpired, format!("upstream:{upstream}"))

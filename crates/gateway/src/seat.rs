@@ -116,6 +116,7 @@ impl Seat {
         self.tasks.spawn(watch::sweep_pools(Arc::clone(self), stop.now.clone()));
         if first {
             self.tasks.spawn(watch::watch_spool(Arc::clone(self), stop.now.clone()));
+            self.tasks.spawn(watch::watch_deserted(Arc::clone(self), stop.now.clone()));
             self.tasks.spawn(watch::watch_guards(Arc::clone(self), stop.now.clone()));
             self.tasks.spawn(watch::watch_limits(Arc::clone(self), stop.now.clone()));
             self.tasks.spawn(traffic::watch_traffic(Arc::clone(self), stop.now.clone()));

@@ -1,6 +1,6 @@
 //! Looks from the side: health checks of endpoints, and the level of the spool, told to the journal when they change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ejection;
 use crate::fault;
+use crate::forwarder;
 use crate::http::body::{ReqBody, Sending};
 use crate::http::grpc_health;
 use crate::http::message::Request;
@@ -27,6 +28,7 @@ use crate::pool::Link;
 use crate::seat::Seat;
 
 const LEVEL_EVERY: Duration = Duration::from_millis(100);
+const DESERTED_EVERY: Duration = Duration::from_secs(1);
 const LIMITS_EVERY: Duration = Duration::from_millis(250);
 /// One entry about a limit says it; a thousand would drown the journal.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
@@ -192,6 +194,39 @@ pub(crate) async fn watch_spool(seat: Arc<Seat>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = work.arrived() => {}
             () = tokio::time::sleep(LEVEL_EVERY) => {}
+        }
+    }
+}
+
+/// Looks after records whose upstream no route keeps writes for any more, so that no forwarder does: their time passes all
+/// the same, and the journal tells of them once.
+pub(crate) async fn watch_deserted(seat: Arc<Seat>, stop: CancellationToken) {
+    let mut told: BTreeSet<String> = BTreeSet::new();
+    loop {
+        let node = Arc::clone(&seat.worker().node);
+        let serves = |name: &str| node.routes.iter().any(|it| it.policy.spools() && it.upstream_name == name);
+        let mut wait = DESERTED_EVERY;
+        for (upstream, depth) in node.spool.depths() {
+            let held = depth.waiting + depth.leased;
+            if held == 0 || serves(&upstream) {
+                told.remove(&upstream);
+                continue;
+            }
+            wait = wait.min(forwarder::expire(&node, &upstream).await);
+            if told.insert(upstream.clone()) {
+                tracing::warn!(
+                    upstream,
+                    held,
+                    "no route keeps writes for this upstream: its records are not delivered"
+                );
+                node.journal
+                    .record(Draft::new(Kind::RecordsDeserted, format!("upstream:{upstream}")).with("waiting", held));
+            }
+        }
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
         }
     }
 }

@@ -286,7 +286,15 @@ fn spool_facts(spool: &Value) -> String {
         ("dead letters", text(&spool["parked"])),
         ("oldest", seconds(&spool["oldest_s"])),
         ("size", format!("{} of {}{full}", size(&spool["bytes"]), size(&spool["bytes_max"]))),
-    ])
+    ]) + &deserted(&spool["deserted"])
+}
+
+/// What nobody delivers.
+fn deserted(upstreams: &Value) -> String {
+    let of = |(upstream, records): (&String, &Value)| {
+        format!("{records} records for `{}` are not delivered: no route keeps writes for it\n", printable(upstream))
+    };
+    upstreams.as_object().into_iter().flatten().map(of).collect()
 }
 
 /// One line an entry, causes by number.

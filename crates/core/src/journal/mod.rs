@@ -183,6 +183,8 @@ kinds! {
     RecordDiscarded = "record_discarded",
     /// Records whose time was over were given up; how many and which are in the fields.
     RecordsExpired = "records_expired",
+    /// Records wait for an upstream that no route keeps writes for: nobody delivers them; how many is in the fields.
+    RecordsDeserted = "records_deserted",
     /// Records of a spool whose node is gone were taken in; how many and whose are in the fields.
     RecordsAdopted = "records_adopted",
     /// The replica has everything, and gets every change as it happens.
