@@ -108,8 +108,10 @@ enum Fate {
     Answered(&'static str),
     /// All of it is answered so, and the connection goes on.
     AllAnswered(&'static str),
+    /// So many answers are begun and taken back, all others are whole, and the connection goes on.
+    TakenBack(u64),
 }
-use Fate::{AllAnswered, Answered, Cut, Ended, Reset};
+use Fate::{AllAnswered, Answered, Cut, Ended, Reset, TakenBack};
 
 const CALM: Fate = Ended("ENHANCE_YOUR_CALM");
 const PROTOCOL: Fate = Ended("PROTOCOL_ERROR");
@@ -126,6 +128,10 @@ fn attack(node: &Node, name: &str, fate: Fate, reason: &str) {
         Reset => did["resets"] == json!({ "PROTOCOL_ERROR": 1 }) && did["statuses"] == json!({ "200": 1 }),
         Answered("200") => did["resets"] == json!({}) && did["statuses"] == json!({ "200": 2 }),
         Answered(status) => did["statuses"] == json!({ status: 1, "200": 1 }),
+        TakenBack(count) => {
+            let all_well = did["statuses"].as_object().unwrap().keys().eq(["200"]);
+            did["resets"] == json!({ "CANCEL": count }) && all_well && did["goaway"].is_null()
+        }
         AllAnswered(status) => did["statuses"].as_object().unwrap().keys().eq([status]) && did["goaway"].is_null(),
     };
     assert!(is_so, "{name}: {fate:?}: {did}");
@@ -212,7 +218,9 @@ fn floods_are_cut() {
             ("small_bites", AllAnswered("200"), ""),
             // CVE-2019-9511, 9517.
             ("never_reads", Cut, "h2_stalled"),
-            ("no_window", Cut, "h2_stalled"),
+            ("no_window_of_the_connection", Cut, "h2_stalled"),
+            ("no_window", TakenBack(100), "unread"),
+            ("one_without_a_window", TakenBack(1), "unread"),
             ("window_by_drops", CALM, "h2_flood"),
         ],
         limits,
@@ -220,6 +228,8 @@ fn floods_are_cut() {
     let begun = server.seen().iter().filter(|seen| seen.line().contains("/hang")).count();
     assert!(begun < 2_000, "{begun} calls were begun for those who took them back");
     assert_eq!(node.metrics().answers("api", "5xx"), 0);
+    let is_told = |line: &String| line.contains("a slow reader") && line.contains("\"client\":\"127.0.0.1\"");
+    assert!(node.process.lines().iter().any(is_told), "{:?}", node.process.lines());
 }
 
 #[test]

@@ -480,7 +480,29 @@ def never_reads(address):
 
 @attack
 def no_window(address):
+    """None for any stream; the connection's own is open."""
     peer = Peer(address, settings={4: 0})
+    peer.frame(*(peer.headers(with_path("/large")) for _ in range(100)))
+    peer.wait(lambda: len(peer.ended) == 100)
+    peer.wait_ping()
+    return peer
+
+
+@attack
+def one_without_a_window(address):
+    """One answer that is not taken, and many beside it that are."""
+    peer = Peer(address, settings={4: 1_000})
+    stuck = peer.ask(with_path("/large"))
+    while stuck not in peer.ended and not peer.closed:
+        peer.wait_answered(peer.ask())
+    peer.wait_answered(peer.ask())
+    return peer
+
+
+@attack
+def no_window_of_the_connection(address):
+    """As much as fits into it is taken of a hundred answers, and no more."""
+    peer = Peer(address, settings={4: 2**31 - 1})
     peer.frame(*(peer.headers(with_path("/large")) for _ in range(100)))
     return until_closed(peer)
 

@@ -333,7 +333,7 @@ impl Seat {
         })?;
         let (parts, incoming) = answer.into_parts();
         self.incoming = Some(incoming);
-        Ok(ResponseHead { version: parts.version, headers: parts.headers.into(), ..ResponseHead::new(parts.status) })
+        Ok(parts.into())
     }
 
     /// The next piece of the answer's body; the connection is driven elsewhere.

@@ -269,7 +269,7 @@ async fn serve_connection(
     let end = serve::serve_connection(&mut io, &state, &node.clock, orders, is_last, answer).await;
     if end == End::Closed {
         if state.was_unread() {
-            seat.worker().rejections.unread.add(1);
+            seat.worker().rejections.untaken(&peer.ip_text, node.clock.now());
         }
         return;
     }

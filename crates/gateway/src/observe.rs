@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use http::HeaderValue;
 use seawall_core::balance::assign::ByVersion;
 use seawall_core::fault::book::Seen;
 use seawall_core::guard::Refusal;
@@ -12,8 +13,10 @@ use seawall_core::observation::{
     ConnectionsSnapshot, DURATION_BUCKETS_S, Ended, LATENCY_BUCKETS_S, RouteSnapshot, quantile_s,
 };
 use seawall_core::outcome::{Failure, Outcome};
+use seawall_core::time::Mono;
 use seawall_core::traffic::{BUCKETS, Counts, bucket_of};
 
+use crate::clock::Seldom;
 use crate::http::gate::Verdict;
 use crate::mirror::FATES;
 
@@ -234,11 +237,13 @@ pub(crate) struct Rejections {
     pub(crate) handshakes_slow: Count,
     /// Clients that spoke plainly where TLS is spoken.
     pub(crate) plain: Count,
-    /// HTTP/1 connections of clients that do not take what they asked for.
+    /// Answers that their clients do not take: HTTP/1 connections, and streams of HTTP/2.
     pub(crate) unread: Count,
+    /// That there are such clients.
+    unread_told: Seldom,
     /// HTTP/2 connections of clients that mostly take back what they ask for.
     pub(crate) taken_back: Count,
-    /// HTTP/2 connections of clients that do not take what they asked for.
+    /// HTTP/2 connections of clients that take nothing of what they asked for.
     pub(crate) stalled: Count,
     /// HTTP/2 connections of clients that mostly send frames that carry nothing.
     pub(crate) flooded: Count,
@@ -263,6 +268,7 @@ impl Default for Rejections {
             handshakes_slow: Count::default(),
             plain: Count::default(),
             unread: Count::default(),
+            unread_told: Seldom::default(),
             taken_back: Count::default(),
             stalled: Count::default(),
             flooded: Count::default(),
@@ -294,6 +300,15 @@ const OTHERS: [&str; 13] = [
 impl Rejections {
     pub(crate) fn count(&self, verdict: Verdict) {
         self.verdicts[verdict as usize].add(1);
+    }
+
+    /// An answer was taken back from a client who does not take it.
+    pub(crate) fn untaken(&self, client: &HeaderValue, now: Mono) {
+        self.unread.add(1);
+        if self.unread_told.is_due(now) {
+            let client = client.to_str().unwrap_or_default();
+            tracing::warn!(client, "a slow reader: its answer was ended after `body_idle_timeout`");
+        }
     }
 
     pub(crate) fn get(&self, verdict: Verdict) -> u64 {

@@ -195,6 +195,11 @@ impl ConnState {
         self.overdue.load(Relaxed)
     }
 
+    /// True while the client does not take what is written for it.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.stalled.load(Relaxed) != 0
+    }
+
     /// True if it was ended because the client did not take what was written for it.
     pub(crate) fn was_unread(&self) -> bool {
         self.unread.load(Relaxed)

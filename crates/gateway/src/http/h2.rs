@@ -2,45 +2,41 @@
 //!
 //! What the gate does to bytes (`gate.rs`) a library does to frames: sizes, order, header names. What it leaves open is
 //! decided here, request by request, before anything is routed: one host, a path, no second framing, nothing of ours.
-//! A connection is let go when it has been idle too long, when a head does not come to its end, when an answer waits too
-//! long for a client that does not read, in our hands or, once the connection is to end, in the library's, when a client
-//! mostly takes back what it has asked for (CVE-2023-44487 and its kin), and when it mostly sends frames that carry nothing
-//! (CVE-2019-9512 and its kin): each is counted by its name, and so is what the library ends by itself.
-//! Not here: how a request is answered (`chain.rs`), how connections are accepted (`listener.rs`).
+//! An answer that its client does not take is taken back alone (`stream.rs`). A connection is let go when it has been idle
+//! too long, when a head does not come to its end, when its client takes nothing of any answer, or not even the end of one
+//! when the connection is to go, when a client mostly takes back what it has asked for (CVE-2023-44487 and its kin), and when
+//! it mostly sends frames that carry nothing (CVE-2019-9512 and its kin): each is counted by its name, and so is what the
+//! library ends by itself.
+//! Not here: how long one request may take (`stream.rs`), how it is answered (`chain.rs`), how connections are accepted (`listener.rs`).
 
-use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::Reason;
+use h2::server::{Builder, Connection, Handshake, SendResponse};
+use h2::{Ping, PingPong, Reason, RecvStream};
 use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, HeaderValue};
-use http::{Method, Request, Response};
-use http_body::{Body, Frame, SizeHint};
-use hyper::rt::Executor;
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http::{Method, Request};
+use seawall_core::fault::book::Client;
 use seawall_core::policy::Limits;
 use seawall_core::time::Mono;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_util::task::TaskTracker;
 
-use super::body::{BoxError, Incoming, Tracked};
+use super::body::{Incoming, Tracked};
 use super::conn::{ClientIo, ConnState};
 use super::gate::{VERDICT_HEADER, Verdict, is_host, is_path};
 use super::grpc;
-use super::message::{self, RequestHead};
+use super::message;
 use super::passing::{
-    CONTINUATION, DATA, END_STREAM, GOAWAY, HEADERS, Passing, RST_STREAM, SETTINGS, Seen, Unfinished,
+    CONTINUATION, DATA, END_STREAM, GOAWAY, HEADERS, Passing, RST_STREAM, SETTINGS, Seen, Unfinished, WINDOW_UPDATE,
 };
-use crate::chain::{Ending, Peer, serve};
+use super::stream::{self, Coming, Flow, Unsent};
+use crate::chain::{Peer, serve};
 use crate::clock::Clock;
-use crate::frames::reason;
 use crate::listener::Stop;
 use crate::observe::Rejections;
 use crate::seat::{Door, Seat};
@@ -69,34 +65,18 @@ const USE_BYTES: u32 = 32;
 /// Room for a body on its way from a client, for each stream and for all of a connection.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
-/// An answer held for a client whose window is open and who does not read, for each stream.
+/// What a connection lets us send before its client makes more room (RFC 9113, section 6.9.2).
+const WINDOW_FIRST: i64 = 65_535;
+/// An answer held by the library for a client whose window is open and who does not read, for each stream.
 const SEND_BUFFER: usize = 64 << 10;
-/// An answer is handed to the library in pieces of a frame's usual size, the next when the one before has room: what it
-/// holds of an answer that is out of our hands is less than that.
-const PIECE: usize = 16 << 10;
 /// So much written is progress; less may be a few PINGs.
 const PROGRESS: u64 = 256;
 /// A silent client is asked whether it is there.
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Runs what the library wants run, counted among the tasks of its owner.
-#[derive(Clone)]
-pub(crate) struct Tasks(pub(crate) TaskTracker);
-
-impl<F> Executor<F> for Tasks
-where
-    F: Future + Send + 'static,
-    F::Output: Send,
-{
-    fn execute(&self, future: F) {
-        self.0.spawn(future);
-    }
-}
-
 /// What is known of one connection.
-#[derive(Default)]
-struct Traffic {
+pub(crate) struct Traffic {
     /// Requests in work.
     open: AtomicU32,
     /// When the last one ended, in nanoseconds of [`Mono`].
@@ -118,210 +98,34 @@ struct Traffic {
     is_no_client: AtomicBool,
     /// What the library said when it ended the connection: `OF_RESETS`, `OF_HEADS`, or zero.
     farewell: AtomicU8,
-    /// Bytes that have left.
+    /// Bytes that have left, and that have come.
     written: AtomicU64,
-    answers: Mutex<Vec<Weak<Flow>>>,
+    read: AtomicU64,
+    /// What the client lets us send, all streams together.
+    window: AtomicI64,
+    flows: Mutex<Vec<Weak<Flow>>>,
 }
 
-/// Who waits for more of a request's body, and for how long.
-struct Waiting {
-    clock: Clock,
-    /// Since when, in nanoseconds of [`Mono`]; zero if nobody does.
-    since: AtomicU64,
-    /// There is no more to come, or nobody wants it.
-    is_over: AtomicBool,
-    is_overdue: AtomicBool,
-    reader: Mutex<Option<Waker>>,
-}
-
-/// A request's body as it comes.
-pub(crate) struct Coming {
-    body: hyper::body::Incoming,
-    waiting: Arc<Waiting>,
-    conn: Arc<ConnState>,
-}
-
-impl Coming {
-    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
-            return self.waiting.poll_overdue(cx).map(|()| {
-                self.conn.break_body(Verdict::BodyTooSlow);
-                Some(Err(Verdict::BodyTooSlow.words().into()))
-            });
-        };
-        self.waiting.since.store(0, Relaxed);
-        if !matches!(frame, Some(Ok(_))) {
-            self.waiting.is_over.store(true, Relaxed);
-        }
-        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
-    }
-
-    pub(crate) fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    pub(crate) fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Drop for Coming {
-    fn drop(&mut self) {
-        self.waiting.is_over.store(true, Relaxed);
-    }
-}
-
-impl Waiting {
-    fn new(clock: &Clock) -> Self {
+impl Default for Traffic {
+    fn default() -> Self {
         Self {
-            clock: clock.clone(),
-            since: AtomicU64::new(0),
-            is_over: AtomicBool::new(false),
-            is_overdue: AtomicBool::new(false),
-            reader: Mutex::new(None),
-        }
-    }
-
-    /// Ready once it has been too long.
-    fn poll_overdue(&self, cx: &Context<'_>) -> Poll<()> {
-        if self.is_overdue.load(Relaxed) {
-            return Poll::Ready(());
-        }
-        if self.since.load(Relaxed) == 0 {
-            self.since.store(self.clock.now().as_nanos().max(1), Relaxed);
-        }
-        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        if reader.as_ref().is_none_or(|reader| !reader.will_wake(cx.waker())) {
-            *reader = Some(cx.waker().clone());
-        }
-        Poll::Pending
-    }
-
-    /// True while something may lie here that nobody reads: the client may not be allowed to send any more.
-    fn is_untaken(&self) -> bool {
-        !self.is_over.load(Relaxed) && self.since.load(Relaxed) == 0
-    }
-
-    /// It counts from here.
-    fn begin_anew(&self, now: Mono) {
-        let since = self.since.load(Relaxed);
-        if since != 0 {
-            // Whoever has stopped waiting meanwhile is not made to wait.
-            let _ = self.since.compare_exchange(since, now.as_nanos().max(1), Relaxed, Relaxed);
-        }
-    }
-
-    fn end_overdue(&self, now: Mono, patience: Duration) {
-        let since = self.since.load(Relaxed);
-        if since != 0 && now.since(Mono::from_nanos(since)) >= patience && !self.is_overdue.swap(true, Relaxed) {
-            let reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner).take();
-            reader.into_iter().for_each(Waker::wake);
-        }
-    }
-}
-
-/// An answer on its way to the client.
-struct Flow {
-    traffic: Arc<Traffic>,
-    clock: Clock,
-    /// When it last gave a piece, in nanoseconds of [`Mono`].
-    last: AtomicU64,
-    /// True while it is the client that must ask for more.
-    is_held: AtomicBool,
-    is_whole: AtomicBool,
-    /// Its head has been handed over.
-    has_begun: AtomicBool,
-    /// It broke on our side, which says nothing about the client.
-    is_broken: AtomicBool,
-    /// The request's body.
-    waiting: Arc<Waiting>,
-}
-
-impl Flow {
-    fn begin(traffic: &Arc<Traffic>, clock: &Clock) -> Arc<Self> {
-        traffic.open.fetch_add(1, Relaxed);
-        let flow = Arc::new(Self {
-            traffic: Arc::clone(traffic),
-            clock: clock.clone(),
-            last: AtomicU64::new(clock.now().as_nanos()),
-            is_held: AtomicBool::new(false),
-            is_whole: AtomicBool::new(false),
+            open: AtomicU32::new(0),
+            last: AtomicU64::new(0),
+            answered: AtomicU32::new(0),
+            taken_back: AtomicU32::new(0),
+            empty: AtomicU32::new(0),
+            useful: AtomicU32::new(0),
+            head_since: AtomicU64::new(0),
+            broken: AtomicU32::new(0),
+            heads_long: AtomicU32::new(0),
             has_begun: AtomicBool::new(false),
-            is_broken: AtomicBool::new(false),
-            waiting: Arc::new(Waiting::new(clock)),
-        });
-        traffic.answers.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&flow));
-        flow
-    }
-}
-
-impl Drop for Flow {
-    fn drop(&mut self) {
-        self.traffic.open.fetch_sub(1, Relaxed);
-        self.traffic.last.store(self.clock.now().as_nanos(), Relaxed);
-        if self.is_broken.load(Relaxed) {
-            return;
+            is_no_client: AtomicBool::new(false),
+            farewell: AtomicU8::new(0),
+            written: AtomicU64::new(0),
+            read: AtomicU64::new(0),
+            window: AtomicI64::new(WINDOW_FIRST),
+            flows: Mutex::default(),
         }
-        let count = if self.is_whole.load(Relaxed) { &self.traffic.answered } else { &self.traffic.taken_back };
-        count.fetch_add(1, Relaxed);
-    }
-}
-
-/// An answer's body that notes when the client stops asking for it.
-struct Watched<B> {
-    body: B,
-    /// What is left of the frame that came last.
-    rest: Bytes,
-    flow: Arc<Flow>,
-}
-
-impl<B: Body<Data = Bytes, Error = BoxError> + Unpin> Watched<B> {
-    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if self.rest.is_empty() {
-            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-                Some(Ok(frame)) if frame.data_ref().is_some_and(|data| data.len() > PIECE) => {
-                    self.rest = frame.into_data().unwrap_or_default();
-                }
-                other => return Poll::Ready(other),
-            }
-        }
-        let piece = self.rest.split_to(self.rest.len().min(PIECE));
-        Poll::Ready(Some(Ok(Frame::data(piece))))
-    }
-}
-
-impl<B: Body<Data = Bytes, Error = BoxError> + Unpin> Body for Watched<B> {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let this = self.get_mut();
-        this.flow.is_held.store(false, Relaxed);
-        let polled = this.poll_piece(cx);
-        match &polled {
-            Poll::Ready(Some(Ok(frame))) => {
-                this.flow.last.store(this.flow.clock.now().as_nanos(), Relaxed);
-                this.flow.is_held.store(true, Relaxed);
-                // Nobody asks again after trailers, or after the last byte of a known length.
-                this.flow.is_whole.store(frame.is_trailers() || this.is_end_stream(), Relaxed);
-            }
-            Poll::Ready(None) => this.flow.is_whole.store(true, Relaxed),
-            Poll::Ready(Some(Err(_))) => this.flow.is_broken.store(true, Relaxed),
-            Poll::Pending => {}
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let (of_body, rest) = (self.body.size_hint(), self.rest.len() as u64);
-        let mut hint = SizeHint::new();
-        hint.set_lower(of_body.lower() + rest);
-        of_body.upper().into_iter().for_each(|upper| hint.set_upper(upper + rest));
-        hint
     }
 }
 
@@ -367,6 +171,7 @@ impl AsyncRead for Counted {
         }
         let had = buffer.filled().len();
         ready!(this.io.poll_read_frames(cx, buffer))?;
+        this.traffic.read.fetch_add((buffer.filled().len() - had) as u64, Relaxed);
         let unfinished = this.coming.see(&buffer.filled()[had..], |frame| {
             this.traffic.note_coming(frame);
             match frame.kind {
@@ -408,22 +213,78 @@ impl AsyncWrite for Counted {
     }
 }
 
+/// The library's end of a connection.
+enum Library {
+    Greets(Handshake<Counted, Bytes>),
+    Serves(Connection<Counted, Bytes>, PingPong),
+}
+
+impl Library {
+    /// Goes on until the end; `begin` hears of every request.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        is_draining: bool,
+        begin: &mut impl FnMut(Request<RecvStream>, SendResponse<Bytes>),
+    ) -> Poll<Result<(), h2::Error>> {
+        loop {
+            match self {
+                Self::Greets(handshake) => {
+                    let mut connection = ready!(Pin::new(handshake).poll(cx))?;
+                    if is_draining {
+                        connection.graceful_shutdown();
+                    }
+                    let Some(pings) = connection.ping_pong() else {
+                        unreachable!("nobody else has asked for it");
+                    };
+                    *self = Self::Serves(connection, pings);
+                }
+                Self::Serves(connection, pings) => {
+                    // Only so that the next can be sent.
+                    let _ = pings.poll_pong(cx);
+                    match ready!(connection.poll_accept(cx)).transpose()? {
+                        Some((request, respond)) => begin(request, respond),
+                        None => return Poll::Ready(Ok(())),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes no more requests, and says so.
+    fn drain(&mut self) {
+        if let Self::Serves(connection, _) = self {
+            connection.graceful_shutdown();
+        }
+    }
+
+    /// Asks the client whether it is there.
+    fn ask(&mut self) {
+        if let Self::Serves(_, pings) = self {
+            // One that is on its way already will do.
+            let _ = pings.send_ping(Ping::opaque());
+        }
+    }
+}
+
 /// Serves one connection to its end.
 pub(crate) async fn serve_connection(seat: Arc<Seat>, io: ClientIo, peer: Arc<Peer>, door: Arc<Door>, stop: Stop) {
     let node = Arc::clone(&seat.worker().node);
     let (clock, traffic) = (node.clock.clone(), Arc::new(Traffic::default()));
     traffic.last.store(clock.now().as_nanos(), Relaxed);
-    let service = service_fn({
-        let (seat, traffic, clock) = (Arc::clone(&seat), Arc::clone(&traffic), clock.clone());
-        move |request| answer(Arc::clone(&seat), Arc::clone(&peer), Flow::begin(&traffic, &clock), request)
-    });
     let state = io.state();
+    let client = state.client.get().copied();
+    let mut begin = |request: Request<RecvStream>, respond: SendResponse<Bytes>| {
+        let flow = Flow::begin(&traffic, &clock);
+        seat.tasks.spawn(serve_stream(Arc::clone(&seat), (Arc::clone(&peer), client), flow, request, respond));
+    };
     let (coming, leaving) = (Passing::of_client(), Passing::of_server());
     let counted = Counted { io, traffic: Arc::clone(&traffic), coming, leaving, open: Vec::new(), last: 0 };
-    let connection = builder(&node.policy.limits, &seat.tasks).serve_connection(TokioIo::new(counted), service);
-    let mut connection = std::pin::pin!(connection);
+    let mut library = Library::Greets(builder(&node.policy.limits).handshake(counted));
     let (mut is_draining, mut window_since) = (false, clock.now());
     let mut leaving = Leaving { written: 0, since: clock.now() };
+    let mut block = Block { written: 0, since: clock.now() };
+    let mut silence = Silence { read: 0, since: clock.now(), has_asked: false };
     loop {
         // What looks at the connection comes first: one that has something to do without end would never let it look.
         tokio::select! {
@@ -431,34 +292,42 @@ pub(crate) async fn serve_connection(seat: Arc<Seat>, io: ClientIo, peer: Arc<Pe
             () = stop.now.cancelled() => break,
             () = door.drain.cancelled(), if !is_draining => {
                 is_draining = true;
-                connection.as_mut().graceful_shutdown();
+                library.drain();
             }
             () = tokio::time::sleep(LOOK_EVERY) => {
                 let (now, worker) = (clock.now(), seat.worker());
                 let limits = &worker.node.policy.limits;
                 traffic.end_overdue(now, limits.body_idle_timeout);
-                let is_stuck = leaving.is_stuck(now, limits.body_idle_timeout, &traffic, is_draining);
+                let is_blocked = state.is_stalled() || traffic.window.load(Relaxed) <= 0;
+                let is_stuck = leaving.is_stuck(now, limits.body_idle_timeout, &traffic, is_draining)
+                    || block.is_stuck(now, limits.body_idle_timeout, &traffic, is_blocked);
                 if let Some(abuse) = traffic.abuse() {
                     abuse.count(&worker.rejections);
                     break;
                 } else if traffic.is_head_slow(now, limits.header_timeout) {
                     worker.rejections.count(Verdict::HeadTooSlow);
                     break;
-                } else if is_stuck || traffic.is_stalled(now, limits.body_idle_timeout) {
+                } else if is_stuck {
                     worker.rejections.stalled.add(1);
                     break;
                 }
+                traffic.end_untaken(now, limits.body_idle_timeout, is_blocked);
                 traffic.count_seen(&worker.rejections);
+                match silence.look(now, &traffic) {
+                    Silent::No => {}
+                    Silent::Ask => library.ask(),
+                    Silent::Gone => break,
+                }
                 if !is_draining && traffic.is_idle(now, limits.idle_timeout) {
                     is_draining = true;
-                    connection.as_mut().graceful_shutdown();
+                    library.drain();
                 }
                 if now.since(window_since) >= WINDOW {
                     window_since = now;
                     traffic.begin_window();
                 }
             }
-            ended = connection.as_mut() => {
+            ended = std::future::poll_fn(|cx| library.poll(cx, is_draining, &mut begin)) => {
                 let rejections = &seat.worker().rejections;
                 if let Some(abuse) = traffic.abuse() {
                     abuse.count(rejections);
@@ -476,8 +345,8 @@ pub(crate) async fn serve_connection(seat: Arc<Seat>, io: ClientIo, peer: Arc<Pe
 }
 
 /// Counts what the library ended a connection for.
-fn count_end(error: &hyper::Error, traffic: &Traffic, rejections: &Rejections) {
-    match (reason(error), traffic.farewell.load(Relaxed)) {
+fn count_end(error: &h2::Error, traffic: &Traffic, rejections: &Rejections) {
+    match (error.reason(), traffic.farewell.load(Relaxed)) {
         (Some(Reason::NO_ERROR) | None, _) => {}
         // Of resets that it never showed us.
         (Some(Reason::ENHANCE_YOUR_CALM), OF_RESETS) => rejections.taken_back.add(1),
@@ -487,19 +356,16 @@ fn count_end(error: &hyper::Error, traffic: &Traffic, rejections: &Rejections) {
     }
 }
 
-fn builder(limits: &Limits, tasks: &TaskTracker) -> http2::Builder<Tasks> {
-    let mut builder = http2::Builder::new(Tasks(tasks.clone()));
+fn builder(limits: &Limits) -> Builder {
+    let mut builder = Builder::new();
     builder
-        .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams_max)
         .max_header_list_size(limits.header_bytes_max)
-        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buf_size(SEND_BUFFER)
+        .max_send_buffer_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
-        .max_local_error_reset_streams(LOCAL_RESETS_MAX)
-        .keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_TIMEOUT);
+        .max_local_error_reset_streams(Some(LOCAL_RESETS_MAX));
     builder
 }
 
@@ -517,6 +383,57 @@ impl Leaving {
             *self = Self { written, since: now };
         }
         now.since(self.since) >= patience
+    }
+}
+
+/// Since when a client has taken nothing at all, while answers wait for it.
+struct Block {
+    /// Bytes that had left when it last took something.
+    written: u64,
+    since: Mono,
+}
+
+impl Block {
+    fn is_stuck(&mut self, now: Mono, patience: Duration, traffic: &Traffic, is_blocked: bool) -> bool {
+        let written = traffic.written.load(Relaxed);
+        // A PING is not what it was asked for.
+        if !is_blocked || !traffic.is_holding() || written - self.written >= PROGRESS {
+            *self = Self { written, since: now };
+        }
+        now.since(self.since) >= patience
+    }
+}
+
+/// Since when nothing has come.
+struct Silence {
+    /// Bytes that had come when something last did.
+    read: u64,
+    since: Mono,
+    has_asked: bool,
+}
+
+enum Silent {
+    No,
+    Ask,
+    /// It does not even answer.
+    Gone,
+}
+
+impl Silence {
+    fn look(&mut self, now: Mono, traffic: &Traffic) -> Silent {
+        let read = traffic.read.load(Relaxed);
+        if read != self.read {
+            *self = Self { read, since: now, has_asked: false };
+        }
+        let silent_for = now.since(self.since);
+        if silent_for >= PING_EVERY + PING_TIMEOUT {
+            return Silent::Gone;
+        }
+        if silent_for < PING_EVERY || self.has_asked {
+            return Silent::No;
+        }
+        self.has_asked = true;
+        Silent::Ask
     }
 }
 
@@ -546,6 +463,30 @@ impl Abuse {
 }
 
 impl Traffic {
+    /// A request comes into work.
+    pub(crate) fn begins(&self, flow: &Arc<Flow>) {
+        self.open.fetch_add(1, Relaxed);
+        self.flows.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(flow));
+    }
+
+    /// One is over, and its answer was sent whole, or taken back; neither where that was not the client's doing.
+    pub(crate) fn ends(&self, now: Mono, was_answered: Option<bool>) {
+        self.open.fetch_sub(1, Relaxed);
+        self.last.store(now.as_nanos(), Relaxed);
+        match was_answered {
+            Some(true) => self.answered.fetch_add(1, Relaxed),
+            Some(false) => self.taken_back.fetch_add(1, Relaxed),
+            None => 0,
+        };
+    }
+
+    /// Requests in work.
+    fn flows(&self) -> Vec<Arc<Flow>> {
+        let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+        flows.retain(|flow| flow.strong_count() > 0);
+        flows.iter().filter_map(Weak::upgrade).collect()
+    }
+
     fn abuse(&self) -> Option<Abuse> {
         let (taken_back, empty) = (self.taken_back.load(Relaxed), self.empty.load(Relaxed));
         if taken_back >= RESETS_MAX && taken_back > self.answered.load(Relaxed) {
@@ -563,6 +504,9 @@ impl Traffic {
         if !self.has_begun.swap(true, Relaxed) && frame.kind != SETTINGS {
             self.is_no_client.store(true, Relaxed);
         }
+        if (frame.kind, frame.stream) == (WINDOW_UPDATE, 0) {
+            self.window.fetch_add((frame.number() & (u32::MAX >> 1)).into(), Relaxed);
+        }
         let is_useful = match frame.kind {
             HEADERS => true,
             DATA => frame.bytes > 0 || frame.has(END_STREAM),
@@ -575,6 +519,9 @@ impl Traffic {
     }
 
     fn note_leaving(&self, frame: Seen<'_>, is_open: bool) {
+        if frame.kind == DATA {
+            self.window.fetch_sub(frame.bytes.into(), Relaxed);
+        }
         let count = match frame.kind {
             HEADERS if !is_open && is_bare(frame) => &self.heads_long,
             HEADERS => &self.useful,
@@ -617,36 +564,33 @@ impl Traffic {
     /// connection's window, which is not its client's doing; and once an answer goes out, the request may be silent for as
     /// long as that lasts, as a subscription is.
     fn end_overdue(&self, now: Mono, patience: Duration) {
-        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        let flows: Vec<Arc<Flow>> = answers.iter().filter_map(Weak::upgrade).collect();
-        drop(answers);
-        let is_room_ours = flows.iter().any(|flow| flow.waiting.is_untaken());
+        let flows = self.flows();
+        let is_room_ours = flows.iter().any(|flow| flow.coming.is_untaken());
         for flow in flows {
             if is_room_ours || flow.has_begun.load(Relaxed) {
-                flow.waiting.begin_anew(now);
+                flow.coming.begin_anew(now);
             } else {
-                flow.waiting.end_overdue(now, patience);
+                flow.coming.end_overdue(now, patience);
+            }
+        }
+    }
+
+    /// Takes back answers that their client does not take, each alone. While it takes nothing at all, that is not the doing
+    /// of any of them.
+    fn end_untaken(&self, now: Mono, patience: Duration, is_blocked: bool) {
+        for flow in self.flows() {
+            if is_blocked {
+                flow.taking.begin_anew(now);
+            } else {
+                flow.taking.end_overdue(now, patience);
             }
         }
     }
 
     /// True while an answer waits for its client.
     fn is_holding(&self) -> bool {
-        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        answers.iter().filter_map(Weak::upgrade).any(|flow| flow.is_held.load(Relaxed))
-    }
-
-    fn is_stalled(&self, now: Mono, patience: Duration) -> bool {
-        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut is_stalled = false;
-        answers.retain(|flow| {
-            let Some(flow) = flow.upgrade() else { return false };
-            // A whole one too: the library still has its last piece in hand.
-            is_stalled |=
-                flow.is_held.load(Relaxed) && now.since(Mono::from_nanos(flow.last.load(Relaxed))) >= patience;
-            true
-        });
-        is_stalled
+        let flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+        flows.iter().filter_map(Weak::upgrade).any(|flow| flow.is_held())
     }
 
     fn begin_window(&self) {
@@ -704,37 +648,38 @@ fn is_blame(code: u32) -> bool {
     blames.contains(&Reason::from(code))
 }
 
-async fn answer(
+/// Serves one request, for as long as its client wants it.
+async fn serve_stream(
     seat: Arc<Seat>,
-    peer: Arc<Peer>,
+    (peer, client): (Arc<Peer>, Option<Client>),
     flow: Arc<Flow>,
-    mut request: Request<hyper::body::Incoming>,
-) -> Result<Response<Watched<Tracked<Ending>>>, Infallible> {
+    mut request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) {
     let (worker, is_grpc) = (seat.worker_for(&peer.door), grpc::is_grpc(request.headers()));
     if let Err(verdict) = admit(&mut request, &worker.node.policy.limits) {
         request.headers_mut().clear();
         request.headers_mut().insert(VERDICT_HEADER, HeaderValue::from_static(verdict.name()));
     }
     let conn = Arc::new(ConnState::default());
-    let (waiting, of_body) = (Arc::clone(&flow.waiting), Arc::clone(&conn));
+    if let Some(client) = client {
+        let _ = conn.client.set(client);
+    }
     let (parts, body) = request.into_parts();
-    let head =
-        RequestHead { method: parts.method, uri: parts.uri, version: parts.version, headers: parts.headers.into() };
-    let body = Incoming::Frames(Coming { body, waiting, conn: of_body });
-    let mut answered = serve(worker, conn, peer, message::Request { head, body }).await;
+    let coming = Coming::new(body, &parts.headers, &flow, &conn);
+    let request = message::Request { head: parts.into(), body: Incoming::Frames(coming) };
+    let answer = Box::pin(serve(Arc::clone(&worker), conn, Arc::clone(&peer), request));
+    let Ok(mut answered) = stream::unless_taken_back(&mut respond, answer).await else { return };
     if is_grpc && grpc::say(&mut answered) {
         answered = answered.map(Tracked::emptied);
     }
-    flow.is_whole.store(answered.body.is_end_stream(), Relaxed);
-    flow.has_begun.store(true, Relaxed);
-    let mut response = Response::new(Watched { body: answered.body, rest: Bytes::new(), flow });
-    *response.status_mut() = answered.head.status;
-    *response.headers_mut() = answered.head.headers.into();
-    Ok(response)
+    if stream::send(&flow, &mut respond, answered).await == Err(Unsent::Untaken) {
+        worker.rejections.untaken(&peer.ip_text, worker.node.clock.now());
+    }
 }
 
 /// What the gate asks of bytes, asked of a request; and what HTTP/1.1 wants of it, so that it can go on as either.
-fn admit(request: &mut Request<hyper::body::Incoming>, limits: &Limits) -> Result<(), Verdict> {
+fn admit(request: &mut Request<RecvStream>, limits: &Limits) -> Result<(), Verdict> {
     let (uri, headers) = (request.uri().clone(), request.headers());
     if request.method() == Method::CONNECT || request.method() == Method::TRACE {
         return Err(Verdict::Method);
@@ -773,7 +718,7 @@ fn check_body(headers: &HeaderMap, limits: &Limits) -> Result<(), Verdict> {
 }
 
 /// The one host a request names (RFC 9113, section 8.3.1).
-fn host(request: &Request<hyper::body::Incoming>) -> Result<HeaderValue, Verdict> {
+fn host(request: &Request<RecvStream>) -> Result<HeaderValue, Verdict> {
     let mut named = request.headers().get_all(HOST).iter();
     let (header, more) = (named.next(), named.next());
     if more.is_some() {
@@ -809,6 +754,8 @@ fn join_cookies(headers: &mut HeaderMap) {
 mod tests {
     use seawall_core::time::Wall;
 
+    use std::task::Waker;
+
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(3);
@@ -820,12 +767,12 @@ mod tests {
     /// A request that waits for its body from now on.
     fn waits(traffic: &Arc<Traffic>, clock: &Clock) -> Arc<Flow> {
         let flow = Flow::begin(traffic, clock);
-        assert!(flow.waiting.poll_overdue(&Context::from_waker(Waker::noop())).is_pending());
+        assert!(flow.coming.poll_overdue(&Context::from_waker(Waker::noop())).is_pending());
         flow
     }
 
     fn is_overdue(flow: &Flow) -> bool {
-        flow.waiting.is_overdue.load(Relaxed)
+        flow.coming.is_overdue.load(Relaxed)
     }
 
     #[tokio::test(start_paused = true)]
@@ -839,14 +786,14 @@ mod tests {
         tokio::time::advance(PATIENCE).await;
         traffic.end_overdue(clock.now(), PATIENCE);
         assert!(!is_overdue(&asks) && !is_overdue(&is_answered));
-        untaken.waiting.is_over.store(true, Relaxed);
+        untaken.coming.is_over.store(true, Relaxed);
         tokio::time::advance(PATIENCE - Duration::from_millis(1)).await;
         traffic.end_overdue(clock.now(), PATIENCE);
         assert!(!is_overdue(&asks), "it counts from when there was room");
         tokio::time::advance(Duration::from_millis(1)).await;
         traffic.end_overdue(clock.now(), PATIENCE);
         assert!(is_overdue(&asks) && !is_overdue(&is_answered));
-        assert!(asks.waiting.poll_overdue(&Context::from_waker(Waker::noop())).is_ready());
+        assert!(asks.coming.poll_overdue(&Context::from_waker(Waker::noop())).is_ready());
     }
 
     #[tokio::test]
@@ -856,7 +803,7 @@ mod tests {
         let five = Seen { kind: DATA, flags: 0, stream: 1, bytes: 5, note: b"abcd" };
         traffic.note_leaving(five, true);
         assert_eq!(traffic.useful.load(Relaxed), 1);
-        flow.is_held.store(true, Relaxed);
+        assert!(flow.taking.poll_overdue(&Context::from_waker(Waker::noop())).is_pending());
         traffic.note_leaving(five, true);
         traffic.note_leaving(Seen { bytes: 0, ..five }, true);
         assert_eq!(traffic.useful.load(Relaxed), 1);

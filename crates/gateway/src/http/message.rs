@@ -3,7 +3,7 @@
 //! The `http` crate's own keep fields in a table, and room for whatever anybody wants to hang on them; these are small, as
 //! they are moved from hand to hand on the way of every call.
 
-use http::{Method, StatusCode, Uri, Version};
+use http::{Method, StatusCode, Uri, Version, request, response};
 use hyper::ext::ReasonPhrase;
 
 use super::answer::Ours;
@@ -21,6 +21,12 @@ pub(crate) struct RequestHead {
 impl RequestHead {
     pub(crate) fn new(method: Method, uri: Uri) -> Self {
         Self { method, uri, version: Version::HTTP_11, headers: Fields::new() }
+    }
+}
+
+impl From<request::Parts> for RequestHead {
+    fn from(parts: request::Parts) -> Self {
+        Self { method: parts.method, uri: parts.uri, version: parts.version, headers: parts.headers.into() }
     }
 }
 
@@ -52,6 +58,12 @@ pub(crate) struct ResponseHead {
 impl ResponseHead {
     pub(crate) fn new(status: StatusCode) -> Self {
         Self { status, version: Version::HTTP_11, headers: Fields::new(), reason: None, ours: None }
+    }
+}
+
+impl From<response::Parts> for ResponseHead {
+    fn from(parts: response::Parts) -> Self {
+        Self { version: parts.version, headers: parts.headers.into(), ..Self::new(parts.status) }
     }
 }
 

@@ -15,4 +15,5 @@ pub(crate) mod message;
 pub(crate) mod outgoing;
 pub(crate) mod passing;
 pub(crate) mod serve;
+pub(crate) mod stream;
 pub(crate) mod wire;

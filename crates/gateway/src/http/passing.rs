@@ -17,6 +17,7 @@ pub(crate) const HEADERS: u8 = 1;
 pub(crate) const RST_STREAM: u8 = 3;
 pub(crate) const SETTINGS: u8 = 4;
 pub(crate) const GOAWAY: u8 = 7;
+pub(crate) const WINDOW_UPDATE: u8 = 8;
 pub(crate) const CONTINUATION: u8 = 9;
 
 /// Of DATA and HEADERS: nothing of the stream follows.
@@ -36,7 +37,7 @@ pub(crate) struct Seen<'a> {
 }
 
 impl Seen<'_> {
-    /// A reset's reason.
+    /// A reset's reason, or by how much a window is opened.
     pub(crate) fn number(&self) -> u32 {
         self.note.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes))
     }

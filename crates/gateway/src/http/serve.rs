@@ -432,7 +432,7 @@ impl<O: Fn() -> Order, L: Fn() -> bool> Window<'_, O, L> {
 }
 
 /// The date for an answer.
-fn date(now: Mono, clock: &Clock) -> [u8; DATE_BYTES] {
+pub(crate) fn date(now: Mono, clock: &Clock) -> [u8; DATE_BYTES] {
     let (at, mut date) = DATE.get();
     if at.is_none_or(|at| now.since(at) >= DATE_EVERY) {
         let wall = UNIX_EPOCH + Duration::from_millis(clock.wall().as_millis());

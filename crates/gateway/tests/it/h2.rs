@@ -227,6 +227,23 @@ fn hosts_and_targets_are_read_as_strictly_as_of_http_1() {
     assert_eq!(server.count(), 3, "nothing of the others went on");
 }
 
+/// As they find those of HTTP/1.
+#[test]
+fn faults_find_calls_by_who_sent_them() {
+    use seawall_core::fault::book::{Kind as Fault, Order, Scope};
+
+    let server = Server::start(|_, _| ok("well"));
+    let world = World::new(one(&server));
+    let wire = Wire::new(world.address);
+    for (source, status) in [("127.0.0.2", 200), ("127.0.0.1", 503)] {
+        let all = crate::calls::order("r", Fault::abort(503), crate::calls::ALL);
+        let scope = Scope { source: Some(source.parse().unwrap()), ..all.scope };
+        let id = world.faults.place(Order { scope, ..all }).unwrap().fault.id;
+        assert_eq!(wire.get("/").status, status, "{source}");
+        world.faults.remove(id).unwrap();
+    }
+}
+
 #[test]
 fn trailers_pass_unannounced() {
     let server = Server::start(|_, _| {
@@ -339,25 +356,95 @@ fn who_does_not_read_is_let_go_and_holds_nobody_else() {
 }
 
 #[test]
-fn who_does_not_read_a_short_answer_is_let_go_too() {
-    let server = Server::start(|_, _| ok(&"x".repeat(60 << 10)));
+fn an_answer_that_is_not_taken_is_taken_back_alone() {
+    let server = Server::start(|seen, _| match seen.line().contains("/empty") {
+        true => ok(""),
+        false => ok(&"x".repeat(60 << 10)),
+    });
     // Nothing of it leaves, the beginning of its first piece, all but the end of its last.
-    for window in [0, 1, (60 << 10) - 1] {
+    for (window, sent) in [(0, 0), (1, 1), ((60 << 10) - 1, (60 << 10) - 1)] {
         let mut policy = one(&server);
         (policy.limits.body_idle_timeout, policy.limits.idle_timeout) =
-            (Duration::from_millis(300), Duration::from_millis(300));
+            (Duration::from_millis(300), Duration::from_millis(900));
         let world = World::new(policy);
         let wire = Wire::with_window(world.address, window);
-        let held = wire.runtime.block_on(async {
+        let mut body = wire.runtime.block_on(async {
             let mut send = wire.send.clone().ready().await.unwrap();
             let (answer, _) = send.send_request(get("/"), true).unwrap();
-            answer.await.unwrap()
+            answer.await.unwrap().into_body()
         });
-        wait_until("it is counted", || rejected(&world, "h2_stalled") == 1);
-        wait_until("its connection is closed", || (world.view)().connections == 0);
-        drop(held);
-        let _ = wire.ended();
+        wait_until("it is counted", || {
+            assert_eq!(wire.get("/empty").status, 200, "whoever is beside it is served");
+            rejected(&world, "unread") == 1
+        });
+        let (heard, error) = wire.runtime.block_on(async {
+            let mut heard = 0;
+            loop {
+                match body.data().await.expect("it does not end as if it were whole") {
+                    Ok(data) => heard += data.len(),
+                    Err(error) => return (heard, error),
+                }
+            }
+        });
+        assert_eq!((heard, error.reason()), (sent, Some(Reason::CANCEL)));
+        assert_eq!(wire.get("/empty").status, 200, "and the connection goes on");
+        assert_eq!((rejected(&world, "h2_stalled"), (world.view)().connections), (0, 1));
+        wait_until("it is idle", || (world.view)().connections == 0);
+        assert!(wire.ended().is_ok(), "with a farewell, not with a break");
+        let seen = world.route(0);
+        assert_eq!(seen.in_flight, 0);
     }
+}
+
+/// All of its streams wait for the same room: none of them is at fault alone.
+#[test]
+fn a_connection_whose_window_is_used_up_is_ended_with_all_its_streams() {
+    let server = Server::start(|_, _| ok(&"x".repeat(60 << 10)));
+    let mut policy = one(&server);
+    policy.limits.body_idle_timeout = Duration::from_millis(500);
+    let world = World::new(policy);
+    let wire = Wire::new(world.address);
+    let bodies = wire.runtime.block_on(async {
+        let mut bodies = Vec::new();
+        for _ in 0..3 {
+            let mut send = wire.send.clone().ready().await.unwrap();
+            let (answer, _) = send.send_request(get("/"), true).unwrap();
+            bodies.push(answer.await.unwrap().into_body());
+        }
+        bodies
+    });
+    wait_until("it is counted", || rejected(&world, "h2_stalled") == 1);
+    wait_until("it is closed", || (world.view)().connections == 0);
+    assert_eq!(rejected(&world, "unread"), 0);
+    drop(bodies);
+    assert_eq!((world.view)().rejected.iter().map(|(_, count)| count).sum::<u64>(), 1);
+}
+
+/// Whatever it says: half a body is never the whole of one.
+#[test]
+fn a_body_that_is_taken_back_is_not_a_shorter_one() {
+    let far = crate::tcp::Far::new();
+    let world = World::new(policy(vec![route("r", 0)], vec![upstream("u", &[far.address()])]));
+    let wire = Wire::new(world.address);
+    for reason in [Reason::CANCEL, Reason::NO_ERROR, Reason::INTERNAL_ERROR] {
+        let (answer, mut body) = wire.runtime.block_on(async {
+            let mut send = wire.send.clone().ready().await.unwrap();
+            let (answer, mut body) = send.send_request(request("POST", "/").body(()).unwrap(), false).unwrap();
+            body.send_data(Bytes::from_static(b"half of it"), false).unwrap();
+            (answer, body)
+        });
+        let mut server = far.accept();
+        let mut seen = String::new();
+        while !seen.ends_with("half of it\r\n") {
+            seen += &crate::tcp::read(&mut server, 1);
+        }
+        body.send_reset(reason);
+        drop(answer);
+        let rest = crate::tcp::rest(&mut server).unwrap_or_default();
+        assert!(!rest.contains("0\r\n"), "{reason:?}: it is ended as if it were whole: {rest:?}");
+    }
+    wait_until("all are counted", || rejected(&world, "body_cut") + world.route(0).cancelled_total == 3);
+    assert_eq!(world.route(0).failures_total, 0, "nobody blames the upstream");
 }
 
 #[test]
