@@ -1,6 +1,6 @@
 """A WebSocket server that says everything back, and a client that knows what it should hear.
 
-websocket.py server          listens, tells its port on standard error, echoes until it is ended
+websocket.py server          listens, tells its port on standard error, echoes until it is ended; refuses `?refused`
 websocket.py client URL      talks to it in every way there is; says "ok" if every answer was right
 websocket.py refused URL     expects the handshake to be refused, and says the status
 websocket.py hold URL        says "open" once connected, and how the connection ended
@@ -28,8 +28,12 @@ def echo(connection):
             connection.send(message)
 
 
+def choose(connection, request):
+    return connection.respond(403, "not you\n") if request.path.endswith("?refused") else None
+
+
 def server():
-    with serve(echo, "127.0.0.1", 0, max_size=None, subprotocols=SPEAKS) as listening:
+    with serve(echo, "127.0.0.1", 0, max_size=None, subprotocols=SPEAKS, process_request=choose) as listening:
         print(f"port {listening.socket.getsockname()[1]}", file=sys.stderr, flush=True)
         listening.serve_forever()
 

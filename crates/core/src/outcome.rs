@@ -26,11 +26,12 @@ impl Outcome {
     }
 
     /// What it says of the upstream's health. One that asks us to slow down is well: a breaker that opened on that would
-    /// keep from it even what it takes on, and an ejection would put its share on its peers. Limits are what listens.
+    /// keep from it even what it takes on, and an ejection would put its share on its peers. Limits are what listens. One
+    /// that does not offer what was wanted is well too.
     #[must_use]
     pub const fn of_health(self) -> Self {
         match self {
-            Self::Failure(Failure::Throttled) => Self::Ignored,
+            Self::Failure(Failure::Throttled | Failure::Upgrade) => Self::Ignored,
             other => other,
         }
     }
@@ -58,6 +59,8 @@ pub enum Failure {
     Incomplete,
     /// What came back is not HTTP.
     Protocol,
+    /// The upstream lets no stream of HTTP/2 become a connection (RFC 8441), and was not asked.
+    Upgrade,
     /// A status that says the upstream failed: 500, 502, 503, 504 and other 5xx but 501 and 505.
     Status(u16),
     /// The upstream asked us to slow down (429).
@@ -78,6 +81,7 @@ impl Failure {
             Self::Timeout => "http_response_timeout",
             Self::Incomplete => "http_response_incomplete",
             Self::Protocol => "http_protocol_error",
+            Self::Upgrade => "http_upgrade_failed",
             Self::Status(_) | Self::Throttled => "destination_unavailable",
         }
     }
@@ -96,7 +100,10 @@ impl Failure {
     /// True when the upstream cannot have seen the request, so that even a non-idempotent one may be sent again.
     #[must_use]
     pub const fn never_sent(self) -> bool {
-        matches!(self, Self::Dns | Self::ConnectRefused | Self::ConnectTimeout | Self::TlsCertificate | Self::Tls)
+        matches!(
+            self,
+            Self::Dns | Self::ConnectRefused | Self::ConnectTimeout | Self::TlsCertificate | Self::Tls | Self::Upgrade
+        )
     }
 
     /// Its name in metrics and the journal.
@@ -112,13 +119,14 @@ impl Failure {
             Self::Timeout => "timeout",
             Self::Incomplete => "incomplete",
             Self::Protocol => "protocol",
+            Self::Upgrade => "upgrade",
             Self::Status(_) => "status",
             Self::Throttled => "throttled",
         }
     }
 
     /// Every kind by name, for metrics that must show zeros too.
-    pub const NAMES: [&'static str; 11] = [
+    pub const NAMES: [&'static str; 12] = [
         "dns",
         "connect_refused",
         "connect_timeout",
@@ -128,6 +136,7 @@ impl Failure {
         "timeout",
         "incomplete",
         "protocol",
+        "upgrade",
         "status",
         "throttled",
     ];
@@ -145,6 +154,7 @@ impl fmt::Display for Failure {
             Self::Timeout => f.write_str("no answer in time"),
             Self::Incomplete => f.write_str("the answer was cut"),
             Self::Protocol => f.write_str("the answer is not HTTP"),
+            Self::Upgrade => f.write_str("it does not offer WebSocket over HTTP/2"),
             Self::Status(status) => write!(f, "answered {status}"),
             Self::Throttled => f.write_str("answered 429"),
         }
@@ -196,6 +206,7 @@ mod tests {
             Failure::Timeout,
             Failure::Incomplete,
             Failure::Protocol,
+            Failure::Upgrade,
             Failure::Status(503),
             Failure::Throttled,
         ];
@@ -207,6 +218,9 @@ mod tests {
         }
         assert_eq!(Failure::Timeout.status(), 504);
         assert_eq!(Failure::Incomplete.status(), 502);
+        for failure in [Failure::Throttled, Failure::Upgrade] {
+            assert_eq!(Outcome::Failure(failure).of_health(), Outcome::Ignored, "{failure}");
+        }
         assert!(Failure::ConnectRefused.never_sent() && !Failure::ConnectionLost.never_sent());
     }
 

@@ -467,6 +467,11 @@ async fn prepare(
     };
     let asks = present.has(Present::ASKS);
     let upgrade = if asks { upgrade::wanted(&route.policy.upgrades, &head.headers) } else { None };
+    if asks && upgrade.is_none() && head.version == http::Version::HTTP_2 {
+        // By HTTP/1.1 it would be an ordinary request beside; a CONNECT is nothing else.
+        let detail = "this route carries no WebSocket (`upgrade: websocket`)";
+        return Err(Box::new(Answer::new(501, "http_request_denied", "upgrade", detail).build()));
+    }
     let hop = Hop::of(peer, &node.via);
     let stale_key = match route.policy.stale_for() {
         Some(_) if head.method == Method::GET && upgrade.is_none() => {
@@ -1145,6 +1150,8 @@ pub(crate) async fn exchange(
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         // To what was asked for, or nobody asked.
         let agreed = call.upgrade.as_ref().filter(|wanted| upgrade::agrees(&head.headers, wanted));
+        // Who asked in HTTP/2 has no key of its own, and cannot look.
+        let agreed = agreed.filter(|_| !call.speaks_2 || upgrade::accepts(&head.headers, &call.headers));
         let switched = agreed.ok_or(Failure::Protocol).and_then(|_| link.into_switched())?;
         return Ok(Exchanged { head, content: Content::Switched(switched), at: clock.now(), on_body: OnBody::Passes });
     }
@@ -1192,7 +1199,7 @@ async fn send(
     }
     let headers = headers_for(worker, call, to.0, patience);
     let sending = Sending { method: &call.method, target: &call.target, headers, body };
-    let client = call.conn.as_ref().filter(|_| call.speaks_1_1);
+    let client = call.conn.as_ref().filter(|_| call.speaks_1_1 && !call.speaks_2);
     let answered = link.send(sending, |interim| {
         if let Some(conn) = client {
             pass_interim(conn, &worker.node.via, interim.status, &interim.headers);

@@ -14,13 +14,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::Reason;
-use http::header::{HOST, HeaderValue};
+use http::header::{CONNECTION, HOST, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
 use http::uri::{Authority, Parts as UriParts, Scheme};
-use http::{Request, Uri, Version};
+use http::{Method, Request, StatusCode, Uri, Version};
 use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{Builder, SendRequest};
+use hyper::ext::Protocol;
 use hyper::rt::Executor;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use seawall_core::outcome::Failure;
 use seawall_core::time::Mono;
@@ -29,9 +31,11 @@ use tokio::task::JoinSet;
 
 use crate::http::body::{ReqBody, Sending};
 use crate::http::message::ResponseHead;
+use crate::http::tunnel::Tunnel;
 use crate::name::{Bearing, Name};
 use crate::net::Stream as NetStream;
-use crate::pool::OpenCount;
+use crate::pool::{OpenCount, Switched};
+use crate::upgrade;
 
 /// Calls that share a connection at most, whatever the upstream allows: one that breaks takes no more with it.
 const STREAMS_MAX: usize = 100;
@@ -89,6 +93,8 @@ pub(crate) struct Shared {
     sender: SendRequest<ReqBody>,
     /// What the upstream has said.
     seats: AtomicUsize,
+    /// The upstream lets streams become connections (RFC 8441).
+    takes_connect: AtomicBool,
     /// What it was seen to take, where it has said more.
     borne: AtomicUsize,
     /// Calls answered since `borne` last changed.
@@ -118,6 +124,8 @@ pub(crate) struct Seat {
     was_lost: bool,
     /// The answer's body.
     incoming: Option<Incoming>,
+    /// What the stream has become in place of an answer.
+    switched: Option<Box<Tunnel>>,
 }
 
 impl Drop for Seat {
@@ -187,6 +195,7 @@ impl Frames {
         let shared = Arc::new(Shared {
             sender,
             seats: AtomicUsize::new(0),
+            takes_connect: AtomicBool::new(false),
             borne: AtomicUsize::new(STREAMS_MAX),
             answered: AtomicUsize::new(0),
             taken: AtomicUsize::new(0),
@@ -209,6 +218,7 @@ impl Frames {
             let drive = |cx: &mut Context<'_>| {
                 let polled = connection.as_mut().poll(cx);
                 if let Some(shared) = Weak::upgrade(&of_driver) {
+                    shared.takes_connect.store(connection.is_extended_connect_protocol_enabled(), Relaxed);
                     let said = connection.current_max_send_streams();
                     let seats = if said == UNSAID { 0 } else { said.min(STREAMS_MAX) };
                     if shared.seats.swap(seats, Relaxed) < seats {
@@ -288,7 +298,7 @@ impl Shared {
             return None;
         }
         let (shared, sender) = (Arc::clone(self), self.sender.clone());
-        Some(Seat { shared, sender, reused, was_refused: false, was_lost: false, incoming: None })
+        Some(Seat { shared, sender, reused, was_refused: false, was_lost: false, incoming: None, switched: None })
     }
 
     /// The upstream took all but one of those that are on their way, whatever it has said.
@@ -311,8 +321,13 @@ impl Shared {
 impl Seat {
     /// Sends a request and waits for the head of its answer.
     pub(crate) async fn send(&mut self, sending: Sending<'_>) -> Result<ResponseHead, Failure> {
-        let request = as_frames(sending, &self.shared).ok_or(Failure::Protocol)?;
         (self.was_refused, self.was_lost) = (false, false);
+        let asked = sending.headers.get(UPGRADE).cloned();
+        let key = asked.as_ref().and_then(|_| sending.headers.get(SEC_WEBSOCKET_KEY).cloned());
+        if asked.as_ref().is_some_and(|asked| !is_websocket(asked) || !self.shared.takes_connect.load(Relaxed)) {
+            return Err(Failure::Upgrade);
+        }
+        let request = as_frames(sending, &self.shared).ok_or(Failure::Protocol)?;
         let sent = self.sender.try_send_request(request).await;
         let answer = sent.map_err(|mut error| {
             let unsent = error.take_message().is_some();
@@ -331,9 +346,26 @@ impl Seat {
             }
             failure(reason)
         })?;
-        let (parts, incoming) = answer.into_parts();
+        let (mut parts, incoming) = answer.into_parts();
         self.incoming = Some(incoming);
-        Ok(parts.into())
+        let agreed = parts.extensions.remove::<OnUpgrade>();
+        let mut head = ResponseHead::from(parts);
+        if let (Some(asked), Some(agreed)) = (asked, agreed) {
+            let upgraded = agreed.await.map_err(|_| Failure::ConnectionLost)?;
+            self.switched = Some(Box::new(Tunnel::to_upstream(upgraded)));
+            // As HTTP/1.1 would have said it.
+            head.status = StatusCode::SWITCHING_PROTOCOLS;
+            upgrade::say(&mut head.headers, asked);
+            head.headers.remove(SEC_WEBSOCKET_ACCEPT);
+            head.headers.extend(key.as_ref().and_then(upgrade::accept).map(|accept| (SEC_WEBSOCKET_ACCEPT, accept)));
+        }
+        Ok(head)
+    }
+
+    /// What the stream has become; the seat stays taken for as long as that lives.
+    pub(crate) fn into_switched(mut self) -> Result<Switched, Failure> {
+        let tunnel = self.switched.take().ok_or(Failure::Protocol)?;
+        Ok(Switched { stream: NetStream::Tunnel(tunnel), said: Bytes::new(), _whole: None, _part: Some(self) })
     }
 
     /// The next piece of the answer's body; the connection is driven elsewhere.
@@ -370,6 +402,10 @@ impl Seat {
     }
 }
 
+fn is_websocket(asked: &HeaderValue) -> bool {
+    asked.as_bytes().eq_ignore_ascii_case(upgrade::WEBSOCKET.as_bytes())
+}
+
 /// True for a `Host` that HTTP/2 can say: its `:authority` takes less.
 pub(crate) fn can_say(host: &HeaderValue) -> bool {
     Authority::try_from(host.as_bytes()).is_ok()
@@ -390,6 +426,12 @@ fn as_frames(sending: Sending<'_>, shared: &Shared) -> Option<Request<ReqBody>> 
     *request.uri_mut() = Uri::from_parts(uri).ok()?;
     *request.method_mut() = method.clone();
     *request.version_mut() = Version::HTTP_2;
+    if request.headers().contains_key(UPGRADE) {
+        // The one that may be asked for here (RFC 8441, section 5).
+        [UPGRADE, CONNECTION, SEC_WEBSOCKET_KEY].iter().for_each(|name| drop(request.headers_mut().remove(name)));
+        *request.method_mut() = Method::CONNECT;
+        request.extensions_mut().insert(Protocol::from_static(upgrade::WEBSOCKET));
+    }
     Some(request)
 }
 

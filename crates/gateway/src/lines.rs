@@ -316,7 +316,7 @@ impl Lines {
 
     /// Takes the connection out of HTTP, after a `101`.
     pub(crate) fn into_switched(self) -> Switched {
-        Switched { stream: self.stream, said: self.come, _open: self._open, _slot: self._slot }
+        Switched { stream: self.stream, said: self.come, _whole: Some((self._open, self._slot)), _part: None }
     }
 
     /// True if all has been said on both sides, and the upstream has not announced that it ends here.

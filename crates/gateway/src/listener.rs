@@ -276,7 +276,8 @@ async fn serve_connection(
     if let Some(switch) = state.take_switch() {
         // Nobody asks for anything here any more.
         state.set_in_request(node.clock.now(), true);
-        upgrade::go_on(*switch, io, &stop.now).await;
+        let (Some(client), early) = io.into_parts() else { return };
+        upgrade::go_on(*switch, client, early, &stop.now).await;
     } else if let Some(io) = io.into_frames() {
         Box::pin(h2::serve_connection(seat, io, peer, door, stop)).await;
     }

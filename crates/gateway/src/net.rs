@@ -1,6 +1,6 @@
 //! The only door to sockets, but for questions about names (`dns`). Here the simulator steps in: with the feature `sim`, a [`Net::Sim`] speaks to its world
 //! instead of the kernel's, and everything above notices nothing. A sealed connection ([`Stream::Tls`]) is one on top of
-//! either.
+//! either, and so is a stream of HTTP/2 that has become a connection ([`Stream::Tunnel`]).
 
 use std::cell::RefCell;
 use std::fmt;
@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio_rustls::TlsStream;
 
 use crate::dns;
+use crate::http::tunnel::Tunnel;
 
 /// One read from the kernel takes at most this much.
 pub(crate) const SCRATCH_BYTES: usize = 64 << 10;
@@ -70,6 +71,8 @@ pub enum Stream {
     Sim(turmoil::net::TcpStream),
     /// Sealed, over one of the others.
     Tls(Box<TlsStream<Stream>>),
+    /// A stream of an HTTP/2 connection that others share.
+    Tunnel(Box<Tunnel>),
 }
 
 impl Net {
@@ -224,6 +227,8 @@ impl Stream {
             #[cfg(feature = "sim")]
             Self::Sim(_) => {}
             Self::Tls(sealed) => sealed.get_ref().0.reset_on_close(),
+            // Whoever leaves one without an end resets it.
+            Self::Tunnel(_) => {}
         }
     }
 
@@ -235,6 +240,7 @@ impl Stream {
             #[cfg(feature = "sim")]
             Self::Sim(stream) => stream.local_addr().ok(),
             Self::Tls(sealed) => sealed.get_ref().0.local(),
+            Self::Tunnel(_) => None,
         }
     }
 
@@ -246,6 +252,7 @@ impl Stream {
             #[cfg(feature = "sim")]
             Self::Sim(stream) => stream.peer_addr().ok(),
             Self::Tls(sealed) => sealed.get_ref().0.peer(),
+            Self::Tunnel(_) => None,
         }
     }
 
@@ -286,6 +293,8 @@ impl Stream {
             #[cfg(feature = "sim")]
             Self::Sim(_) => {}
             Self::Tls(sealed) => sealed.get_ref().0.keep_alive(),
+            // HTTP/2 asks for itself.
+            Self::Tunnel(_) => {}
         }
     }
 
@@ -297,6 +306,8 @@ impl Stream {
             #[cfg(feature = "sim")]
             Self::Sim(_) => false,
             Self::Tls(sealed) => sealed.get_ref().0.is_broken(),
+            // Heard when it is flushed.
+            Self::Tunnel(_) => false,
         }
     }
 }
@@ -332,6 +343,8 @@ impl Stream {
             #[cfg(feature = "sim")]
             Self::Sim(_) => std::future::pending().await,
             Self::Tls(sealed) => Box::pin(sealed.get_ref().0.hung_up()).await,
+            // A request is never heard on one.
+            Self::Tunnel(_) => std::future::pending().await,
         }
     }
 
@@ -346,6 +359,7 @@ impl Stream {
             #[cfg(feature = "sim")]
             Self::Sim(_) => std::future::pending().await,
             Self::Tls(sealed) => Box::pin(sealed.get_ref().0.broken()).await,
+            Self::Tunnel(_) => std::future::pending().await,
         }
     }
 }
@@ -368,6 +382,7 @@ macro_rules! on_stream {
             #[cfg(feature = "sim")]
             Stream::Sim($stream) => $call,
             Stream::Tls($stream) => $call,
+            Stream::Tunnel($stream) => $call,
         }
     };
 }

@@ -88,8 +88,10 @@ pub(crate) struct Switched {
     pub(crate) stream: Stream,
     /// What the upstream has said already.
     pub(crate) said: Bytes,
-    pub(crate) _open: OpenCount,
-    pub(crate) _slot: Option<OwnedSemaphorePermit>,
+    /// What of its pool it has for as long as it lives: a connection (HTTP/1), ...
+    pub(crate) _whole: Option<(OpenCount, Option<OwnedSemaphorePermit>)>,
+    /// ... or a part of one (HTTP/2).
+    pub(crate) _part: Option<Seat>,
 }
 
 /// Counts an open connection for as long as it lives.
@@ -358,8 +360,7 @@ impl Link {
     pub(crate) fn into_switched(self) -> Result<Switched, Failure> {
         match self {
             Self::Lines(lines) => Ok(lines.into_switched()),
-            // There is none in HTTP/2.
-            Self::Frames(_) => Err(Failure::Protocol),
+            Self::Frames(seat) => seat.into_switched(),
         }
     }
 

@@ -214,10 +214,12 @@ fn read_route<'n>(item: Field<'n>, upstreams: &Upstreams<'_>, policies: &Policie
     let policy = section.field("policy");
     let rules = policy.and_then(|field| policies.refer(field)).cloned().unwrap_or_default();
     let upgrades = section.field("upgrade").map(read_upgrades).unwrap_or_default();
-    if let Some(field) = section.field("upgrade").filter(|_| !upgrades.is_empty())
+    if let (Some(field), Some(other)) = (section.field("upgrade"), upgrades.iter().find(|name| *name != "websocket"))
         && upstream.is_some_and(|id| upstreams.speaks_http2(id))
     {
-        let message = "this upstream is spoken to in HTTP/2 (`http2: on`), where no connection becomes another";
+        let message = format!(
+            "`{other}`: this upstream is spoken to in HTTP/2 (`http2: on`), where only `websocket` can be asked for"
+        );
         field.error_with(message, "name an upstream of HTTP/1, or remove this");
     }
     let placement = placement::read(&section, upstream, upstreams);

@@ -82,6 +82,11 @@ impl ConnState {
         Self { since: AtomicU64::new(now.as_nanos()), ..Self::default() }
     }
 
+    /// Of one request that asks for an upgrade, and has nothing before it: HTTP/2 carries each by itself.
+    pub(crate) fn that_asks() -> Self {
+        Self { asking: AtomicU64::new(1), clean: AtomicBool::new(true), ..Self::default() }
+    }
+
     /// Marks the connection overdue if it is, and wakes its task. Called by the sweep.
     pub(crate) fn sweep(&self, now: Mono, patience: Patience) -> bool {
         let since = Mono::from_nanos(self.since.load(Relaxed));

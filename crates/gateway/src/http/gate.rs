@@ -84,6 +84,8 @@ verdicts! {
     Expectation = 417, "expectation", "the only expectation met here is 100-continue";
     /// An upgrade is asked for together with a body.
     UpgradeBody = 400, "upgrade_body", "a request that asks for an upgrade has no body";
+    /// An extended CONNECT of HTTP/2 to something else than a WebSocket.
+    Protocol = 501, "protocol", "the only `:protocol` carried here is `websocket`";
     /// The head is too long.
     HeadTooLong = 431, "header_bytes", "the request's head is longer than the limit `header_bytes`";
     /// Too many header lines.

@@ -17,29 +17,34 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::ext::Protocol;
 use h2::server::{Builder, Connection, Handshake, SendResponse};
 use h2::{Ping, PingPong, Reason, RecvStream};
 use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, HeaderValue};
-use http::{Method, Request};
+use http::{Method, Request, StatusCode};
 use seawall_core::fault::book::Client;
 use seawall_core::policy::Limits;
 use seawall_core::time::Mono;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::sync::CancellationToken;
 
 use super::body::{Incoming, Tracked};
 use super::conn::{ClientIo, ConnState};
 use super::gate::{VERDICT_HEADER, Verdict, is_host, is_path};
 use super::grpc;
-use super::message;
+use super::message::{self, RequestHead};
 use super::passing::{
     CONTINUATION, DATA, END_STREAM, GOAWAY, HEADERS, Passing, RST_STREAM, SETTINGS, Seen, Unfinished, WINDOW_UPDATE,
 };
 use super::stream::{self, Coming, Flow, Unsent};
+use super::tunnel::Tunnel;
 use crate::chain::{Peer, serve};
 use crate::clock::Clock;
 use crate::listener::Stop;
+use crate::net::Stream as NetStream;
 use crate::observe::Rejections;
 use crate::seat::{Door, Seat};
+use crate::upgrade;
 
 /// What a client says first that begins with HTTP/2 at once (RFC 9113, section 3.4).
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -59,6 +64,8 @@ const EMPTY_MAX: u32 = 1_000;
 const EMPTY_PER_USE: u32 = 4;
 /// DATA with less than this is no use to anybody: it comes of windows that are opened by drops.
 const DRIBBLE: u32 = 8;
+/// DATA that comes with less than this is no use either: the least that a message of gRPC or of a WebSocket takes.
+const LEAST: u32 = 5;
 /// DATA that leaves is as useful as one frame for each of so many bytes: a client opens its window for all of them, and may
 /// do so a little at a time.
 const USE_BYTES: u32 = 32;
@@ -69,6 +76,10 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 const WINDOW_FIRST: i64 = 65_535;
 /// An answer held by the library for a client whose window is open and who does not read, for each stream.
 const SEND_BUFFER: usize = 64 << 10;
+/// So much is read at a time, then whoever reads bodies has a turn: what lies in the library in small pieces is bounded.
+const READ_A_TURN: u64 = 64 << 10;
+/// Room for small pieces of bodies beyond what is in them, for all of a connection: more than comes in a turn.
+const PIECES_BYTES: usize = 2 << 20;
 /// So much written is progress; less may be a few PINGs.
 const PROGRESS: u64 = 256;
 /// A silent client is asked whether it is there.
@@ -101,6 +112,8 @@ pub(crate) struct Traffic {
     /// Bytes that have left, and that have come.
     written: AtomicU64,
     read: AtomicU64,
+    /// How many had come when this turn began.
+    turn: AtomicU64,
     /// What the client lets us send, all streams together.
     window: AtomicI64,
     flows: Mutex<Vec<Weak<Flow>>>,
@@ -123,6 +136,7 @@ impl Default for Traffic {
             farewell: AtomicU8::new(0),
             written: AtomicU64::new(0),
             read: AtomicU64::new(0),
+            turn: AtomicU64::new(0),
             window: AtomicI64::new(WINDOW_FIRST),
             flows: Mutex::default(),
         }
@@ -168,6 +182,10 @@ impl AsyncRead for Counted {
                 let _ = Pin::new(&mut this.io).poll_write(cx, &goaway(this.last, abuse.code()));
             }
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        if this.traffic.read.load(Relaxed) - this.traffic.turn.load(Relaxed) >= READ_A_TURN {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
         let had = buffer.filled().len();
         ready!(this.io.poll_read_frames(cx, buffer))?;
@@ -276,7 +294,8 @@ pub(crate) async fn serve_connection(seat: Arc<Seat>, io: ClientIo, peer: Arc<Pe
     let client = state.client.get().copied();
     let mut begin = |request: Request<RecvStream>, respond: SendResponse<Bytes>| {
         let flow = Flow::begin(&traffic, &clock);
-        seat.tasks.spawn(serve_stream(Arc::clone(&seat), (Arc::clone(&peer), client), flow, request, respond));
+        let whose = Whose { peer: Arc::clone(&peer), client, stop: stop.now.clone() };
+        seat.tasks.spawn(serve_stream(Arc::clone(&seat), whose, flow, request, respond));
     };
     let (coming, leaving) = (Passing::of_client(), Passing::of_server());
     let counted = Counted { io, traffic: Arc::clone(&traffic), coming, leaving, open: Vec::new(), last: 0 };
@@ -327,7 +346,10 @@ pub(crate) async fn serve_connection(seat: Arc<Seat>, io: ClientIo, peer: Arc<Pe
                     traffic.begin_window();
                 }
             }
-            ended = std::future::poll_fn(|cx| library.poll(cx, is_draining, &mut begin)) => {
+            ended = std::future::poll_fn(|cx| {
+                traffic.turn.store(traffic.read.load(Relaxed), Relaxed);
+                library.poll(cx, is_draining, &mut begin)
+            }) => {
                 let rejections = &seat.worker().rejections;
                 if let Some(abuse) = traffic.abuse() {
                     abuse.count(rejections);
@@ -359,10 +381,12 @@ fn count_end(error: &h2::Error, traffic: &Traffic, rejections: &Rejections) {
 fn builder(limits: &Limits) -> Builder {
     let mut builder = Builder::new();
     builder
+        .enable_connect_protocol()
         .max_concurrent_streams(limits.streams_max)
         .max_header_list_size(limits.header_bytes_max)
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .data_frame_budget(PIECES_BYTES)
         .max_send_buffer_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
         .max_local_error_reset_streams(Some(LOCAL_RESETS_MAX));
@@ -509,7 +533,7 @@ impl Traffic {
         }
         let is_useful = match frame.kind {
             HEADERS => true,
-            DATA => frame.bytes > 0 || frame.has(END_STREAM),
+            DATA => frame.bytes >= LEAST || frame.has(END_STREAM),
             // They are bounded by the length of a head.
             CONTINUATION if frame.bytes > 0 => return,
             _ => false,
@@ -648,30 +672,58 @@ fn is_blame(code: u32) -> bool {
     blames.contains(&Reason::from(code))
 }
 
+/// Whose request it is.
+struct Whose {
+    peer: Arc<Peer>,
+    /// As faults ask for it.
+    client: Option<Client>,
+    /// Of a connection that it has become.
+    stop: CancellationToken,
+}
+
 /// Serves one request, for as long as its client wants it.
 async fn serve_stream(
     seat: Arc<Seat>,
-    (peer, client): (Arc<Peer>, Option<Client>),
+    Whose { peer, client, stop }: Whose,
     flow: Arc<Flow>,
     mut request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) {
     let (worker, is_grpc) = (seat.worker_for(&peer.door), grpc::is_grpc(request.headers()));
-    if let Err(verdict) = admit(&mut request, &worker.node.policy.limits) {
+    let wants = request.extensions_mut().remove::<Protocol>();
+    let admitted = admit(&mut request, wants.as_ref(), &worker.node.policy.limits);
+    if let Err(verdict) = admitted {
         request.headers_mut().clear();
         request.headers_mut().insert(VERDICT_HEADER, HeaderValue::from_static(verdict.name()));
     }
-    let conn = Arc::new(ConnState::default());
+    let asks = wants.is_some() && admitted.is_ok();
+    let conn = Arc::new(if asks { ConnState::that_asks() } else { ConnState::default() });
     if let Some(client) = client {
         let _ = conn.client.set(client);
     }
     let (parts, body) = request.into_parts();
-    let coming = Coming::new(body, &parts.headers, &flow, &conn);
-    let request = message::Request { head: parts.into(), body: Incoming::Frames(coming) };
-    let answer = Box::pin(serve(Arc::clone(&worker), conn, Arc::clone(&peer), request));
+    // What follows a request to become a connection is the connection's.
+    let (body, says) = if asks { (None, Some(body)) } else { (Some(body), None) };
+    let incoming = body.map(|body| Incoming::Frames(Coming::new(body, &parts.headers, &flow, &conn)));
+    let mut head = RequestHead::from(parts);
+    if asks {
+        upgrade::as_lines(&mut head, &worker.prng);
+    }
+    let request = message::Request { head, body: incoming.unwrap_or(Incoming::Empty) };
+    let answer = Box::pin(serve(Arc::clone(&worker), Arc::clone(&conn), Arc::clone(&peer), request));
     let Ok(mut answered) = stream::unless_taken_back(&mut respond, answer).await else { return };
     if is_grpc && grpc::say(&mut answered) {
         answered = answered.map(Tracked::emptied);
+    }
+    if let (Some(handover), Some(says)) = (conn.take_switch(), says) {
+        let headers = upgrade::as_frames(std::mem::take(answered.headers_mut()));
+        // It is a connection from here on, and no request any more.
+        drop(answered);
+        if let Ok(hears) = stream::send_head(&flow, &mut respond, StatusCode::OK, headers, false) {
+            let client = NetStream::Tunnel(Box::new(Tunnel::of_client(says, hears, flow)));
+            upgrade::go_on(*handover, client, Vec::new(), &stop).await;
+        }
+        return;
     }
     if stream::send(&flow, &mut respond, answered).await == Err(Unsent::Untaken) {
         worker.rejections.untaken(&peer.ip_text, worker.node.clock.now());
@@ -679,10 +731,15 @@ async fn serve_stream(
 }
 
 /// What the gate asks of bytes, asked of a request; and what HTTP/1.1 wants of it, so that it can go on as either.
-fn admit(request: &mut Request<RecvStream>, limits: &Limits) -> Result<(), Verdict> {
+fn admit(request: &mut Request<RecvStream>, wants: Option<&Protocol>, limits: &Limits) -> Result<(), Verdict> {
     let (uri, headers) = (request.uri().clone(), request.headers());
-    if request.method() == Method::CONNECT || request.method() == Method::TRACE {
-        return Err(Verdict::Method);
+    match wants {
+        // Names of protocols are compared as the registry writes them (RFC 8441, section 4).
+        Some(protocol) if protocol.as_str() != upgrade::WEBSOCKET => return Err(Verdict::Protocol),
+        Some(_) if headers.contains_key(CONTENT_LENGTH) => return Err(Verdict::UpgradeBody),
+        None if request.method() == Method::CONNECT => return Err(Verdict::Method),
+        _ if request.method() == Method::TRACE => return Err(Verdict::Method),
+        _ => {}
     }
     if headers.len() > limits.headers_max as usize {
         return Err(Verdict::TooManyHeaders);

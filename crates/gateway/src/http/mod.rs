@@ -16,4 +16,5 @@ pub(crate) mod outgoing;
 pub(crate) mod passing;
 pub(crate) mod serve;
 pub(crate) mod stream;
+pub(crate) mod tunnel;
 pub(crate) mod wire;

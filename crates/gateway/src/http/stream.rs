@@ -22,9 +22,9 @@ use seawall_core::time::Mono;
 
 use super::body::{BoxError, Tracked};
 use super::conn::ConnState;
+use super::fields::Fields;
 use super::gate::Verdict;
 use super::h2::Traffic;
-use super::fields::Fields;
 use super::headers::{KEEP_ALIVE, PROXY_CONNECTION};
 use super::message::Response;
 use super::serve::date;
@@ -67,8 +67,18 @@ impl Waiting {
         Poll::Pending
     }
 
+    /// Somebody waits, and may do so for ever.
+    pub(crate) fn waits(&self) {
+        self.since.store(self.clock.now().as_nanos().max(1), Relaxed);
+    }
+
+    /// The client has said all.
+    pub(crate) fn ends(&self) {
+        self.is_over.store(true, Relaxed);
+    }
+
     /// The client has gone on.
-    fn goes_on(&self) {
+    pub(crate) fn goes_on(&self) {
         self.since.store(0, Relaxed);
     }
 
@@ -192,6 +202,11 @@ impl Flow {
         });
         traffic.begins(&flow);
         flow
+    }
+
+    /// Its answer is whole.
+    pub(crate) fn is_over(&self) {
+        self.is_whole.store(true, Relaxed);
     }
 
     /// True while it is the client that must make room for more.

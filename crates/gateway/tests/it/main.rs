@@ -19,6 +19,7 @@ mod reload;
 mod tcp;
 mod tls;
 mod traffic;
+mod tunnels;
 mod unix;
 mod upgrades;
 mod world;

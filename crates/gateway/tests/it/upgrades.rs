@@ -22,7 +22,7 @@ const ASK: &str = "GET /chat HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, Upgr
 const AGREE: &str = "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n\
     sec-websocket-accept: a\r\n\r\n";
 
-fn allowing(route: Route) -> Route {
+pub fn allowing(route: Route) -> Route {
     Route { upgrades: vec!["websocket".into()], ..route }
 }
 
@@ -37,7 +37,7 @@ fn call(world: &World) -> TcpStream {
 }
 
 /// A head, to its empty line and no further.
-fn head(stream: &mut TcpStream) -> String {
+pub fn head(stream: &mut TcpStream) -> String {
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
         head += &read(stream, 1);
