@@ -300,7 +300,7 @@ fn who_breaks_off_breaks_off_the_other() {
     assert_eq!(rest(&mut server).unwrap(), "");
     tunnel.says.send_reset(Reason::CANCEL);
     drop(tunnel);
-    wait_until("it is told, though nothing more was to come", || server.write_all(b"x").is_err());
+    wait_until("it is heard, though nothing more was to come", || world.route(0).connections.open == 0);
     let (mut tunnel, server) = switched(&wire, &far);
     reset(server);
     assert_eq!(wire.broken(&mut tunnel), Some(Reason::CANCEL));
