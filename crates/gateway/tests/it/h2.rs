@@ -54,7 +54,8 @@ impl Wire {
     pub fn ask(&self, request: Request<()>, body: &[u8]) -> Result<Heard, h2::Error> {
         let mut send = self.send.clone();
         let body = Bytes::copy_from_slice(body);
-        self.runtime.block_on(async move {
+        // On the driver's thread, so that it has head and body in hand when it writes.
+        let asked = self.runtime.spawn(async move {
             let heard = async {
                 send = send.ready().await?;
                 let (answer, mut stream) = send.send_request(request, body.is_empty())?;
@@ -66,7 +67,8 @@ impl Wire {
                 Ok(Heard { status: head.status.as_u16(), headers: head.headers, body, trailers })
             };
             tokio::time::timeout(PATIENCE, heard).await.expect("an answer in time")
-        })
+        });
+        self.runtime.block_on(asked).unwrap()
     }
 
     fn get(&self, path: &str) -> Heard {
