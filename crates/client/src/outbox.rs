@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -159,6 +160,7 @@ impl Outbox {
             Err(error) if error.kind() == io::ErrorKind::NotFound => write_whole(&dir, SINK, sink)?,
             Err(error) => return Err(failed("read", &path)(error)),
         }
+        sync_above(&dir)?;
         let lock = File::open(&path).map_err(failed("open", &path))?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -398,6 +400,24 @@ fn write_whole(dir: &Path, name: &str, text: &str) -> Result<(), OutboxError> {
 
 fn sync_dir(dir: &Path) -> Result<(), OutboxError> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("sync folder", dir))
+}
+
+/// The folder is a name too, and so is each of those above it that were made for it; as far up as the mount goes, and as
+/// we may look.
+fn sync_above(dir: &Path) -> Result<(), OutboxError> {
+    let dir = fs::canonicalize(dir).map_err(failed("find", dir))?;
+    let device = fs::metadata(&dir).map_err(failed("look at", &dir))?.dev();
+    for above in dir.ancestors().skip(1) {
+        match fs::metadata(above) {
+            Ok(metadata) if metadata.dev() == device => {}
+            _ => break,
+        }
+        match File::open(above).and_then(|above| above.sync_all()) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => break,
+            other => other.map_err(failed("sync folder", above))?,
+        }
+    }
+    Ok(())
 }
 
 fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OutboxError {

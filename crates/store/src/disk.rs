@@ -76,6 +76,15 @@ pub trait Disk: Clone + Debug + Send + Sync + 'static {
     /// What the file system says.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
 
+    /// Makes the names safe by which a folder is reached, as far up as they may be new: where a whole path was made
+    /// ([`Disk::create_dir_all`]) each folder of it is a name in the one above.
+    ///
+    /// # Errors
+    /// What the file system says.
+    fn sync_above(&self, dir: &Path) -> io::Result<()> {
+        dir.parent().filter(|parent| !parent.as_os_str().is_empty()).map_or(Ok(()), |parent| self.sync_dir(parent))
+    }
+
     /// Bytes a process without privileges may still use.
     ///
     /// # Errors

@@ -87,6 +87,23 @@ impl Disk for RealDisk {
         synced
     }
 
+    fn sync_above(&self, dir: &Path) -> io::Result<()> {
+        let dir = fs::canonicalize(dir)?;
+        let device = fs::metadata(&dir)?.dev();
+        for above in dir.ancestors().skip(1) {
+            // Beyond the mount nothing was made by us; nor where we may not even look.
+            let synced = match fs::metadata(above) {
+                Ok(metadata) if metadata.dev() == device => File::open(above).and_then(|above| above.sync_all()),
+                _ => break,
+            };
+            match synced {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => break,
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
     fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
         let stat = rustix::fs::statvfs(dir)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))

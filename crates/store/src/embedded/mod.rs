@@ -193,11 +193,9 @@ pub(crate) fn open<D: Disk>(
     let (spool_engine, found) = SpoolEngine::open(disk.clone(), options, secret, Arc::clone(&clock))?;
     let journal_found = JournalEngine::open(disk.clone(), options, secret, clock)?;
     let ledger_found = LedgerEngine::open(disk.clone(), options, secret)?;
-    // The folders of the logs are names too, and so is the directory itself.
+    // The folders of the logs are names too, and so are the directory itself and those above it that were made for it.
     disk.sync_dir(dir).map_err(io_error("sync folder", dir))?;
-    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        disk.sync_dir(parent).map_err(io_error("sync folder", parent))?;
-    }
+    disk.sync_above(dir).map_err(io_error("sync the folders above", dir))?;
     let depth = spool_engine.index().depth_total();
     let report = RecoveryReport {
         epoch,
