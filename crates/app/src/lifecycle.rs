@@ -564,6 +564,13 @@ fn begin_journal(
         .with("parked", report.parked)
         .with("torn_bytes", logs.iter().map(|log| log.torn_bytes).sum::<u64>())
         .with("unreadable", report.unreadable);
+    let recovered = if report.meta_is_half { recovered.with("meta_copies_damaged", 1) } else { recovered };
+    if report.meta_is_half {
+        tracing::warn!(
+            path = %config.store.path.join("META").display(),
+            "one of the two copies in it was not whole, and is written anew: a start that was cut short, or a disk that fails"
+        );
+    }
     let doubts = doubts(&config.store.path);
     let recovered = match doubts.first() {
         Some(_) => {

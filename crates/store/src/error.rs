@@ -82,6 +82,12 @@ pub enum OpenError {
         /// What is wrong.
         what: String,
     },
+    /// What says whose directory it is cannot be read.
+    #[error("`{}` is damaged: neither of its two copies matches its checksum", path.display())]
+    MetaDamaged {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file system said no.
     #[error("cannot {what} `{}`", path.display())]
     Io {
@@ -110,6 +116,9 @@ impl OpenError {
                 Some("set `store.key_file` (`--key-file`) to the file with the key they were sealed with")
             }
             Self::Damaged { .. } => Some("check the disk; `seawall run --quarantine` goes on with what can be saved"),
+            Self::MetaDamaged { .. } => {
+                Some("check the disk; nobody knows whose directory it is: what is left is to restore it, as a whole")
+            }
             Self::Io { source, .. } => match source.kind() {
                 io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                     Some("the node must be able to write to `store.path`")

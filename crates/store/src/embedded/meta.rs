@@ -1,7 +1,7 @@
 //! The file `META`: whose directory this is, how often it was opened, and the ledger's key.
 //!
 //! Two slots, written in turn and in place: a torn write leaves the other one, and a full disk cannot keep a node from
-//! opening its own directory.
+//! opening its own directory. Both are there from the beginning: one that rots leaves the other one too.
 
 use std::fmt::Write as _;
 use std::io;
@@ -32,14 +32,21 @@ pub(crate) struct Meta {
     pub(crate) secret: [u8; 32],
 }
 
-/// Reads the file, or begins one, counts the epoch up and makes that durable.
+/// What was found there.
+struct Found {
+    meta: Meta,
+    /// One of the slots does not read as it was written, or was torn.
+    is_half: bool,
+}
+
+/// Reads the file, or begins one, counts the epoch up and makes that durable. True if one of its slots was not whole.
 pub(crate) fn open<D: Disk>(
     disk: &D,
     dir: &Path,
     node: &str,
     epoch_min: u64,
     secret: impl FnOnce() -> [u8; 32],
-) -> Result<Meta, OpenError> {
+) -> Result<(Meta, bool), OpenError> {
     // Odd, as the first slot's epochs are.
     let epoch_min = epoch_min.max(1) | 1;
     let node: String = node.escape_default().collect();
@@ -47,14 +54,16 @@ pub(crate) fn open<D: Disk>(
         None => {
             let meta = Meta { node, epoch: epoch_min, secret: secret() };
             begin(disk, dir, &meta)?;
-            Ok(meta)
+            Ok((meta, false))
         }
-        Some(mut meta) if meta.node == node => {
-            meta.epoch += 1;
+        Some(Found { mut meta, is_half }) if meta.node == node => {
+            // The slot that is not whole may have held the next epoch, and that one may have been used. It is the one to
+            // be written: an odd step.
+            meta.epoch += if is_half { 3 } else { 1 };
             rewrite(disk, dir, &meta)?;
-            Ok(meta)
+            Ok((meta, is_half))
         }
-        Some(meta) => Err(OpenError::OtherNode { dir: dir.into(), found: meta.node, node }),
+        Some(Found { meta, .. }) => Err(OpenError::OtherNode { dir: dir.into(), found: meta.node, node }),
     }
 }
 
@@ -68,7 +77,7 @@ pub(crate) fn is_there<D: Disk>(disk: &D, dir: &Path) -> Result<bool, OpenError>
     }
 }
 
-fn read<D: Disk>(disk: &D, dir: &Path) -> Result<Option<Meta>, OpenError> {
+fn read<D: Disk>(disk: &D, dir: &Path) -> Result<Option<Found>, OpenError> {
     let path = dir.join(NAME);
     match disk.read(&path) {
         Ok(bytes) => parse(&bytes, &path).map(Some),
@@ -96,8 +105,11 @@ fn may_be_there_before(name: &str) -> bool {
 fn begin<D: Disk>(disk: &D, dir: &Path, meta: &Meta) -> Result<(), OpenError> {
     let (path, temporary) = (dir.join(NAME), dir.join(TEMPORARY));
     let mut bytes = vec![0; 2 * SLOT_BYTES];
-    let text = render(meta);
-    bytes[..text.len()].copy_from_slice(text.as_bytes());
+    let before = Meta { epoch: meta.epoch - 1, ..meta.clone() };
+    for (slot, meta) in bytes.chunks_mut(SLOT_BYTES).zip([meta, &before]) {
+        let text = render(meta);
+        slot[..text.len()].copy_from_slice(text.as_bytes());
+    }
     write_whole(disk, &temporary, &bytes)?;
     disk.rename(&temporary, &path).map_err(io_error("replace", &path))?;
     disk.sync_dir(dir).map_err(io_error("sync folder", dir))
@@ -125,17 +137,20 @@ fn render(meta: &Meta) -> String {
 }
 
 /// The slot with the higher epoch, of those that are whole.
-fn parse(bytes: &[u8], path: &Path) -> Result<Meta, OpenError> {
+fn parse(bytes: &[u8], path: &Path) -> Result<Found, OpenError> {
+    let is_written = |slot: &&[u8]| slot.iter().any(|&byte| byte != 0);
+    let written = bytes.chunks(SLOT_BYTES).take(2).filter(is_written).count();
     let mut slots: Vec<Result<Meta, OpenError>> =
         bytes.chunks(SLOT_BYTES).take(2).map(|slot| parse_slot(slot, path)).collect();
     let is_other_version =
         |slot: &Result<Meta, OpenError>| matches!(slot, Err(OpenError::Newer { .. } | OpenError::Older { .. }));
     if let Some(other) = slots.iter().position(is_other_version) {
-        return slots.swap_remove(other);
+        return Err(slots.swap_remove(other).expect_err("it is one"));
     }
+    let is_half = slots.iter().flatten().count() < written;
     let best = slots.iter().flatten().max_by_key(|meta| meta.epoch).cloned();
     let worst = slots.into_iter().find_map(Result::err).unwrap_or_else(|| foreign(path));
-    best.ok_or(worst)
+    best.map(|meta| Found { meta, is_half }).ok_or(worst)
 }
 
 fn parse_slot(slot: &[u8], path: &Path) -> Result<Meta, OpenError> {
@@ -143,8 +158,7 @@ fn parse_slot(slot: &[u8], path: &Path) -> Result<Meta, OpenError> {
     let text = text.ok_or_else(|| foreign(path))?;
     let first = text.lines().next().and_then(|line| line.strip_prefix(FIRST_WORD)).ok_or_else(|| foreign(path))?;
     let found: u32 = first.trim().parse().map_err(|_| foreign(path))?;
-    let what = "its lines do not match their checksum".into();
-    let meta = fields(text).ok_or_else(|| OpenError::Damaged { path: path.into(), offset: 0, what })?;
+    let meta = fields(text).ok_or_else(|| OpenError::MetaDamaged { path: path.into() })?;
     match found {
         VERSION => Ok(meta),
         0..VERSION => Err(OpenError::Older { path: path.into(), found, known: VERSION }),
@@ -186,14 +200,15 @@ mod tests {
     }
 
     fn open_as(disk: &SimDisk, node: &str) -> Result<Meta, OpenError> {
-        open(disk, dir(), node, 1, || [1; 32])
+        open(disk, dir(), node, 1, || [1; 32]).map(|(meta, _)| meta)
     }
 
     #[test]
     fn every_opening_is_counted_and_the_secret_is_kept() {
         let disk = disk();
         for epoch in 1..=3 {
-            let meta = open(&disk, dir(), "us-east-1", 1, || [epoch as u8; 32]).unwrap();
+            let (meta, is_half) = open(&disk, dir(), "us-east-1", 1, || [epoch as u8; 32]).unwrap();
+            assert!(!is_half);
             assert_eq!(meta, Meta { node: "us-east-1".into(), epoch, secret: [1; 32] });
         }
         let error = open_as(&disk, "other").unwrap_err();
@@ -209,11 +224,41 @@ mod tests {
             open_as(&disk, "n").unwrap();
         }
         disk.corrupt(&dir().join(NAME), SLOT_BYTES + 20, 1);
-        assert_eq!(open_as(&disk, "n").unwrap().epoch, 4, "the fourth is torn: it was told to nobody");
+        let (meta, is_half) = open(&disk, dir(), "n", 1, || [1; 32]).unwrap();
+        assert_eq!((meta.epoch, is_half), (6, true), "the fourth may have been used: it is given to nobody again");
+        assert_eq!(open_as(&disk, "n").unwrap().epoch, 7);
         disk.corrupt(&dir().join(NAME), 20, 1);
         disk.corrupt(&dir().join(NAME), SLOT_BYTES + 20, 1);
-        let error = open_as(&disk, "n").unwrap_err().to_string();
-        assert!(error.contains("do not match their checksum"), "{error}");
+        let error = open_as(&disk, "n").unwrap_err();
+        assert!(error.to_string().contains("neither of its two copies"), "{error}");
+        assert!(!error.hint().unwrap().contains("--quarantine"), "it would not help");
+    }
+
+    #[test]
+    fn any_bit_may_flip_in_any_life() {
+        for lives in 1..4 {
+            let disk = disk();
+            for _ in 0..lives {
+                open_as(&disk, "n").unwrap();
+            }
+            let bytes = disk.read(&dir().join(NAME)).unwrap();
+            for offset in (0..bytes.len()).filter(|&at| bytes[at] != 0) {
+                let rotten = disk.backup();
+                rotten.corrupt(&dir().join(NAME), offset, 1);
+                let meta = open_as(&rotten, "n").unwrap_or_else(|error| panic!("byte {offset}: {error}"));
+                assert!(meta.epoch > lives && meta.secret == [1; 32], "byte {offset} of life {lives}: {meta:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_slot_that_was_never_written_is_no_damage() {
+        let disk = disk();
+        let mut bytes = render(&Meta { node: "n".into(), epoch: 1, secret: [1; 32] }).into_bytes();
+        bytes.resize(2 * SLOT_BYTES, 0);
+        write_whole(&disk, &dir().join(NAME), &bytes).unwrap();
+        let (meta, is_half) = open(&disk, dir(), "n", 1, || [0; 32]).unwrap();
+        assert_eq!((meta.epoch, is_half), (2, false));
     }
 
     #[test]
@@ -241,8 +286,8 @@ mod tests {
         assert_eq!(told("seawall-store x"), "`data/META` is not Seawall's description of a data directory");
         assert!(told(&of_version(2)).contains("has format version 2, this program knows up to 1"));
         assert!(told(&of_version(0)).contains("has format version 0, this program knows 1"));
-        assert!(told(&good.replace("epoch 7", "epoch 8")).contains("do not match their checksum"));
-        assert!(told("seawall-store 1\n").contains("do not match their checksum"));
+        assert!(told(&good.replace("epoch 7", "epoch 8")).contains("neither of its two copies"));
+        assert!(told("seawall-store 1\n").contains("neither of its two copies"));
         let other = disk();
         write_whole(&other, &dir().join("holiday.jpg"), b"x").unwrap();
         let error = open_as(&other, "n").unwrap_err();

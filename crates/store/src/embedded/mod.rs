@@ -58,6 +58,8 @@ pub struct RecoveryReport {
     pub epoch: u64,
     /// Records that wait for delivery.
     pub waiting: u64,
+    /// One of the two copies of what says whose directory it is was torn, or has rotted: epochs were left out.
+    pub meta_is_half: bool,
     /// Dead letters.
     pub parked: u64,
     /// Idempotency keys of settled records that are remembered.
@@ -189,7 +191,7 @@ pub(crate) fn open<D: Disk>(
     let dir = &options.dir;
     disk.create_dir_all(dir).map_err(io_error("make folder", dir))?;
     let lock = take_lock(&disk, dir)?;
-    let Meta { epoch, secret, .. } = meta::open(&disk, dir, &options.node, options.epoch_min, secret)?;
+    let (Meta { epoch, secret, .. }, meta_is_half) = meta::open(&disk, dir, &options.node, options.epoch_min, secret)?;
     let (spool_engine, found) = SpoolEngine::open(disk.clone(), options, secret, Arc::clone(&clock))?;
     let journal_found = JournalEngine::open(disk.clone(), options, secret, clock)?;
     let ledger_found = LedgerEngine::open(disk.clone(), options, secret)?;
@@ -199,6 +201,7 @@ pub(crate) fn open<D: Disk>(
     let depth = spool_engine.index().depth_total();
     let report = RecoveryReport {
         epoch,
+        meta_is_half,
         waiting: depth.waiting,
         parked: depth.parked,
         keys: spool_engine.index().remembered_len() as u64,
