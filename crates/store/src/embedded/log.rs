@@ -27,6 +27,8 @@ use crate::options::OnDamage;
 const BUSY_SHARE: u64 = 8;
 /// Read handles kept open.
 const READERS_MAX: usize = 64;
+/// Number of a log's first batch.
+const FIRST_BATCH: u64 = 1;
 const REPAIR_NAME: &str = "repair.tmp";
 
 /// Where a record is.
@@ -377,7 +379,7 @@ struct Recovery<D: Disk> {
     options: LogOptions,
     report: LogReport,
     segments: BTreeMap<u32, u64>,
-    /// Number of the batch that comes next; `None` before the first, which may have any.
+    /// Number of the batch that comes next; `None` before the first where its elders are gone: it may have any.
     expect: Option<u64>,
     /// Where the last good batch ended.
     end: Option<(u32, u64, u64)>,
@@ -410,6 +412,8 @@ impl<D: Disk> Recovery<D> {
         let dir = self.options.dir.clone();
         self.disk.create_dir_all(&dir).map_err(io_error("make folder", &dir))?;
         let numbers = self.list()?;
+        // The first batch of all is known; that of a segment whose elders were thrown away is not.
+        self.expect = numbers.first().filter(|&&first| first == 1).map(|_| FIRST_BATCH);
         for (at, &number) in numbers.iter().enumerate() {
             self.recover(number, &numbers[at + 1..], visit)?;
         }
@@ -489,13 +493,20 @@ impl<D: Disk> Recovery<D> {
         }
         let batches = &image.scan.batches;
         let mut expect = self.expect;
+        if expect.is_none() && batches.is_empty() && self.is_followed(0, later)? {
+            return Ok(Verdict::Damaged { from: 0, what: "there is no batch in it".into() });
+        }
         for (at, batch) in batches.iter().enumerate() {
-            let follows = expect.is_none_or(|expect| batch.seq == expect || (batch.is_filler && batch.seq > expect));
+            let follows = match expect {
+                Some(expect) => batch.seq == expect || (batch.is_filler && batch.seq > expect),
+                // Nothing is written in front of the first.
+                None => batch.at == HEADER_BYTES,
+            };
             if follows && batch.bad == 0 {
                 expect = Some(batch.seq + 1);
                 continue;
             }
-            let missing = expect.unwrap_or(batch.seq);
+            let missing = expect.unwrap_or_else(|| if follows { batch.seq } else { batch.seq.saturating_sub(1) });
             let promised = batches[at..].iter().any(|batch| batch.synced >= missing);
             if promised || self.is_followed(missing, later)? {
                 return Ok(Verdict::Damaged { from: at, what: describe(batch, missing) });
@@ -534,6 +545,9 @@ impl<D: Disk> Recovery<D> {
         write_whole(&self.disk, &kept, &image.bytes)?;
         let mut bytes = Header { number, salt: image.salt }.encode(self.options.kind);
         let mut expect = self.expect;
+        if expect.is_none() && image.scan.batches.first().is_some_and(|first| first.at != HEADER_BYTES) {
+            self.report.lost += 1;
+        }
         for batch in &image.scan.batches {
             let missing = expect.map_or(0, |expect| batch.seq.saturating_sub(expect));
             if missing > 0 && !batch.is_filler {
@@ -598,7 +612,7 @@ impl<D: Disk> Recovery<D> {
         // What was read may sit in the page cache only: it is about to be relied upon.
         file.sync_data().map_err(io_error("sync", &path))?;
         self.disk.sync_dir(&self.options.dir).map_err(io_error("sync folder", &self.options.dir))?;
-        let next_batch = self.expect.unwrap_or(1);
+        let next_batch = self.expect.unwrap_or(FIRST_BATCH);
         let size = self.segments[&number];
         let log = Log {
             disk: self.disk,

@@ -77,6 +77,43 @@ fn a_flipped_bit_in_the_middle_is_told_and_costs_one_record() {
     assert!(!keys.contains(&"k1".into()), "{keys:?}");
 }
 
+/// The first batch has nothing before it that would miss it.
+fn the_first_batch_is_watched(disk: &SimDisk, front: &Path) {
+    let (header, bytes) = (4096, disk.read(front).unwrap());
+    let end = header + (1..).find(|at| bytes[header + at..].starts_with(b"SAWB")).unwrap();
+    for offset in header..end {
+        let rotten = disk.backup();
+        rotten.corrupt(front, offset, 0x10);
+        let told = open_with(&rotten, options()).map(|opened| opened.report);
+        // Zeros that fill up the batch are nobody's.
+        let is_filling = bytes[offset..end].iter().all(|&byte| byte == 0);
+        assert!(told.is_err() || is_filling, "byte {offset} of `{}`: {told:?}", front.display());
+        assert!(told.is_ok() || quarantined(&rotten).report.spool.lost == 1);
+        assert!(open_with(&rotten, options()).is_ok(), "it was made whole");
+    }
+}
+
+#[test]
+fn any_flipped_bit_in_the_first_batch_is_told() {
+    the_first_batch_is_watched(&filled(), &first());
+}
+
+#[test]
+fn any_flipped_bit_in_the_first_batch_that_is_left_is_told() {
+    let disk = filled();
+    with(open(&disk), async |store| {
+        for _ in 0..20 {
+            // One row: one at a time.
+            let leased = store.spool.lease("queue", 1, Duration::from_secs(60)).await.unwrap().leased.remove(0);
+            store.spool.ack(leased.lease, 200).await.unwrap();
+        }
+    });
+    let disk = disk.crash();
+    let front = spool_dir().join(&segments(&disk)[0]);
+    assert_ne!(front, first(), "the first segment is gone");
+    the_first_batch_is_watched(&disk, &front);
+}
+
 #[test]
 fn a_zeroed_block_costs_the_batches_in_it() {
     let disk = filled();
