@@ -355,6 +355,12 @@ async fn live(
         }
     });
     store.close().await;
+    // What failed while we were ending has been noticed by nobody yet.
+    let failure = failure.or_else(|| {
+        let failure = store.failure()?;
+        tracing::error!(%failure, "the store stopped before all was written");
+        Some(failure.to_string())
+    });
     drop((admin, book, store, host, others));
     let _ = tokio::task::spawn_blocking(|| threads.join()).await;
     if let Why::Replaced(successor) = &mut why {
