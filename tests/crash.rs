@@ -37,13 +37,13 @@ const PER_SHIPMENT: u64 = 25;
 
 /// Where the living node is; nobody while there is none.
 #[derive(Default)]
-struct Addresses {
-    data: Mutex<Option<SocketAddr>>,
-    admin: Mutex<Option<SocketAddr>>,
+pub struct Addresses {
+    pub data: Mutex<Option<SocketAddr>>,
+    pub admin: Mutex<Option<SocketAddr>>,
 }
 
 impl Addresses {
-    fn set(&self, node: Option<&Node>) {
+    pub fn set(&self, node: Option<&Node>) {
         *self.data.lock().unwrap() = node.map(Node::address);
         *self.admin.lock().unwrap() = node.map(|node| node.admin);
     }
@@ -150,7 +150,7 @@ fn report(sink: &Sink, addresses: &Addresses, stop: &AtomicBool) {
 }
 
 /// Asks again until there is an answer, whoever dies meanwhile.
-fn patiently<T>(mut ask: impl FnMut() -> Option<T>) -> T {
+pub fn patiently<T>(mut ask: impl FnMut() -> Option<T>) -> T {
     let begin = Instant::now();
     loop {
         if let Some(answer) = ask() {
@@ -163,10 +163,10 @@ fn patiently<T>(mut ask: impl FnMut() -> Option<T>) -> T {
 
 /// What the writers were told.
 #[derive(Default)]
-struct Told {
-    acknowledged: AtomicU64,
-    spooled: AtomicU64,
-    again: AtomicU64,
+pub struct Told {
+    pub acknowledged: AtomicU64,
+    pub spooled: AtomicU64,
+    pub again: AtomicU64,
 }
 
 /// One writer's writes, each until it is acknowledged; tells how many there were.
@@ -208,7 +208,7 @@ fn write_all(writer: usize, mut prng: Prng, addresses: &Addresses, told: &Told, 
 }
 
 /// One life of a node: it starts, works for a while, and is killed in the middle of something.
-fn live_and_die(place: &Place, addresses: &Addresses, told: &Told, prng: &mut Prng) {
+pub fn live_and_die(place: &Place, addresses: &Addresses, told: &Told, prng: &mut Prng) {
     let mut node = place.spawn(&["run"], &[]);
     let begin = Instant::now();
     if prng.chance(0.15) {
@@ -239,7 +239,7 @@ fn live_and_die(place: &Place, addresses: &Addresses, told: &Told, prng: &mut Pr
     addresses.set(None);
 }
 
-fn rounds(usual: u64) -> u64 {
+pub fn rounds(usual: u64) -> u64 {
     std::env::var("CRASH_ROUNDS").map_or(usual, |rounds| rounds.parse().expect("a number"))
 }
 
@@ -352,7 +352,7 @@ fn kill(rounds: u64, cluster: Option<&Cluster>) -> Value {
 }
 
 /// Ends every thread's wait when the test ends, however it does.
-struct Released<'a>([&'a AtomicBool; 3]);
+pub struct Released<'a>(pub [&'a AtomicBool; 3]);
 
 impl Drop for Released<'_> {
     fn drop(&mut self) {
