@@ -483,8 +483,13 @@ impl<D: Disk> Recovery<D> {
             }
             Err(HeaderError::Version(found)) => return Err(OpenError::Older { path, found: found.into(), known }),
         };
-        let scan = Scan::of(&bytes, salt);
-        Ok(Image { bytes, salt, scan, is_header_damaged })
+        let mut image = Image { scan: Scan::of(&bytes, salt), bytes, salt, is_header_damaged };
+        if is_header_damaged && image.scan.batches.is_empty() {
+            // The salt may be what is wrong.
+            image.salt = spares::salt_of(&self.options, number);
+            image.scan = Scan::of(&image.bytes, image.salt);
+        }
+        Ok(image)
     }
 
     fn judge(&self, image: &Image, later: &[u32]) -> Result<Verdict, OpenError> {

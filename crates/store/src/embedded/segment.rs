@@ -93,7 +93,7 @@ impl Header {
         }
         let salt = u64_at(image, 16);
         if &image[..7] != MAGIC || image[7] != kind.letter() {
-            return Err(HeaderError::Foreign);
+            return if is_ours_but_for_a_byte(image, kind) { damaged(salt) } else { Err(HeaderError::Foreign) };
         }
         if u32_at(image, 60) != crc32fast::hash(&image[..60]) {
             return damaged(salt);
@@ -104,6 +104,16 @@ impl Header {
         }
         Ok(Self { number: u32_at(image, 12), salt })
     }
+}
+
+/// True if one byte of the name is wrong, and with the right one the checksum matches.
+fn is_ours_but_for_a_byte(image: &[u8], kind: LogKind) -> bool {
+    let mut mended = [0; 60];
+    mended.copy_from_slice(&image[..60]);
+    mended[..7].copy_from_slice(MAGIC);
+    mended[7] = kind.letter();
+    let wrong = mended.iter().zip(image).filter(|(a, b)| a != b).count();
+    wrong == 1 && u32_at(image, 60) == crc32fast::hash(&mended)
 }
 
 /// A batch being made. Records are framed as they come; the header is written last.
@@ -321,6 +331,11 @@ mod tests {
         let mut flipped = block.clone();
         flipped[13] ^= 1;
         assert_eq!(Header::decode(&flipped, LogKind::Spool), Err(HeaderError::Damaged { salt: SALT }));
+        for at in 0..8 {
+            let mut flipped = block.clone();
+            flipped[at] ^= 0x20;
+            assert_eq!(Header::decode(&flipped, LogKind::Spool), Err(HeaderError::Damaged { salt: SALT }));
+        }
         let mut newer = block;
         newer[8] = 2;
         let crc = crc32fast::hash(&newer[..60]);

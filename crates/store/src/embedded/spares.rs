@@ -148,7 +148,8 @@ pub(super) fn is_name(name: &str) -> bool {
     name.starts_with("next") && name.ends_with(".tmp")
 }
 
-fn salt_of(options: &LogOptions, number: u32) -> u64 {
+/// The salt of a segment.
+pub(super) fn salt_of(options: &LogOptions, number: u32) -> u64 {
     let mut hasher = blake3::Hasher::new_keyed(&options.salt_key);
     hasher.update(options.kind.description().as_bytes()).update(&number.to_le_bytes());
     let hash = hasher.finalize();

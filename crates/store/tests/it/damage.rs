@@ -158,14 +158,17 @@ fn a_missing_segment_is_noticed() {
 
 #[test]
 fn a_damaged_header_does_not_cost_the_records() {
-    let disk = filled();
-    disk.corrupt(&first(), 13, 1);
-    let text = refused(&disk).to_string();
-    assert!(text.contains("damaged at byte 0: its header does not match"), "{text}");
-    let opened = quarantined(&disk);
-    assert_eq!((opened.report.waiting, opened.report.spool.damaged.len()), (40, 1));
-    drop(opened);
-    assert_eq!(open_with(&disk.crash(), options()).unwrap().report.waiting, 40);
+    let filled = filled();
+    for offset in 0..64 {
+        let disk = filled.backup();
+        disk.corrupt(&first(), offset, 1);
+        let text = refused(&disk).to_string();
+        assert!(text.contains("damaged at byte 0: its header does not match"), "byte {offset}: {text}");
+        let opened = quarantined(&disk);
+        assert_eq!((opened.report.waiting, opened.report.spool.damaged.len()), (40, 1), "byte {offset}");
+        drop(opened);
+        assert_eq!(open_with(&disk.crash(), options()).unwrap().report.waiting, 40);
+    }
 }
 
 #[test]
