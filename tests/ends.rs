@@ -115,13 +115,15 @@ fn write_all(
     accepted
 }
 
-/// Retries dead letters, or gives them up, on whichever node is alive. Tells which ones it was asked to give up.
-fn clerk(mut prng: Prng, addresses: &Addresses, stop: &AtomicBool) {
+/// Retries dead letters, or gives them up, on whichever node is alive. Tells which ones it was told are given up.
+fn clerk(mut prng: Prng, addresses: &Addresses, generation: &AtomicUsize, stop: &AtomicBool) -> BTreeSet<Accepted> {
+    let mut given_up = BTreeSet::new();
     let ask = |request: &str| {
         let admin = (*addresses.admin.lock().unwrap())?;
         Client::connect(admin).ok()?.try_ask(request).filter(|answer| answer.status == 200)
     };
     while !stop.load(Relaxed) {
+        let by = generation.load(SeqCst);
         let listed = ask("GET /api/spool?state=parked&limit=5 HTTP/1.1\r\nHost: localhost\r\n\r\n");
         for record in listed.iter().flat_map(|answer| answer.json()["records"].as_array().cloned().unwrap_or_default())
         {
@@ -131,10 +133,14 @@ fn clerk(mut prng: Prng, addresses: &Addresses, stop: &AtomicBool) {
                 _ => continue,
             };
             let target = format!("/api/spool/{}/{verb}", record["id"]);
-            ask(&post(&target, "Content-Type: application/json\r\n", &body));
+            let done = ask(&post(&target, "Content-Type: application/json\r\n", &body)).is_some();
+            if done && verb == "discard" && generation.load(SeqCst) == by {
+                given_up.insert((by, record["id"].as_u64().expect("a number")));
+            }
         }
         thread::sleep(Duration::from_millis(prng.below(30)));
     }
+    given_up
 }
 
 /// A node's folder, and those of the nodes that died for good.
@@ -235,7 +241,7 @@ fn killed_fifty_times_and_every_write_has_one_end() {
     let (addresses, told) = (Addresses::default(), Told::default());
     let (stop, off_duty, unused) = (AtomicBool::new(false), AtomicBool::new(false), AtomicBool::new(false));
     let guard = Released([&stop, &off_duty, &unused]);
-    let accepted: BTreeMap<String, Option<Accepted>> = thread::scope(|scope| {
+    let (accepted, given_up) = thread::scope(|scope| {
         // A failed assertion below must not leave the scope waiting for its threads.
         let guard = guard;
         let writers: Vec<_> = (0..WRITERS)
@@ -245,7 +251,7 @@ fn killed_fifty_times_and_every_write_has_one_end() {
                 scope.spawn(move || write_all(writer, prng, addresses, generation, told, stop))
             })
             .collect();
-        let on_duty = scope.spawn(|| clerk(Prng::new(seed ^ 99), &addresses, &off_duty));
+        let on_duty = scope.spawn(|| clerk(Prng::new(seed ^ 99), &addresses, &lineage.generation, &off_duty));
         // Of those that died for good, who may still have something.
         let mut estates = BTreeSet::new();
         for _ in 0..rounds(ROUNDS) {
@@ -275,25 +281,32 @@ fn killed_fifty_times_and_every_write_has_one_end() {
         let node = lineage.place.node();
         addresses.set(Some(&node));
         stop.store(true, Relaxed);
-        let accepted = writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect();
+        let accepted: BTreeMap<String, Option<Accepted>> =
+            writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect();
         wait_until("nothing is left to adopt", || {
             estates.retain(|&generation| !lineage.adopt(generation, node.admin));
             estates.is_empty()
         });
         off_duty.store(true, Relaxed);
-        on_duty.join().unwrap();
+        let given_up = on_duty.join().unwrap();
         sink.calm.store(true, Relaxed);
         wait_until("nothing waits", || node.spooled() == 0);
         assert_eq!(code(node.stop()), 0);
         drop(guard);
-        accepted
+        (accepted, given_up)
     });
-    judge(&lineage, &sink.taken.lock().unwrap(), accepted);
+    let taken = sink.taken.lock().unwrap().clone();
+    judge(&lineage, &taken, accepted, &given_up);
     println!("{} asked again, {} died for good", told.again.load(Relaxed), lineage.generation());
 }
 
 /// Asks every generation what became of what it had accepted.
-fn judge(lineage: &Lineage, taken: &BTreeSet<String>, accepted: BTreeMap<String, Option<Accepted>>) {
+fn judge(
+    lineage: &Lineage,
+    taken: &BTreeSet<String>,
+    accepted: BTreeMap<String, Option<Accepted>>,
+    given_up: &BTreeSet<Accepted>,
+) {
     let total = accepted.len();
     let mut ends: BTreeMap<End, usize> = BTreeMap::new();
     let mut open: BTreeMap<usize, Vec<(String, u64)>> = BTreeMap::new();
@@ -317,6 +330,8 @@ fn judge(lineage: &Lineage, taken: &BTreeSet<String>, accepted: BTreeMap<String,
                     open.entry(heir).or_default().push((text, id));
                 }
                 Ok(end) => {
+                    let is_given_up = given_up.contains(&(generation, id));
+                    assert!(!is_given_up || end == End::Discarded, "`{text}` was given up, and is {end:?}");
                     let is_taken = taken.contains(&text);
                     match end {
                         End::Delivered => assert!(is_taken, "`{text}`: delivered, and the sink has not got it"),
