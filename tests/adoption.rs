@@ -245,3 +245,32 @@ fn a_node_that_lost_its_disk_keeps_the_account_of_what_it_takes_over() {
     let node = place.node();
     assert_eq!(counts(&node.api("/api/ledger")["totals"], CLASSES), [40, 40, 0, 0, 0, 0, 1]);
 }
+
+#[test]
+fn what_was_handed_over_is_not_taken_back_as_known() {
+    let sink = Sink::new();
+    sink.is_sick(true);
+    let first = Place::new(&config("first", &sink.server, "", "local"));
+    let second = Place::new(&config("second", &sink.server, "", "local"));
+    let adopt = |at: &Place, node: &Node, from: &Place| {
+        let dir = from.data().to_string_lossy().into_owned();
+        at.seawall(&["spool", "adopt", &dir, "--admin", &format!("http://{}", node.admin)])
+    };
+    let node = first.node();
+    (0..3).for_each(|number| assert_eq!(write(&node, number), 202));
+    node.kill();
+    let node = second.node();
+    assert_eq!(adopt(&second, &node, &first).code, 0);
+    node.kill();
+    // The first is back, and remembers their keys: as handed over, which is not as kept.
+    let node = first.node();
+    let said = adopt(&first, &node, &second);
+    assert_ne!(said.code, 0, "{said:?}");
+    said.tells(&["3 records stay where they are", "which was handed over to second as record"]);
+    assert_eq!(node.spooled(), 0);
+    node.kill();
+    let node = second.node();
+    assert_eq!(node.spooled(), 3, "they are where they were");
+    sink.is_sick(false);
+    wait_until("all is delivered", || node.spooled() == 0);
+}

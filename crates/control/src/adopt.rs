@@ -15,6 +15,7 @@ use axum::response::Response;
 use seawall_core::id::RecordId;
 use seawall_core::journal::{Draft, Kind};
 use seawall_core::ledger::{Digest, Place};
+use seawall_core::spool::index::Outcome;
 use seawall_core::spool::wire::{DecodeError, Reader};
 use seawall_core::spool::{LaneKey, State};
 use seawall_store::{EnqueueError, Enqueued, Orphan, Spool};
@@ -37,6 +38,8 @@ type Taken = (RecordId, Result<Enqueued, NotTaken>);
 enum NotTaken {
     /// There is nobody here who would deliver it to this upstream.
     Nobody(String),
+    /// It was here before, and was handed over: to say "it is here" would lose it.
+    HandedOver(RecordId, String),
     /// The spool said no.
     Spool(EnqueueError),
 }
@@ -148,7 +151,10 @@ async fn take_row(spool: Spool, mut row: Vec<Orphan>) -> Vec<Taken> {
     let mut taken = Vec::new();
     for orphan in row {
         let id = orphan.id;
-        let kept = spool.adopt(orphan).await.map_err(NotTaken::Spool);
+        let kept = match spool.adopt(orphan).await {
+            Ok(kept) => is_here(&spool, kept).await,
+            Err(error) => Err(NotTaken::Spool(error)),
+        };
         let is_end = kept.is_err();
         taken.push((id, kept));
         if is_end {
@@ -158,11 +164,33 @@ async fn take_row(spool: Spool, mut row: Vec<Orphan>) -> Vec<Taken> {
     taken
 }
 
+/// A key that is known says that its record was here once, and not that this node sees to it.
+async fn is_here(spool: &Spool, kept: Enqueued) -> Result<Enqueued, NotTaken> {
+    if !kept.already {
+        return Ok(kept);
+    }
+    let account = spool.get(kept.id).await.map_err(|error| {
+        let reason = error.to_string();
+        NotTaken::Spool(EnqueueError::Stopped { reason })
+    })?;
+    match account.and_then(|account| account.settled).map(|settled| settled.outcome) {
+        Some(Outcome::HandedOver { to }) => Err(NotTaken::HandedOver(kept.id, to)),
+        _ => Ok(kept),
+    }
+}
+
 fn told((from, kept): &Taken) -> Value {
     match kept {
         Ok(Enqueued { id, already }) => json!({ "from": from, "id": id, "already": already }),
         Err(NotTaken::Nobody(upstream)) => {
             let error = format!("no route of this node keeps writes for an upstream `{upstream}`");
+            json!({ "from": from, "error": error })
+        }
+        Err(NotTaken::HandedOver(id, to)) => {
+            let error = format!(
+                "it was this node's record {id}, which was handed over to {to}: start that directory's node, or adopt it at a \
+                 third"
+            );
             json!({ "from": from, "error": error })
         }
         Err(NotTaken::Spool(error)) => {

@@ -279,7 +279,7 @@ impl Ledger {
     #[must_use]
     pub fn next_batch(&self, sink: &str, batch: u64) -> u64 {
         let is_anothers = sink.contains('.');
-        self.sinks.get(sink).map_or(if is_anothers { batch.max(1) } else { 1 }, |last| last + 1)
+        self.sinks.get(sink).map_or(if is_anothers { batch.max(1) } else { 1 }, |last| last.saturating_add(1))
     }
 
     /// The events that seal every account now, in their order, to be made durable and applied. `closed` is what
