@@ -24,6 +24,8 @@ use crate::server::{Do, Seen, Server, answer, ok, sick};
 
 const ROUNDS: u64 = 50;
 const WRITERS: usize = 6;
+/// In the last rounds the clerk is off duty: what is refused stays a dead letter.
+const LEFT_ALONE: u64 = 10;
 /// One death in so many is for good.
 const FOR_GOOD: f64 = 0.12;
 const BY_HAND: &str = "the clerk gave it up";
@@ -215,9 +217,9 @@ fn end_of(state: &Value) -> Result<End, Accepted> {
         Some("expired") => Ok(End::Expired),
         Some("parked") => Ok(End::Dead),
         Some("discarded") if reason == BY_HAND => Ok(End::Discarded),
-        Some("discarded") => {
-            let heir = reason.strip_prefix("adopted by n").and_then(|rest| rest.split_once(" as record "));
-            let (generation, id) = heir.unwrap_or_else(|| panic!("nobody gave it up: {state}"));
+        Some("handed_over") => {
+            let heir = reason.strip_prefix('n').and_then(|rest| rest.split_once(" as record "));
+            let (generation, id) = heir.unwrap_or_else(|| panic!("to nobody: {state}"));
             Err((generation.parse().expect("a generation"), id.parse().expect("a number")))
         }
         _ => panic!("it has no end: {state}"),
@@ -254,7 +256,11 @@ fn killed_fifty_times_and_every_write_has_one_end() {
         let on_duty = scope.spawn(|| clerk(Prng::new(seed ^ 99), &addresses, &lineage.generation, &off_duty));
         // Of those that died for good, who may still have something.
         let mut estates = BTreeSet::new();
-        for _ in 0..rounds(ROUNDS) {
+        let rounds = rounds(ROUNDS);
+        for round in 0..rounds {
+            if round + LEFT_ALONE == rounds {
+                off_duty.store(true, Relaxed);
+            }
             let is_over = AtomicBool::new(false);
             thread::scope(|scope| {
                 let (lineage, addresses, estates, over) = (&lineage, &addresses, &mut estates, &is_over);
