@@ -210,7 +210,7 @@ pub(crate) async fn open(config: &AppConfig, clock: &RealClock) -> anyhow::Resul
     if !inherited.is_empty() {
         tracing::info!(path = %dir.display(), "an empty directory: taking over what the replica holds of this node");
         // Its former self may be alive, in another place.
-        if !inherited.is_fenced() && inherited.is_present(clock).await? {
+        if !inherited.is_fenced() && is_present(&inherited, clock).await? {
             bail!("another node named `{node}` is running: give each node a name of its own, or stop it first");
         }
     }
@@ -293,6 +293,20 @@ async fn look(config: &AppConfig, replica: &ReplicaConfig) -> anyhow::Result<Inh
                 );
             }
             Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// True if the former self still runs. Servers that have just come back elect a leader of the registry last.
+async fn is_present(inherited: &Inherited, clock: &RealClock) -> Result<bool, ReplicaError> {
+    let begin = tokio::time::Instant::now();
+    loop {
+        match inherited.is_present(clock).await {
+            Err(ReplicaError::Lost(reason)) if begin.elapsed() < PATIENCE => {
+                tracing::warn!(reason, "whether another node of this name runs cannot be asked yet");
+                tokio::time::sleep(TRY_EVERY).await;
+            }
+            answer => return answer,
         }
     }
 }
