@@ -24,9 +24,9 @@ pub struct SimDisk(Arc<Mutex<World>>);
 /// A planned failure of one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The call fails with EIO; half of a write has happened.
+    /// The call fails with EIO; half of a write has happened, and of a sync what chance says, the rest never will.
     Io,
-    /// The call fails for want of space; half of a write has happened.
+    /// The call fails for want of space; it has happened as with [`Self::Io`].
     NoSpace,
     /// The power is gone: this call and all later ones fail. What survives is [`SimDisk::crash`]'s to tell.
     PowerCut,
@@ -129,6 +129,11 @@ impl SimDisk {
         let mut world = lock(&self.0);
         let at = world.calls + nth;
         world.faults.insert(at, fault);
+    }
+
+    /// Nothing that was planned fails any more.
+    pub fn forget_faults(&self) {
+        lock(&self.0).faults.clear();
     }
 
     /// A backup, as one that is taken of a machine that is off: what was synced. This one goes on.
@@ -283,6 +288,12 @@ impl Inode {
                 Pending::Length(bytes) => self.safe.resize(bytes, 0),
             }
         }
+    }
+
+    /// What the platter did not take is forgotten: it still reads well, and no later sync writes it.
+    fn fail_sync(&mut self, prng: &mut Prng) {
+        self.safe = self.surviving(prng);
+        self.pending.clear();
     }
 
     /// Each sector of each pending write arrived or did not, in any order.
@@ -454,11 +465,16 @@ impl DiskFile for SimFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.change(|inode, fault| {
-            if fault.is_none() {
-                inode.sync();
-            }
-        })
+        let mut world = lock(&self.world);
+        let fault = world.next_call()?;
+        let mut prng = Prng::new(world.calls);
+        let inode = world.inodes.get_mut(&self.inode).expect("an open file has an inode");
+        match fault {
+            None => inode.sync(),
+            Some(Fault::PowerCut) => {}
+            Some(Fault::Io | Fault::NoSpace) => inode.fail_sync(&mut prng),
+        }
+        fault.map_or(Ok(()), |fault| Err(fault.error()))
     }
 
     fn set_len(&self, bytes: u64) -> io::Result<()> {

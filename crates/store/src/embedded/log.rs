@@ -100,6 +100,8 @@ pub(crate) struct Log<D: Disk> {
     next_batch: u64,
     /// The highest batch number known to be safe.
     synced: u64,
+    /// A batch for which there was no room may have left something behind the active segment's end.
+    is_end_dirty: bool,
     stopped: Option<String>,
 }
 
@@ -147,7 +149,10 @@ impl<D: Disk> Log<D> {
                 Ok(())
             }
             // What may be there is no valid batch, and the next one overwrites it.
-            Err(error) if is_no_space(&error) => Err(LogError::NoSpace),
+            Err(error) if is_no_space(&error) => {
+                self.is_end_dirty = true;
+                Err(LogError::NoSpace)
+            }
             Err(error) => Err(self.stop("write", self.path(self.active.number), &error)),
         }
     }
@@ -177,6 +182,7 @@ impl<D: Disk> Log<D> {
         assert!(self.staged.is_empty(), "staged records belong to the segment they were staged for");
         self.sync()?;
         self.ensure_spare(record_bytes)?;
+        self.clean_end()?;
         let next = self.spares.take();
         let path = self.path(next.number);
         let named = self.disk.rename(&spares::path(&self.options.dir, next.number), &path);
@@ -187,6 +193,21 @@ impl<D: Disk> Log<D> {
         self.segment_bytes += next.size;
         let before = std::mem::replace(&mut self.active, next);
         self.keep_reader(before.number, before.file);
+        Ok(())
+    }
+
+    /// Cuts off what a batch without room left there: in a segment that is followed by others it would be damage.
+    fn clean_end(&mut self) -> Result<(), LogError> {
+        if !std::mem::take(&mut self.is_end_dirty) {
+            return Ok(());
+        }
+        let Active { number, end, ref file, .. } = self.active;
+        if let Err(error) = file.set_len(end).and_then(|()| file.sync_data()) {
+            return Err(self.stop("cut", self.path(number), &error));
+        }
+        self.segment_bytes -= self.active.size - end;
+        self.segments.insert(number, end);
+        self.active.size = end;
         Ok(())
     }
 
@@ -465,6 +486,9 @@ impl<D: Disk> Recovery<D> {
             end = batch.end as u64;
         }
         self.cut(number, &image, end, later.is_empty())?;
+        if later.is_empty() {
+            self.rewrite(number, &image, &image.scan.batches[..good])?;
+        }
         self.report.segments += 1;
         Ok(())
     }
@@ -498,7 +522,9 @@ impl<D: Disk> Recovery<D> {
         }
         let batches = &image.scan.batches;
         let mut expect = self.expect;
-        if expect.is_none() && batches.is_empty() && self.is_followed(0, later)? {
+        // All zeros is one that was begun and not used: what it should have held did not fit into it.
+        let is_unused = image.scan.dirty_end <= HEADER_BYTES;
+        if expect.is_none() && batches.is_empty() && !is_unused && self.is_followed(0, later)? {
             return Ok(Verdict::Damaged { from: 0, what: "there is no batch in it".into() });
         }
         for (at, batch) in batches.iter().enumerate() {
@@ -598,6 +624,19 @@ impl<D: Disk> Recovery<D> {
         Ok(())
     }
 
+    /// Writes again what nothing proves to be on the disk. After a sync that failed the system keeps the bytes in its cache
+    /// and takes them for written: they read well, the next sync does nothing, and the next power cut loses them. Only the
+    /// last segment can have such bytes: a log stops at a sync that fails, before it begins another segment.
+    fn rewrite(&self, number: u32, image: &Image, batches: &[FoundBatch]) -> Result<(), OpenError> {
+        let proven = batches.iter().map(|batch| batch.synced).max().unwrap_or(0);
+        let Some(first) = batches.iter().find(|batch| batch.seq > proven) else { return Ok(()) };
+        let end = batches[batches.len() - 1].end;
+        let path = segment_path(&self.options.dir, number);
+        let file = self.disk.open(&path).map_err(io_error("open", &path))?;
+        // `finish` syncs it.
+        file.write_at(&image.bytes[first.at..end], first.at as u64).map_err(io_error("write", &path))
+    }
+
     /// The first segment of a new log.
     fn begin(&mut self) -> Result<(), OpenError> {
         let path = segment_path(&self.options.dir, 1);
@@ -631,6 +670,7 @@ impl<D: Disk> Recovery<D> {
             staged: BatchBuilder::default(),
             next_batch,
             synced: next_batch - 1,
+            is_end_dirty: false,
             stopped: None,
         };
         Ok((log, self.report))

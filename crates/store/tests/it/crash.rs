@@ -168,9 +168,25 @@ fn story(seed: u64, fault: Option<Fault>) {
         disk.fail_call(prng.below(150) + 1, Fault::PowerCut);
         let mut life = prng.fork();
         with(opened, async |store| promises.live(store, &mut life).await);
+        if fault == Some(Fault::Io) {
+            goes_on_without_a_crash(&disk, &mut promises, &mut prng);
+        }
         disk = disk.crash();
         with(open_with(&disk, options()).expect("opens"), async |store| promises.check(store).await);
         disk = disk.crash();
+    }
+}
+
+/// The process alone begins again: what a failed sync left in the cache still reads well, counts, and is built upon.
+fn goes_on_without_a_crash(disk: &SimDisk, promises: &mut Promises, prng: &mut Prng) {
+    disk.forget_faults();
+    if let Ok(opened) = open_with(disk, options()) {
+        assert!(!opened.report.is_damaged(), "{:?}", opened.report);
+        let mut life = prng.fork();
+        with(opened, async |store| {
+            promises.check(store).await;
+            promises.live(store, &mut life).await;
+        });
     }
 }
 
@@ -206,6 +222,9 @@ fn every_single_call_may_fail() {
             if let Ok(opened) = open_with(&disk, options()) {
                 let mut life = prng.fork();
                 with(opened, async |store| promises.live(store, &mut life).await);
+            }
+            if fault == Fault::Io {
+                goes_on_without_a_crash(&disk, &mut promises, &mut prng);
             }
             let disk = disk.crash();
             with(open_with(&disk, options()).expect("opens"), async |store| promises.check(store).await);
