@@ -17,7 +17,7 @@ fn config(name: &str, upstream: &Server, store: &str, durability: &str) -> Strin
     format!(
         "node: {name}\nlisteners: [{{ address: \"127.0.0.1:0\", routes: [{{ name: events, upstream: queue, policy: writes }}] }}]\n\
          upstreams: {{ queue: {{ url: \"http://{}\" }} }}\n\
-         policies: {{ writes: {{ timeout: 8s, retry: off, fallback: spool, order_by: \"header:Shipment-Id\", \
+         policies: {{ writes: {{ timeout: 8s, retry: off, replay_max: 1MiB, fallback: spool, order_by: \"header:Shipment-Id\", \
          breaker: {{ calls_min: 2, window: 4 calls, open_for: 20ms, open_for_max: 20ms }}, \
          delivery: {{ attempts: 1000000, durability: {durability} }} }} }}\n{store}",
         upstream.address
@@ -273,4 +273,84 @@ fn what_was_handed_over_is_not_taken_back_as_known() {
     assert_eq!(node.spooled(), 3, "they are where they were");
     sink.is_sick(false);
     wait_until("all is delivered", || node.spooled() == 0);
+}
+
+#[test]
+fn a_node_whose_disk_comes_back_takes_in_what_is_on_it() {
+    let sink = Sink::new();
+    let place = Place::new(&config("a", &sink.server, "", "local"));
+    let node = place.node();
+    (0..5).for_each(|number| assert_eq!(write(&node, number), 200));
+    assert_eq!(sink.report("a", &node), 5);
+    sink.is_sick(true);
+    (5..15).for_each(|number| assert_eq!(write(&node, number), 202));
+    node.kill();
+    let old = place.path().join("old");
+    std::fs::rename(place.data(), &old).unwrap();
+    // Numbers begin at one again; in an epoch that the old directory never had.
+    let node = place.node();
+    (20..30).for_each(|number| assert_eq!(write(&node, number), 202));
+    let old = old.to_string_lossy();
+    let said = place.seawall(&["spool", "adopt", &old, "--admin", &format!("http://{}", node.admin)]);
+    assert!(said.code == 0 && said.out.contains("10 records of `a` are `a`'s"), "{said:?}");
+    sink.is_sick(false);
+    wait_until("all is delivered", || node.spooled() == 0);
+    // The books are new, and the sink's batches go on from where they were.
+    assert_eq!(sink.report("a", &node), 20);
+    let answer = ledger(&place, &node, &["--seal"]).json();
+    assert_eq!((counts(&answer["totals"], CLASSES), &answer["verdict"]), ([20, 20, 0, 0, 0, 0, 0], &json!("balanced")));
+    let said = place.seawall(&["ledger", "--json", "--data", &old]);
+    assert_eq!(counts(&said.json()["totals"], CLASSES), [15, 5, 10, 0, 0, 0, 0]);
+}
+
+/// More than the old spool remembers of what it handed over.
+#[test]
+fn the_old_books_know_all_that_was_handed_over() {
+    let sink = Sink::new();
+    sink.is_sick(true);
+    let dead = Place::new(&config("dead", &sink.server, "", "local"));
+    let node = dead.node();
+    for number in 0..40 {
+        let body = format!("{number}{}", " ".repeat(500 << 10));
+        assert_eq!(node.post("/events", "Shipment-Id: s\r\n", &body).status, 202);
+    }
+    node.kill();
+    let place = Place::new(&config("heir", &sink.server, "", "local"));
+    let heir = place.node();
+    let dir = dead.data().to_string_lossy().into_owned();
+    let said = place.seawall(&["spool", "adopt", &dir, "--admin", &format!("http://{}", heir.admin)]);
+    assert_eq!(said.code, 0, "{said:?}");
+    for _ in 0..2 {
+        let totals = dead.seawall(&["ledger", "--json", "--data", "data"]).json()["totals"].clone();
+        assert_eq!((counts(&totals, CLASSES), &totals["missing_so_far"]), ([40, 0, 40, 0, 0, 0, 0], &json!(0)));
+        // Also to the node itself, should it start again.
+        dead.node().stop();
+    }
+}
+
+#[test]
+fn what_one_node_began_to_take_in_no_other_is_given() {
+    let sink = Sink::new();
+    sink.is_sick(true);
+    let dead = Place::new(&config("dead", &sink.server, "", "local"));
+    let node = dead.node();
+    (0..100).for_each(|number| assert_eq!(write(&node, number), 202));
+    node.kill();
+    let dir = dead.data().to_string_lossy().into_owned();
+    let [first, second] = ["first", "second"].map(|name| Place::new(&config(name, &sink.server, "", "local")));
+    let (heir, other) = (first.node(), second.node());
+    // Taken in, and not marked there.
+    let line = cut_line(heir.admin, 0);
+    let adopt = |at: SocketAddr| first.seawall(&["spool", "adopt", &dir, "--admin", &format!("http://{at}")]);
+    assert_eq!(adopt(line.address).code, 3);
+    let said = adopt(other.admin);
+    assert_eq!(said.code, 1, "{said:?}");
+    said.tells(&["`first` has begun to take in what", "ADOPTER` if that node is gone"]);
+    assert_eq!((heir.spooled(), other.spooled()), (64, 0));
+    assert_eq!(adopt(heir.admin).code, 0);
+    assert_eq!(heir.spooled(), 100);
+    // All is done: the mark is gone, and there is nothing left for the other one.
+    assert!(!dead.data().join("ADOPTER").exists());
+    let said = adopt(other.admin);
+    assert!(said.code == 0 && said.out.contains("0 records of `dead`"), "{said:?}");
 }

@@ -369,6 +369,14 @@ impl Journal {
         self.0.iter().rfind(|entry| entry["kind"] == kind).unwrap_or_else(|| panic!("no {kind} in {self:#?}"))
     }
 
+    /// Of every start of the node, how many epochs after the first.
+    pub fn epochs(&self) -> Vec<u64> {
+        let starts = self.0.iter().filter(|entry| entry["kind"] == "node_started");
+        let epochs: Vec<u64> =
+            starts.map(|entry| entry["fields"]["epoch"].as_str().unwrap().parse().expect("a number")).collect();
+        epochs.iter().map(|epoch| epoch - epochs[0]).collect()
+    }
+
     /// The kinds of an entry and of what led to it, back to where nothing did.
     pub fn story(&self, entry: &Value) -> Vec<&str> {
         let by_seq: BTreeMap<u64, &Value> = self.0.iter().map(|it| (it["seq"].as_u64().unwrap(), it)).collect();

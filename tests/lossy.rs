@@ -524,11 +524,8 @@ impl Mounted {
                     file.safe = file.surviving(Rest::ByChance, &mut prng);
                     file.pending.clear();
                 }
-                Some(Node::Folder(folder)) => {
-                    folder.safe = folder.surviving(Rest::ByChance, &mut prng);
-                    folder.pending.clear();
-                }
-                Some(Node::Socket) | None => {}
+                // Names are in the file system's own journal: one that cannot be written ends the mount, and forgets nothing.
+                Some(Node::Folder(_) | Node::Socket) | None => {}
             }
         }
         Err(error)

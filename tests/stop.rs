@@ -160,12 +160,8 @@ fn the_spool_outlives_the_node() {
     }
     let journal = node.journal();
     assert_eq!(journal.last("store_recovered")["fields"]["waiting"], "5");
-    assert_eq!((journal.count("node_started"), journal.count("node_stopped")), (2, 1));
-    assert_eq!(
-        journal.last("node_started")["fields"]["epoch"].as_str(),
-        Some("2"),
-        "a start is an epoch, a look is not"
-    );
+    assert_eq!(journal.count("node_stopped"), 1);
+    assert_eq!(journal.epochs(), [0, 1], "a start is an epoch, a look is not");
 }
 
 /// Who asks again after a restart gets the same answer, marked as what it is.

@@ -182,6 +182,30 @@ impl Book {
         Ok(())
     }
 
+    /// Another node has these records, and keeps their account from now on. Synced.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn handed_over(&self, stamps: impl Iterator<Item = &str>) -> Result<(), StoreError> {
+        let mut last = None;
+        for number in stamps.filter_map(number_of) {
+            let mut books = self.lock();
+            let Some(stream) = books.ledger.account_of(&number).map(Cow::into_owned) else { continue };
+            let moved = Event::Moved { stream, epoch: number.epoch, seq: number.seq, to: Place::HandedOver };
+            self.note_in(&mut books, &moved);
+            last = Some(moved);
+        }
+        self.sync_behind(last).await
+    }
+
+    /// Tells the last of some events that were noted once more, to a log that is synced: then all before it are safe.
+    async fn sync_behind(&self, last: Option<Event>) -> Result<(), StoreError> {
+        match last {
+            Some(event) => self.0.log.append_synced(framed(&event)).await,
+            None => Ok(()),
+        }
+    }
+
     /// Reads a stopped node's account back, to be looked at: no epoch begins and no number is given out.
     ///
     /// # Errors
@@ -624,11 +648,7 @@ impl LedgerPort for Book {
                 }
                 last = Some(accepted);
             }
-            // Told once more, to a log that is synced: then everything before it is.
-            match last {
-                Some(event) => self.0.log.append_synced(framed(&event)).await.map_err(unavailable),
-                None => Ok(()),
-            }
+            self.sync_behind(last).await.map_err(unavailable)
         })
     }
 }

@@ -23,6 +23,7 @@
 
 pub mod disk;
 
+mod adoption;
 mod clock;
 mod embedded;
 mod error;
@@ -33,6 +34,7 @@ mod options;
 mod spool;
 mod wrap;
 
+pub use adoption::{adopter, begin_adoption, end_adoption};
 pub use clock::{Clock, ClockFn};
 pub use disk::{Disk, LookDisk, RealDisk, SimDisk};
 pub use embedded::{Engine, EngineThreads, LogReport, Opened, RecoveryReport, is_in_use};

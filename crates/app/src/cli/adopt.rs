@@ -3,9 +3,10 @@
 //! Its records are in its data directory, or in the replica it kept; the latter is first fenced, so that the node writes no
 //! more, and copied into a directory of this machine.
 //!
-//! A batch is read from the old directory, sent, and only then marked there as handed over, with the number each record has
-//! at its new node; at the end the old node's ledger is told. Cut short at any point, the same command goes on: what was sent
-//! and not marked is known by its key.
+//! A batch is read from the old directory, sent, and only then marked there as handed over, first in the old
+//! node's ledger, then in its spool, with the number each record has at its new node. Cut short at any point, the same command
+//! goes on: what was sent and not marked is known by its key. Until all is done the directory says whose heir it has, and no
+//! other node is given any of it.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -32,7 +33,7 @@ use crate::replica;
 pub(super) const EXAMPLES: &str = "\
 The node that the directory belongs to must not run. Dead letters stay dead letters. In the directory every record is
 marked as handed over with the number it has at its new node, so that it is not delivered twice should the old node start
-again. A record that is refused stays, with all that stand behind it in its row; the others go on, and the same command
+again. Until all is done the directory says which node takes it in (ADOPTER), and no other is given any of it. A record that is refused stays, with all that stand behind it in its row; the others go on, and the same command
 later takes up what is left. The records are on the new node's ledger from then on, under the numbers they have; in the old
 one, which stays in its directory (`seawall ledger --data DIR`), they are handed over.
 
@@ -109,7 +110,19 @@ async fn from_directory(
         bail!("`{}` is not the data directory of a node", dir.display());
     }
     let (opened, owner) = open(dir, quarantine, keys)?;
+    if let Some(first) = seawall_store::adopter(&RealDisk, dir).filter(|first| first != adopter) {
+        bail!(
+            "`{first}` has begun to take in what `{}` holds, and may have records that are not marked there yet: repeat the \
+             command with `{first}`, or remove `{}` if that node is gone and nothing of it will ever run again",
+            dir.display(),
+            dir.join("ADOPTER").display()
+        );
+    }
+    seawall_store::begin_adoption(&RealDisk, dir, adopter)?;
     let done = move_from(opened, client, &owner, adopter).await?;
+    if done.left == 0 {
+        seawall_store::end_adoption(&RealDisk, dir)?;
+    }
     Ok((done, owner))
 }
 
@@ -117,13 +130,14 @@ async fn from_directory(
 async fn move_from(opened: Opened<RealDisk>, client: &Client, owner: &str, adopter: &str) -> anyhow::Result<Done> {
     let Opened { store, engine, ledger_records, .. } = opened;
     let threads = engine.spawn_threads().context("cannot start the store's threads")?;
-    let moved = move_all(&store, client, owner, adopter).await;
-    // Here, and not at the node's next start: by then the spool may have forgotten what it handed over.
-    let told = Book::look(&store, &ledger_records, owner).await;
+    let moved = async {
+        let book = Book::look(&store, &ledger_records, owner).await.context("the old node's ledger cannot be read")?;
+        move_all(&store, &book, client, owner, adopter).await
+    };
+    let moved = moved.await;
     store.close().await;
     drop(store);
     threads.join();
-    told.context("the old node's ledger does not know yet what was handed over: repeat the command")?;
     moved
 }
 
@@ -215,7 +229,7 @@ fn open(dir: &Path, quarantine: bool, keys: Option<SealKeys>) -> anyhow::Result<
     }
 }
 
-async fn move_all(store: &Store, client: &Client, owner: &str, adopter: &str) -> anyhow::Result<Done> {
+async fn move_all(store: &Store, book: &Book, client: &Client, owner: &str, adopter: &str) -> anyhow::Result<Done> {
     let (mut done, mut after, mut blocked) = (Done::default(), RecordId(0), BTreeSet::new());
     while let Some(page) = next_page(store, after).await? {
         after = page.last;
@@ -226,7 +240,7 @@ async fn move_all(store: &Store, client: &Client, owner: &str, adopter: &str) ->
             continue;
         }
         let answer = send(client, owner, &batch).await?;
-        let taken = mark(store, adopter, &answer, &mut done).await?;
+        let taken = mark(store, book, adopter, (&batch, &answer), &mut done).await?;
         let left = batch.iter().filter(|orphan| !taken.contains(&orphan.id));
         blocked.extend(left.filter_map(|orphan| orphan.record.lane()));
     }
@@ -270,9 +284,16 @@ async fn send(client: &Client, owner: &str, batch: &[Orphan]) -> Result<Value, s
     client.post_bytes(&format!("/api/spool/adopt?node={}", encode(owner)), body.into()).await
 }
 
-/// What is safe at the new node is handed over here, with one sync for all. Which these are.
-async fn mark(store: &Store, adopter: &str, answer: &Value, done: &mut Done) -> anyhow::Result<BTreeSet<RecordId>> {
-    let (mut taken, mut marks) = (BTreeSet::new(), JoinSet::new());
+/// What is safe at the new node is handed over here, with one sync for all. Which these are. The ledger comes first: the spool
+/// may forget soon what it handed over, and its word, as long as it has one, is the later one.
+async fn mark(
+    store: &Store,
+    book: &Book,
+    adopter: &str,
+    (batch, answer): (&[Orphan], &Value),
+    done: &mut Done,
+) -> anyhow::Result<BTreeSet<RecordId>> {
+    let (mut taken, mut names) = (BTreeSet::new(), Vec::new());
     for record in answer["records"].as_array().into_iter().flatten() {
         let from = record["from"].as_u64().context("the node did not say which record it took")?;
         if let Some(error) = record["error"].as_str() {
@@ -280,10 +301,16 @@ async fn mark(store: &Store, adopter: &str, answer: &Value, done: &mut Done) -> 
             continue;
         }
         let id = record["id"].as_u64().context("the node did not say under which number it took a record")?;
-        let (spool, to) = (store.spool.clone(), format!("{adopter} as record {id}"));
-        marks.spawn(async move { spool.hand_over(RecordId(from), to).await });
+        names.push((RecordId(from), format!("{adopter} as record {id}")));
         taken.insert(RecordId(from));
         if record["already"] == true { done.already += 1 } else { done.adopted += 1 }
+    }
+    let stamps = batch.iter().filter(|orphan| taken.contains(&orphan.id)).filter_map(|it| it.record.ledger.as_deref());
+    book.handed_over(stamps).await.context("the old node's ledger cannot be written: repeat the command")?;
+    let mut marks = JoinSet::new();
+    for (from, to) in names {
+        let spool = store.spool.clone();
+        marks.spawn(async move { spool.hand_over(from, to).await });
     }
     while let Some(marked) = marks.join_next().await {
         marked.context("a mark was not made")??;

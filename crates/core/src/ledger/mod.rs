@@ -274,12 +274,12 @@ impl Ledger {
         self.epoch.saturating_add(1)
     }
 
-    /// The batch that has to come next, when this one has come. What a sink counts for another node goes on from where it
-    /// stood there.
+    /// The batch that has to come next, when this one has come. A sink that these books never heard of goes on from where it
+    /// stands: it may have reported to another node, or to this one before it lost its directory. What should have come before
+    /// and did not is missing on the account, and told there.
     #[must_use]
     pub fn next_batch(&self, sink: &str, batch: u64) -> u64 {
-        let is_anothers = sink.contains('.');
-        self.sinks.get(sink).map_or(if is_anothers { batch.max(1) } else { 1 }, |last| last.saturating_add(1))
+        self.sinks.get(sink).map_or(batch.max(1), |last| last.saturating_add(1))
     }
 
     /// The events that seal every account now, in their order, to be made durable and applied. `closed` is what

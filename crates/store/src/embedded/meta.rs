@@ -17,6 +17,8 @@ const TEMPORARY: &str = "META.tmp";
 pub(crate) const RESTORING: &str = "RESTORING";
 /// There once what a directory holds is another's: it says whose.
 pub(crate) const SUPERSEDED: &str = "SUPERSEDED";
+/// There from when a node begins to take in what a directory holds until it has it all: it says which node.
+pub(crate) const ADOPTER: &str = "ADOPTER";
 /// There while what a damaged directory lost is taken from the replica.
 pub(crate) const FILLING: &str = "FILLING";
 const FIRST_WORD: &str = "seawall-store";
@@ -147,8 +149,10 @@ fn parse(bytes: &[u8], path: &Path) -> Result<Found, OpenError> {
     if let Some(other) = slots.iter().position(is_other_version) {
         return Err(slots.swap_remove(other).expect_err("it is one"));
     }
-    let is_half = slots.iter().flatten().count() < written;
     let best = slots.iter().flatten().max_by_key(|meta| meta.epoch).cloned();
+    // Early versions left the second slot to the second start.
+    let wanted = if best.as_ref().is_some_and(|meta| meta.epoch == 1) { written } else { slots.len().max(2) };
+    let is_half = slots.iter().flatten().count() < wanted;
     let worst = slots.into_iter().find_map(Result::err).unwrap_or_else(|| foreign(path));
     best.map(|meta| Found { meta, is_half }).ok_or(worst)
 }
@@ -259,6 +263,16 @@ mod tests {
         write_whole(&disk, &dir().join(NAME), &bytes).unwrap();
         let (meta, is_half) = open(&disk, dir(), "n", 1, || [0; 32]).unwrap();
         assert_eq!((meta.epoch, is_half), (2, false));
+        // In any later life it was written, and is rotten.
+        open_as(&disk, "n").unwrap();
+        for slot in 0..2 {
+            let rotten = disk.backup();
+            let mut bytes = rotten.read(&dir().join(NAME)).unwrap();
+            bytes[slot * SLOT_BYTES..][..SLOT_BYTES].fill(0);
+            write_whole(&rotten, &dir().join(NAME), &bytes).unwrap();
+            let (meta, is_half) = open(&rotten, dir(), "n", 1, || [0; 32]).unwrap();
+            assert_eq!((meta.epoch, is_half), ([5, 6][slot], true), "slot {slot}");
+        }
     }
 
     #[test]

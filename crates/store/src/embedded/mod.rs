@@ -4,6 +4,7 @@ pub(crate) mod entry;
 mod journal;
 mod ledger;
 pub(crate) mod log;
+pub(crate) mod marks;
 pub(crate) mod meta;
 mod segment;
 mod spares;
@@ -191,7 +192,10 @@ pub(crate) fn open<D: Disk>(
     let dir = &options.dir;
     disk.create_dir_all(dir).map_err(io_error("make folder", dir))?;
     let lock = take_lock(&disk, dir)?;
-    let (Meta { epoch, secret, .. }, meta_is_half) = meta::open(&disk, dir, &options.node, options.epoch_min, secret)?;
+    // Above the epochs of every directory that the node had before: its numbers are not given out twice, whatever became
+    // of that directory. No start takes less than a millisecond.
+    let epoch_min = options.epoch_min.max(clock.wall().as_millis());
+    let (Meta { epoch, secret, .. }, meta_is_half) = meta::open(&disk, dir, &options.node, epoch_min, secret)?;
     let (spool_engine, found) = SpoolEngine::open(disk.clone(), options, secret, Arc::clone(&clock))?;
     let journal_found = JournalEngine::open(disk.clone(), options, secret, clock)?;
     let ledger_found = LedgerEngine::open(disk.clone(), options, secret)?;

@@ -10,9 +10,10 @@ use super::incarnation;
 use super::message::{Assembler, Head, Whole, entries, fence, head, letter, lines};
 use super::port::{Stream, StreamError};
 use super::shipper::message_id;
-use crate::disk::{Disk, DiskFile};
+use crate::disk::Disk;
 use crate::embedded::entry::SpoolEntry;
 use crate::embedded::log::io_error;
+use crate::embedded::marks::{mark, unmark};
 use crate::embedded::meta::{NAME as META, RESTORING};
 use crate::embedded::spool::RestoreError;
 use crate::embedded::{Opened, take_lock};
@@ -67,26 +68,6 @@ pub(crate) fn begin<D: Disk>(disk: &D, dir: &Path) -> Result<(), OpenError> {
 /// It has taken over.
 pub(crate) fn end<D: Disk>(disk: &D, dir: &Path) -> Result<(), OpenError> {
     unmark(disk, dir, RESTORING)
-}
-
-/// Puts a file with some words into a directory, where there is none yet.
-pub(crate) fn mark<D: Disk>(disk: &D, dir: &Path, name: &str, words: &str) -> Result<(), OpenError> {
-    let path = dir.join(name);
-    if disk.read(&path).is_ok() {
-        return Ok(());
-    }
-    let write = |file: D::File| file.write_at(words.as_bytes(), 0).and_then(|()| file.sync_data());
-    disk.create(&path, words.len() as u64).and_then(write).map_err(io_error("make", &path))?;
-    disk.sync_dir(dir).map_err(io_error("sync folder", dir))
-}
-
-pub(crate) fn unmark<D: Disk>(disk: &D, dir: &Path, name: &str) -> Result<(), OpenError> {
-    let path = dir.join(name);
-    if disk.read(&path).is_err() {
-        return Ok(());
-    }
-    disk.remove(&path).map_err(io_error("remove", &path))?;
-    disk.sync_dir(dir).map_err(io_error("sync folder", dir))
 }
 
 impl<S: Stream> Heritage<S> {

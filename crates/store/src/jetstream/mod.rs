@@ -43,7 +43,7 @@ use crate::Store;
 use crate::clock::Clock;
 use crate::disk::Disk;
 use crate::embedded::Opened;
-use crate::embedded::meta;
+use crate::embedded::{marks, meta};
 use crate::error::OpenError;
 use crate::wrap::{SealKeys, Wrap};
 
@@ -233,13 +233,12 @@ pub async fn examine_replica(options: ReplicaOptions) -> Result<(), ReplicaError
 /// # Errors
 /// [`OpenError`].
 pub fn mark_superseded<D: Disk>(disk: &D, dir: &Path, reason: &str) -> Result<(), OpenError> {
-    heritage::mark(disk, dir, meta::SUPERSEDED, reason)
+    marks::mark(disk, dir, meta::SUPERSEDED, reason)
 }
 
 /// Why a directory is not opened again, if [`mark_superseded`] was told.
 pub fn superseded_before<D: Disk>(disk: &D, dir: &Path) -> Option<String> {
-    let bytes = disk.read(&dir.join(meta::SUPERSEDED)).ok()?;
-    Some(String::from_utf8_lossy(&bytes).trim_matches('\0').to_owned())
+    marks::words(disk, dir, meta::SUPERSEDED)
 }
 
 /// Asks the stream whether what a directory holds is still its own to deliver. `None` if it is, or why not.
@@ -374,7 +373,7 @@ impl Inherited {
     /// # Errors
     /// [`OpenError`].
     pub fn begin_fill<D: Disk>(disk: &D, dir: &Path) -> Result<(), OpenError> {
-        heritage::mark(disk, dir, meta::FILLING, "")
+        marks::mark(disk, dir, meta::FILLING, "")
     }
 
     /// True if a directory is marked by [`Self::begin_fill`].
@@ -396,7 +395,7 @@ impl Inherited {
     /// # Errors
     /// [`OpenError`].
     pub fn end_fill<D: Disk>(disk: &D, dir: &Path) -> Result<(), OpenError> {
-        heritage::unmark(disk, dir, meta::FILLING)
+        marks::unmark(disk, dir, meta::FILLING)
     }
 
     /// True if all of it is another's already: a line was drawn.

@@ -23,6 +23,7 @@ fn open(dir: &Path) -> Opened<RealDisk> {
 fn a_store_on_real_files_is_found_again() {
     let dir = tempfile::tempdir().unwrap();
     let opened = open(dir.path());
+    assert_eq!(opened.report.epoch, 1);
     let (store, threads) = (opened.store, opened.engine.spawn_threads().unwrap());
     crate::runtime().block_on(async {
         for n in 0..200_u8 {

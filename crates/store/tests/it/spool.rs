@@ -703,3 +703,18 @@ fn sealed_records_are_read_with_their_key_and_nothing_of_them_without() {
         assert_eq!(deliver_all(spool).await.len(), 62);
     });
 }
+
+/// So that a node which lost its directory numbers nothing twice.
+#[test]
+fn a_new_directory_begins_at_the_time_and_a_start_adds_one() {
+    let (disk, clock) = (SimDisk::new(1), TestClock::default());
+    let start = || Store::open(disk.clone(), options(), clock.clone(), || [7; 32]).unwrap().report.epoch;
+    clock.advance_ms(5_000);
+    let epochs: Vec<u64> = (0..3)
+        .map(|_| {
+            clock.advance_ms(1_000);
+            start()
+        })
+        .collect();
+    assert_eq!(epochs, [6_001, 6_002, 6_003]);
+}
