@@ -24,6 +24,7 @@ use crate::http::body::BoxError;
 use crate::http::conn::ConnState;
 use crate::http::fields::Fields;
 use crate::http::grpc;
+use crate::http::headers::clean_trailers;
 use crate::node::{Node, Worker};
 use crate::pool::Link;
 use crate::route::{Pass, Place};
@@ -144,9 +145,9 @@ impl Relay {
                 Poll::Ready(None) if self.early == Early::AtFirstPiece => {
                     return Poll::Ready(Some(Err(self.cut(Failure::ConnectionLost))));
                 }
-                Poll::Ready(Some(Ok(frame))) => {
+                Poll::Ready(Some(Ok(mut frame))) => {
                     self.idle = None;
-                    self.hear(&frame);
+                    self.hear(&mut frame);
                     if let (Some(keeping), Some(data)) = (&mut self.keeping, frame.data_ref())
                         && !keeping.takes(data)
                     {
@@ -190,8 +191,8 @@ impl Relay {
                 Step::More => {}
             }
             match link.poll_body(cx) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    self.hear(&frame);
+                Poll::Ready(Some(Ok(mut frame))) => {
+                    self.hear(&mut frame);
                     let passes = !frame.is_trailers() || self.passes_trailers();
                     let Some(damage) = &mut self.damage else { continue };
                     match frame.into_data() {
@@ -206,18 +207,26 @@ impl Relay {
         }
     }
 
-    /// Takes in what trailers say of a call of gRPC.
-    fn hear(&mut self, frame: &Frame<Bytes>) {
-        if let (Some(told), Some(trailers)) = (&mut self.grpc, frame.trailers_ref()) {
+    /// Takes in what trailers say of a call of gRPC, and takes from them what they may not say.
+    fn hear(&mut self, frame: &mut Frame<Bytes>) {
+        let Some(trailers) = frame.trailers_mut() else { return };
+        if let Some(told) = &mut self.grpc {
             *told = grpc::outcome(trailers).or(*told);
         }
+        if clean_trailers(trailers) > 0 {
+            self.drop_trailers("trailers that would frame a message or say who asks end here");
+        }
+    }
+
+    fn drop_trailers(&self, why: &str) {
+        self.worker.counts[self.route.index()].trailers_dropped.add(1);
+        tracing::debug!("{why}");
     }
 
     /// Only announced trailers are written; an unannounced one cannot follow.
     fn passes_trailers(&self) -> bool {
         if !self.trailers_announced {
-            self.worker.counts[self.route.index()].trailers_dropped.add(1);
-            tracing::debug!("trailers that the answer did not announce end here");
+            self.drop_trailers("trailers that the answer did not announce end here");
         }
         self.trailers_announced
     }

@@ -4,9 +4,10 @@
 //! name away what framing, identity or our own marks depend on.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, RETRY_AFTER, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -58,6 +59,22 @@ const PROTECTED: [&str; 12] = [
     "x-forwarded-proto",
     "client-cert",
     "client-cert-chain",
+];
+
+/// What ends at this hop or frames a message, and what else a trailer may not say beside [`PROTECTED`].
+const TRAILED_BY_NOBODY: [&str; 12] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "transfer-encoding",
+    "upgrade",
+    "te",
+    "trailer",
+    "expect",
+    "proxy-authorization",
+    "proxy-authenticate",
+    "forwarded",
+    "via",
 ];
 
 /// Which headers that matter to a proxy are there: one look over the names costs less than asking for each.
@@ -149,12 +166,26 @@ fn strip_connection(headers: &mut Fields) {
     }
     let named: HashSet<HeaderName> = headers
         .get_all(CONNECTION)
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
         .filter(|name| !PROTECTED.contains(&name.as_str()))
         .collect();
     headers.remove_all(|name| *name == CONNECTION || named.contains(name));
+}
+
+/// Takes from trailers what has no business there (RFC 9110 section 6.5.1): what frames a message or ends at this hop, and what
+/// says who asks or is vouched for by us. A reader that merges trailers into the head would believe it. How many lines went.
+pub(crate) fn clean_trailers(trailers: &mut HeaderMap) -> usize {
+    let is_out_of_place = |name: &HeaderName| {
+        let name = name.as_str();
+        let name = if name.contains('_') { Cow::Owned(name.replace('_', "-")) } else { Cow::Borrowed(name) };
+        let is_one_of = |names: &[&str]| names.contains(&&*name);
+        name.starts_with("seawall-") || is_one_of(&PROTECTED) || is_one_of(&TRAILED_BY_NOBODY)
+    };
+    let before = trailers.len();
+    let wrong: Vec<HeaderName> = trailers.keys().filter(|name| is_out_of_place(name)).cloned().collect();
+    wrong.into_iter().for_each(|name| drop(trailers.remove(name)));
+    before - trailers.len()
 }
 
 /// Who asks, for `X-Forwarded-*` and `Via`.
@@ -373,7 +404,9 @@ mod tests {
             ("seawall_record", "forged"),
             ("x_tenant", "acme"),
             ("accept", "*/*"),
+            ("x-bar", "1"),
         ]);
+        headers.append(CONNECTION, HeaderValue::from_bytes(b"x-bar, \xff").unwrap());
         let present = Present::look(&headers);
         to_upstream(
             &mut headers,
@@ -496,5 +529,20 @@ mod tests {
         let patience = map(&[("x-envoy-expected-rq-timeout-ms", "250")]);
         assert_eq!(callers_patience(&patience), Some(Duration::from_millis(250)));
         assert!(announces_trailers(&map(&[("trailer", "x")])) && !announces_trailers(&map(&[])));
+    }
+
+    #[test]
+    fn trailers_say_nothing_of_who_asks() {
+        let mut trailers = HeaderMap::new();
+        let said =
+            ["grpc-status", "host", "client_cert", "seawall-record", "transfer-encoding", "x-checksum", "client_cert"];
+        for name in said {
+            trailers.append(name, HeaderValue::from_static("x"));
+        }
+        assert_eq!(clean_trailers(&mut trailers), 5);
+        let mut left: Vec<&str> = trailers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["grpc-status", "x-checksum"]);
+        assert_eq!(clean_trailers(&mut trailers), 0);
     }
 }

@@ -22,6 +22,7 @@ use super::body::{Incoming, Tracked};
 use super::conn::{ClientIo, ConnState};
 use super::feed::Feed;
 use super::gate::{VERDICT_HEADER, Verdict};
+use super::headers::clean_trailers;
 use super::message::{Request, Response};
 use super::outgoing::Outgoing;
 use super::wire::{self, Asked, Malformed, Piece, Reading, Written};
@@ -282,7 +283,8 @@ impl<O: Fn() -> Order, L: Fn() -> bool> Window<'_, O, L> {
                         self.feed = None;
                     }
                 }
-                Piece::Trailers(trailers) => {
+                Piece::Trailers(mut trailers) => {
+                    clean_trailers(&mut trailers);
                     feed.put(Ok(Frame::trailers(trailers)));
                     feed.end();
                     self.feed = None;

@@ -25,7 +25,7 @@ use super::conn::ConnState;
 use super::fields::Fields;
 use super::gate::Verdict;
 use super::h2::Traffic;
-use super::headers::{KEEP_ALIVE, PROXY_CONNECTION};
+use super::headers::{KEEP_ALIVE, PROXY_CONNECTION, clean_trailers};
 use super::message::Response;
 use super::serve::date;
 use crate::clock::Clock;
@@ -155,7 +155,11 @@ impl Coming {
             self.has_all_data = true;
         }
         let trailers = ready!(self.body.poll_trailers(cx)).transpose();
-        Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)))
+        let cleaned = |mut trailers| {
+            clean_trailers(&mut trailers);
+            Frame::trailers(trailers)
+        };
+        Poll::Ready(trailers.map(|trailers| trailers.map(cleaned)))
     }
 
     pub(crate) fn is_end_stream(&self) -> bool {

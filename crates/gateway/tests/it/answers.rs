@@ -1,5 +1,8 @@
 //! Answers on their way: kept connections, bodies as they come, trailers, interim answers, cut ones, stale connections.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::thread;
 use std::time::Duration;
 
 use crate::world::{Do, Server, World, answer, ok, policy, post, route, upstream, wait_until};
@@ -93,6 +96,40 @@ fn trailers_that_nobody_announced_are_counted_and_end_here() {
         assert_eq!(client.ask("GET / HTTP/1.1\r\nHost: h\r\nTE: trailers\r\nConnection: TE\r\n\r\n").body, "ab");
         assert_eq!(world.route(0).trailers_dropped_total, seen);
     }
+}
+
+/// Announced or not: whoever merges trailers into a head must not be told by them who asks.
+#[test]
+fn trailers_that_say_who_asks_end_here_both_ways() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let upstream_saw = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut seen = Vec::new();
+        while !seen.ends_with(b"x-sum: 9\r\n\r\n") {
+            let mut piece = [0; 1024];
+            let length = stream.read(&mut piece).unwrap();
+            assert!(length > 0, "{}", String::from_utf8_lossy(&seen));
+            seen.extend_from_slice(&piece[..length]);
+        }
+        let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: Host, X-Sum\r\n\r\n2\r\nab\r\n0\r\nHost: x\r\nX-Sum: 7\r\n\r\n";
+        stream.write_all(answer.as_bytes()).unwrap();
+        String::from_utf8(seen).unwrap()
+    });
+    let world = World::new(policy(vec![route("r", 0)], vec![upstream("u", &[address])]));
+    let mut client = world.client();
+    client.send(
+        "POST / HTTP/1.1\r\nHost: h\r\nTE: trailers\r\nConnection: TE\r\nTransfer-Encoding: chunked\r\n\
+         Trailer: Client-Cert, X-Sum\r\n\r\n2\r\nab\r\n0\r\nClient-Cert: :eA==:\r\nX-Sum: 9\r\n\r\n",
+    );
+    let mut lines = Vec::new();
+    while lines.last().is_none_or(|line: &String| !line.to_ascii_lowercase().starts_with("x-sum")) {
+        lines.push(client.line().expect("an answer"));
+    }
+    assert!(lines.iter().all(|line| !line.to_ascii_lowercase().starts_with("host:")), "{lines:?}");
+    let saw = upstream_saw.join().unwrap().to_ascii_lowercase();
+    assert!(!saw.contains("client-cert:") && saw.ends_with("0\r\nx-sum: 9\r\n\r\n"), "{saw}");
+    assert_eq!(world.route(0).trailers_dropped_total, 1);
 }
 
 #[test]
