@@ -345,7 +345,7 @@ fn what_one_node_began_to_take_in_no_other_is_given() {
     assert_eq!(adopt(line.address).code, 3);
     let said = adopt(other.admin);
     assert_eq!(said.code, 1, "{said:?}");
-    said.tells(&["`first` has begun to take in what", "ADOPTER` if that node is gone"]);
+    said.tells(&["`first` has begun to take in what", "`--although-begun`"]);
     assert_eq!((heir.spooled(), other.spooled()), (64, 0));
     assert_eq!(adopt(heir.admin).code, 0);
     assert_eq!(heir.spooled(), 100);
@@ -353,4 +353,20 @@ fn what_one_node_began_to_take_in_no_other_is_given() {
     assert!(!dead.data().join("ADOPTER").exists());
     let said = adopt(other.admin);
     assert!(said.code == 0 && said.out.contains("0 records of `dead`"), "{said:?}");
+    // Begun again, by one that dies for good; what it has goes the same way.
+    heir.kill();
+    let line = cut_line(other.admin, 0);
+    let from_first = first.data().to_string_lossy().into_owned();
+    let adopt = |dir: &str, at: SocketAddr, more: &[&str]| {
+        first.seawall(&[&["spool", "adopt", dir, "--admin", &format!("http://{at}")], more].concat())
+    };
+    assert_eq!(adopt(&from_first, line.address, &[]).code, 3);
+    other.kill();
+    let third = Place::new(&config("third", &sink.server, "", "local"));
+    let last = third.node();
+    assert_eq!(adopt(&from_first, last.admin, &[]).code, 1);
+    assert_eq!(adopt(&from_first, last.admin, &["--although-begun"]).code, 0);
+    let said = adopt(&second.data().to_string_lossy(), last.admin, &[]);
+    assert!(said.code == 0 && said.out.contains("64 were there already"), "{said:?}");
+    assert_eq!(last.spooled(), 100, "known by their keys");
 }

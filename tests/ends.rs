@@ -195,7 +195,15 @@ impl Lineage {
             // It was killed before it had a directory.
             return true;
         }
-        let said = self.place.seawall(&["spool", "adopt", &dir, "--json", "--admin", &format!("http://{admin}")]);
+        let said = self.place.seawall(&[
+            "spool",
+            "adopt",
+            &dir,
+            "--although-begun",
+            "--json",
+            "--admin",
+            &format!("http://{admin}"),
+        ]);
         said.code == 0 && said.json()["left"] == 0
     }
 }

@@ -55,11 +55,15 @@ pub(super) struct AdoptArgs {
     #[arg(required_unless_present = "replica")]
     dir: Option<PathBuf>,
     /// The name of the node that is gone: from what it left in the replica (`store.url` of ./seawall.yaml)
-    #[arg(long, value_name = "NODE", conflicts_with_all = ["dir", "quarantine"])]
+    #[arg(long, value_name = "NODE", conflicts_with_all = ["dir", "quarantine", "although_begun"])]
     replica: Option<String>,
     /// Go on with what can be saved if the directory is damaged
     #[arg(long)]
     quarantine: bool,
+    /// Although another node has begun to take it in: one that is gone for good. Adopt that one's directory as well, and here:
+    /// what it had taken in and not marked yet is then known by its keys, and not delivered twice
+    #[arg(long)]
+    although_begun: bool,
     /// The keys its records are sealed with [default: `store.key_file` of ./seawall.yaml]
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
@@ -85,7 +89,7 @@ pub(super) async fn run(args: &AdoptArgs) -> anyhow::Result<Ended> {
     let keys = key_file.as_deref().map(read_seal_keys).transpose()?;
     let (done, owner) = match (&args.replica, &args.dir) {
         (Some(owner), _) => (from_replica(&client, owner, &adopter, keys).await?, owner.clone()),
-        (None, Some(dir)) => from_directory(&client, dir, args.quarantine, &adopter, keys).await?,
+        (None, Some(dir)) => from_directory(&client, dir, args, &adopter, keys).await?,
         (None, None) => bail!("which node? name its data directory, or `--replica NODE`"),
     };
     let answer = json!({
@@ -102,21 +106,24 @@ pub(super) async fn run(args: &AdoptArgs) -> anyhow::Result<Ended> {
 async fn from_directory(
     client: &Client,
     dir: &Path,
-    quarantine: bool,
+    args: &AdoptArgs,
     adopter: &str,
     keys: Option<SealKeys>,
 ) -> anyhow::Result<(Done, String)> {
     if !dir.join("META").is_file() {
         bail!("`{}` is not the data directory of a node", dir.display());
     }
-    let (opened, owner) = open(dir, quarantine, keys)?;
+    let (opened, owner) = open(dir, args.quarantine, keys)?;
     if let Some(first) = seawall_store::adopter(&RealDisk, dir).filter(|first| first != adopter) {
-        bail!(
-            "`{first}` has begun to take in what `{}` holds, and may have records that are not marked there yet: repeat the \
-             command with `{first}`, or remove `{}` if that node is gone and nothing of it will ever run again",
-            dir.display(),
-            dir.join("ADOPTER").display()
-        );
+        if !args.although_begun {
+            bail!(
+                "`{first}` has begun to take in what `{}` holds, and may have records that are not marked there: repeat the \
+                 command with `{first}`; if that node is gone for good adopt its own directory too, and this one with \
+                 `--although-begun`",
+                dir.display(),
+            );
+        }
+        seawall_store::end_adoption(&RealDisk, dir)?;
     }
     seawall_store::begin_adoption(&RealDisk, dir, adopter)?;
     let done = move_from(opened, client, &owner, adopter).await?;
