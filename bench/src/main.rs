@@ -94,6 +94,10 @@ fn options() -> anyhow::Result<Options> {
     let mut options = Options { rounds: 7, seconds: 3, only: None };
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
+        if name == "--help" {
+            println!("seawall-bench [--rounds N] [--seconds S] [--only ROW]\nrows: {}", known_rows().join(", "));
+            std::process::exit(0);
+        }
         let value = arguments.next().with_context(|| format!("`{name}` needs a value"))?;
         match name.as_str() {
             "--rounds" => options.rounds = value.parse()?,
@@ -103,11 +107,15 @@ fn options() -> anyhow::Result<Options> {
         }
     }
     ensure!(options.rounds > 0 && options.seconds > 0, "numbers must be above zero");
-    let known: Vec<&str> = ROWS.iter().map(|row| row.name).chain(["latency", "idle", "faults"]).collect();
+    let known = known_rows();
     if let Some(only) = options.only.as_ref().filter(|only| !known.contains(&only.as_str())) {
         bail!("no row is called `{only}`; there are {}", known.join(", "));
     }
     Ok(options)
+}
+
+fn known_rows() -> Vec<&'static str> {
+    ROWS.iter().map(|row| row.name).chain(["latency", "idle", "faults"]).collect()
 }
 
 /// What a request of a row costs each of those who can be asked.
@@ -147,21 +155,32 @@ fn cost(peer: &Peer, seconds: u32, ask: fn(&Peer, u32) -> Option<anyhow::Result<
 
 /// What each adds to the time of an answer, at half of what Seawall answers when asked for all it can.
 async fn latency(street: &Street, options: &Options) -> anyhow::Result<()> {
+    const SHARES: [f64; 3] = [0.50, 0.99, 0.999];
     let full = load::wrk(street.peers[2].http, "/", 32, options.seconds, false)? / f64::from(options.seconds);
     let rate = (full / 2.0) as u32;
-    println!("latency: {rate} requests a second (half load), 32 connections; us from when each was due, less direct's");
+    println!(
+        "latency: {rate} requests a second (half load), 32 connections; us from when each was due, less direct's in the same \
+         round; medians of the rounds"
+    );
     println!("  {:<10}{:>8}{:>8}{:>8}", "", "p50", "p99", "p99.9");
-    let mut direct = [0; 3];
-    let ports = street.peers[..3].iter().map(|peer| (peer.name, peer.http));
-    for (name, port) in std::iter::once(("direct", street.upstream)).chain(ports) {
-        let took = load::pace(port, rate, 32, options.seconds * 3).await?;
-        let mut shown = [0.50, 0.99, 0.999].map(|share| i64::from(percentile(&took, share)));
-        if name == "direct" {
-            direct = shown;
-        } else {
-            shown = [0, 1, 2].map(|place| shown[place] - direct[place]);
+    let peers = &street.peers[..3];
+    let mut direct: [Vec<f64>; 3] = Default::default();
+    let mut added: Vec<[Vec<f64>; 3]> = vec![Default::default(); peers.len()];
+    for _ in 0..options.rounds {
+        let took = load::pace(street.upstream, rate, 32, options.seconds).await?;
+        let base = SHARES.map(|share| f64::from(percentile(&took, share)));
+        direct.iter_mut().zip(base).for_each(|(direct, base)| direct.push(base));
+        for (peer, added) in peers.iter().zip(&mut added) {
+            let took = load::pace(peer.http, rate, 32, options.seconds).await?;
+            for (place, added) in added.iter_mut().enumerate() {
+                added.push(f64::from(percentile(&took, SHARES[place])) - base[place]);
+            }
         }
-        println!("  {name:<10}{:>8}{:>8}{:>8}", shown[0], shown[1], shown[2]);
+    }
+    let rows = std::iter::once(("direct", &direct)).chain(peers.iter().map(|peer| peer.name).zip(&added));
+    for (name, took) in rows {
+        let [p50, p99, p999] = [0, 1, 2].map(|place| spread(&took[place])[1]);
+        println!("  {name:<10}{p50:>8.0}{p99:>8.0}{p999:>8.0}");
     }
     println!();
     Ok(())
