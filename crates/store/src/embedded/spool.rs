@@ -22,14 +22,14 @@ use seawall_core::spool::index::{
 };
 use seawall_core::spool::replica::{Form, Line, Look, Stage, Want};
 use seawall_core::spool::wire::DecodeError;
-use seawall_core::spool::{FingerprintHalf, Index, LaneKey, NewRecord, Outline, State};
+use seawall_core::spool::{FingerprintHalf, Index, LaneKey, NewRecord, Outline, State, Terms};
 use tokio::sync::{mpsc, oneshot};
 
 use super::LogReport;
 use super::entry::SpoolEntry;
 use super::log::{Log, LogError, LogOptions, Place, segment_bytes_for};
 use super::segment::LogKind;
-use crate::clock::Clock;
+use crate::clock::{Clock, Steady};
 use crate::disk::Disk;
 use crate::error::{EnqueueError, OpenError, StoreError};
 use crate::options::{OnDamage, StoreOptions};
@@ -71,7 +71,7 @@ pub(crate) struct SpoolEngine<D: Disk> {
     log: Log<D>,
     index: Index<Place>,
     shared: Arc<SpoolShared>,
-    clock: Arc<dyn Clock>,
+    clock: Steady,
     record_bytes_max: u64,
     next_id: u64,
     /// Bytes of records that are waiting, leased or parked.
@@ -161,7 +161,7 @@ impl<D: Disk> SpoolEngine<D> {
             log,
             index,
             shared: Arc::new(shared),
-            clock,
+            clock: Steady::new(clock),
             record_bytes_max: options.record_bytes_max,
             next_id: next_id + IDS_SKIPPED * report.log.damaged.len() as u64,
             queued_bytes: 0,
@@ -292,7 +292,8 @@ impl<D: Disk> SpoolEngine<D> {
         })?;
         let id = RecordId(self.next_id);
         self.next_id += 1;
-        self.index.enqueue(draft.admission(id, place));
+        let terms = Terms { expires: draft.terms.expires.map(|at| self.clock.moment(at)), ..draft.terms };
+        self.index.enqueue(Admission { terms, ..draft.admission(id, place) });
         let parked = draft.adopted.flatten().is_some_and(|parked| self.index.replay_parked(id, parked));
         self.queued_bytes += place.footprint();
         self.weigh(place.segment, place.footprint());
@@ -332,9 +333,8 @@ impl<D: Disk> SpoolEngine<D> {
     }
 
     fn ack(&mut self, lease: &Lease, status: u16, answer: oneshot::Sender<bool>) {
-        let settled = Settled { outcome: Outcome::Delivered { status }, at: self.clock.wall() };
         let (lane, place) = (self.index.lane(lease.id()), self.index.place(lease.id()));
-        let acked = self.index.ack(lease, status, settled.at);
+        let acked = self.index.ack(lease, status, self.clock.steady());
         if let (true, Some(place)) = (acked, place) {
             if let Some(lane) = lane {
                 self.shared.held.remove(lane);
@@ -342,7 +342,7 @@ impl<D: Disk> SpoolEngine<D> {
             }
             self.weigh_settled(place);
             self.touch(lease.id());
-            self.note(&SpoolEntry::Settled { id: lease.id(), settled });
+            self.note_settled(lease.id(), Outcome::Delivered { status });
         }
         self.batch.answers.push(Answer::Bool(answer, acked));
     }
@@ -393,9 +393,9 @@ impl<D: Disk> SpoolEngine<D> {
     }
 
     fn give_up(&mut self, id: RecordId, outcome: Outcome, answer: oneshot::Sender<Result<(), StoreError>>) {
-        let settled = Settled { outcome, at: self.clock.wall() };
+        let settled = Settled { outcome: outcome.clone(), at: self.clock.steady() };
         let (place, lane, state) = (self.index.place(id), self.index.lane(id), self.index.state(id));
-        match (self.index.give_up(id, settled.clone()), place) {
+        match (self.index.give_up(id, settled), place) {
             (Ok(()), Some(place)) => {
                 if let (Some(State::Waiting), Some(lane)) = (state, lane) {
                     self.batch.left.push(lane);
@@ -403,7 +403,7 @@ impl<D: Disk> SpoolEngine<D> {
                 }
                 self.weigh_settled(place);
                 self.touch(id);
-                self.note(&SpoolEntry::Settled { id, settled });
+                self.note_settled(id, outcome);
                 self.batch.answers.push(Answer::Done(answer));
             }
             (Ok(()), None) => unreachable!("a record that has not left has a place"),
@@ -411,11 +411,17 @@ impl<D: Disk> SpoolEngine<D> {
         }
     }
 
+    /// In the log is the time as people have set it: after a start there is no other.
+    fn note_settled(&mut self, id: RecordId, outcome: Outcome) {
+        let settled = Settled { outcome, at: self.clock.wall() };
+        self.note(&SpoolEntry::Settled { id, settled });
+    }
+
     /// Settles what waits and is out of its time.
     fn expire(&mut self, upstream: &str, max: usize) -> Vec<Expired> {
-        let at = self.clock.wall();
+        let (at, steady) = (self.clock.wall(), self.clock.steady());
         let mut expired = Vec::new();
-        for id in self.index.overdue(upstream, at, max) {
+        for id in self.index.overdue(upstream, steady, max) {
             self.touch(id);
             let (place, attempts, _) = self.index.live(id).expect("it waits");
             let lane = self.index.lane(id);
@@ -428,10 +434,9 @@ impl<D: Disk> SpoolEngine<D> {
                     self.note(&SpoolEntry::Parked { id, attempts, parked });
                 }
                 Ok(record) => {
-                    let settled = Settled { outcome: Outcome::Expired, at };
-                    self.index.settle(id, settled.clone());
+                    self.index.settle(id, Settled { outcome: Outcome::Expired, at: steady });
                     self.weigh_settled(place);
-                    self.note(&SpoolEntry::Settled { id, settled });
+                    self.note_settled(id, Outcome::Expired);
                     expired.push(Expired { id, record, attempts });
                 }
             }
@@ -760,7 +765,14 @@ impl<D: Disk> SpoolEngine<D> {
         if self.shared.is_failed() {
             return;
         }
-        for (id, place) in self.index.forget(self.clock.wall()) {
+        if let Some((ahead, behind)) = self.clock.step() {
+            tracing::warn!(
+                ahead_s = ahead.as_secs(),
+                behind_s = behind.as_secs(),
+                "the wall clock was set: until the next start records expire and keys are forgotten as if it had not been"
+            );
+        }
+        for (id, place) in self.index.forget(self.clock.steady()) {
             self.lighten(place.segment, settled_bytes(place));
             self.touch(id);
         }
@@ -873,7 +885,7 @@ impl<D: Disk> SpoolEngine<D> {
         (self.live_total, self.queued_bytes) = (0, 0);
         self.live.clear();
         self.shared.held.clear();
-        for (_, place) in self.index.forget(self.clock.wall()) {
+        for (_, place) in self.index.forget(self.clock.steady()) {
             self.live.entry(place.segment).or_default();
         }
         for (place, is_settled) in self.index.places() {
@@ -1143,7 +1155,6 @@ mod tests {
     use std::sync::Mutex;
     use std::task::{Context, Wake};
 
-    use seawall_core::spool::Terms;
     use seawall_core::spool::wire::Writer;
     use seawall_core::time::{Mono, Wall};
 

@@ -1,14 +1,16 @@
 //! The life of records, from enqueue to the last of them.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use seawall_core::id::RecordId;
 use seawall_core::spool::index::{Outcome, Parked};
 use seawall_core::spool::{NewRecord, State, Terms};
-use seawall_core::time::Wall;
+use seawall_core::time::{Mono, Wall};
 use seawall_store::disk::Fault;
 use seawall_store::{
-    Disk as _, EnqueueError, Leased, Opened, Orphan, SealKeys, SimDisk, Spool, Store, StoreError, StoreOptions,
+    ClockFn, Disk as _, EnqueueError, Leased, Opened, Orphan, SealKeys, SimDisk, Spool, Store, StoreError, StoreOptions,
 };
 
 use crate::{TestClock, open, open_with, options, record, segments, with};
@@ -717,4 +719,47 @@ fn a_new_directory_begins_at_the_time_and_a_start_adds_one() {
         })
         .collect();
     assert_eq!(epochs, [6_001, 6_002, 6_003]);
+}
+
+/// By two days, and back by four: what expires and what is forgotten goes by the time that has passed.
+#[test]
+fn a_wall_clock_that_is_set_expires_nothing_and_forgets_nothing() {
+    const HOUR_MS: u64 = 3_600_000;
+    let (passed, set) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(240 * HOUR_MS)));
+    let (mono, wall_passed, wall_set) = (passed.clone(), passed.clone(), set.clone());
+    let wall = move || Wall::from_millis(wall_set.load(Relaxed) + wall_passed.load(Relaxed));
+    let clock = ClockFn(move || Mono::from_millis(mono.load(Relaxed)), wall.clone());
+    let disk = SimDisk::new(1);
+    let (dir_disk, passes) = (disk.clone(), |millis| _ = passed.fetch_add(millis, Relaxed));
+    with(Store::open(dir_disk, options(), clock, || [7; 32]).unwrap(), async |store| {
+        let spool = &store.spool;
+        let within_the_hour = |key: &str| NewRecord {
+            accepted: wall(),
+            terms: Terms { expires: Some(wall() + Duration::from_millis(HOUR_MS)), ..Terms::default() },
+            ..record(key, None, b"x")
+        };
+        spool.enqueue(&record("delivered", None, b"x")).await.unwrap();
+        assert_eq!(deliver_all(spool).await, [1]);
+        spool.enqueue(&within_the_hour("before")).await.unwrap();
+        set.fetch_add(48 * HOUR_MS, Relaxed);
+        spool.enqueue(&within_the_hour("ahead")).await.unwrap();
+        set.fetch_sub(96 * HOUR_MS, Relaxed);
+        spool.enqueue(&within_the_hour("behind")).await.unwrap();
+        passes(HOUR_MS - 2_000);
+        assert_eq!(spool.expire("queue", 9).await.unwrap().len(), 0);
+        assert_eq!(spool.lookup("delivered").await.unwrap().unwrap().state, State::Delivered);
+        passes(4_000);
+        assert_eq!(spool.expire("queue", 9).await.unwrap().len(), 3);
+        passes(23 * HOUR_MS - 4_000);
+        spool.enqueue(&record("a moment before", None, b"x")).await.unwrap();
+        assert!(spool.lookup("delivered").await.unwrap().is_some());
+        passes(4_000);
+        spool.enqueue(&record("a moment after", None, b"x")).await.unwrap();
+        assert_eq!(spool.lookup("delivered").await.unwrap(), None);
+    });
+    // The log has the time as it was set.
+    let clock = ClockFn(|| Mono::ZERO, || Wall::from_millis(217 * HOUR_MS));
+    with(Store::open(disk.crash(), options(), clock, || [7; 32]).unwrap(), async |store| {
+        assert_eq!(store.spool.lookup("before").await.unwrap().unwrap().state, State::Expired);
+    });
 }
