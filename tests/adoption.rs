@@ -29,8 +29,8 @@ fn write(node: &Node, number: usize) -> u16 {
     node.post("/events", &headers, &format!("body {number}")).status
 }
 
-/// A sink that is sick for the first so many requests, and then takes everything and keeps a receipt of it, in an outbox
-/// of its own.
+/// A sink that is sick for the first so many requests, and then takes everything and keeps a receipt of it, in an
+/// outbox of its own.
 struct Sink {
     server: Server,
     outbox: Arc<Mutex<Outbox>>,

@@ -1,9 +1,9 @@
 //! kill -9 at random moments under writes: what was acknowledged arrives, once, in order, and the account agrees.
 //!
-//! Eight writers, each at one shipment at a time, each write numbered; a write is repeated under the same key until somebody says
-//! yes. The sink is moody: it refuses, works and then says no, cuts its answer, resets. It writes a row for every key
-//! it has not seen, before it answers, and its file decides what arrived, not Seawall's word. It reports receipts to
-//! whichever node is alive, in numbered batches, each repeated until it is taken.
+//! Eight writers, each at one shipment at a time, each write numbered; a write is repeated under the same key until
+//! somebody says yes. The sink is moody: it refuses, works and then says no, cuts its answer, resets. It writes a row
+//! for every key it has not seen, before it answers, and its file decides what arrived, not Seawall's word. It reports
+//! receipts to whichever node is alive, in numbered batches, each repeated until it is taken.
 //!
 //! And once more on a replicated route, where some deaths take the disk along: then the stream is what is left.
 //! `CRASH_ROUNDS=500` kills more often.
@@ -185,8 +185,8 @@ fn write_all(writer: usize, mut prng: Prng, addresses: &Addresses, told: &Told, 
             match answer {
                 Some(answer) if (200..300).contains(&answer.status) => Some(answer.status),
                 Some(answer) => {
-                    // Its first try may still be running, or its replica is not reached yet; nothing else is a reason to
-                    // say no.
+                    // Its first try may still be running, or its replica is not reached yet; nothing else is a reason
+                    // to say no.
                     let is_unsafe = answer.status == 503 && answer.body.contains("\"durability\"");
                     assert!(answer.status == 409 || is_unsafe, "{answer:?}");
                     told.again.fetch_add(1, Relaxed);

@@ -1,4 +1,5 @@
-//! `dist/` is true to the binary: flags, exit codes, limits, system calls, and every metric that a rule or a panel asks for.
+//! `dist/` is true to the binary: flags, exit codes, limits, system calls, and every metric that a rule or a panel asks
+//! for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -1,10 +1,10 @@
-//! kill -9 at random moments, and every end a write can have: delivered, out of its time, given up by hand, a dead letter;
-//! and now and then a node dies for good, and another one adopts what it had. Each acknowledged write has exactly one end,
-//! and none has an end that nobody gave it.
+//! kill -9 at random moments, and every end a write can have: delivered, out of its time, given up by hand, a dead
+//! letter; and now and then a node dies for good, and another one adopts what it had. Each acknowledged write has
+//! exactly one end, and none has an end that nobody gave it.
 //!
-//! The sink says no for good to some writes, and thinks better of it at times; a clerk retries dead letters or gives them
-//! up. What waits on `/soon` for more than a second expires. Where a write was accepted its `202` says; what became of it,
-//! the directory of that node is asked for at the end, and, where it was adopted, that of the next.
+//! The sink says no for good to some writes, and thinks better of it at times; a clerk retries dead letters or gives
+//! them up. What waits on `/soon` for more than a second expires. Where a write was accepted its `202` says; what
+//! became of it, the directory of that node is asked for at the end, and, where it was adopted, that of the next.
 //! `CRASH_ROUNDS=500` kills more often.
 
 use std::collections::{BTreeMap, BTreeSet};

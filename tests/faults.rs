@@ -1,5 +1,5 @@
-//! Faults on the calls of a running node, as whoever breaks things meets them: the command line, real clients, a lease that
-//! outlives nobody, a switch that ends all.
+//! Faults on the calls of a running node, as whoever breaks things meets them: the command line, real clients, a lease
+//! that outlives nobody, a switch that ends all.
 
 use std::time::{Duration, Instant};
 

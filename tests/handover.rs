@@ -1,4 +1,5 @@
-//! A process takes the place of another one: nobody is refused, nothing is lost, and whoever falls leaves the other standing.
+//! A process takes the place of another one: nobody is refused, nothing is lost, and whoever falls leaves the other
+//! standing.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -221,8 +222,8 @@ fn whoever_falls_before_it_serves_leaves_the_old_one_standing() {
     assert_eq!(Client::new(node.address()).ask(GET).header("connection"), None);
     assert!(!node.journal().has("node_handing_over"), "nothing has happened yet");
 
-    // Given the store, and gone: this process takes everything back, and who came meanwhile is served. Whoever has been let
-    // in and is just asking is heard to the end.
+    // Given the store, and gone: this process takes everything back, and who came meanwhile is served. Whoever has been
+    // let in and is just asking is heard to the end.
     let mut asking = node.client();
     asking.send(&GET.as_bytes()[..20]);
     let mut stranger = Stranger::prepared(&place);
@@ -250,8 +251,8 @@ fn whoever_falls_before_it_serves_leaves_the_old_one_standing() {
     assert_eq!(code(new.stop()), 0);
 }
 
-/// The store is waited for: what is on its way through a route that spools ends first. If the old process is killed then, or
-/// told to stop, the new one has the sockets and goes on.
+/// The store is waited for: what is on its way through a route that spools ends first. If the old process is killed
+/// then, or told to stop, the new one has the sockets and goes on.
 #[test]
 fn whoever_falls_after_it_has_given_its_sockets_is_not_missed() {
     for signal in [Signal::KILL, Signal::TERM] {
@@ -333,8 +334,8 @@ fn who_does_not_need_the_store_does_not_hold_it_back() {
     ended_well(old);
 }
 
-/// What lies on a connection that goes on in the old process could be taken away by nobody; and a call of the admin API that
-/// hangs keeps nobody waiting.
+/// What lies on a connection that goes on in the old process could be taken away by nobody; and a call of the admin API
+/// that hangs keeps nobody waiting.
 #[test]
 fn faults_end_with_their_process_and_a_call_that_hangs_costs_no_time() {
     let echo = TcpListener::bind(local(0)).unwrap();
@@ -451,7 +452,8 @@ async fn ask_by_frames(address: SocketAddr, stop: &AtomicBool) -> (usize, usize,
                 Ok(_) => (count, sender) = (count + 1, Some(present)),
                 Err(error) => wrong.push(format!("body {count}: {error:?}")),
             },
-            // It was not sent any more, or is said not to have been taken: what the upstream has seen shows whether that is so.
+            // It was not sent any more, or is said not to have been taken: what the upstream has seen shows whether
+            // that is so.
             Err(error) if error.is_canceled() || format!("{error:?}").contains("NO_ERROR, Remote") => {}
             other => wrong.push(format!("answer {count}: {other:?}")),
         }
@@ -593,7 +595,8 @@ impl Drop for Heir {
     }
 }
 
-/// As systemd sees an upgrade: the main process is told to start another, which says that it is the main one from now on.
+/// As systemd sees an upgrade: the main process is told to start another, which says that it is the main one from now
+/// on.
 #[test]
 fn a_signal_starts_the_next_process_and_the_service_manager_is_told() {
     let server = Server::start(|_| ok("fine"));

@@ -1,5 +1,6 @@
-//! Clients of HTTP/2 that mean no good, scripted frame by frame with PyPI's `h2` and `hyperframe`, beside others that only
-//! want to be served: what becomes of the first is what RFC 9113 asks for, it is counted, and the others notice nothing.
+//! Clients of HTTP/2 that mean no good, scripted frame by frame with PyPI's `h2` and `hyperframe`, beside others that
+//! only want to be served: what becomes of the first is what RFC 9113 asks for, it is counted, and the others notice
+//! nothing.
 
 use std::collections::BTreeMap;
 use std::process::Command;

@@ -2,12 +2,12 @@
 //!
 //! Picture two columns for each file and each folder: what programs see, and what the platter holds. Changes go to the
 //! first and are noted; fsync of the file moves its bytes over, fsync of the folder its names. When the power is cut,
-//! chance decides, in sectors of 512 bytes and in any order, what of the rest had arrived. A failed fsync is as on Linux:
-//! the bytes count as written from then on, and are not.
+//! chance decides, in sectors of 512 bytes and in any order, what of the rest had arrived. A failed fsync is as on
+//! Linux: the bytes count as written from then on, and are not.
 //!
-//! Nothing is cached between a program and this, and every call that changes something is counted. A call that was chosen
-//! before fails, or is the moment at which the power goes: then the program is killed before it learns of anything.
-//! Not here: whole devices, mmap (the store uses none), renames from one folder into another.
+//! Nothing is cached between a program and this, and every call that changes something is counted. A call that was
+//! chosen before fails, or is the moment at which the power goes: then the program is killed before it learns of
+//! anything. Not here: whole devices, mmap (the store uses none), renames from one folder into another.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -524,7 +524,8 @@ impl Mounted {
                     file.safe = file.surviving(Rest::ByChance, &mut prng);
                     file.pending.clear();
                 }
-                // Names are in the file system's own journal: one that cannot be written ends the mount, and forgets nothing.
+                // Names are in the file system's own journal: one that cannot be written ends the mount, and forgets
+                // nothing.
                 Some(Node::Folder(_) | Node::Socket) | None => {}
             }
         }

@@ -1,5 +1,5 @@
-//! Names that move, and names that nobody knows any more: the node runs in a mount namespace whose files about names are
-//! ours to write, and asks a server of ours.
+//! Names that move, and names that nobody knows any more: the node runs in a mount namespace whose files about names
+//! are ours to write, and asks a server of ours.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;

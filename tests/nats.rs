@@ -1,5 +1,5 @@
-//! NATS servers with JetStream, as a test needs them: one, or a cluster of three that can be killed, stopped, wiped and,
-//! in network namespaces of their own, cut off.
+//! NATS servers with JetStream, as a test needs them: one, or a cluster of three that can be killed, stopped, wiped
+//! and, in network namespaces of their own, cut off.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;

@@ -1,5 +1,5 @@
-//! A node on a disk that forgets what was not synced, fails, fills up and rots ([`crate::lossy`]): what it acknowledged is
-//! delivered all the same, as it was written and in its order, and what is wrong is told.
+//! A node on a disk that forgets what was not synced, fails, fills up and rots ([`crate::lossy`]): what it acknowledged
+//! is delivered all the same, as it was written and in its order, and what is wrong is told.
 //!
 //! One short story is told again and again: a first start, writes that are spooled, enough for a new segment, their
 //! delivery, more writes, a stop. Each time another call to the disk is the one at which the power goes, or that fails.
@@ -328,9 +328,9 @@ fn an_outbox_survives_a_power_cut() {
     assert_eq!(Outbox::open(&dir, "warehouse").unwrap().waiting(), 1);
 }
 
-/// A bit of what was synced is another one at the next start: it is told where, and `--quarantine` loses no more than it
-/// tells. The last batch of a log is no exception but in its words: nothing says that it was synced, so it is a torn tail,
-/// and told as that.
+/// A bit of what was synced is another one at the next start: it is told where, and `--quarantine` loses no more than
+/// it tells. The last batch of a log is no exception but in its words: nothing says that it was synced, so it is a torn
+/// tail, and told as that.
 #[test]
 fn bits_flip_while_a_node_is_down() {
     let seed = seed();

@@ -135,8 +135,8 @@ fn write(node: &Node, key: &str, shipment: &str) -> Answer {
     node.post("/events", &format!("Idempotency-Key: \"{key}\"\r\nShipment-Id: {shipment}\r\n"), key)
 }
 
-/// Writes until two zones have it: a stream that was just made has no leader for a moment, and what is refused meanwhile
-/// asks again under its key.
+/// Writes until two zones have it: a stream that was just made has no leader for a moment, and what is refused
+/// meanwhile asks again under its key.
 fn write_first(node: &Node, key: &str, shipment: &str) {
     wait_until("the replica takes it", || {
         let answer = write(node, key, shipment);
@@ -309,7 +309,8 @@ fn servers_that_cannot_be_trusted_are_refused_and_told_why() {
     assert_eq!(write(&node, "k", "row").must("seawall-durability"), "replicated");
     drop(node);
 
-    // Copies that cannot be had, by a stream that is there and by one that is to be made; no JetStream; too little storage.
+    // Copies that cannot be had, by a stream that is there and by one that is to be made; no JetStream; too little
+    // storage.
     let three = lazy.store().replace("copies: 1", "accept_unsynced: true, copies: 3");
     let refused = |store: &str| {
         let place = Place::new(&config("b", &sick, "replicated", store));

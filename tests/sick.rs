@@ -1,5 +1,5 @@
-//! Upstreams that are dead, frozen, slow, cut short, or talk nonsense: what clients see, what the journal tells, and how
-//! it comes right again.
+//! Upstreams that are dead, frozen, slow, cut short, or talk nonsense: what clients see, what the journal tells, and
+//! how it comes right again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};

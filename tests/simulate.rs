@@ -1,5 +1,5 @@
-//! `seawall simulate` and `seawall explain` as somebody types them: the same bytes twice, words that agree with figures,
-//! mistakes told with their place, and a page that opens.
+//! `seawall simulate` and `seawall explain` as somebody types them: the same bytes twice, words that agree with
+//! figures, mistakes told with their place, and a page that opens.
 
 use std::io::Write as _;
 use std::process::Stdio;

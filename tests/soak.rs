@@ -1,6 +1,6 @@
-//! A node under load for a while, with faults that come and go at random, reloads, drains and rude clients beside them. What
-//! it held for them, counted once all is quiet, is what it held before: descriptors, permits, connections, leases, memory. And
-//! its account is balanced.
+//! A node under load for a while, with faults that come and go at random, reloads, drains and rude clients beside them.
+//! What it held for them, counted once all is quiet, is what it held before: descriptors, permits, connections, leases,
+//! memory. And its account is balanced.
 //!
 //! `SOAK_SECONDS=600 cargo test -p seawall --test e2e soak -- --nocapture` takes ten minutes and tells the counts;
 //! `E2E_SEED` repeats the choices of a run, not its moments.
@@ -47,7 +47,8 @@ impl Sink {
     }
 }
 
-/// Retries, hedges, limits and breakers, two zones, writes that spool. The two differ in what a reload must bring about under load.
+/// Retries, hedges, limits and breakers, two zones, writes that spool. The two differ in what a reload must bring about
+/// under load.
 fn config(web: [&Nginx; 2], sink: &Server, other: bool) -> String {
     let [own, far] = web.map(Nginx::address);
     let (weight, attempts, limit) = if other { (3, 2, 60) } else { (1, 3, 80) };
@@ -190,7 +191,8 @@ fn fault(prng: &mut Prng) -> Value {
     fault
 }
 
-/// Faults without end, now and then the kill switch, a drain, a reload. How many of each there were, and what was refused.
+/// Faults without end, now and then the kill switch, a drain, a reload. How many of each there were, and what was
+/// refused.
 fn disturb(until: Instant, node: &Node, reload: impl Fn(bool), mut prng: Prng) -> BTreeMap<String, u64> {
     let mut done = BTreeMap::new();
     let mut count = |what: String| *done.entry(what).or_insert(0) += 1;

@@ -1,7 +1,8 @@
 //! A zone of the replicated engine goes, in every way it can, while writes are accepted that nobody can deliver yet.
 //! What was acknowledged is delivered once, as the sink counts; how long nothing was acknowledged is measured.
 //!
-//! `ZONE_ROUNDS=20 cargo test -p seawall --test e2e zones -- --nocapture` plays more rounds of each, and prints the gaps.
+//! `ZONE_ROUNDS=20 cargo test -p seawall --test e2e zones -- --nocapture` plays more rounds of each, and prints the
+//! gaps.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};

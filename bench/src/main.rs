@@ -2,9 +2,9 @@
 //!
 //! `cargo run --release --manifest-path bench/Cargo.toml -- [--rounds N] [--seconds S] [--only ROW]`
 //!
-//! Every peer stands between the same nginx upstream and the same load. What counts is CPU time (user and system) of the
-//! peer's processes per request that was answered, never wall time: machines are shared. Peers take turns within a round,
-//! and ratios are taken within a round, so that what disturbs the machine disturbs all of them.
+//! Every peer stands between the same nginx upstream and the same load. What counts is CPU time (user and system) of
+//! the peer's processes per request that was answered, never wall time: machines are shared. Peers take turns within a
+//! round, and ratios are taken within a round, so that what disturbs the machine disturbs all of them.
 
 use anyhow::{Context as _, bail, ensure};
 use seawall_bench::peers::{Peer, Street};

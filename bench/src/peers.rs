@@ -56,8 +56,8 @@ pub struct Street {
 }
 
 impl Street {
-    /// Builds Seawall as users do, and starts them all. With `faults`, a second Seawall whose fault engine is on and has
-    /// nothing to do.
+    /// Builds Seawall as users do, and starts them all. With `faults`, a second Seawall whose fault engine is on and
+    /// has nothing to do.
     ///
     /// # Errors
     /// If one of them is not there or does not start.

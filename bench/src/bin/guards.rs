@@ -8,7 +8,8 @@
 //! where locks and shared counters show. Every contestant is asked and told of a success, nothing else: the call itself
 //! is empty. Ours is told the time (`seawall`), and reads the clock itself, twice a call, to be asked like the others
 //! (`seawall+clock`). `seawall pipeline` is every default guard of a route for one healthy call: deadline, budget,
-//! bulkhead, breaker, and the way back. Ratios are taken within a round, so that what disturbs the machine disturbs all of them.
+//! bulkhead, breaker, and the way back. Ratios are taken within a round, so that what disturbs the machine disturbs all
+//! of them.
 
 use std::hint::black_box;
 use std::sync::{Arc, Mutex};

@@ -279,7 +279,8 @@ impl Book {
     /// Makes an event durable, then counts it.
     async fn keep(&self, event: &Event) -> Result<Result<Applied, ApplyError>, StoreError> {
         let bytes = framed(event);
-        // A snapshot taken meanwhile does not have it, and what the snapshot replaces may: it is written down behind it.
+        // A snapshot taken meanwhile does not have it, and what the snapshot replaces may: it is written down behind
+        // it.
         let keeping = {
             let mut books = self.lock();
             let number = books.next_keeping;
@@ -435,8 +436,8 @@ impl Book {
         Ok(())
     }
 
-    /// Replaces the log by what it came to. A day's census of many streams takes a while to write: only the copy is made
-    /// under the lock, and what counts meanwhile goes behind it.
+    /// Replaces the log by what it came to. A day's census of many streams takes a while to write: only the copy is
+    /// made under the lock, and what counts meanwhile goes behind it.
     async fn compact(&self) {
         let ledger = {
             let mut books = self.lock();
@@ -454,8 +455,8 @@ impl Book {
             let bytes = [&[KIND_SNAPSHOT], snapshot.as_slice()].concat();
             let mut compacted: Pin<Box<dyn Future<Output = _> + Send>> =
                 Box::pin(async move { log.compact(bytes, since).await });
-            // Asked for under the lock: no event can slip in between what is written behind the snapshot and what the log
-            // gets next.
+            // Asked for under the lock: no event can slip in between what is written behind the snapshot and what the
+            // log gets next.
             match compacted.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 std::task::Poll::Ready(done) => Err(done),
                 std::task::Poll::Pending => Ok(compacted),
@@ -653,7 +654,8 @@ impl LedgerPort for Book {
     }
 }
 
-/// Gives a record of this node's former self the stamp that it goes on under here: its number, and a tag of this directory's.
+/// Gives a record of this node's former self the stamp that it goes on under here: its number, and a tag of this
+/// directory's.
 pub(crate) fn restamp(secret: &Secret) -> impl Fn(&mut NewRecord) + Send + Sync + 'static {
     let key = LedgerKey::new(secret.0);
     move |record| {

@@ -1,5 +1,5 @@
-//! The real clocks, read here and nowhere else. Everything below takes the time as an argument, or asks the [`RealClock`]
-//! it was given.
+//! The real clocks, read here and nowhere else. Everything below takes the time as an argument, or asks the
+//! [`RealClock`] it was given.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};

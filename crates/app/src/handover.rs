@@ -1,18 +1,18 @@
 //! Handing a node over to the process that takes its place, so that nobody is refused meanwhile: first its listening
 //! sockets, then its store.
 //!
-//! Picture a change of guard at a gate that must not be shut. The new guard reports (`Asks`) and is given keys to the same
-//! gate (`Offers`, with the sockets themselves); until it says that it lacks nothing (`Prepared`), the old one lets people in
-//! as ever. Then nobody is let in and nobody sent away, people queue up: connections wait in the kernel, which does not care
-//! whose the sockets are. The old guard sees off whom it has let in, gives up the book, of which there is only one
-//! (`Yours`), and stands by until the new one lets people in (`Serves`). If the new one falls before that, the old one takes
-//! the book back.
+//! Picture a change of guard at a gate that must not be shut. The new guard reports (`Asks`) and is given keys to the
+//! same gate (`Offers`, with the sockets themselves); until it says that it lacks nothing (`Prepared`), the old one
+//! lets people in as ever. Then nobody is let in and nobody sent away, people queue up: connections wait in the kernel,
+//! which does not care whose the sockets are. The old guard sees off whom it has let in, gives up the book, of which
+//! there is only one (`Yours`), and stands by until the new one lets people in (`Serves`). If the new one falls before
+//! that, the old one takes the book back.
 //!
-//! The two speak through a socket in the data directory, which whoever else may be reached by cannot be mistaken for: what
-//! is there was made by the process that holds the directory's lock, and is used by processes of the same user alone.
-//! Invariants: who has not got every socket and every configured thing right never says `Prepared`; the store is open in at
-//! most one of them, by its own lock; a peer that breaks off, at whatever point, is as good as one that is dead.
-//! Not here: when a process gives up its place, and what it does until then (`lifecycle.rs`).
+//! The two speak through a socket in the data directory, which whoever else may be reached by cannot be mistaken for:
+//! what is there was made by the process that holds the directory's lock, and is used by processes of the same user
+//! alone. Invariants: who has not got every socket and every configured thing right never says `Prepared`; the store is
+//! open in at most one of them, by its own lock; a peer that breaks off, at whatever point, is as good as one that is
+//! dead. Not here: when a process gives up its place, and what it does until then (`lifecycle.rs`).
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -230,8 +230,8 @@ pub(crate) struct Left {
 }
 
 impl Host {
-    /// In a directory that we have locked: what lies there under this name is left over. Nothing if it cannot be had, which
-    /// is told and no reason not to serve.
+    /// In a directory that we have locked: what lies there under this name is left over. Nothing if it cannot be had,
+    /// which is told and no reason not to serve.
     pub(crate) fn open(dir: &Path) -> Option<Self> {
         let path = dir.join(NAME);
         let _ = std::fs::remove_file(&path);

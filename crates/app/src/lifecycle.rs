@@ -3,9 +3,9 @@
 //! The first SIGTERM (or Ctrl-C) drains: no new connections, requests in work may end within `limits.grace`, then
 //! everything is synced and closed. The second one stops at once; what was acknowledged is on the disk either way.
 //!
-//! A life can also go on in another process (`handover.rs` has the picture): there it begins with sockets that stand, here
-//! it ends with the store closed while connections that do not need it live out their grace period. If the other process
-//! falls before it serves, a new life begins here, with the same sockets.
+//! A life can also go on in another process (`handover.rs` has the picture): there it begins with sockets that stand,
+//! here it ends with the store closed while connections that do not need it live out their grace period. If the other
+//! process falls before it serves, a new life begins here, with the same sockets.
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -325,7 +325,8 @@ async fn live(
         Why::Replaced(successor) => {
             tracing::info!(pid = successor.pid, version = successor.program, "handing over to another process");
             left.faults_killed = faults.killed();
-            // While the journal hears of it: connections that stand may live on for long, and nobody could take them away.
+            // While the journal hears of it: connections that stand may live on for long, and nobody could take them
+            // away.
             faults.hand_over();
             if let Some(gateway) = &mut gateway {
                 left.drains = Drained::all(&gateway.drains());
@@ -425,8 +426,8 @@ async fn wait_for_end(
             failure = store_failed(store) => return Why::Failed(failure),
             successor = successor => successor,
         };
-        // Clients that ask on and on by one connection are moved to another, so that none is in the middle of asking when
-        // its connection ends.
+        // Clients that ask on and on by one connection are moved to another, so that none is in the middle of asking
+        // when its connection ends.
         gateway.part(true);
         let parted = async {
             if !gateway.is_empty() {
@@ -445,8 +446,8 @@ async fn wait_for_end(
     }
 }
 
-/// Says again and again that another process keeps clients waiting. It is not ended from here: who opens a large store needs
-/// its time, and only people can tell that from one that hangs.
+/// Says again and again that another process keeps clients waiting. It is not ended from here: who opens a large store
+/// needs its time, and only people can tell that from one that hangs.
 async fn complain(pid: i32) -> Infallible {
     let mut waited = Duration::ZERO;
     loop {
@@ -694,8 +695,8 @@ pub(crate) fn open_files() -> Option<u64> {
     getrlimit(Resource::Nofile).current
 }
 
-/// Client connections there are files for, each with the call it makes, where `others` are wanted for something else; of
-/// those at most a quarter of all is left out. Nothing where there is no limit.
+/// Client connections there are files for, each with the call it makes, where `others` are wanted for something else;
+/// of those at most a quarter of all is left out. Nothing where there is no limit.
 pub(crate) fn connections_fitting(others: u64) -> Option<u64> {
     let open_files = open_files()?;
     let reserved = OPEN_FILES_RESERVED + others.min(open_files / 4);

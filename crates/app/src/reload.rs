@@ -1,9 +1,9 @@
 //! Taking in the configuration anew, while the node runs: on SIGHUP, when the file has changed, or by the API.
 //!
-//! Picture somebody who reads the new house rules to the end before he hangs them up. The file is read and checked as at a
-//! start, certificates and sockets included; if anything is wrong, or wants a restart, the old rules stay and it is said
-//! aloud. Otherwise one entry of the journal tells what is different, and the next request goes by it.
-//! Not here: what stays as it is in the gateway (`seat.rs` there), what is different in words (`core::policy::change`).
+//! Picture somebody who reads the new house rules to the end before he hangs them up. The file is read and checked as
+//! at a start, certificates and sockets included; if anything is wrong, or wants a restart, the old rules stay and it
+//! is said aloud. Otherwise one entry of the journal tells what is different, and the next request goes by it. Not
+//! here: what stays as it is in the gateway (`seat.rs` there), what is different in words (`core::policy::change`).
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

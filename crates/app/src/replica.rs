@@ -80,8 +80,8 @@ pub(crate) async fn inspect(config: &ReplicaConfig, spool_bytes_max: u64) -> Vec
 /// Half a million remembered keys.
 const KEYS_BYTES: u64 = 80 << 20;
 
-/// Bytes the stream may take for a spool of so many: twice what lives in it, and a little. Every node of the servers needs
-/// as much.
+/// Bytes the stream may take for a spool of so many: twice what lives in it, and a little. Every node of the servers
+/// needs as much.
 fn storage_for(spool_bytes_max: u64) -> u64 {
     2 * (spool_bytes_max + KEYS_BYTES) + SLACK_BYTES
 }
@@ -247,8 +247,8 @@ async fn open_known(
     Ok(opened)
 }
 
-/// Asks for a while whether the directory's records are still its own; after a power cut the servers may come later than
-/// the node.
+/// Asks for a while whether the directory's records are still its own; after a power cut the servers may come later
+/// than the node.
 async fn ask_superseded(store: &Store, options: &ReplicaOptions) -> Option<String> {
     let begin = tokio::time::Instant::now();
     loop {

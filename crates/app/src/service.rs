@@ -1,5 +1,5 @@
-//! What a service manager is told (systemd's `sd_notify`), and the process that SIGUSR2 asks for: the same command line,
-//! with whatever binary lies there by now, to take this one's place. It is our child, and so in the same service.
+//! What a service manager is told (systemd's `sd_notify`), and the process that SIGUSR2 asks for: the same command
+//! line, with whatever binary lies there by now, to take this one's place. It is our child, and so in the same service.
 
 use std::ffi::OsString;
 use std::io;
@@ -56,7 +56,8 @@ impl Heirs {
         Ok(Self { program: std::env::current_exe()?, arguments })
     }
 
-    /// Starts one whenever asked; one that ends while this process is still there has failed, and the next may be asked for.
+    /// Starts one whenever asked; one that ends while this process is still there has failed, and the next may be asked
+    /// for.
     pub(crate) async fn start(self, mut asked: Signal) {
         while asked.recv().await.is_some() {
             let started = Command::new(&self.program).args(&self.arguments).spawn();

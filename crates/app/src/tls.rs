@@ -1,9 +1,9 @@
 //! Certificates and keys: read from their files, looked at for what will go wrong, and read again while a node runs.
 //!
-//! Picture a doorkeeper who looks at the pass of every door each ten seconds, and at once when told to (SIGHUP). A new one that fits is shown from then on;
-//! one that does not (half written, a key of another certificate) changes nothing, and is told once. Passes that run out
-//! are told a month, a week and a day ahead, and when it has happened.
-//! Not here: what the configuration says of them (`config/tls.rs`), the handshake (`gateway/tls`).
+//! Picture a doorkeeper who looks at the pass of every door each ten seconds, and at once when told to (SIGHUP). A new
+//! one that fits is shown from then on; one that does not (half written, a key of another certificate) changes nothing,
+//! and is told once. Passes that run out are told a month, a week and a day ahead, and when it has happened. Not here:
+//! what the configuration says of them (`config/tls.rs`), the handshake (`gateway/tls`).
 
 use std::collections::BTreeMap;
 use std::fs;

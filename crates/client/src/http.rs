@@ -26,8 +26,8 @@ impl std::fmt::Debug for Node {
 }
 
 impl Node {
-    /// By its name, as records bear it, and the `host:port` of its admin API. What belongs to a node that is gone for good is
-    /// reported to the one that took its records in: the name of the first, the address of the second.
+    /// By its name, as records bear it, and the `host:port` of its admin API. What belongs to a node that is gone for
+    /// good is reported to the one that took its records in: the name of the first, the address of the second.
     #[must_use]
     pub fn new(name: impl Into<String>, address: impl Into<String>) -> Self {
         let address = address.into();

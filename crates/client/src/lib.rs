@@ -1,9 +1,9 @@
 //! For sinks behind Seawall: says what arrived, so that the ledger can count what did not.
 //!
-//! Picture the goods-in desk of a warehouse. For every parcel a slip is written: the number on the parcel, its seal, and
-//! what was found inside. Slips are filed before the courier gets his signature. From time to time those that have
-//! gathered are put into an envelope with the next number and sent to the office the parcels came from, the same envelope
-//! again until the office has signed for it.
+//! Picture the goods-in desk of a warehouse. For every parcel a slip is written: the number on the parcel, its seal,
+//! and what was found inside. Slips are filed before the courier gets his signature. From time to time those that have
+//! gathered are put into an envelope with the next number and sent to the office the parcels came from, the same
+//! envelope again until the office has signed for it.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -23,9 +23,8 @@
 //!
 //! Invariants: what was synced is sent, across kill -9 and power cuts; an envelope is never sent with other contents
 //! under the same number; a receipt is in one envelope only. Arrivals are counted, not records: what arrived twice is
-//! noted twice.
-//! Not here: TLS (the admin address is of the inside), retries' timing, threads. The wire is `docs/guide/ledger.md`'s; a
-//! sink in another language needs nothing else.
+//! noted twice. Not here: TLS (the admin address is of the inside), retries' timing, threads. The wire is
+//! `docs/guide/ledger.md`'s; a sink in another language needs nothing else.
 
 mod http;
 mod outbox;

@@ -282,8 +282,8 @@ impl Outbox {
         Ok(sent)
     }
 
-    /// The next batch for a node, if anything waits for it: what has gathered is closed for that. Safe here before it is
-    /// returned; the same one again until it is [`Self::signed`] for.
+    /// The next batch for a node, if anything waits for it: what has gathered is closed for that. Safe here before it
+    /// is returned; the same one again until it is [`Self::signed`] for.
     ///
     /// # Errors
     /// [`OutboxError`].
@@ -402,8 +402,8 @@ fn sync_dir(dir: &Path) -> Result<(), OutboxError> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("sync folder", dir))
 }
 
-/// The folder is a name too, and so is each of those above it that were made for it; as far up as the mount goes, and as
-/// we may look.
+/// The folder is a name too, and so is each of those above it that were made for it; as far up as the mount goes, and
+/// as we may look.
 fn sync_above(dir: &Path) -> Result<(), OutboxError> {
     let dir = fs::canonicalize(dir).map_err(failed("find", dir))?;
     let device = fs::metadata(&dir).map_err(failed("look at", &dir))?.dev();

@@ -24,8 +24,8 @@ pub struct NotAStamp(
 );
 
 impl Receipt {
-    /// Of a header's value and the body as it arrived. Number and tag are taken as they are, however torn they look: the
-    /// node knows what it wrote.
+    /// Of a header's value and the body as it arrived. Number and tag are taken as they are, however torn they look:
+    /// the node knows what it wrote.
     ///
     /// # Errors
     /// [`NotAStamp`] if not even the node can be told.

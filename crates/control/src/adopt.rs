@@ -4,8 +4,8 @@
 //! Records of one order key are taken in one after the other, keys side by side. The first that cannot be kept ends its
 //! key's row in this call: what follows it must not go before it. A record taken in before is known by its key.
 //!
-//! Their account comes with them. The ledger knows their numbers before the spool has them, and that it has them before the
-//! caller hears it. Cut short in between, a number is in doubt, until the same call comes again.
+//! Their account comes with them. The ledger knows their numbers before the spool has them, and that it has them before
+//! the caller hears it. Cut short in between, a number is in doubt, until the same call comes again.
 
 use std::collections::BTreeMap;
 
@@ -102,8 +102,8 @@ async fn stamped(ledger: &dyn LedgerPort, mut orphans: Vec<Orphan>) -> Result<Ve
     Ok(orphans)
 }
 
-/// What is in the spool under these stamps. What was there already may be there under another one: its client sent it again,
-/// and it is on the books under that.
+/// What is in the spool under these stamps. What was there already may be there under another one: its client sent it
+/// again, and it is on the books under that.
 async fn promised(spool: &Spool, taken: &[Taken], stamps: &Stamps) -> Result<Vec<(String, Place)>, Refusal> {
     let mut promised = Vec::new();
     for (from, kept) in taken {

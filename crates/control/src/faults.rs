@@ -1,8 +1,8 @@
 //! Faults, from outside: what lies there, placing, renewing, taking away, the kill switch.
 //!
-//! A body is read field by field, so that what is wrong is told with its field and with what would be right there; a field
-//! nobody knows is refused, because it was meant to narrow something. Nothing happens unless all of it is understood.
-//! Not here: caps, leases and choices (`core::fault::book`), and what becomes of a request (the gateway).
+//! A body is read field by field, so that what is wrong is told with its field and with what would be right there; a
+//! field nobody knows is refused, because it was meant to narrow something. Nothing happens unless all of it is
+//! understood. Not here: caps, leases and choices (`core::fault::book`), and what becomes of a request (the gateway).
 
 mod kind;
 mod once;

@@ -1,8 +1,9 @@
 //! Where people steer: the admin API, the metrics and the overview page of one node.
 //!
-//! Picture a window into the engine room, with a few levers. Everything shown is drawn from snapshots that others
-//! hand over ([`AdminParts`]): this crate does not know the gateway. The levers (retry or discard a dead letter, take
-//! receipts, seal the ledger, place a fault, drain an endpoint) call the store and the ledger, and leave an entry in the journal.
+//! Picture a window into the engine room, with a few levers. Everything shown is drawn from snapshots that others hand
+//! over ([`AdminParts`]): this crate does not know the gateway. The levers (retry or discard a dead letter, take
+//! receipts, seal the ledger, place a fault, drain an endpoint) call the store and the ledger, and leave an entry in
+//! the journal.
 //!
 //! - [`api`]: the JSON endpoints. Every bad call is a 4xx that names the field and what would be allowed.
 //! - [`metrics`]: the same numbers as Prometheus text.

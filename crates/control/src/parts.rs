@@ -61,9 +61,9 @@ pub trait LedgerPort: Send + Sync {
     /// person said so.
     fn moved(&self, stamp: &str, to: Place);
 
-    /// Records of another node are about to be taken in: enters their numbers, durably, and gives each the stamp it goes on
-    /// under, with the same number and a tag of this node's. `None` for what is no stamp: such a record is on nobody's
-    /// account.
+    /// Records of another node are about to be taken in: enters their numbers, durably, and gives each the stamp it
+    /// goes on under, with the same number and a tag of this node's. `None` for what is no stamp: such a record is on
+    /// nobody's account.
     fn adopt(&self, records: Vec<Foreign>) -> BoxFuture<'_, Result<Vec<Option<String>>, LedgerRefusal>>;
 
     /// Records that [`Self::adopt`] stamped are in the spool: they are promised from here; durable when it returns. One

@@ -1,7 +1,7 @@
 //! An asynchronous client with a breaker, a deadline and a hedge: plain futures, no framework.
 //!
-//! `cargo run -p seawall-core --example async-client` asks a server of its own that is slow now and then. The second copy
-//! of a slow call wins; the budget bounds how many copies there are.
+//! `cargo run -p seawall-core --example async-client` asks a server of its own that is slow now and then. The second
+//! copy of a slow call wins; the budget bounds how many copies there are.
 #![expect(clippy::disallowed_methods, reason = "a program holds its own clock, and its tasks end with it")]
 
 use std::sync::{Arc, Mutex};

@@ -1,8 +1,8 @@
 //! The addresses of a name: when to ask for them again, which to try first, and what stays when nobody answers.
 //!
 //! A name that does not resolve for a while is no reason to stop speaking to an address that works, so the last good
-//! answer is kept until there is a better one. A zone may say that an answer is good for no time at all, or for a day: the
-//! first would have every connection ask, the second would make a mistake last, so both are bounded.
+//! answer is kept until there is a better one. A zone may say that an answer is good for no time at all, or for a day:
+//! the first would have every connection ask, the second would make a mistake last, so both are bounded.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use crate::time::Mono;
 
-/// A name in use is asked for again after this long where nobody told how long the answer is good for, or nobody answered.
+/// A name in use is asked for again after this long where nobody told how long the answer is good for, or nobody
+/// answered.
 pub const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// A name that never had an address is asked for again after this long, however many wait for it.
 pub const ASK_UNKNOWN_AFTER: Duration = Duration::from_millis(100);
@@ -185,7 +186,8 @@ impl Addresses {
         order
     }
 
-    /// This one has refused, or was overtaken. Perhaps the name has moved: it is asked for again before its time is over.
+    /// This one has refused, or was overtaken. Perhaps the name has moved: it is asked for again before its time is
+    /// over.
     pub fn try_last(&mut self, now: Mono, address: SocketAddr) {
         self.fresh_until = self.fresh_until.min(self.answered + ASK_AGAIN_AFTER);
         self.last.retain(|(last, _)| *last != address);

@@ -5,8 +5,8 @@
 //! watch, and only if the number has stood still for the whole of the lease does he take it for lapsed. The holder, for
 //! his part, counts from before he began to write: so he stops before anybody can take him for gone.
 //!
-//! The number is the fencing token: what is done in the name of a lease is done against it, and refused if it has moved.
-//! Not here: the board (`store/jetstream/registry.rs`).
+//! The number is the fencing token: what is done in the name of a lease is done against it, and refused if it has
+//! moved. Not here: the board (`store/jetstream/registry.rs`).
 
 use std::time::Duration;
 

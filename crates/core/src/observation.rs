@@ -107,8 +107,8 @@ pub struct RouteSnapshot {
     pub name: String,
     /// Its upstream's name.
     pub upstream: String,
-    /// What it carries. Of a route of connections, requests and answers are never counted, and latency is the time from a
-    /// client's connection to the upstream's.
+    /// What it carries. Of a route of connections, requests and answers are never counted, and latency is the time from
+    /// a client's connection to the upstream's.
     pub protocol: Protocol,
     /// True if writes it cannot deliver are kept in the spool, and delivered from there.
     pub spools: bool,
@@ -152,8 +152,8 @@ pub struct RouteSnapshot {
     pub connections: ConnectionsSnapshot,
     /// Answers whose trailers ended here because the answer had not announced them (`Trailer`).
     pub trailers_dropped_total: u64,
-    /// What became of copies of requests, by word: a class of status, `failed`, `timed_out`, or why none was sent: `busy`
-    /// (too many on their way), `body` (passed on as it comes).
+    /// What became of copies of requests, by word: a class of status, `failed`, `timed_out`, or why none was sent:
+    /// `busy` (too many on their way), `body` (passed on as it comes).
     pub mirrored: Vec<(&'static str, u64)>,
     /// What became of those that were meant for a version, by its name.
     pub versions: ByVersion,

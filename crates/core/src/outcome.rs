@@ -25,9 +25,9 @@ impl Outcome {
         matches!(self, Self::Failure(_))
     }
 
-    /// What it says of the upstream's health. One that asks us to slow down is well: a breaker that opened on that would
-    /// keep from it even what it takes on, and an ejection would put its share on its peers. Limits are what listens. One
-    /// that does not offer what was wanted is well too.
+    /// What it says of the upstream's health. One that asks us to slow down is well: a breaker that opened on that
+    /// would keep from it even what it takes on, and an ejection would put its share on its peers. Limits are what
+    /// listens. One that does not offer what was wanted is well too.
     #[must_use]
     pub const fn of_health(self) -> Self {
         match self {

@@ -2,9 +2,8 @@
 //!
 //! Picture a doorman in front of any service: asks the guards before each call, tells them what came of it, and answers
 //! with the [`Refusal`] when one says no. The clock and the judgement are closures, so that a test brings its own.
-//! Dropping a call half way gives everything back.
-//! Not here: waiting (a full bulkhead refuses at once; put a buffer in front), retries (`tower::retry`, or your own loop
-//! around [`Pipeline::next_try`]), timeouts.
+//! Dropping a call half way gives everything back. Not here: waiting (a full bulkhead refuses at once; put a buffer in
+//! front), retries (`tower::retry`, or your own loop around [`Pipeline::next_try`]), timeouts.
 
 use std::future::Future;
 use std::pin::Pin;

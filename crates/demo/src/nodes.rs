@@ -2,8 +2,8 @@
 //!
 //! One node a zone. The numbers are chosen for clients that wait a second: a node tries for at most 450 ms and then
 //! takes the write itself, which leaves room for a busy machine. The routes say what each call can bear: writes wait in
-//! the spool, a price may be old, an empty lease is a true answer for "nothing to take just now", and an acknowledgement
-//! that got lost only means that events are worked on twice, which keys make harmless.
+//! the spool, a price may be old, an empty lease is a true answer for "nothing to take just now", and an
+//! acknowledgement that got lost only means that events are worked on twice, which keys make harmless.
 
 use std::path::Path;
 use std::time::Duration;

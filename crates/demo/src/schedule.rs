@@ -2,8 +2,8 @@
 //!
 //! Picture a score with two staves. The upper one is the managed queue: it has one mood at a time (brown-out, 503s,
 //! resets, cut answers). The lower one is everything else: a surge that runs into the carrier's rate limit, a
-//! predictor, a Seawall node and a whole zone killed. Both runs play the same score. Where a fault has no meaning in the
-//! run before Seawall (there is no node to kill), it is a rest there, and the report says so.
+//! predictor, a Seawall node and a whole zone killed. Both runs play the same score. Where a fault has no meaning in
+//! the run before Seawall (there is no node to kill), it is a rest there, and the report says so.
 
 use std::fmt;
 

@@ -1,8 +1,8 @@
 //! The way of a call, from a parsed request to its answer, readable top to bottom:
 //!
-//! verdict of the gate → route → limit of pending work → deadline → the body kept if it may be needed again →
-//! (writes) key claimed, record stamped → bulkhead → attempt loop { breaker → endpoint → fault point → pooled connection →
-//! send and wait under the per-try timeout → judge } within the retry budget → fallback → answer and count.
+//! verdict of the gate → route → limit of pending work → deadline → the body kept if it may be needed again → (writes)
+//! key claimed, record stamped → bulkhead → attempt loop { breaker → endpoint → fault point → pooled connection → send
+//! and wait under the per-try timeout → judge } within the retry budget → fallback → answer and count.
 //!
 //! Not here: what a guard decides (`core::guard`), how a connection is kept (`pool.rs`), what waits (`forwarder.rs`).
 
@@ -178,7 +178,8 @@ async fn respond(
     response
 }
 
-/// A refusal, if the route's upstream speaks HTTP/2 and the client's `Host` cannot be said there. The upstream is not asked.
+/// A refusal, if the route's upstream speaks HTTP/2 and the client's `Host` cannot be said there. The upstream is not
+/// asked.
 fn unsayable_host(worker: &Worker, id: RouteId, headers: &Fields) -> Option<Response<ResBody>> {
     let upstream = worker.node.policy.route(id).upstream;
     let is_said =
@@ -1380,8 +1381,8 @@ pub(crate) fn whole_answer(worker: &Arc<Worker>, mut call: Box<Call>, received: 
     response
 }
 
-/// Finishes what was begun for a write that was answered. Of an answer that a fault made up or changed nothing is remembered: whoever
-/// asks again with the same key asks the upstream.
+/// Finishes what was begun for a write that was answered. Of an answer that a fault made up or changed nothing is
+/// remembered: whoever asks again with the same key asks the upstream.
 pub(crate) fn finish(worker: &Worker, call: &mut Call, response: &mut Response<ResBody>) {
     let Some(write) = call.write.take() else { return };
     if !call.is_forged && !call.is_damaged {

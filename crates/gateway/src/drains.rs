@@ -1,11 +1,11 @@
 //! Taking an endpoint, a route or a listener out of service while the gateway runs, and back.
 //!
-//! Picture signs hung on doors and desks, and a list of the signs. The list ([`Book`]) is the truth; the signs are flags where
-//! calls pass by: an endpoint's when one is chosen, a route's before its guards, a door's when an answer is given. Under
-//! another policy the signs are hung up anew by the list; what is not there any more is struck off it, and told.
-//! A listener goes in two steps: first answers end their connections, so that clients and balancers can move on, later its
-//! sockets are closed. Back it comes as another door on the same address, by a change to the same policy.
-//! Not here: what a call meets (`chain.rs`, `tcp.rs`, `node.rs`), who waits for an end.
+//! Picture signs hung on doors and desks, and a list of the signs. The list ([`Book`]) is the truth; the signs are
+//! flags where calls pass by: an endpoint's when one is chosen, a route's before its guards, a door's when an answer is
+//! given. Under another policy the signs are hung up anew by the list; what is not there any more is struck off it, and
+//! told. A listener goes in two steps: first answers end their connections, so that clients and balancers can move on,
+//! later its sockets are closed. Back it comes as another door on the same address, by a change to the same policy. Not
+//! here: what a call meets (`chain.rs`, `tcp.rs`, `node.rs`), who waits for an end.
 
 use std::collections::BTreeMap;
 use std::error::Error as _;

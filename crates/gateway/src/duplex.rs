@@ -24,8 +24,8 @@ use crate::net::{Stream, with_scratch};
 
 /// So many reads of one direction, then it is the other's turn.
 const CHUNKS_A_TURN: usize = 16;
-/// A peer that is not being read, because it has ended or because nobody takes what it says, is asked this often whether
-/// it has broken off: the runtime does not tell.
+/// A peer that is not being read, because it has ended or because nobody takes what it says, is asked this often
+/// whether it has broken off: the runtime does not tell.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// One of the two, and the direction of what it says.

@@ -72,8 +72,8 @@ pub(crate) fn go_on(state: &UpstreamState, endpoint: usize, known: Snapshot, age
     publish(state, &outlier);
 }
 
-/// Puts what is decided where endpoints are chosen. All of them: a panic makes every ejected endpoint usable, and its end
-/// none.
+/// Puts what is decided where endpoints are chosen. All of them: a panic makes every ejected endpoint usable, and its
+/// end none.
 fn publish(state: &UpstreamState, outlier: &Outlier) {
     let judge = state.judge();
     let judged = state.endpoints.iter().enumerate().filter(|(_, endpoint)| endpoint.judge.load(Relaxed) == judge);

@@ -1,10 +1,10 @@
 //! HTTP/2 to upstreams: connections that many calls share.
 //!
-//! Picture a train instead of cars: each call gets a seat, and another train is ordered only when all are full. How many
-//! seats there are the upstream says, and we never let more queue in front of it than it lets run: what waits there would
-//! be blamed on it. A call that the upstream has refused to begin (REFUSED_STREAM, or a connection that is going away) was
-//! not begun, and may be sent again.
-//! Not here: connections that one call has to itself (`pool.rs`), and who waits for what.
+//! Picture a train instead of cars: each call gets a seat, and another train is ordered only when all are full. How
+//! many seats there are the upstream says, and we never let more queue in front of it than it lets run: what waits
+//! there would be blamed on it. A call that the upstream has refused to begin (REFUSED_STREAM, or a connection that is
+//! going away) was not begun, and may be sent again. Not here: connections that one call has to itself (`pool.rs`), and
+//! who waits for what.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -136,8 +136,8 @@ impl Drop for Seat {
 }
 
 impl Frames {
-    /// A seat on a connection that is there. One that is too old, or leads where the name is no more, gives none, nor keeps
-    /// its place among those that may be open: it lives for as long as it has calls.
+    /// A seat on a connection that is there. One that is too old, or leads where the name is no more, gives none, nor
+    /// keeps its place among those that may be open: it lives for as long as it has calls.
     pub(crate) fn seat(&self, name: &Name, now: Mono, age_max: Duration) -> Option<Seat> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|shared| {
@@ -157,8 +157,8 @@ impl Frames {
         *attempts = (attempts.0 + 1, failure);
     }
 
-    /// What the last attempt failed by, if it ended after there had been so many. It stands for all who waited for it: an
-    /// upstream that cannot be reached is not tried by one after the other.
+    /// What the last attempt failed by, if it ended after there had been so many. It stands for all who waited for it:
+    /// an upstream that cannot be reached is not tried by one after the other.
     pub(crate) fn failed_since(&self, attempts: u64) -> Option<Failure> {
         let last = *self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
         last.1.filter(|_| last.0 > attempts)
@@ -245,7 +245,8 @@ impl Frames {
                 shared.returned.notify_waiters();
             }
         });
-        // The first thing an upstream says. To guess until then would be to open too many connections, or send too much.
+        // The first thing an upstream says. To guess until then would be to open too many connections, or send too
+        // much.
         let seat = loop {
             let mut said = pin!(returned.notified());
             said.as_mut().enable();
@@ -411,8 +412,8 @@ pub(crate) fn can_say(host: &HeaderValue) -> bool {
     Authority::try_from(host.as_bytes()).is_ok()
 }
 
-/// What HTTP/1 says in its first line and in `Host`, said in pseudo-headers (RFC 9113, section 8.3.1). Who was not asked
-/// for by name is asked for by address.
+/// What HTTP/1 says in its first line and in `Host`, said in pseudo-headers (RFC 9113, section 8.3.1). Who was not
+/// asked for by name is asked for by address.
 fn as_frames(sending: Sending<'_>, shared: &Shared) -> Option<Request<ReqBody>> {
     let Sending { method, target, headers, body } = sending;
     let mut request = Request::new(body);

@@ -1,10 +1,10 @@
-//! What a gateway has found out about its upstreams, as plain data for the process that takes its place: so that a restart
-//! or an upgrade does not begin by asking a dead upstream again.
+//! What a gateway has found out about its upstreams, as plain data for the process that takes its place: so that a
+//! restart or an upgrade does not begin by asking a dead upstream again.
 //!
-//! Over go breakers with their windows, limits that were learned, health, ejections and the addresses of names. Moments are ages, as the next
-//! process has a clock of its own. Everything goes by name: whoever is called otherwise, or reached elsewhere, begins anew.
-//! Not here: what is counted for people (metrics), what guards find out within seconds (budgets, hedges, concurrency), and
-//! how it gets to the other process.
+//! Over go breakers with their windows, limits that were learned, health, ejections and the addresses of names. Moments
+//! are ages, as the next process has a clock of its own. Everything goes by name: whoever is called otherwise, or
+//! reached elsewhere, begins anew. Not here: what is counted for people (metrics), what guards find out within seconds
+//! (budgets, hedges, concurrency), and how it gets to the other process.
 
 use std::net::SocketAddr;
 use std::sync::PoisonError;

@@ -124,8 +124,8 @@ impl Gateway {
         Self::take_up(parts, workers, Vec::new(), (&Heritage::default(), Duration::ZERO)).await
     }
 
-    /// The same, by sockets that another process listened on before, where the policy has listeners for them, and with what
-    /// that process knew so long ago.
+    /// The same, by sockets that another process listened on before, where the policy has listeners for them, and with
+    /// what that process knew so long ago.
     ///
     /// # Errors
     /// [`StartError`]; nothing goes on then.
@@ -182,8 +182,8 @@ impl Gateway {
         policy.listeners.iter().filter(|it| !is_handed(it.address)).try_for_each(|listener| ask(listener.address))
     }
 
-    /// Its listening sockets once more, for whoever takes its place. As long as anybody has them, connections that nobody
-    /// accepts wait.
+    /// Its listening sockets once more, for whoever takes its place. As long as anybody has them, connections that
+    /// nobody accepts wait.
     ///
     /// # Errors
     /// The kernel's; out of descriptors among them.
@@ -193,8 +193,8 @@ impl Gateway {
         doors.iter().filter(|door| !door.drain.is_cancelled()).map(|door| door.shared()).collect()
     }
 
-    /// With `true`, every answer of HTTP/1 ends its connection from now on: who keeps on asking comes by another, and can
-    /// be met by whoever takes our place.
+    /// With `true`, every answer of HTTP/1 ends its connection from now on: who keeps on asking comes by another, and
+    /// can be met by whoever takes our place.
     pub fn part(&self, parting: bool) {
         self.hall.stop.parting.store(parting, Relaxed);
     }
@@ -211,9 +211,9 @@ impl Gateway {
         Heritage::of(&self.hall.node())
     }
 
-    /// Takes no new connections, and waits until nothing needs the store any more: calls of routes that spool and deliveries
-    /// have ended, or their grace period has, or `hurry` is done. Other calls and connections go on; [`Gateway::stop`] sees
-    /// to their end.
+    /// Takes no new connections, and waits until nothing needs the store any more: calls of routes that spool and
+    /// deliveries have ended, or their grace period has, or `hurry` is done. Other calls and connections go on;
+    /// [`Gateway::stop`] sees to their end.
     pub async fn settle(&mut self, hurry: impl Future<Output = ()>) {
         self.hall.stop.drain.cancel();
         let node = self.hall.node();
@@ -264,9 +264,8 @@ impl Gateway {
         Changer(Arc::clone(&self.hall))
     }
 
-    /// Stops: no new connections, requests in work may end within the grace period (of which [`Gateway::settle`] may have
-    /// taken some), or until `hurry` is done. Tells
-    /// how many connections were cut off.
+    /// Stops: no new connections, requests in work may end within the grace period (of which [`Gateway::settle`] may
+    /// have taken some), or until `hurry` is done. Tells how many connections were cut off.
     pub async fn stop(self, hurry: impl Future<Output = ()>) -> u64 {
         self.hall.stop.drain.cancel();
         let node = self.hall.node();
@@ -318,8 +317,8 @@ impl Changer {
     }
 
     /// Puts the prepared policy in force: requests from now on go by it, those in work end by the one before.
-    /// Connections stay, and so does what is known of routes and endpoints that have not changed. `cause` is the journal's
-    /// entry about it.
+    /// Connections stay, and so does what is known of routes and endpoints that have not changed. `cause` is the
+    /// journal's entry about it.
     pub fn change(&self, prepared: Prepared, tls: Tls, cause: Option<Seq>, seed: u64) {
         self.0.change(prepared, tls, cause, seed);
     }
@@ -440,8 +439,8 @@ fn bind(
 ) -> Result<(Arc<Door>, Vec<Opening>), StartError> {
     let failed = |source| StartError::Listen { address, source };
     ask(address)?;
-    // Asked for any port, the kernel may give a shared socket one that another node of ours shares already, and each of the
-    // two would get half of the other's connections. A socket that does not share finds one that is free.
+    // Asked for any port, the kernel may give a shared socket one that another node of ours shares already, and each of
+    // the two would get half of the other's connections. A socket that does not share finds one that is free.
     let actual = match address.port() {
         0 => listen_shared(address, false).and_then(|probe| probe.local_addr()).map_err(failed)?,
         _ => address,
@@ -451,8 +450,8 @@ fn bind(
     Ok((Door::new(configured, actual, stop), openings))
 }
 
-/// Opens a door by sockets that stand: each has connections of its own that wait. Where there are more workers than those,
-/// they get one each.
+/// Opens a door by sockets that stand: each has connections of its own that wait. Where there are more workers than
+/// those, they get one each.
 fn reopen(handed: Handed, workers: usize, stop: &Stop) -> Result<(Arc<Door>, Vec<Opening>), StartError> {
     let Handed { configured, address, sockets } = handed;
     let open = || listen_shared(address, true)?.into_std();

@@ -1,9 +1,9 @@
 //! HTTP/1 to upstreams: a connection that one call at a time has to itself.
 //!
-//! Picture a telephone: whoever holds it speaks and listens, nobody stands between. The call polls the connection in its
-//! own task, writes its request, and reads the answer; an upstream that answers before it has heard all is heard. Between
-//! two calls it holds no buffer. It may be used again only if everything was said on both sides and nothing else was.
-//! Not here: where connections come from and wait (`pool.rs`), what bytes mean (`http/wire.rs`).
+//! Picture a telephone: whoever holds it speaks and listens, nobody stands between. The call polls the connection in
+//! its own task, writes its request, and reads the answer; an upstream that answers before it has heard all is heard.
+//! Between two calls it holds no buffer. It may be used again only if everything was said on both sides and nothing
+//! else was. Not here: where connections come from and wait (`pool.rs`), what bytes mean (`http/wire.rs`).
 
 use std::future::Future as _;
 use std::pin::{Pin, pin};
@@ -146,7 +146,8 @@ impl Lines {
         }
     }
 
-    /// Sends what is to be sent. Fails only by what the client does; an upstream that does not take it may have answered.
+    /// Sends what is to be sent. Fails only by what the client does; an upstream that does not take it may have
+    /// answered.
     fn poll_out(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         loop {
             if self.out.is_full() {

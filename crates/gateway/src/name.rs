@@ -1,5 +1,5 @@
-//! From an endpoint's name, address or path to a connection: a name is asked for now and then, kept when nobody answers, and raced when an address
-//! keeps silent.
+//! From an endpoint's name, address or path to a connection: a name is asked for now and then, kept when nobody
+//! answers, and raced when an address keeps silent.
 
 use std::io;
 use std::net::SocketAddr;

@@ -1,6 +1,7 @@
-//! The only door to sockets, but for questions about names (`dns`). Here the simulator steps in: with the feature `sim`, a [`Net::Sim`] speaks to its world
-//! instead of the kernel's, and everything above notices nothing. A sealed connection ([`Stream::Tls`]) is one on top of
-//! either, and so is a stream of HTTP/2 that has become a connection ([`Stream::Tunnel`]).
+//! The only door to sockets, but for questions about names (`dns`). Here the simulator steps in: with the feature
+//! `sim`, a [`Net::Sim`] speaks to its world instead of the kernel's, and everything above notices nothing. A sealed
+//! connection ([`Stream::Tls`]) is one on top of either, and so is a stream of HTTP/2 that has become a connection
+//! ([`Stream::Tunnel`]).
 
 use std::cell::RefCell;
 use std::fmt;
@@ -331,7 +332,8 @@ impl Stream {
     /// Nothing is lost.
     pub(crate) async fn hung_up(&self) -> HungUp {
         match self {
-            // To wait for urgent bytes is to wait for the end too, and not for ordinary bytes: they may lie there already.
+            // To wait for urgent bytes is to wait for the end too, and not for ordinary bytes: they may lie there
+            // already.
             Self::Real(stream) => {
                 let ready = stream.ready(Interest::PRIORITY | Interest::ERROR).await;
                 left_off(ready, || socket2::SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]))

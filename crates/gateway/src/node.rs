@@ -1,7 +1,7 @@
 //! What the parts of a gateway share: the policy, the routes' guards, the endpoints, the store's handles, the limits.
 //!
-//! A [`Node`] is shared by all workers; a [`Worker`] is one per thread and has its connections and its counters. Both are
-//! of one policy: under the next one another takes over what has not changed (`seat.rs`).
+//! A [`Node`] is shared by all workers; a [`Worker`] is one per thread and has its connections and its counters. Both
+//! are of one policy: under the next one another takes over what has not changed (`seat.rs`).
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -143,7 +143,8 @@ pub(crate) struct EndpointState {
     pub(crate) draining: AtomicBool,
     /// [`UpstreamState::judge`] of the one in force: what a call of an old policy came to is no business of the new one.
     pub(crate) judge: Arc<AtomicUsize>,
-    /// The entry that last told of its health, its ejection or its return, at first the config's: the cause of the next.
+    /// The entry that last told of its health, its ejection or its return, at first the config's: the cause of the
+    /// next.
     pub(crate) told: Mutex<Option<Seq>>,
 }
 
@@ -453,8 +454,8 @@ impl UpstreamState {
         self.outlier.as_ref().map_or(0, |outlier| Arc::as_ptr(outlier).addr())
     }
 
-    /// The same upstream under another policy: endpoints that stay keep their load, their health where they are checked as
-    /// before, and, where all stay, what they are compared by. One that is new among others begins slowly.
+    /// The same upstream under another policy: endpoints that stay keep their load, their health where they are checked
+    /// as before, and, where all stay, what they are compared by. One that is new among others begins slowly.
     fn succeed(&self, old: &Upstream, new: &Upstream, zone: &str, now: Mono, cause: Option<Seq>) -> Self {
         let fresh = Self::new(new, zone, now, cause);
         let addresses = |upstream: &Upstream| -> Vec<String> {

@@ -1,13 +1,14 @@
 //! Where work is done, and what may change under it: a worker's seat, the doors clients come in by, and the change from
 //! one policy to the next.
 //!
-//! Picture a counter with several clerks. A [`Seat`] is a clerk's place, for as long as the process lives; on it lies the
+//! Picture a counter with several clerks. A [`Seat`] is a clerk's place, for as long as the process lives; on it lies
+//! the
 //! [`Worker`] of the policy in force. A change puts another one there, between two requests: who is being served is served
-//! to the end by the old rules, the next is served by the new ones. A [`Door`] is a listening address; it stays open over
-//! a change if the next policy has it too, and so do the connections that came in by it.
-//! Invariants: a change is prepared (sockets are bound) before anything is different, and then cannot fail; a door is
-//! closed only when no policy in force has it.
-//! Not here: what is kept of routes and endpoints (`Node::succeed`, `Worker::succeed`), where policies come from.
+//! to the end by the old rules, the next is served by the new ones. A [`Door`] is a listening address; it stays open
+//! over a change if the next policy has it too, and so do the connections that came in by it. Invariants: a change is
+//! prepared (sockets are bound) before anything is different, and then cannot fail; a door is closed only when no
+//! policy in force has it. Not here: what is kept of routes and endpoints (`Node::succeed`, `Worker::succeed`), where
+//! policies come from.
 
 use std::io;
 use std::net::SocketAddr;
@@ -36,8 +37,8 @@ const LETS_GO_PAUSE: Duration = Duration::from_millis(1);
 /// A worker's place.
 pub(crate) struct Seat {
     current: ArcSwap<Worker>,
-    /// Doors that are being closed, and the worker of the last policy that had them: who came in by one is served to the
-    /// end by its rules.
+    /// Doors that are being closed, and the worker of the last policy that had them: who came in by one is served to
+    /// the end by its rules.
     closing: Mutex<Vec<(Arc<Door>, Arc<Worker>)>>,
     pub(crate) open: Open,
     pub(crate) tasks: TaskTracker,

@@ -44,8 +44,8 @@ struct Entry {
 }
 
 impl Key {
-    /// `None` if answers to this request must not be kept or shown: they may be for one client's eyes. `is_personal` if the
-    /// upstream is told whose certificate it was.
+    /// `None` if answers to this request must not be kept or shown: they may be for one client's eyes. `is_personal` if
+    /// the upstream is told whose certificate it was.
     pub(crate) fn new((route, upstream): (&str, &str), uri: &Uri, headers: &Fields, is_personal: bool) -> Option<Self> {
         if is_personal || headers.has(AUTHORIZATION) || headers.has(COOKIE) {
             return None;

@@ -1,11 +1,11 @@
-//! Tells the journal what passes a route when that has changed: requests a second, the share of calls that fail, and how
-//! long the good ones take. Once a minute at most, and once more at the end: whoever stops says what it saw last.
+//! Tells the journal what passes a route when that has changed: requests a second, the share of calls that fail, and
+//! how long the good ones take. Once a minute at most, and once more at the end: whoever stops says what it saw last.
 //!
 //! A request is what a client asked for, whatever became of it; a call is a try sent to the route's own upstream that
-//! came to something, the forwarder's and the probes' included. Its time runs to the head of the answer, or to the end of
-//! a short one, as the guards measure it; a call outrun by its second copy counts with the time until then. Not among
-//! the calls: refusals, fallbacks, answers of our own, and a 429, which tells of a limit.
-//! Not here: whether it has changed (`core::traffic`), the counting (`observe.rs`).
+//! came to something, the forwarder's and the probes' included. Its time runs to the head of the answer, or to the end
+//! of a short one, as the guards measure it; a call outrun by its second copy counts with the time until then. Not
+//! among the calls: refusals, fallbacks, answers of our own, and a 429, which tells of a limit. Not here: whether it
+//! has changed (`core::traffic`), the counting (`observe.rs`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

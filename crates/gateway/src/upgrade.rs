@@ -3,10 +3,10 @@
 //! Picture a call that is put through. The request passes every guard of its route as any other does; if the upstream
 //! answers `101` and names what was asked for, the two connections are taken out of HTTP and joined, and what was said
 //! too early on either side is handed on first. From then on it is a connection like those of TCP: bytes, unread, until
-//! both have ended. Where a side speaks HTTP/2 it is one stream of a connection, which goes on beside the others (RFC 8441):
-//! what it asks and is told there is put in the words of HTTP/1.1, and back. It keeps its place in the bulkhead, its connection of the upstream's, and the node's.
-//! Not here: which requests may ask (`http/gate.rs`: one protocol, GET, no body), which routes allow it (`chain.rs`),
-//! the bytes (`duplex.rs`).
+//! both have ended. Where a side speaks HTTP/2 it is one stream of a connection, which goes on beside the others (RFC
+//! 8441): what it asks and is told there is put in the words of HTTP/1.1, and back. It keeps its place in the bulkhead,
+//! its connection of the upstream's, and the node's. Not here: which requests may ask (`http/gate.rs`: one protocol,
+//! GET, no body), which routes allow it (`chain.rs`), the bytes (`duplex.rs`).
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -145,7 +145,8 @@ pub(crate) async fn watch_guards(seat: Arc<Seat>, stop: CancellationToken) {
     }
 }
 
-/// Tells the journal when an upstream's calls begin to go elsewhere than to its nearest endpoints, and when they are back.
+/// Tells the journal when an upstream's calls begin to go elsewhere than to its nearest endpoints, and when they are
+/// back.
 fn tell_spill(node: &Node, upstream: &UpstreamState, now: Mono) {
     if !upstream.plan.can_spill() {
         return;
@@ -198,8 +199,8 @@ pub(crate) async fn watch_spool(seat: Arc<Seat>, stop: CancellationToken) {
     }
 }
 
-/// Looks after records whose upstream no route keeps writes for any more, so that no forwarder does: their time passes all
-/// the same, and the journal tells of them once.
+/// Looks after records whose upstream no route keeps writes for any more, so that no forwarder does: their time passes
+/// all the same, and the journal tells of them once.
 pub(crate) async fn watch_deserted(seat: Arc<Seat>, stop: CancellationToken) {
     let mut told: BTreeSet<String> = BTreeSet::new();
     loop {

@@ -53,8 +53,8 @@ pub(crate) struct Identity {
 pub(crate) struct BadKey;
 
 impl Identity {
-    /// Reads the client's key, quoted or not, or makes one. Keys of other credentials, or of another client's certificate,
-    /// are other keys.
+    /// Reads the client's key, quoted or not, or makes one. Keys of other credentials, or of another client's
+    /// certificate, are other keys.
     pub(crate) fn new(
         route: &str,
         method: &str,

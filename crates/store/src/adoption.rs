@@ -1,5 +1,5 @@
-//! The mark in a directory whose records another node takes in. Between a batch that is safe there and its marks here lies a
-//! moment in which only that node knows that it has them: taken in by a third, they would be delivered twice.
+//! The mark in a directory whose records another node takes in. Between a batch that is safe there and its marks here
+//! lies a moment in which only that node knows that it has them: taken in by a third, they would be delivered twice.
 
 use std::path::Path;
 

@@ -45,8 +45,8 @@ where
 /// A step of the wall clock that is told.
 const STEP_TOLD: Duration = Duration::from_secs(60);
 
-/// A clock, and the time counted on from one look at its wall: what a wall that is set later cannot shift. By it records
-/// expire and keys are forgotten, so that neither happens because somebody set the clock.
+/// A clock, and the time counted on from one look at its wall: what a wall that is set later cannot shift. By it
+/// records expire and keys are forgotten, so that neither happens because somebody set the clock.
 #[derive(Debug)]
 pub(crate) struct Steady {
     clock: Arc<dyn Clock>,

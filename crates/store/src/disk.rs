@@ -112,8 +112,8 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     /// What the file system says; some of it may have been written.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
 
-    /// Writes the zeros of a new file, from an offset to its end, where that makes later syncs cheaper: a block that was
-    /// only reserved is marked as written by the first sync after its first write, in the file system's own log.
+    /// Writes the zeros of a new file, from an offset to its end, where that makes later syncs cheaper: a block that
+    /// was only reserved is marked as written by the first sync after its first write, in the file system's own log.
     ///
     /// # Errors
     /// What the file system says.

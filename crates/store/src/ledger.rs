@@ -45,8 +45,8 @@ impl LedgerLog {
         self.ask(|answer| Command::Append { bytes, answer: Some(answer) }).await
     }
 
-    /// Replaces everything appended before by a snapshot and what came since it was taken; synced when this returns. After a
-    /// crash either these or everything they replace is read back.
+    /// Replaces everything appended before by a snapshot and what came since it was taken; synced when this returns.
+    /// After a crash either these or everything they replace is read back.
     ///
     /// # Errors
     /// [`StoreError::DiskFull`], [`StoreError::Stopped`]; then everything is as before.

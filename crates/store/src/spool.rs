@@ -177,7 +177,8 @@ pub struct SpoolDepth {
     pub bytes_max: u64,
     /// Bytes of the files.
     pub disk_bytes: u64,
-    /// When the oldest that is waiting or leased was accepted: exactly where that is the first by number, or else within a second.
+    /// When the oldest that is waiting or leased was accepted: exactly where that is the first by number, or else
+    /// within a second.
     pub oldest: Option<Wall>,
     /// True while the disk has no room for another record.
     pub disk_full: bool,
@@ -256,8 +257,8 @@ impl Spool {
         answered.await.map_err(|_| stopped())?
     }
 
-    /// Shows every record that has not left, and those given up whose bytes are still there, segment by segment: nothing but one segment's is in memory. One that moves
-    /// meanwhile may be shown twice.
+    /// Shows every record that has not left, and those given up whose bytes are still there, segment by segment:
+    /// nothing but one segment's is in memory. One that moves meanwhile may be shown twice.
     ///
     /// # Errors
     /// [`StoreError::Read`], [`StoreError::Stopped`].

@@ -5,8 +5,8 @@
 //! sealed   0x81, key id (4), nonce (24), XChaCha20-Poly1305 of what it seals (16 bytes more)
 //! ```
 //! A record's own bytes begin with its version, which is below 0x80. The nonce is a keyed hash of what is sealed: no
-//! chance is needed, and a nonce comes again only with the very same bytes, whose seal is then the same. Every directory
-//! derives keys of its own from the key in the file and from its secret.
+//! chance is needed, and a nonce comes again only with the very same bytes, whose seal is then the same. Every
+//! directory derives keys of its own from the key in the file and from its secret.
 //!
 //! Sealed are records: payloads, headers, targets, keys. Not sealed are their numbers, states and times, the texts of
 //! errors, and what the journal and the ledger say.

@@ -1,5 +1,5 @@
-//! The PROXY protocol: whatever comes, it does not panic, takes no more than the announcement, and what it understands it
-//! understands in the same way when it is announced again.
+//! The PROXY protocol: whatever comes, it does not panic, takes no more than the announcement, and what it understands
+//! it understands in the same way when it is announced again.
 #![no_main]
 
 use std::net::SocketAddr;

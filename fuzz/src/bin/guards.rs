@@ -1,5 +1,5 @@
-//! The guards under any sequence of calls, answers and clocks: no panic, the shared breaker is the plain one, permits and
-//! places are neither lost nor made up, and a budget is never overdrawn.
+//! The guards under any sequence of calls, answers and clocks: no panic, the shared breaker is the plain one, permits
+//! and places are neither lost nor made up, and a budget is never overdrawn.
 #![no_main]
 
 use std::time::Duration;

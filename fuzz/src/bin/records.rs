@@ -1,4 +1,5 @@
-//! What is read back from disks and sinks: any bytes are an error or exactly one value, which is written as it was read.
+//! What is read back from disks and sinks: any bytes are an error or exactly one value, which is written as it was
+//! read.
 #![no_main]
 
 use seawall_core::journal::Entry;

@@ -4,13 +4,13 @@
 //! [--producers 1,16,64,256] [--only seawall,fjall,redb,sqlite,raw,raw-reserved] [--lease-batch N] [--backlog N] [--stragglers N]`
 //!
 //! Records of 1 KiB, kept under an idempotency key, answered only when they are safe. Every peer has one writer that
-//! takes whatever waits and syncs once for all of it, as Seawall's has; see `engine.rs` for what each does. `raw` writes
-//! the same bytes into blocks that were written before, `raw-reserved` into blocks that were only reserved, which makes
-//! the file system note at every sync that they hold something now. Ratios are taken within a round, and the order of
-//! peers turns from round to round, so that what disturbs the machine disturbs all of them.
+//! takes whatever waits and syncs once for all of it, as Seawall's has; see `engine.rs` for what each does. `raw`
+//! writes the same bytes into blocks that were written before, `raw-reserved` into blocks that were only reserved,
+//! which makes the file system note at every sync that they hold something now. Ratios are taken within a round, and
+//! the order of peers turns from round to round, so that what disturbs the machine disturbs all of them.
 //!
-//! `--backlog N` measures a long queue instead: see `backlog.rs`. `--stragglers N` measures what the files take while N records
-//! stay and ten times as many pass: see `stragglers.rs`.
+//! `--backlog N` measures a long queue instead: see `backlog.rs`. `--stragglers N` measures what the files take while N
+//! records stay and ten times as many pass: see `stragglers.rs`.
 
 mod backlog;
 mod deliver;

@@ -1,5 +1,6 @@
-//! Seawall's spool on the machine's own disk, with a watch on its writer: how long every commit takes, from the write of
-//! a batch to the end of its sync, and what the writer does in its time. The watch costs six looks at a clock a commit.
+//! Seawall's spool on the machine's own disk, with a watch on its writer: how long every commit takes, from the write
+//! of a batch to the end of its sync, and what the writer does in its time. The watch costs six looks at a clock a
+//! commit.
 
 use std::io;
 use std::path::Path;

@@ -1,9 +1,9 @@
-//! What the files take while most records go soon and some stay: dead letters of every age among what was delivered long
-//! ago. Files are given back when nothing in them lives, and what lives in files that are nearly dead is moved.
+//! What the files take while most records go soon and some stay: dead letters of every age among what was delivered
+//! long ago. Files are given back when nothing in them lives, and what lives in files that are nearly dead is moved.
 //!
-//! In each turn so many records are enqueued. One in [`STAYS`] becomes a dead letter, the others are acknowledged; then as
-//! many dead letters, drawn from all of them, are given up. What is held stays the same, and its ages spread out further
-//! with every turn.
+//! In each turn so many records are enqueued. One in [`STAYS`] becomes a dead letter, the others are acknowledged; then
+//! as many dead letters, drawn from all of them, are given up. What is held stays the same, and its ages spread out
+//! further with every turn.
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,12 +1,12 @@
 //! `seawall spool adopt`: moves the records of a node that is gone for good to one that runs.
 //!
-//! Its records are in its data directory, or in the replica it kept; the latter is first fenced, so that the node writes no
-//! more, and copied into a directory of this machine.
+//! Its records are in its data directory, or in the replica it kept; the latter is first fenced, so that the node
+//! writes no more, and copied into a directory of this machine.
 //!
-//! A batch is read from the old directory, sent, and only then marked there as handed over, first in the old
-//! node's ledger, then in its spool, with the number each record has at its new node. Cut short at any point, the same command
-//! goes on: what was sent and not marked is known by its key. Until all is done the directory says whose heir it has, and no
-//! other node is given any of it.
+//! A batch is read from the old directory, sent, and only then marked there as handed over, first in the old node's
+//! ledger, then in its spool, with the number each record has at its new node. Cut short at any point, the same command
+//! goes on: what was sent and not marked is known by its key. Until all is done the directory says whose heir it has,
+//! and no other node is given any of it.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -60,8 +60,8 @@ pub(super) struct AdoptArgs {
     /// Go on with what can be saved if the directory is damaged
     #[arg(long)]
     quarantine: bool,
-    /// Although another node has begun to take it in: one that is gone for good. Adopt that one's directory as well, and here:
-    /// what it had taken in and not marked yet is then known by its keys, and not delivered twice
+    /// Although another node has begun to take it in: one that is gone for good. Adopt that one's directory as well,
+    /// and here: what it had taken in and not marked yet is then known by its keys, and not delivered twice
     #[arg(long)]
     although_begun: bool,
     /// The keys its records are sealed with [default: `store.key_file` of ./seawall.yaml]
@@ -291,8 +291,8 @@ async fn send(client: &Client, owner: &str, batch: &[Orphan]) -> Result<Value, s
     client.post_bytes(&format!("/api/spool/adopt?node={}", encode(owner)), body.into()).await
 }
 
-/// What is safe at the new node is handed over here, with one sync for all. Which these are. The ledger comes first: the spool
-/// may forget soon what it handed over, and its word, as long as it has one, is the later one.
+/// What is safe at the new node is handed over here, with one sync for all. Which these are. The ledger comes first:
+/// the spool may forget soon what it handed over, and its word, as long as it has one, is the later one.
 async fn mark(
     store: &Store,
     book: &Book,

@@ -31,7 +31,8 @@ pub(super) struct RunArgs {
     /// The configuration [default: ./seawall.yaml]
     #[arg(long, value_name = "FILE", conflicts_with_all = ["listen", "upstream"])]
     config: Option<PathBuf>,
-    /// Listen here, without a configuration: `127.0.0.1:8080`, `:8080` for every interface, `tcp://:6379` for connections
+    /// Listen here, without a configuration: `127.0.0.1:8080`, `:8080` for every interface, `tcp://:6379` for
+    /// connections
     #[arg(long, value_name = "ADDRESS", requires = "upstream")]
     listen: Option<String>,
     /// Send everything there, without a configuration: `http://127.0.0.1:3000`, or `tcp://127.0.0.1:6380`

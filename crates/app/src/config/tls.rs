@@ -1,6 +1,7 @@
 //! What listeners and upstreams say of TLS: which files, who is trusted, and for what.
 //!
-//! Not here: what is in the files (`crate::tls`), which is looked at by whoever starts a node or checks a configuration.
+//! Not here: what is in the files (`crate::tls`), which is looked at by whoever starts a node or checks a
+//! configuration.
 
 use std::net::IpAddr;
 use std::path::PathBuf;

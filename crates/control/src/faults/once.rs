@@ -1,4 +1,5 @@
-//! JSON whose objects say each thing once: of two values of a field, the one that is not looked at may be the one meant.
+//! JSON whose objects say each thing once: of two values of a field, the one that is not looked at may be the one
+//! meant.
 
 use std::cell::RefCell;
 use std::fmt;

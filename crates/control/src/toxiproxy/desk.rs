@@ -2,8 +2,8 @@
 //!
 //! A call is carried out whole, also when its caller has gone away, and no two calls see each other half-done. Nothing
 //! here waits for a peer or for a name: a call that needs the address of a host is handed back untouched
-//! ([`Outcome::Names`]), to come again when its caller has looked it up. Binding is all that takes time. What time it is, is
-//! an argument: toxics that have had theirs are gone before a call sees them.
+//! ([`Outcome::Names`]), to come again when its caller has looked it up. Binding is all that takes time. What time it
+//! is, is an argument: toxics that have had theirs are gone before a call sees them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,8 +19,8 @@ use super::routes::Call;
 use super::toxic::{Refusal, TTL_MS_MAX, Toxic};
 use super::{OpenProxy, ProxyPort, VERSION};
 
-/// Fields of a proxy in a body. `Logger` is there because it is in every answer, and answers are sent back. `half_close` is
-/// ours: to the original, a key it does not know.
+/// Fields of a proxy in a body. `Logger` is there because it is in every answer, and answers are sent back.
+/// `half_close` is ours: to the original, a key it does not know.
 const FIELDS: [&str; 6] = ["name", "listen", "upstream", "enabled", "Logger", "half_close"];
 
 pub(super) struct Desk {

@@ -6,8 +6,8 @@
 //! Version 2.12.0 is spoken. What the original does wrong on the data path is done right there; see
 //! `docs/guide/toxiproxy.md`.
 //!
-//! Bounds: bodies of [`BODY_BYTES_MAX`], [`CONNECTIONS_MAX`] connections, one call at a time; names are looked up before,
-//! so that a slow lookup keeps its own call waiting and no other.
+//! Bounds: bodies of [`BODY_BYTES_MAX`], [`CONNECTIONS_MAX`] connections, one call at a time; names are looked up
+//! before, so that a slow lookup keeps its own call waiting and no other.
 
 mod address;
 mod answer;
@@ -97,7 +97,8 @@ pub trait ProxyPort: Send + Sync {
     /// Stops listening and closes every connection; done when it returns. Without such a proxy, nothing.
     fn close<'a>(&'a self, name: &'a str) -> BoxFuture<'a, ()>;
 
-    /// Chooses whether a side that has ended may still be answered, on open connections too. Without such a proxy, nothing.
+    /// Chooses whether a side that has ended may still be answered, on open connections too. Without such a proxy,
+    /// nothing.
     fn set_half_close(&self, name: &str, half_close: Option<bool>);
 
     /// Places or changes a fault, on open connections too. Without such a proxy, nothing.

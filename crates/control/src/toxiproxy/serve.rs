@@ -253,7 +253,8 @@ mod tests {
         }
     }
 
-    /// A server with these limits, and what a test does to it; it ends in order afterwards, and only then what is left goes.
+    /// A server with these limits, and what a test does to it; it ends in order afterwards, and only then what is left
+    /// goes.
     fn with<T>(limits: Limits, test: impl AsyncFnOnce(SocketAddr, &Toxiproxy) -> T) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {

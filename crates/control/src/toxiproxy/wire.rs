@@ -1,8 +1,8 @@
 //! A connection to the API that does not let itself be kept: by a head that never ends, or by an answer nobody reads.
 //!
-//! Picture a watchman who sees bytes and no words, and is told by the service when a call begins and ends ([`Calls`]). A
-//! head begins with the connection, later with the first byte after an answer, and ends where its call begins. What is
-//! written begins with its first byte and ends when all of it is on its way, which is when the HTTP library flushes.
+//! Picture a watchman who sees bytes and no words, and is told by the service when a call begins and ends ([`Calls`]).
+//! A head begins with the connection, later with the first byte after an answer, and ends where its call begins. What
+//! is written begins with its first byte and ends when all of it is on its way, which is when the HTTP library flushes.
 //! Not here: connections on which nothing happens (the library's own timer), bodies (the service's).
 
 use std::io;

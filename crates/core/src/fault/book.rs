@@ -1,14 +1,14 @@
-//! Faults of a node, each held by a lease: who placed which on what, until when, which tries and connections it touches.
+//! Faults of a node, each held by a lease: who placed which on what, until when, which tries and connections it
+//! touches.
 //!
 //! Picture a board with notes that fade. Whoever wants a fault pins a note to it ([`Order`]), and must come back to
 //! write it anew before it has faded; nobody has to take it down. Every try that is about to be sent walks past the
 //! board and is touched by the oldest note that chooses it, or by none; a connection that stands asks again whenever a
-//! note comes or goes, and is touched by all that have chosen it.
-//! Invariants: a note that has faded decides nothing, whether or not anybody has taken it down; no more notes hang there
-//! than [`Caps`] allow, none on everything, none on more of the traffic than is allowed, and what is denied passes
-//! unseen; while the kill switch is on the board is empty. The same orders, seeds and tries, in the same order, give the
-//! same choices.
-//! Not here: what becomes of a touched try (the gateway's), bytes ([`Link`](super::Link)), the words of the API.
+//! note comes or goes, and is touched by all that have chosen it. Invariants: a note that has faded decides nothing,
+//! whether or not anybody has taken it down; no more notes hang there than [`Caps`] allow, none on everything, none on
+//! more of the traffic than is allowed, and what is denied passes unseen; while the kill switch is on the board is
+//! empty. The same orders, seeds and tries, in the same order, give the same choices. Not here: what becomes of a
+//! touched try (the gateway's), bytes ([`Link`](super::Link)), the words of the API.
 
 mod abort;
 mod kind;
@@ -51,7 +51,8 @@ const ENDED_MAX: usize = 32;
 /// How far faults may go.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Caps {
-    /// Most of the traffic in its scope a fault may touch, together with those beside it that may meet the same requests.
+    /// Most of the traffic in its scope a fault may touch, together with those beside it that may meet the same
+    /// requests.
     pub share_max: Ratio,
     /// Longest time until a lease must be renewed.
     pub ttl_max: Duration,
@@ -411,8 +412,8 @@ pub struct Book {
 }
 
 impl Book {
-    /// An empty one for the routes and upstreams of a policy; without `caps` faults are off. `epoch` is a number no earlier
-    /// start of the node has had.
+    /// An empty one for the routes and upstreams of a policy; without `caps` faults are off. `epoch` is a number no
+    /// earlier start of the node has had.
     #[must_use]
     pub fn new(caps: impl Into<Option<Caps>>, policy: &Policy, epoch: u64) -> Self {
         let (names, caps) = (Names::of(policy), caps.into());
@@ -437,8 +438,8 @@ impl Book {
         self.take(|held| lost.contains(&held.fault.id))
     }
 
-    /// Faults may go so far from here on, or are off. Where that is something else than before, whatever lies there is gone,
-    /// as it was placed under other rules.
+    /// Faults may go so far from here on, or are off. Where that is something else than before, whatever lies there is
+    /// gone, as it was placed under other rules.
     pub fn allow(&mut self, caps: Option<Caps>) -> Vec<Fault> {
         if self.caps == caps {
             return Vec::new();
@@ -633,7 +634,8 @@ impl Book {
         self.held.iter().find(|held| held.fault.id == id)?.at_work(now).map(|left| now + left)
     }
 
-    /// What becomes of a try: the oldest fault that chooses it touches it, and a zone that is cut off before all others.
+    /// What becomes of a try: the oldest fault that chooses it touches it, and a zone that is cut off before all
+    /// others.
     pub fn touch(&mut self, now: Mono, it: &Try<'_>) -> Option<Touch> {
         if it.generation != self.generation || self.is_denied(it) {
             return None;
@@ -660,8 +662,8 @@ impl Book {
         Some(Touch { id: held.fault.id, act })
     }
 
-    /// What lies on the bytes of a connection that stands. Of the policy it came about under only the names of its route
-    /// and upstream count. `fates` are its own: whether each fault it has met has chosen it, once and for all.
+    /// What lies on the bytes of a connection that stands. Of the policy it came about under only the names of its
+    /// route and upstream count. `fates` are its own: whether each fault it has met has chosen it, once and for all.
     pub fn expose(
         &mut self,
         now: Mono,
@@ -711,8 +713,8 @@ impl Book {
         exposure
     }
 
-    /// The cut that lets no bytes of a call in flight go this way. A call is counted once: whoever has met the cut says so
-    /// in `it.touched`. Of the policy it began under only the names of its route and upstream count.
+    /// The cut that lets no bytes of a call in flight go this way. A call is counted once: whoever has met the cut says
+    /// so in `it.touched`. Of the policy it began under only the names of its route and upstream count.
     pub fn severed(
         &mut self,
         now: Mono,
@@ -775,7 +777,8 @@ impl Book {
         gone
     }
 
-    /// Faults that may meet the same requests share the cap: many small ones are one large one to whoever is behind them.
+    /// Faults that may meet the same requests share the cap: many small ones are one large one to whoever is behind
+    /// them.
     fn check_sum(&self, portion: Portion, share: f64, beside: f64) -> Result<(), Refused> {
         let max = self.allowed()?.share_max;
         // Shares are sums of decimals: what differs by less was meant to be the same.

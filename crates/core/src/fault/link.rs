@@ -88,8 +88,8 @@ impl Link {
         }
     }
 
-    /// A fault is gone. What it held goes on at once; if it has lost bytes, the connection ends. Tells whether there was
-    /// such a fault.
+    /// A fault is gone. What it held goes on at once; if it has lost bytes, the connection ends. Tells whether there
+    /// was such a fault.
     pub fn lift(&mut self, id: &FaultId) -> bool {
         let Some(index) = self.stages.iter().position(|stage| stage.id() == id) else { return false };
         let (held, end) = self.stages.remove(index).lift();
@@ -115,8 +115,8 @@ impl Link {
         !self.is_input_over && self.has_room(0)
     }
 
-    /// Whether a fault has said that the sender has no more to say, and the sender has not: what it says is to be thrown
-    /// away, or it would wait for a reader for ever.
+    /// Whether a fault has said that the sender has no more to say, and the sender has not: what it says is to be
+    /// thrown away, or it would wait for a reader for ever.
     #[must_use]
     pub fn is_sender_unheard(&self) -> bool {
         self.out_end == Some(Ending::Half) && !self.has_sender_ended

@@ -103,9 +103,9 @@ pub struct Fault {
 pub enum Effect {
     /// None: bytes pass.
     Noop,
-    /// Each chunk leaves so long after it was received, give or take `jitter` in whole milliseconds, and never before; a
-    /// chunk never overtakes another. Chunks wait side by side, so the rate stays what it was. Connecting and closing are
-    /// not delayed.
+    /// Each chunk leaves so long after it was received, give or take `jitter` in whole milliseconds, and never before;
+    /// a chunk never overtakes another. Chunks wait side by side, so the rate stays what it was. Connecting and closing
+    /// are not delayed.
     Latency {
         /// In milliseconds; below zero it makes `jitter` late less often.
         delay_ms: i64,

@@ -1,10 +1,10 @@
-//! Retry budget: how many extra tries a destination's traffic affords, so that a sick upstream is not beaten while it is
-//! down.
+//! Retry budget: how many extra tries a destination's traffic affords, so that a sick upstream is not beaten while it
+//! is down.
 //!
 //! Picture one purse for each destination, which every route to it and every kind of extra try, retry or hedge, pays
 //! from. Each request puts its share in, each extra try takes a whole coin out, and what was put in is worth something
-//! for [`WINDOW`] only. A second rule bounds what is out at the same time. A retry is counted when it is decided, before
-//! its backoff: those that wait are load that is already on its way.
+//! for [`WINDOW`] only. A second rule bounds what is out at the same time. A retry is counted when it is decided,
+//! before its backoff: those that wait are load that is already on its way.
 //!
 //! Invariants: over the window, extra tries are at most `ratio` of the requests plus a small floor, exactly, at any
 //! ratio; extra tries out at once are at most `in_flight_ratio` of the requests in work, or `in_flight_min` if that is

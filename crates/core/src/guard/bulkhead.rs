@@ -2,13 +2,13 @@
 //!
 //! One slow upstream must not take every connection, task and byte of memory with it. Picture a ship's compartments:
 //! what floods one does not sink the others. Who cannot be served before its own deadline is refused at once instead of
-//! waiting for nothing. More urgent calls are served first, and when the queue is full the least urgent, newest one makes
-//! room. Within one urgency: first come, first served; or, with [`Order::AdaptiveLifo`], the newest first while the queue
-//! is more than half full, since those at its end have mostly been given up by their callers (Maurer, "Fail at Scale",
-//! ACM Queue 2015).
+//! waiting for nothing. More urgent calls are served first, and when the queue is full the least urgent, newest one
+//! makes room. Within one urgency: first come, first served; or, with [`Order::AdaptiveLifo`], the newest first while
+//! the queue is more than half full, since those at its end have mostly been given up by their callers (Maurer, "Fail
+//! at Scale", ACM Queue 2015).
 //!
-//! Invariants: never more than `calls_max` inside; a place is neither lost nor made up; nobody waits beyond its deadline.
-//! Not here: the waiting itself (the driver's), limits that move by themselves (`concurrency.rs`).
+//! Invariants: never more than `calls_max` inside; a place is neither lost nor made up; nobody waits beyond its
+//! deadline. Not here: the waiting itself (the driver's), limits that move by themselves (`concurrency.rs`).
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -154,7 +154,8 @@ impl Bulkhead {
         None
     }
 
-    /// Follows another configuration. Who is inside stays; the driver calls [`Bulkhead::leave`] for nobody on its account.
+    /// Follows another configuration. Who is inside stays; the driver calls [`Bulkhead::leave`] for nobody on its
+    /// account.
     pub fn reconfigure(&mut self, config: BulkheadConfig) {
         self.config = config;
     }

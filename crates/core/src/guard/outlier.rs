@@ -252,8 +252,8 @@ impl Outlier {
         self.endpoints.iter().map(of).collect()
     }
 
-    /// Knows of an endpoint what another process knew `age` ago: who was out stays out for the rest of its time, as far as
-    /// so many may be out. Comparisons begin anew.
+    /// Knows of an endpoint what another process knew `age` ago: who was out stays out for the rest of its time, as far
+    /// as so many may be out. Comparisons begin anew.
     pub fn restore(&mut self, now: Mono, endpoint: usize, snapshot: Snapshot, age: Duration) {
         let ejected_max = self.ejected_max();
         let Some(seen) = self.endpoints.get_mut(endpoint) else { return };

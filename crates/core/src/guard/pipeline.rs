@@ -2,13 +2,13 @@
 //!
 //! Picture a gate with several keepers in a row. Each asks one question; the first no is the answer, and it names the
 //! keeper. [`STAGES`] is the order, the same everywhere: in the gateway, in `seawall simulate`, in `seawall explain`.
-//! Around a whole request: the deadline, then a place in the bulkhead. Around each try: the breaker, the limit of
-//! calls at once, throttling, the rate, the learned limit, then the try under its own timeout. Between tries: is a retry
+//! Around a whole request: the deadline, then a place in the bulkhead. Around each try: the breaker, the limit of calls
+//! at once, throttling, the rate, the learned limit, then the try under its own timeout. Between tries: is a retry
 //! safe, in time, and afforded.
 //!
 //! Why this order: what costs nothing and refuses most comes first; the breaker comes before the limits, so that a sick
-//! upstream uses up no allowance; places come before allowances, which cannot be given back; a retry passes every keeper
-//! of a try again, so that it cannot slip past a breaker that has just opened.
+//! upstream uses up no allowance; places come before allowances, which cannot be given back; a retry passes every
+//! keeper of a try again, so that it cannot slip past a breaker that has just opened.
 //!
 //! Invariants: what a keeper was given (a permit, a place) is given back exactly once, whatever the next one says; a
 //! guard that is not configured costs a comparison.
@@ -145,8 +145,8 @@ pub struct Leave {
     limits: Option<Held>,
     /// When it was given.
     pub since: Mono,
-    /// When the call was first asked, which for a second copy is earlier: a percentile that took copies for calls of their
-    /// own would feed on its own success.
+    /// When the call was first asked, which for a second copy is earlier: a percentile that took copies for calls of
+    /// their own would feed on its own success.
     pub asked: Mono,
 }
 
@@ -225,9 +225,9 @@ impl Pipeline {
         })
     }
 
-    /// The same keepers under other rules, while calls of the present ones are still on their way. The breaker keeps its
-    /// state and the bulkhead who is inside; whatever else is configured as before keeps what it knows, and the rest
-    /// begins anew. What was given by the present pipeline is given back to it.
+    /// The same keepers under other rules, while calls of the present ones are still on their way. The breaker keeps
+    /// its state and the bulkhead who is inside; whatever else is configured as before keeps what it knows, and the
+    /// rest begins anew. What was given by the present pipeline is given back to it.
     ///
     /// # Errors
     /// [`Invalid`] with the first number that makes no guard; nothing has changed then.
@@ -369,8 +369,8 @@ impl Pipeline {
         }
     }
 
-    /// A second copy was answered first, and nobody waits for this try any more. That it had not answered by now is known
-    /// all the same: past the breaker's slow limit that is a slow call.
+    /// A second copy was answered first, and nobody waits for this try any more. That it had not answered by now is
+    /// known all the same: past the breaker's slow limit that is a slow call.
     pub fn outrun(&self, now: Mono, leave: Leave) {
         let slow = self.guards.breaker.as_ref().and_then(|breaker| breaker.slow);
         if slow.is_some_and(|slow| now.since(leave.since) > slow.over) {

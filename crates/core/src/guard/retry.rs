@@ -1,13 +1,13 @@
 //! Retry: whether a failed try may be sent again, and after how long.
 //!
 //! Picture somebody at a closed counter: some doors are worth a second knock, some must never be knocked at twice, and
-//! whoever knocks waits a while first, not the same while as everybody else. What is decided here, in this order: is the
-//! failure one that may pass, is sending twice safe, are tries and time left, has the upstream said no or later; only
-//! then how long to wait. Whether the traffic affords the retry is the budget's to say.
+//! whoever knocks waits a while first, not the same while as everybody else. What is decided here, in this order: is
+//! the failure one that may pass, is sending twice safe, are tries and time left, has the upstream said no or later;
+//! only then how long to wait. Whether the traffic affords the retry is the budget's to say.
 //!
-//! Invariants: no wait is longer than `wait_max`, jitter included, but for the upstream's own wish; nothing that may have
-//! been carried out is repeated unless repeating it does no harm.
-//! Not here: the budget (`budget.rs`), the clock that waits.
+//! Invariants: no wait is longer than `wait_max`, jitter included, but for the upstream's own wish; nothing that may
+//! have been carried out is repeated unless repeating it does no harm. Not here: the budget (`budget.rs`), the clock
+//! that waits.
 
 use std::time::Duration;
 
@@ -77,7 +77,8 @@ pub enum Backoff {
         /// The first two.
         base: Duration,
     },
-    /// Uniform in `base ..= 3 · the wait before` (Brooker, "Exponential Backoff And Jitter", 2015). Takes no other jitter.
+    /// Uniform in `base ..= 3 · the wait before` (Brooker, "Exponential Backoff And Jitter", 2015). Takes no other
+    /// jitter.
     Decorrelated {
         /// The least.
         base: Duration,

@@ -13,8 +13,8 @@
 //! Classes count apart: the unimportant may be throttled while the important is not.
 //!
 //! Invariants: accepts never exceed requests; 0 <= p < 1, so that some call always gets through to find the way back; a
-//! lost [`Permit`] counts as not taken on. A fixed 24 slices a class; no decision allocates.
-//! Not here: what counts as taken on (the driver's; a 404 is, a 503 is not), retries, breaking the circuit (`breaker.rs`).
+//! lost [`Permit`] counts as not taken on. A fixed 24 slices a class; no decision allocates. Not here: what counts as
+//! taken on (the driver's; a 404 is, a 503 is not), retries, breaking the circuit (`breaker.rs`).
 
 use std::time::Duration;
 

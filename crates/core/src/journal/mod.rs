@@ -154,8 +154,8 @@ kinds! {
     CallsFailing = "calls_failing",
     /// What passes a route is no longer what was last told; rate, failures and latencies are in the fields.
     TrafficChanged = "traffic_changed",
-    /// Calls of an upstream go elsewhere than to its nearest endpoints, because these are ill or full; the share is in the
-    /// fields.
+    /// Calls of an upstream go elsewhere than to its nearest endpoints, because these are ill or full; the share is in
+    /// the fields.
     TrafficSpilled = "traffic_spilled",
     /// All calls of an upstream go to its nearest endpoints again.
     TrafficHome = "traffic_home",
@@ -193,14 +193,15 @@ kinds! {
     ReplicaDown = "replica_down",
     /// The replica is not written to any more, and a person must act; why is in the fields.
     ReplicaRefused = "replica_refused",
-    /// A node with an empty directory took over what its former self had left in the replica; how much is in the fields.
+    /// A node with an empty directory took over what its former self had left in the replica; how much is in the
+    /// fields.
     ReplicaTakenOver = "replica_taken_over",
     /// A ledger stream was sealed; its counts are in the fields.
     LedgerSealed = "ledger_sealed",
     /// A write went on without a number, the first of its stream and epoch: the ledger cannot vouch for it.
     LedgerUnnumbered = "ledger_unnumbered",
-    /// The oldest entries go: for their age, or for want of room. How many there were, and the number and tag of the last
-    /// of them, are in the fields: `seawall journal verify` holds the first that is left against these.
+    /// The oldest entries go: for their age, or for want of room. How many there were, and the number and tag of the
+    /// last of them, are in the fields: `seawall journal verify` holds the first that is left against these.
     JournalTrimmed = "journal_trimmed",
     /// A fault was placed on purpose: whose, on what, what and for how long is in the fields.
     FaultPlaced = "fault_placed",

@@ -1,15 +1,15 @@
 //! A census of keys: what a sink that cannot report holds is compared with what was accepted, without a list of either.
 //!
 //! Picture two towns that compare their registers by telephone. First they compare one number that all names go into
-//! ([`Bag`]); if it differs, a small table of sums ([`Sketch`]) of one town less that of the other leaves just the names
-//! that one of them lacks. Both can be added up over any period, in any order, and cost the same for ten names or ten
-//! million.
+//! ([`Bag`]); if it differs, a small table of sums ([`Sketch`]) of one town less that of the other leaves just the
+//! names that one of them lacks. Both can be added up over any period, in any order, and cost the same for ten names or
+//! ten million.
 //!
 //! - [`Bag`]: count and sum of 256-bit hashes, modulo 2^256 (MSet-Add-Hash, Clarke et al. 2003). Equal bags are equal
 //!   multisets, but for one chance in 2^256; a record lost and another doubled do not cancel.
 //! - [`Sketch`]: an invertible Bloom lookup table (Goodrich and Mitzenmacher 2011) with sums instead of exclusive or,
-//!   which would hide every second copy. 128 cells in four tables name up to 64 differences in 99.5 of 100 cases, and 32
-//!   practically always; beyond that the period has to be made shorter.
+//!   which would hide every second copy. 128 cells in four tables name up to 64 differences in 99.5 of 100 cases, and
+//!   32 practically always; beyond that the period has to be made shorter.
 //!
 //! Keys are hashed with a salt that is no secret of the ledger's but unknown to those who choose keys: nobody can make
 //! keys that fall into the same cells.

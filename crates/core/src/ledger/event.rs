@@ -103,8 +103,8 @@ pub enum Event {
         /// How many, since the epoch began.
         total: u64,
     },
-    /// Records of another node are about to be taken in, under the numbers it gave them. To be durable before the first of
-    /// them is; which ones were is told by [`Self::Moved`].
+    /// Records of another node are about to be taken in, under the numbers it gave them. To be durable before the first
+    /// of them is; which ones were is told by [`Self::Moved`].
     Adopted {
         /// The stream.
         stream: String,

@@ -1,9 +1,9 @@
 //! Sets of numbers that come mostly in a row: what was accepted, what arrived, what still waits.
 //!
 //! Picture a ruler with coloured stretches. A million records that arrived without a gap are one stretch; memory grows
-//! with the gaps, not with the records. One run lies in the set itself; with more, each costs 16 bytes of numbers and about
-//! 24 to 40 in the tree that holds it.
-//! Invariants: runs are sorted, do not overlap and never touch (`1-3, 4-6` is written `1-6`).
+//! with the gaps, not with the records. One run lies in the set itself; with more, each costs 16 bytes of numbers and
+//! about 24 to 40 in the tree that holds it. Invariants: runs are sorted, do not overlap and never touch (`1-3, 4-6` is
+//! written `1-6`).
 //! [`sweep`] walks several rulers side by side and says, stretch by stretch, which colours lie above each other.
 
 use std::collections::BTreeMap;

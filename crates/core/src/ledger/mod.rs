@@ -20,16 +20,17 @@
 //! The order on disk: a reservation is durable before its first number is given out, a promise before the client hears
 //! it, a batch of receipts before the sink does. Then a crash leaves doubt (indeterminate), never a wrong count.
 //!
-//! Memory: about 0.8 KiB an account and 40 bytes a run beyond the first of each kind, at most [`RUNS_MAX`] runs from receipts (receipts that would go
-//! beyond are refused, for the sink to send again; the producer's own words are always taken). Independent of the
-//! number of records as long as they go their usual way. A stream's census of a day takes 2 MiB at most.
+//! Memory: about 0.8 KiB an account and 40 bytes a run beyond the first of each kind, at most [`RUNS_MAX`] runs from
+//! receipts (receipts that would go beyond are refused, for the sink to send again; the producer's own words are always
+//! taken). Independent of the number of records as long as they go their usual way. A stream's census of a day takes 2
+//! MiB at most.
 //! [`Ledger::runs_count`] is the gauge to watch.
 //!
 //! Every arrival counts, from whatever sink: a record is meant to arrive once, at one sink.
 //!
-//! Records of a node that is gone, taken in here, keep their numbers, on an account of their own ([`Event::Adopted`]). Of
-//! that account only they are this node's; an arrival that this node cannot judge, as it bears the other one's tag or a
-//! number that was not taken in, is `unproven`: neither good nor harm.
+//! Records of a node that is gone, taken in here, keep their numbers, on an account of their own ([`Event::Adopted`]).
+//! Of that account only they are this node's; an arrival that this node cannot judge, as it bears the other one's tag
+//! or a number that was not taken in, is `unproven`: neither good nor harm.
 
 pub mod interval;
 
@@ -274,9 +275,9 @@ impl Ledger {
         self.epoch.saturating_add(1)
     }
 
-    /// The batch that has to come next, when this one has come. A sink that these books never heard of goes on from where it
-    /// stands: it may have reported to another node, or to this one before it lost its directory. What should have come before
-    /// and did not is missing on the account, and told there.
+    /// The batch that has to come next, when this one has come. A sink that these books never heard of goes on from
+    /// where it stands: it may have reported to another node, or to this one before it lost its directory. What should
+    /// have come before and did not is missing on the account, and told there.
     #[must_use]
     pub fn next_batch(&self, sink: &str, batch: u64) -> u64 {
         self.sinks.get(sink).map_or(batch.max(1), |last| last.saturating_add(1))
@@ -316,8 +317,8 @@ impl Ledger {
         self.accounts().map(|(_, _, account)| account.runs_count()).sum()
     }
 
-    /// The name of the account that a record is on: its stream, and after a dot its producer if it was adopted. `None` if
-    /// it is not this node's to account for.
+    /// The name of the account that a record is on: its stream, and after a dot its producer if it was adopted. `None`
+    /// if it is not this node's to account for.
     #[must_use]
     pub fn account_of<'a>(&self, record: &'a RecordRef) -> Option<Cow<'a, str>> {
         let has = |name: &str| self.streams.get(name).is_some_and(|epochs| epochs.contains_key(&record.epoch));
@@ -327,7 +328,8 @@ impl Ledger {
         Some(adopted_name(&record.stream, &record.producer)).filter(|name| has(name)).map(Cow::Owned)
     }
 
-    /// As [`Self::account_of`]; of a record that is on no account here, the name of the one that adopting it would make.
+    /// As [`Self::account_of`]; of a record that is on no account here, the name of the one that adopting it would
+    /// make.
     #[must_use]
     pub fn account_for<'a>(&self, record: &'a RecordRef) -> Cow<'a, str> {
         self.account_of(record).unwrap_or_else(|| Cow::Owned(adopted_name(&record.stream, &record.producer)))
@@ -466,8 +468,8 @@ impl Ledger {
         }
     }
 
-    /// Whether a record that is on no account here may be on other books: those of a node whose records were adopted, or
-    /// those that this node had before it lost its directory.
+    /// Whether a record that is on no account here may be on other books: those of a node whose records were adopted,
+    /// or those that this node had before it lost its directory.
     fn is_elsewhere(&self, record: &RecordRef) -> bool {
         let is_earlier = record.producer == self.producer && (1..self.first_epoch).contains(&record.epoch);
         is_earlier || self.streams.keys().any(|name| adopted_parts(name).is_some_and(|(_, of)| of == record.producer))

@@ -1,8 +1,8 @@
 //! The census of one stream over time: fine periods for what is recent, wide ones for what is older, nothing for ever.
 //!
-//! What was accepted in a period of ten seconds is one census, written to the log when the period is over. Every life of
-//! the node says in which period it began, how far it has told everything, and whether it ended well. After a crash the
-//! period that was open is not known, and an answer over such a time says so.
+//! What was accepted in a period of ten seconds is one census, written to the log when the period is over. Every life
+//! of the node says in which period it began, how far it has told everything, and whether it ended well. After a crash
+//! the period that was open is not known, and an answer over such a time says so.
 
 use std::collections::{BTreeMap, BTreeSet};
 

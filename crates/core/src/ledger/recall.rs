@@ -63,8 +63,8 @@ impl Held {
 }
 
 impl Ledger {
-    /// What a spool holds under numbers of other nodes, or of other directories of this one, that are on no account here: to
-    /// be applied before [`Self::recall`].
+    /// What a spool holds under numbers of other nodes, or of other directories of this one, that are on no account
+    /// here: to be applied before [`Self::recall`].
     #[must_use]
     pub fn unknown(&self, held: &Held) -> Vec<Event> {
         let mut unknown = Vec::new();
@@ -86,8 +86,8 @@ impl Ledger {
     }
 
     /// Where the spool's word, which is the later one, differs from the books'. What it holds no more, and does not
-    /// remember as given up, has left it: if that was not to the upstream, no sink will report it, and the seal calls it
-    /// lost.
+    /// remember as given up, has left it: if that was not to the upstream, no sink will report it, and the seal calls
+    /// it lost.
     #[must_use]
     pub fn recall(&self, held: &Held) -> Vec<Recalled> {
         let mut recalled = Vec::new();

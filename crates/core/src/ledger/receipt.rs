@@ -29,8 +29,8 @@ pub struct Receipt {
 pub struct Receipts {
     /// The sink's name.
     pub sink: String,
-    /// The node that the sink counts these batches for, where it counts for each node: records of a node that is gone are
-    /// reported to the one that took them in, and go on from the last batch that was signed for there.
+    /// The node that the sink counts these batches for, where it counts for each node: records of a node that is gone
+    /// are reported to the one that took them in, and go on from the last batch that was signed for there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
     /// The number of the batch: 1, 2, 3, ... for each sink and node.

@@ -18,11 +18,12 @@
 //! A damaged arrival is neither delivered nor lost. A record that arrived *only* damaged, and is kept nowhere to be
 //! sent again, is one `damaged` in the first equation; `corrupted` counts all damaged arrivals, also of records that
 //! arrived whole besides. A record is counted at the first of these that is true: arrived whole, waits, is parked, was
-//! given up, was handed over, arrived damaged, is missing. So what arrived and still waits (its acknowledgement was lost) is delivered.
+//! given up, was handed over, arrived damaged, is missing. So what arrived and still waits (its acknowledgement was
+//! lost) is delivered.
 //!
-//! Of an account that was adopted, only the records taken in are counted, here as accepted and there as handed over. What
-//! arrives with a tag that is not ours may bear the tag of the node that began the account, which is not known here, or be
-//! damaged: it is `unproven`, not corrupted, and keeps the verdict from being good.
+//! Of an account that was adopted, only the records taken in are counted, here as accepted and there as handed over.
+//! What arrives with a tag that is not ours may bear the tag of the node that began the account, which is not known
+//! here, or be damaged: it is `unproven`, not corrupted, and keeps the verdict from being good.
 //!
 //! Life cycle: open -> settling (no more numbers; arrivals on their way) -> sealed -> amended. What arrives after the
 //! seal moves from `lost` to `late`; both stay visible.
@@ -104,7 +105,8 @@ pub struct Counts {
     /// Left out of JSON while there are none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub unproven: u64,
-    /// Writes that went on without a number, so that nothing can be said of them. Left out of JSON while there are none.
+    /// Writes that went on without a number, so that nothing can be said of them. Left out of JSON while there are
+    /// none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub unnumbered: u64,
 }
@@ -155,7 +157,8 @@ pub struct StreamSummary {
     pub producer: String,
     /// The epoch.
     pub epoch: u64,
-    /// Records of this account were taken in from that node, and only they are counted here. Left out of JSON otherwise.
+    /// Records of this account were taken in from that node, and only they are counted here. Left out of JSON
+    /// otherwise.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub adopted: bool,
     /// Where it is in its life.

@@ -6,8 +6,8 @@ use super::{Fallback, Guards, Listener, Mirror, Policy, Route, Upstream};
 use crate::id::UpstreamId;
 
 impl Policy {
-    /// What this policy changes in another, a line each: `route events: timeout`, `upstream queue: endpoint b:80 added`.
-    /// Nothing if they do the same.
+    /// What this policy changes in another, a line each: `route events: timeout`, `upstream queue: endpoint b:80
+    /// added`. Nothing if they do the same.
     #[must_use]
     pub fn changes_from(&self, old: &Self) -> Vec<String> {
         let mut changes = Vec::new();

@@ -214,7 +214,8 @@ impl Route {
         self.fallbacks.iter().any(|fallback| matches!(fallback, Fallback::Spool))
     }
 
-    /// True if its requests may be sent twice: every method it takes is idempotent, or they get a key because it spools.
+    /// True if its requests may be sent twice: every method it takes is idempotent, or they get a key because it
+    /// spools.
     #[must_use]
     pub fn may_repeat(&self) -> bool {
         self.spools() || self.matcher.methods.iter().all(|method| is_idempotent(method))

@@ -3,18 +3,21 @@
 //! Picture a shelf of numbered letters. A letter is *waiting*, *leased* to somebody who tries to deliver it, *parked*
 //! (dead letter) until a person decides, or settled: *delivered* or *discarded*. Letters with the same lane (upstream
 //! and order key) stand in a row in the order accepted, and only the first of a row can be leased; a letter without a
-//! lane waits for nobody. Rows take turns: who became ready first goes first, so a long row does not starve a short one.
+//! lane waits for nobody. Rows take turns: who became ready first goes first, so a long row does not starve a short
+//! one.
 //!
 //! Invariants: at most one record of a lane is leased. A lease carries a generation: an answer that comes after the
 //! lease expired changes nothing. A parked record leaves its row, so a poisoned letter does not block its key for ever;
 //! retried, it takes the place its number gives it, before everything accepted later, and expires no more. Who is ready
 //! goes by priority first; one lease in eight goes to those who would otherwise wait for ever. A settled record's
-//! idempotency key is remembered for `remember_for`, at most `remember_max` of them, the oldest forgotten first and counted.
+//! idempotency key is remembered for `remember_for`, at most `remember_max` of them, the oldest forgotten first and
+//! counted.
 //!
 //! Memory: a waiting record takes 80 bytes and its entries in two hash tables, 97 bytes in all at ten million (91 to
 //! 104, as the tables are fuller or emptier). To that come about 50 bytes for every order key with a record waiting or
-//! leased, 40 for a record that can expire, 100 while a record waits out a delay or is leased, about 150 and the texts for a dead letter, and 150 for a
-//! remembered key, and about 20 bytes for every second in which a record was accepted that waits. Memory is given back as records leave. Who enqueues bounds their number.
+//! leased, 40 for a record that can expire, 100 while a record waits out a delay or is leased, about 150 and the texts
+//! for a dead letter, and 150 for a remembered key, and about 20 bytes for every second in which a record was accepted
+//! that waits. Memory is given back as records leave. Who enqueues bounds their number.
 //!
 //! Not here: payloads and files (`store`), retries' delays (`guard`), clocks.
 
@@ -150,8 +153,8 @@ struct Upstream {
     delayed: BTreeMap<(Mono, RecordId), u32>,
     /// Waiting or leased.
     pending: IdSet,
-    /// How many of them were accepted in a second, by the second: numbers do not tell, for a record that was adopted got a
-    /// late one, and clocks go back.
+    /// How many of them were accepted in a second, by the second: numbers do not tell, for a record that was adopted
+    /// got a late one, and clocks go back.
     ages: BTreeMap<u64, u32>,
     parked: BTreeMap<RecordId, DeadLetter>,
     waiting: u64,
@@ -485,7 +488,8 @@ impl<P: Footprint> Index<P> {
         }
     }
 
-    /// Forgets keys of settled records that are out of the window or too many. Returns which, and where their bytes were.
+    /// Forgets keys of settled records that are out of the window or too many. Returns which, and where their bytes
+    /// were.
     pub fn forget(&mut self, now: Wall) -> Vec<(RecordId, P)> {
         let mut forgotten = Vec::new();
         while let Some((&(at, _), &number)) = self.forget_order.first_key_value() {

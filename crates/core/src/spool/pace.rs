@@ -1,9 +1,8 @@
 //! How fast a backlog goes out: gently after trouble, all at once after success.
 //!
-//! After a failure one record at a time is on its way, and twice as many with each success, so that an upstream that has
-//! just come back is not run over by its own backlog. A guard's no is waited out. A record that failed rests before its
-//! next try, longer each time.
-//! Not here: sending (`gateway`), order (`index`).
+//! After a failure one record at a time is on its way, and twice as many with each success, so that an upstream that
+//! has just come back is not run over by its own backlog. A guard's no is waited out. A record that failed rests before
+//! its next try, longer each time. Not here: sending (`gateway`), order (`index`).
 
 use std::time::Duration;
 

@@ -129,7 +129,8 @@ impl Replica {
         !self.changed.contains(&id) && !self.on_the_way.contains(&id)
     }
 
-    /// True if the stream holds a record, or its key: not if it is forgotten, or could not be read when it was to be told.
+    /// True if the stream holds a record, or its key: not if it is forgotten, or could not be read when it was to be
+    /// told.
     #[must_use]
     pub fn holds(&self, id: RecordId) -> bool {
         self.homes.contains_key(&id)
@@ -218,9 +219,9 @@ impl Replica {
         self.changed.append(&mut self.on_the_way);
     }
 
-    /// Takes note of a letter found in the stream. Letters come in order. A message of which only the room it takes is known
-    /// (of a letter that goes on, or was never ended) is a letter without lines; once the letter is whole, its first
-    /// message says it all.
+    /// Takes note of a letter found in the stream. Letters come in order. A message of which only the room it takes is
+    /// known (of a letter that goes on, or was never ended) is a letter without lines; once the letter is whole, its
+    /// first message says it all.
     pub fn learn(&mut self, letter: u64, bytes: u64, lines: &[Line]) {
         let before = self.letters.insert(letter, Letter { bytes, residents: 0, written: Vec::new() });
         self.held_bytes = self.held_bytes + bytes - before.map_or(0, |before| before.bytes);
@@ -270,8 +271,8 @@ impl Replica {
         }
     }
 
-    /// Ends the comparison. A key that was not seen at home is forgotten there, and may be forgotten here. A record that
-    /// was not is never taken for gone: a directory may have lost it, and then the stream has the only copy.
+    /// Ends the comparison. A key that was not seen at home is forgotten there, and may be forgotten here. A record
+    /// that was not is never taken for gone: a directory may have lost it, and then the stream has the only copy.
     pub fn end_survey(&mut self) {
         self.missing = 0;
         for (id, home) in &mut self.homes {
@@ -521,8 +522,8 @@ mod tests {
             }
             prop_assert_eq!(world.replica.behind(), 0);
             let mut there = replay(&world.stream);
-            // Keys that were forgotten may still lie there: whoever restores them forgets them by their age. A live record
-            // that is not at home may be there only if it vanished behind a restart's back.
+            // Keys that were forgotten may still lie there: whoever restores them forgets them by their age. A live
+            // record that is not at home may be there only if it vanished behind a restart's back.
             let more = there.iter().filter(|(id, look)| {
                 !world.home.contains_key(id) && look.stage != Stage::Settled
             }).count() as u64;

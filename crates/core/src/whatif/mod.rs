@@ -1,15 +1,15 @@
 //! What would these numbers do to my traffic? Traffic against the guards, in virtual time.
 //!
-//! Picture a wind tunnel: the very guards that stand in the gateway ([`Pipeline`]), callers in front of them, a model of
-//! a dependency behind them, and a clock that jumps from one event to the next. An hour of a thousand requests a second
-//! passes in seconds, and the same seed gives the same report to the last byte.
+//! Picture a wind tunnel: the very guards that stand in the gateway ([`Pipeline`]), callers in front of them, a model
+//! of a dependency behind them, and a clock that jumps from one event to the next. An hour of a thousand requests a
+//! second passes in seconds, and the same seed gives the same report to the last byte.
 //!
 //! What is modelled: arrivals ([`Traffic`], made up or recorded), any number of layers that each retry on their own
-//! ([`Layer`]), a dependency with latency, capacity, a queue that goes on serving callers who have given up, troubles and a
-//! rate limit ([`Dependency`]). That is enough for retry storms and for metastable states, where the load that keeps a dependency
-//! down is the retries its failure made.
-//! Fallbacks stand in ([`StandIn`]), hedges send copies, and what was kept is delivered as the gateway's forwarder does it.
-//! What is not: connections, bytes, the choice between endpoints, keys that must stay in order.
+//! ([`Layer`]), a dependency with latency, capacity, a queue that goes on serving callers who have given up, troubles
+//! and a rate limit ([`Dependency`]). That is enough for retry storms and for metastable states, where the load that
+//! keeps a dependency down is the retries its failure made. Fallbacks stand in ([`StandIn`]), hedges send copies, and
+//! what was kept is delivered as the gateway's forwarder does it. What is not: connections, bytes, the choice between
+//! endpoints, keys that must stay in order.
 
 pub mod audit;
 mod copies;
@@ -67,7 +67,8 @@ pub struct Layer {
     pub guards: Guards,
     /// True if its calls may be repeated without harm.
     pub idempotent: bool,
-    /// True if it marks what it would repeat, so that layers below do not ([`crate::guard::retry::RETRY_OWNER_HEADER`]).
+    /// True if it marks what it would repeat, so that layers below do not
+    /// ([`crate::guard::retry::RETRY_OWNER_HEADER`]).
     pub marks_retries: bool,
     /// What a caller gets when a call comes to nothing.
     pub stand_in: StandIn,

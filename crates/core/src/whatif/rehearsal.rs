@@ -40,8 +40,8 @@ enum Trial {
     Crowded,
 }
 
-/// What the drill finds, with remedies that were tried. `may_repeat` is [`crate::policy::Route::may_repeat`] of the route
-/// that is called so; an empty name is not told.
+/// What the drill finds, with remedies that were tried. `may_repeat` is [`crate::policy::Route::may_repeat`] of the
+/// route that is called so; an empty name is not told.
 #[must_use]
 pub fn rehearse(guards: &Guards, expects: &Expects, may_repeat: bool, route: &str) -> Vec<AuditLine> {
     let Some(per_second) = expects.per_second.map(|rate| rate.min(PER_SECOND_MAX)) else { return Vec::new() };

@@ -119,8 +119,8 @@ fn retries_multiply_across_layers_unless_one_owns_them() {
     assert!((outage(true) - 4.0).abs() < 0.5, "{}", outage(true));
 }
 
-/// A dependency at 80 % of its capacity is slow for ten seconds. Callers who retry keep it down for good (Bronson et al.,
-/// "Metastable Failures in Distributed Systems", HotOS 2021); behind guards it comes back.
+/// A dependency at 80 % of its capacity is slow for ten seconds. Callers who retry keep it down for good (Bronson et
+/// al., "Metastable Failures in Distributed Systems", HotOS 2021); behind guards it comes back.
 #[test]
 fn a_metastable_failure_outlives_its_cause_without_guards_and_not_with_them() {
     let mut naive = scenario(80.0);

@@ -121,7 +121,8 @@ impl Traffic {
             Self::Constant { per_second } => Some(Mono::ZERO + seconds((nth + 1) as f64 / per_second)),
             Self::Poisson { per_second } => Some(now + seconds(exponential(1.0 / per_second, prng))),
             Self::Diurnal { low, high, period } => {
-                // Thinning (Lewis and Shedler, 1979): candidates at the peak's rate, each kept by the rate of its moment.
+                // Thinning (Lewis and Shedler, 1979): candidates at the peak's rate, each kept by the rate of its
+                // moment.
                 let mut at = now;
                 loop {
                     at = at + seconds(exponential(1.0 / high, prng));

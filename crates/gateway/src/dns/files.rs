@@ -118,7 +118,8 @@ impl Files {
 }
 
 impl Servers {
-    /// `None` if a server is written in a way that only the C library understands, such as one with a network interface.
+    /// `None` if a server is written in a way that only the C library understands, such as one with a network
+    /// interface.
     fn read(resolv: &str, hostname: &str) -> Option<Self> {
         let own_domain = hostname.split_once('.').map(|(_, domain)| domain.to_owned());
         let mut servers = Self {

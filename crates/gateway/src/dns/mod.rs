@@ -1,9 +1,9 @@
 //! From a name to its addresses, and how long they are good for: `/etc/hosts`, then the servers of `/etc/resolv.conf`.
 //!
-//! Picture the system's own resolver, with the one thing it does not tell: the TTL. The same files decide, read anew for
-//! every lookup: which sources in which order, which servers, which domains are searched. Where they say something that
-//! is not understood here, the system's own is asked, and tells no TTL. When nobody can answer for one domain, the next is
-//! not searched, which might have another's address; the name as it is can be nobody else's, and is asked for.
+//! Picture the system's own resolver, with the one thing it does not tell: the TTL. The same files decide, read anew
+//! for every lookup: which sources in which order, which servers, which domains are searched. Where they say something
+//! that is not understood here, the system's own is asked, and tells no TTL. When nobody can answer for one domain, the
+//! next is not searched, which might have another's address; the name as it is can be nobody else's, and is asked for.
 //! Not here: how long an answer is kept (`core/addresses.rs`), who asks (`name.rs`), what a packet means (the library).
 
 mod files;
@@ -191,7 +191,8 @@ impl Part {
     }
 
     fn and(mut self, other: Self) -> Self {
-        // Of a family that has no address it does not matter how long that is good for: the other's end has both asked for.
+        // Of a family that has no address it does not matter how long that is good for: the other's end has both asked
+        // for.
         match (self.addresses.is_empty(), other.addresses.is_empty()) {
             (true, _) => other,
             (_, true) => self,

@@ -1,8 +1,8 @@
 //! Damage to the body of one answer: its bytes go through a pipe with a fault in it.
 //!
-//! What the pipe does to them is decided in `core::fault`, the same way as for the bytes of a connection. Once the fault
-//! is taken away, or is off for a while, the rest passes as it came.
-//! Invariant: an answer that was told to have another length never ends as if it were whole by the true one.
+//! What the pipe does to them is decided in `core::fault`, the same way as for the bytes of a connection. Once the
+//! fault is taken away, or is off for a while, the rest passes as it came. Invariant: an answer that was told to have
+//! another length never ends as if it were whole by the true one.
 
 use std::future::poll_fn;
 use std::pin::Pin;

@@ -1,11 +1,11 @@
 //! Calls that are in flight when a zone is cut off: what of them passes no more.
 //!
 //! Picture a road across a border that is closed while letters are on it: they wait there, and go on when it opens, if
-//! somebody still waits for them. Bytes of a call ask at three places: what has come of an answer before its try is over
-//! (`chain.rs`), each piece of an answer that is passed on (`relay.rs`), each piece of a request's body that is passed on
-//! as it comes (`http/body.rs`). What a socket or HTTP/2's window holds already has crossed. Where no fault stands, asking
-//! is one atomic load.
-//! Not here: tries that begin while a zone is cut off (`tries.rs`), connections (`connection.rs`).
+//! somebody still waits for them. Bytes of a call ask at three places: what has come of an answer before its try is
+//! over (`chain.rs`), each piece of an answer that is passed on (`relay.rs`), each piece of a request's body that is
+//! passed on as it comes (`http/body.rs`). What a socket or HTTP/2's window holds already has crossed. Where no fault
+//! stands, asking is one atomic load. Not here: tries that begin while a zone is cut off (`tries.rs`), connections
+//! (`connection.rs`).
 
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError};

@@ -1,9 +1,9 @@
 //! Faults of a node at work: the book with a clock and a journal, and whoever waits because of it.
 //!
-//! Picture the attendant of the board: writes down who pinned which note and when it was gone, and wakes those who stand
-//! before a note that has been taken away. Which try is touched is decided in `core::fault::book`, what becomes of it in
-//! `tries.rs`, of a connection in `connection.rs`.
-//! Invariant: whoever waits for a fault waits no longer than the fault is there, and at work.
+//! Picture the attendant of the board: writes down who pinned which note and when it was gone, and wakes those who
+//! stand before a note that has been taken away. Which try is touched is decided in `core::fault::book`, what becomes
+//! of it in `tries.rs`, of a connection in `connection.rs`. Invariant: whoever waits for a fault waits no longer than
+//! the fault is there, and at work.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -71,8 +71,8 @@ impl CallFaults {
         Self(Arc::new(Shared { book, clock, journal, cause, seeds, changed, changes, connections, means, held_bytes }))
     }
 
-    /// Faults may go so far from now on, or are off, as the configuration says. Where that is something else than before,
-    /// whatever lies there is gone at once.
+    /// Faults may go so far from now on, or are off, as the configuration says. Where that is something else than
+    /// before, whatever lies there is gone at once.
     pub fn allow(&self, caps: Option<Caps>, cause: Option<Seq>) {
         self.sweep();
         *self.0.cause.lock().unwrap_or_else(PoisonError::into_inner) = cause;
@@ -318,8 +318,8 @@ impl CallFaults {
         }
     }
 
-    /// Takes down what has run out or does too much, until stopped. That what has run out decides nothing any more does not
-    /// depend on it.
+    /// Takes down what has run out or does too much, until stopped. That what has run out decides nothing any more does
+    /// not depend on it.
     pub(crate) async fn keep_swept(self, seat: Arc<Seat>, stop: CancellationToken) {
         loop {
             tokio::select! {

@@ -1,9 +1,9 @@
 //! Faults on the connections of a node's routes: before they come about, and on the bytes of those that stand.
 //!
-//! Picture a railway line that can be closed for works while trains run. A connection that no fault lies on is carried by
-//! `duplex.rs`, and knows of this module only where to hear of one. The first fault that chooses it takes both sockets over,
-//! with what had not been passed on yet, and carries them through two links like those of Toxiproxy's places, to the end.
-//! Which connection is touched, and what becomes of its bytes, is decided in `core::fault`.
+//! Picture a railway line that can be closed for works while trains run. A connection that no fault lies on is carried
+//! by `duplex.rs`, and knows of this module only where to hear of one. The first fault that chooses it takes both
+//! sockets over, with what had not been passed on yet, and carries them through two links like those of Toxiproxy's
+//! places, to the end. Which connection is touched, and what becomes of its bytes, is decided in `core::fault`.
 
 use std::future::poll_fn;
 use std::pin::pin;

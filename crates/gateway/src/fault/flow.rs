@@ -95,8 +95,8 @@ impl<'a> Flow<'a> {
         Self { means, line, traffic, sleep, sleeps_until: None, held_bytes: 0, place_held_bytes }
     }
 
-    /// Moves what can be moved; there is nothing to read from a socket that is gone. Ready with how the direction ended,
-    /// once: what that means for the receiver is the caller's to do.
+    /// Moves what can be moved; there is nothing to read from a socket that is gone. Ready with how the direction
+    /// ended, once: what that means for the receiver is the caller's to do.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, from: Option<&mut Stream>, to: &mut Stream) -> Poll<Ending> {
         let line = self.line;
         let mut inner = lock(&line.0);

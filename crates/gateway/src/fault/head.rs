@@ -1,7 +1,7 @@
 //! Heads of answers as no upstream should send them, read the way one of an upstream is read.
 //!
-//! They are written in the words of HTTP/1, whatever the upstream speaks, and judged by the parser that stands before every
-//! HTTP/1 upstream: what it lets pass goes on to the client.
+//! They are written in the words of HTTP/1, whatever the upstream speaks, and judged by the parser that stands before
+//! every HTTP/1 upstream: what it lets pass goes on to the client.
 
 use http::Method;
 use seawall_core::outcome::Failure;

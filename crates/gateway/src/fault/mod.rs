@@ -4,10 +4,10 @@
 //! its upstream; faults hang on the place and work on every connection in it, also on those that are open already. What
 //! becomes of bytes is decided in `seawall_core::fault`; here are the sockets and the timers.
 //!
-//! Bounds: [`FaultProxies::new`] is told how many connections there may be, and those beyond are closed. A link holds what
-//! its faults let it hold, all links together [`HELD_BYTES_MAX`], those of one place no more than they leave free, and one
-//! chunk each; beyond that senders wait. A call of [`FaultProxies`] never waits for a peer: a change is done when it returns.
-//! Not here: who may place faults and in which words (the control side), names and lists of faults.
+//! Bounds: [`FaultProxies::new`] is told how many connections there may be, and those beyond are closed. A link holds
+//! what its faults let it hold, all links together [`HELD_BYTES_MAX`], those of one place no more than they leave free,
+//! and one chunk each; beyond that senders wait. A call of [`FaultProxies`] never waits for a peer: a change is done
+//! when it returns. Not here: who may place faults and in which words (the control side), names and lists of faults.
 //!
 //! Faults of a node hang elsewhere: on calls in the chain's attempt loop, on connections where they are carried
 //! ([`CallFaults`]).
@@ -60,8 +60,8 @@ pub struct Opening {
     pub listen: SocketAddr,
     /// What its upstream is called in metrics and logs.
     pub upstream: String,
-    /// The upstream's host, looked up for each connection, and its port; or why it cannot be called, which is logged for
-    /// each connection.
+    /// The upstream's host, looked up for each connection, and its port; or why it cannot be called, which is logged
+    /// for each connection.
     pub target: Result<(String, u16), String>,
     /// Whether a sender that has no more to say may still be answered; without, what [`FaultProxies::new`] was told.
     pub half_close: Option<bool>,
@@ -118,10 +118,10 @@ pub(crate) struct Shared {
 }
 
 impl FaultProxies {
-    /// None yet. The same `seed` gives the n-th connection of a place the same fate. With `half_close` a sender that has no
-    /// more to say may still be answered; without, its end closes the connection to the receiver. A place may choose for
-    /// itself. There are at most `connections_max` connections, and a place has at most as many as it leaves free for others;
-    /// whoever comes beyond that is closed at once.
+    /// None yet. The same `seed` gives the n-th connection of a place the same fate. With `half_close` a sender that
+    /// has no more to say may still be answered; without, its end closes the connection to the receiver. A place may
+    /// choose for itself. There are at most `connections_max` connections, and a place has at most as many as it leaves
+    /// free for others; whoever comes beyond that is closed at once.
     #[must_use]
     pub fn new(net: Net, clock: Clock, seed: u64, half_close: bool, connections_max: usize) -> Self {
         let (places, traffic) = Default::default();
@@ -179,8 +179,8 @@ impl FaultProxies {
         self.place(name).is_some_and(|place| place.lift(id))
     }
 
-    /// Lets those who have ended their side be answered, or not; without a choice, as [`FaultProxies::new`] was told. Holds
-    /// for whatever ends from now on, on open connections too. Tells whether there is such a place.
+    /// Lets those who have ended their side be answered, or not; without a choice, as [`FaultProxies::new`] was told.
+    /// Holds for whatever ends from now on, on open connections too. Tells whether there is such a place.
     pub fn set_half_close(&self, name: &str, half_close: Option<bool>) -> bool {
         self.place(name).is_some_and(|place| {
             place.set_half_close(half_close);
@@ -216,8 +216,8 @@ impl FaultProxies {
     }
 }
 
-/// Waits for as long as a fault cuts off the zone of an endpoint. For what goes there and is no call: whoever waits in vain
-/// gives up by himself.
+/// Waits for as long as a fault cuts off the zone of an endpoint. For what goes there and is no call: whoever waits in
+/// vain gives up by himself.
 pub(crate) async fn stand_before_cut(worker: &Worker, upstream: UpstreamId, endpoint: usize) {
     let state = &worker.node.upstreams[upstream.index()];
     if let (Some(faults), Some(zone)) = (&worker.node.faults, &state.endpoints[endpoint].endpoint.zone)

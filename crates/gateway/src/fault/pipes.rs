@@ -1,5 +1,5 @@
-//! Two sockets and the two pipes between them, which know nothing of each other: when one has ended, its receiver's socket
-//! is closed, which is the end of what comes in to the other; what the other holds still goes its way.
+//! Two sockets and the two pipes between them, which know nothing of each other: when one has ended, its receiver's
+//! socket is closed, which is the end of what comes in to the other; what the other holds still goes its way.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -16,8 +16,8 @@ pub(super) struct Pipes<'a> {
     /// The client's and the upstream's.
     sockets: [Option<Stream>; 2],
     flows: [Option<Flow<'a>>; 2],
-    /// Directions that a fault has ended before their senders: what these still say is read and thrown away, so that they
-    /// can go on listening.
+    /// Directions that a fault has ended before their senders: what these still say is read and thrown away, so that
+    /// they can go on listening.
     are_unheard: [bool; 2],
     lines: &'a [Arc<Line>; 2],
     means: &'a Means,
@@ -40,7 +40,8 @@ impl<'a> Pipes<'a> {
         self.flows.iter().any(Option::is_some)
     }
 
-    /// The next direction that ends, by its place, and how. One that a fault has ended may end again: its sender broke off.
+    /// The next direction that ends, by its place, and how. One that a fault has ended may end again: its sender broke
+    /// off.
     pub(super) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<(usize, Ending)> {
         for way in [0, 1] {
             if self.are_unheard[way]

@@ -20,8 +20,8 @@ use crate::net::{HungUp, Listener, Stream};
 
 /// After a failed accept (no descriptor left, say) the next is tried after this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// A client that has said something and ended its side may have gone, or wait for its words to arrive: the kernel does not
-/// tell. So long is the upstream still called for it.
+/// A client that has said something and ended its side may have gone, or wait for its words to arrive: the kernel does
+/// not tell. So long is the upstream still called for it.
 const CALL_AFTER_END: Duration = Duration::from_secs(15);
 /// Connections beyond the limit are told of this often at most.
 const REFUSED_TOLD_EVERY: Duration = Duration::from_secs(10);
@@ -225,8 +225,8 @@ impl Drop for Admitted {
     }
 }
 
-/// Accepts until stopped. The call to the upstream is the connection's own: an upstream that does not answer keeps nobody
-/// else waiting.
+/// Accepts until stopped. The call to the upstream is the connection's own: an upstream that does not answer keeps
+/// nobody else waiting.
 async fn accept(place: Arc<Place>, listener: Listener) {
     let mut told: Option<Mono> = None;
     while let Some(accepted) = place.stop.run_until_cancelled(listener.accept()).await {

@@ -1,8 +1,8 @@
-//! What places have to share, and how they do so without a say in each other's traffic: a place may go on taking while it
-//! has taken no more than is still free.
+//! What places have to share, and how they do so without a say in each other's traffic: a place may go on taking while
+//! it has taken no more than is still free.
 //!
-//! Alone it gets half, next to another that is full a half of the rest, and so on: whoever comes finds something, whatever
-//! the others do, and nothing has to be known of how many there are.
+//! Alone it gets half, next to another that is full a half of the rest, and so on: whoever comes finds something,
+//! whatever the others do, and nothing has to be known of how many there are.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -24,7 +24,8 @@ impl Commons {
         taken.is_ok()
     }
 
-    /// Takes so many, whether they are there or not: who asked [`Self::has_more`] before cannot know how many it will be.
+    /// Takes so many, whether they are there or not: who asked [`Self::has_more`] before cannot know how many it will
+    /// be.
     pub(super) fn take(&self, count: usize) {
         self.taken.fetch_add(count, Relaxed);
     }

@@ -1,7 +1,7 @@
 //! A try with a fault in its way: what of it the upstream gets, and what of its answer the guards see.
 //!
-//! Picture a crooked messenger between the guards and the upstream. The guards do not know of it: a status it made up, a
-//! head it garbled, a body it holds back come to them the way an upstream's own would. Which try it meddles with is
+//! Picture a crooked messenger between the guards and the upstream. The guards do not know of it: a status it made up,
+//! a head it garbled, a body it holds back come to them the way an upstream's own would. Which try it meddles with is
 //! decided in `core::fault::book`; what it does to bytes of a body in `body.rs`, to a head in `head.rs`.
 
 use std::sync::PoisonError;

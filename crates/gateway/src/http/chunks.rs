@@ -1,8 +1,8 @@
 //! The framing of a chunked body (RFC 9112 section 7.1), byte by byte.
 //!
 //! Picture a tape with marks on it: between two marks lies data, which passes unlooked at; each byte of a mark has one
-//! meaning or none. Both sides read by it: the gate what a client sends, as strictly as can be, and `wire.rs` what comes
-//! after the gate or from an upstream.
+//! meaning or none. Both sides read by it: the gate what a client sends, as strictly as can be, and `wire.rs` what
+//! comes after the gate or from an upstream.
 
 /// A byte that has no meaning where it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -92,8 +92,8 @@ impl ConnState {
         let since = Mono::from_nanos(self.since.load(Relaxed));
         let allowed = match self.phase.load(Relaxed) {
             PHASE_HEAD => patience.header,
-            // Only while somebody waits for it: an upstream that takes it slowly is not the client's doing. Once the answer
-            // goes out, a client may be silent for as long as that lasts.
+            // Only while somebody waits for it: an upstream that takes it slowly is not the client's doing. Once the
+            // answer goes out, a client may be silent for as long as that lasts.
             PHASE_BODY if self.awaits_body.load(Relaxed) && !self.is_answering.load(Relaxed) => patience.body,
             PHASE_BODY => Duration::MAX,
             PHASE_REFUSED => patience.idle,
@@ -210,8 +210,8 @@ impl ConnState {
         self.unread.load(Relaxed)
     }
 
-    /// Ends the connection with a reset: to a client whose answer ends with its connection, a plain close would say that
-    /// a broken answer is whole.
+    /// Ends the connection with a reset: to a client whose answer ends with its connection, a plain close would say
+    /// that a broken answer is whole.
     pub(crate) fn end_with_reset(&self) {
         self.reset.store(true, Relaxed);
     }
@@ -236,8 +236,8 @@ impl ConnState {
         *self.switch.lock().unwrap_or_else(PoisonError::into_inner) = Some(switch);
     }
 
-    /// Whose connection it is, now that it is no HTTP any more. None if it was not, or if not all of the answer has been
-    /// written.
+    /// Whose connection it is, now that it is no HTTP any more. None if it was not, or if not all of the answer has
+    /// been written.
     pub(crate) fn take_switch(&self) -> Option<Box<Handover>> {
         let switch = self.switch.lock().unwrap_or_else(PoisonError::into_inner).take();
         switch.filter(|_| self.clean.load(Relaxed))

@@ -1,7 +1,7 @@
 //! A request's body on its way from the client's connection to whoever reads it, one piece at a time.
 //!
-//! Picture a hatch between two rooms. The connection puts a piece in when somebody has asked for one, and never two; who
-//! asks may be the same task or another. So what nobody takes stays with the client.
+//! Picture a hatch between two rooms. The connection puts a piece in when somebody has asked for one, and never two;
+//! who asks may be the same task or another. So what nobody takes stays with the client.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};

@@ -1,8 +1,8 @@
 //! Header fields, in the order they came.
 //!
-//! A message has a dozen fields, and a proxy asks for a few of them: looking along a row is cheaper than a table that is
-//! built for every message. Fields of one name keep their order, and leave where they stood.
-//! The row is as long as the gate lets a head be, so that no look takes long.
+//! A message has a dozen fields, and a proxy asks for a few of them: looking along a row is cheaper than a table that
+//! is built for every message. Fields of one name keep their order, and leave where they stood. The row is as long as
+//! the gate lets a head be, so that no look takes long.
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 

@@ -386,8 +386,8 @@ struct Said<'a> {
     upgrades: u32,
 }
 
-/// Checks a whole head. Every line of it is known to end in CR LF. Tells also whether it asks for an upgrade that may be
-/// passed on.
+/// Checks a whole head. Every line of it is known to end in CR LF. Tells also whether it asks for an upgrade that may
+/// be passed on.
 fn check_head(head: &[u8], headers_max: usize) -> Result<(Framing, bool), Verdict> {
     let mut lines = head[..head.len() - 2].split_inclusive(|byte| *byte == b'\n').map(|line| &line[..line.len() - 2]);
     let (target, one_one) = check_request_line(lines.next().unwrap_or_default())?;
@@ -449,7 +449,8 @@ fn check_request_line(line: &[u8]) -> Result<(Option<&[u8]>, bool), Verdict> {
     Ok((check_target(target)?, one_one))
 }
 
-/// A path, or an absolute target. `*` is neither: whoever asks a gateway about "the server as a whole" means no upstream.
+/// A path, or an absolute target. `*` is neither: whoever asks a gateway about "the server as a whole" means no
+/// upstream.
 fn check_target(target: &[u8]) -> Result<Option<&[u8]>, Verdict> {
     let (authority, path) = match target.strip_prefix(b"http://") {
         Some(rest) => {

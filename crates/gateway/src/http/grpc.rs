@@ -1,9 +1,9 @@
 //! gRPC over HTTP/2: what its statuses, deadlines and refusals mean to the guards, and our own answers in its words.
 //!
-//! A gRPC call fails with HTTP status 200: what became of it stands in `grpc-status`, in the head if that is all there is,
-//! else behind the last byte. An answer that ends without it has been cut.
-//! Sources: the gRPC project's "gRPC over HTTP2", "HTTP to gRPC Status Code Mapping", and proposal A6 (retries).
-//! Not here: the frames (`h2.rs`), when a call is tried again (`core::guard::retry`).
+//! A gRPC call fails with HTTP status 200: what became of it stands in `grpc-status`, in the head if that is all there
+//! is, else behind the last byte. An answer that ends without it has been cut. Sources: the gRPC project's "gRPC over
+//! HTTP2", "HTTP to gRPC Status Code Mapping", and proposal A6 (retries). Not here: the frames (`h2.rs`), when a call
+//! is tried again (`core::guard::retry`).
 
 use std::time::Duration;
 

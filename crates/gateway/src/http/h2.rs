@@ -2,12 +2,12 @@
 //!
 //! What the gate does to bytes (`gate.rs`) a library does to frames: sizes, order, header names. What it leaves open is
 //! decided here, request by request, before anything is routed: one host, a path, no second framing, nothing of ours.
-//! An answer that its client does not take is taken back alone (`stream.rs`). A connection is let go when it has been idle
-//! too long, when a head does not come to its end, when its client takes nothing of any answer, or not even the end of one
-//! when the connection is to go, when a client mostly takes back what it has asked for (CVE-2023-44487 and its kin), and when
-//! it mostly sends frames that carry nothing (CVE-2019-9512 and its kin): each is counted by its name, and so is what the
-//! library ends by itself.
-//! Not here: how long one request may take (`stream.rs`), how it is answered (`chain.rs`), how connections are accepted (`listener.rs`).
+//! An answer that its client does not take is taken back alone (`stream.rs`). A connection is let go when it has been
+//! idle too long, when a head does not come to its end, when its client takes nothing of any answer, or not even the
+//! end of one when the connection is to go, when a client mostly takes back what it has asked for (CVE-2023-44487 and
+//! its kin), and when it mostly sends frames that carry nothing (CVE-2019-9512 and its kin): each is counted by its
+//! name, and so is what the library ends by itself. Not here: how long one request may take (`stream.rs`), how it is
+//! answered (`chain.rs`), how connections are accepted (`listener.rs`).
 
 use std::io;
 use std::pin::Pin;
@@ -59,15 +59,16 @@ const RESETS_MAX: u32 = 100;
 const PENDING_RESETS_MAX: usize = 20;
 /// Resets that a client made us send by errors of its own (CVE-2025-8671).
 const LOCAL_RESETS_MAX: usize = 200;
-/// So many frames that carry nothing in ten seconds, and more than four for each that carries something, end a connection.
+/// So many frames that carry nothing in ten seconds, and more than four for each that carries something, end a
+/// connection.
 const EMPTY_MAX: u32 = 1_000;
 const EMPTY_PER_USE: u32 = 4;
 /// DATA with less than this is no use to anybody: it comes of windows that are opened by drops.
 const DRIBBLE: u32 = 8;
 /// DATA that comes with less than this is no use either: the least that a message of gRPC or of a WebSocket takes.
 const LEAST: u32 = 5;
-/// DATA that leaves is as useful as one frame for each of so many bytes: a client opens its window for all of them, and may
-/// do so a little at a time.
+/// DATA that leaves is as useful as one frame for each of so many bytes: a client opens its window for all of them, and
+/// may do so a little at a time.
 const USE_BYTES: u32 = 32;
 /// Room for a body on its way from a client, for each stream and for all of a connection.
 const STREAM_WINDOW: u32 = 256 << 10;
@@ -76,7 +77,8 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 const WINDOW_FIRST: i64 = 65_535;
 /// An answer held by the library for a client whose window is open and who does not read, for each stream.
 const SEND_BUFFER: usize = 64 << 10;
-/// So much is read at a time, then whoever reads bodies has a turn: what lies in the library in small pieces is bounded.
+/// So much is read at a time, then whoever reads bodies has a turn: what lies in the library in small pieces is
+/// bounded.
 const READ_A_TURN: u64 = 64 << 10;
 /// Room for small pieces of bodies beyond what is in them, for all of a connection: more than comes in a turn.
 const PIECES_BYTES: usize = 2 << 20;
@@ -585,8 +587,8 @@ impl Traffic {
     }
 
     /// Ends bodies that do not go on. One that waits beside another that is not read here may have no room left in the
-    /// connection's window, which is not its client's doing; and once an answer goes out, the request may be silent for as
-    /// long as that lasts, as a subscription is.
+    /// connection's window, which is not its client's doing; and once an answer goes out, the request may be silent for
+    /// as long as that lasts, as a subscription is.
     fn end_overdue(&self, now: Mono, patience: Duration) {
         let flows = self.flows();
         let is_room_ours = flows.iter().any(|flow| flow.coming.is_untaken());
@@ -599,8 +601,8 @@ impl Traffic {
         }
     }
 
-    /// Takes back answers that their client does not take, each alone. While it takes nothing at all, that is not the doing
-    /// of any of them.
+    /// Takes back answers that their client does not take, each alone. While it takes nothing at all, that is not the
+    /// doing of any of them.
     fn end_untaken(&self, now: Mono, patience: Duration, is_blocked: bool) {
         for flow in self.flows() {
             if is_blocked {
@@ -637,8 +639,8 @@ fn farewell(note: &[u8]) -> u8 {
     }
 }
 
-/// An answer that is nothing but a status is the library's 431: ours say more. In its header block the status is named by
-/// the table, or spelled out once in three bytes (RFC 7541, section 6.2.1).
+/// An answer that is nothing but a status is the library's 431: ours say more. In its header block the status is named
+/// by the table, or spelled out once in three bytes (RFC 7541, section 6.2.1).
 fn is_bare(frame: Seen<'_>) -> bool {
     const STATUS: u8 = 0x48;
     frame.has(END_STREAM) && (frame.bytes == 1 || frame.bytes == 5 && frame.note.first() == Some(&STATUS))

@@ -173,8 +173,9 @@ fn strip_connection(headers: &mut Fields) {
     headers.remove_all(|name| *name == CONNECTION || named.contains(name));
 }
 
-/// Takes from trailers what has no business there (RFC 9110 section 6.5.1): what frames a message or ends at this hop, and what
-/// says who asks or is vouched for by us. A reader that merges trailers into the head would believe it. How many lines went.
+/// Takes from trailers what has no business there (RFC 9110 section 6.5.1): what frames a message or ends at this hop,
+/// and what says who asks or is vouched for by us. A reader that merges trailers into the head would believe it. How
+/// many lines went.
 pub(crate) fn clean_trailers(trailers: &mut HeaderMap) -> usize {
     let is_out_of_place = |name: &HeaderName| {
         let name = name.as_str();
@@ -200,8 +201,8 @@ pub(crate) struct Hop<'a> {
     pub(crate) via: &'a HeaderValue,
 }
 
-/// Makes a client's headers into an upstream's. Forwarding headers are believed of those who are trusted, and replaced of
-/// all others.
+/// Makes a client's headers into an upstream's. Forwarding headers are believed of those who are trusted, and replaced
+/// of all others.
 pub(crate) fn to_upstream(headers: &mut Fields, present: Present, hop: &Hop<'_>) {
     let wants_trailers = present.has(Present::TE) && headers.get_all(TE).any(|value| has_token(value, "trailers"));
     strip_hop_by_hop(headers, present);
@@ -241,8 +242,8 @@ pub(crate) fn to_upstream(headers: &mut Fields, present: Present, hop: &Hop<'_>)
     headers.append(VIA, hop.via.clone());
 }
 
-/// Where a service is told of headers as variables (CGI, WSGI and their kin), `client_cert` is `client-cert`: whoever could
-/// send the one could forge the other.
+/// Where a service is told of headers as variables (CGI, WSGI and their kin), `client_cert` is `client-cert`: whoever
+/// could send the one could forge the other.
 fn remove_twins(headers: &mut Fields) {
     headers.remove_all(|name| {
         let name = name.as_str();

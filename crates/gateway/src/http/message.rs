@@ -1,7 +1,7 @@
 //! Requests and answers as they pass through: a head and a body.
 //!
-//! The `http` crate's own keep fields in a table, and room for whatever anybody wants to hang on them; these are small, as
-//! they are moved from hand to hand on the way of every call.
+//! The `http` crate's own keep fields in a table, and room for whatever anybody wants to hang on them; these are small,
+//! as they are moved from hand to hand on the way of every call.
 
 use http::{Method, StatusCode, Uri, Version, request, response};
 use hyper::ext::ReasonPhrase;

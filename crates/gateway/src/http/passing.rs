@@ -1,8 +1,8 @@
 //! Frames of HTTP/2 as they pass by, told apart: what the library that reads them tells nobody.
 //!
-//! Picture a turnstile: it sees what kind goes through and how large it is, and opens nothing but a reset's reason. Whole
-//! frames are not kept, however they are cut.
-//! Not here: what a frame means (the library's), what is too much (`h2.rs`).
+//! Picture a turnstile: it sees what kind goes through and how large it is, and opens nothing but a reset's reason.
+//! Whole frames are not kept, however they are cut. Not here: what a frame means (the library's), what is too much
+//! (`h2.rs`).
 
 use super::h2::PREFACE;
 
@@ -60,8 +60,8 @@ pub(crate) struct Passing {
     is_in_head: bool,
 }
 
-/// What bytes that passed have left without its end: a head, or a frame other than DATA, of which the beginning is as good
-/// as the end.
+/// What bytes that passed have left without its end: a head, or a frame other than DATA, of which the beginning is as
+/// good as the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unfinished {
     Nothing,
@@ -193,7 +193,8 @@ mod tests {
         };
         let whole = headers(end);
         for at in [1, HEAD_BYTES, HEAD_BYTES + 2, HEAD_BYTES + NOTE_BYTES] {
-            // The rest in bits: it has been the same frame all along, but once it is told its rest is counted from there.
+            // The rest in bits: it has been the same frame all along, but once it is told its rest is counted from
+            // there.
             let seen = run(&[&whole[..at], &whole[at..25], &whole[25..28], &whole[28..]]);
             let told_first = at == HEAD_BYTES + NOTE_BYTES;
             assert_eq!(seen, [Other, if told_first { Same } else { Other }, Same, Nothing], "{at}");

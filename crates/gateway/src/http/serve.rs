@@ -1,9 +1,9 @@
 //! HTTP/1 with a client: one request after the other, each answered before the next is looked at.
 //!
-//! Picture a clerk at a window. A request is read and its answer awaited in the connection's own task; meanwhile the clerk
-//! hands on what comes of its body if somebody asks for it, passes interim answers out, and notices when the client
-//! leaves. Between two requests the window holds no buffer.
-//! Not here: what may come in (`gate.rs`), what bytes mean (`wire.rs`), what is answered (`chain.rs`), HTTP/2 (`h2.rs`).
+//! Picture a clerk at a window. A request is read and its answer awaited in the connection's own task; meanwhile the
+//! clerk hands on what comes of its body if somebody asks for it, passes interim answers out, and notices when the
+//! client leaves. Between two requests the window holds no buffer. Not here: what may come in (`gate.rs`), what bytes
+//! mean (`wire.rs`), what is answered (`chain.rs`), HTTP/2 (`h2.rs`).
 
 use std::cell::Cell;
 use std::future::Future;
@@ -317,8 +317,8 @@ impl<O: Fn() -> Order, L: Fn() -> bool> Window<'_, O, L> {
         }
     }
 
-    /// A client that has ended its side while it waits is gone. Where its next request or a rest of its body lies there,
-    /// only one that breaks off is: who asks for several things and then ends his side wants all the answers.
+    /// A client that has ended its side while it waits is gone. Where its next request or a rest of its body lies
+    /// there, only one that breaks off is: who asks for several things and then ends his side wants all the answers.
     fn notice_end(&mut self, cx: &mut Context<'_>) -> Result<(), Gone> {
         let can_see = self.reading == Reading::Over && self.come.is_empty();
         self.state.set_blind(!can_see);
@@ -400,8 +400,9 @@ impl<O: Fn() -> Order, L: Fn() -> bool> Window<'_, O, L> {
                 }
             };
             let Ok(frame) = frame else {
-                // A broken answer breaks off, so that nobody takes it for a whole one. What there is of it leaves first: a
-                // connection that ends without a byte looks as if nobody had read the request, and it would be sent again.
+                // A broken answer breaks off, so that nobody takes it for a whole one. What there is of it leaves
+                // first: a connection that ends without a byte looks as if nobody had read the request, and it would be
+                // sent again.
                 let _ = self.poll_leave(cx)?;
                 return Poll::Ready(Err(Gone));
             };

@@ -1,10 +1,10 @@
 //! One request of an HTTP/2 connection and its answer: how long its client is waited for, both ways.
 //!
-//! Picture a counter with a clock on each side. A client that does not go on with its body, and one that does not take its
-//! answer, is let go after a while, alone: those at the other counters of the same hall notice nothing. Of an answer no more
-//! is handed to the library than its client has made room for; the rest stays here, where it can be taken back.
-//! A body that its client breaks off is broken, however politely it says so: it never ends as a whole one would.
-//! Not here: clients who take nothing of anything (`h2.rs`), what the answer is (`chain.rs`).
+//! Picture a counter with a clock on each side. A client that does not go on with its body, and one that does not take
+//! its answer, is let go after a while, alone: those at the other counters of the same hall notice nothing. Of an
+//! answer no more is handed to the library than its client has made room for; the rest stays here, where it can be
+//! taken back. A body that its client breaks off is broken, however politely it says so: it never ends as a whole one
+//! would. Not here: clients who take nothing of anything (`h2.rs`), what the answer is (`chain.rs`).
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};

@@ -1,9 +1,9 @@
 //! A stream of HTTP/2 that has become a connection (RFC 8441): bytes both ways, as on a socket of its own.
 //!
-//! Picture one room of a house whose door is used as if it led outside. The end of the stream's one direction is the end of
-//! what that side says, a reset is a reset, and whoever leaves without having said its end resets. What is not read stays
-//! with the sender: its window opens only for what has been handed on.
-//! Not here: which requests become one (`upgrade.rs`), what passes (`duplex.rs`).
+//! Picture one room of a house whose door is used as if it led outside. The end of the stream's one direction is the
+//! end of what that side says, a reset is a reset, and whoever leaves without having said its end resets. What is not
+//! read stays with the sender: its window opens only for what has been handed on. Not here: which requests become one
+//! (`upgrade.rs`), what passes (`duplex.rs`).
 
 use std::fmt;
 use std::io;
@@ -33,7 +33,8 @@ pub enum Tunnel {
 /// A client's stream.
 pub struct OfClient {
     says: RecvStream,
-    /// What it has said and nobody has read: in one piece, however small the pieces were that it came in. Its window bounds it.
+    /// What it has said and nobody has read: in one piece, however small the pieces were that it came in. Its window
+    /// bounds it.
     said: BytesMut,
     has_said_all: bool,
     hears: SendStream<Bytes>,
@@ -62,7 +63,8 @@ impl fmt::Debug for Tunnel {
 }
 
 impl OfClient {
-    /// Takes what has come. In the library small pieces would take up more room than is in them, and end the connection.
+    /// Takes what has come. In the library small pieces would take up more room than is in them, and end the
+    /// connection.
     fn gather(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         while !self.has_said_all {
             match self.says.poll_data(cx) {

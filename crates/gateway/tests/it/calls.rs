@@ -241,8 +241,8 @@ fn a_long_answer_that_is_cut_breaks_the_clients_too() {
     }
 }
 
-/// A fault leaves nothing behind when it is gone: no answer of its making is remembered for a key, and no record is parked
-/// for it.
+/// A fault leaves nothing behind when it is gone: no answer of its making is remembered for a key, and no record is
+/// parked for it.
 #[test]
 fn what_a_fault_answered_is_not_remembered() {
     let server = Server::start(|_, _| ok("done"));

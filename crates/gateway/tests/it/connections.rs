@@ -1,4 +1,5 @@
-//! Faults on connections: before they come about, on those that are new and on those that stand; and zones that are cut off.
+//! Faults on connections: before they come about, on those that are new and on those that stand; and zones that are cut
+//! off.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};

@@ -1,5 +1,5 @@
-//! Faults on answers, and which requests meet a fault: what the upstream gets, what the guards make of it, what the client
-//! sees.
+//! Faults on answers, and which requests meet a fault: what the upstream gets, what the guards make of it, what the
+//! client sees.
 
 use std::time::{Duration, Instant};
 

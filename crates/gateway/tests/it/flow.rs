@@ -58,8 +58,8 @@ fn take(stream: &mut TcpStream, bytes: usize) {
     assert_eq!(taken, bytes as u64);
 }
 
-/// Sends a whole request with a long body, and tells when not a byte of it was taken for so long: then every buffer on the
-/// way is full.
+/// Sends a whole request with a long body, and tells when not a byte of it was taken for so long: then every buffer on
+/// the way is full.
 fn send_long(mut stream: &TcpStream, stuck_for: Duration, stuck: &mpsc::Sender<()>) {
     stream.write_all(announced("", LONG).as_bytes()).unwrap();
     stream.set_write_timeout(Some(stuck_for)).unwrap();

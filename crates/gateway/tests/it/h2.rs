@@ -1,5 +1,5 @@
-//! HTTP/2 from clients, in clear and by TLS: whole, multiplexed, strict, and bounded. The client is the `h2` crate, which
-//! lets us see and send frames that a polite one would not.
+//! HTTP/2 from clients, in clear and by TLS: whole, multiplexed, strict, and bounded. The client is the `h2` crate,
+//! which lets us see and send frames that a polite one would not.
 
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;

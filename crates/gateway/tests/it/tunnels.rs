@@ -1,5 +1,5 @@
-//! WebSocket over HTTP/2 (RFC 8441): one stream of a client's connection becomes a connection to an upstream of HTTP/1.1 or
-//! HTTP/2, and one of HTTP/1.1 may become a stream of an upstream's.
+//! WebSocket over HTTP/2 (RFC 8441): one stream of a client's connection becomes a connection to an upstream of
+//! HTTP/1.1 or HTTP/2, and one of HTTP/1.1 may become a stream of an upstream's.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};

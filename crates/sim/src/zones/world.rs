@@ -602,8 +602,8 @@ impl Zones {
             }
             2 => {
                 active.push(Active::Road((zone, zone), cut));
-                // Some probes pass and some calls do not. Four that fail in one moment are one retry more than in-flight
-                // retries are allowed.
+                // Some probes pass and some calls do not. Four that fail in one moment are one retry more than
+                // in-flight retries are allowed.
                 is_half = cut == Cut::Slow;
                 format!("the node of zone {} does not reach its own: {cut:?}", NAMES[zone])
             }

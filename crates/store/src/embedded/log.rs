@@ -624,9 +624,9 @@ impl<D: Disk> Recovery<D> {
         Ok(())
     }
 
-    /// Writes again what nothing proves to be on the disk. After a sync that failed the system keeps the bytes in its cache
-    /// and takes them for written: they read well, the next sync does nothing, and the next power cut loses them. Only the
-    /// last segment can have such bytes: a log stops at a sync that fails, before it begins another segment.
+    /// Writes again what nothing proves to be on the disk. After a sync that failed the system keeps the bytes in its
+    /// cache and takes them for written: they read well, the next sync does nothing, and the next power cut loses them.
+    /// Only the last segment can have such bytes: a log stops at a sync that fails, before it begins another segment.
     fn rewrite(&self, number: u32, image: &Image, batches: &[FoundBatch]) -> Result<(), OpenError> {
         let proven = batches.iter().map(|batch| batch.synced).max().unwrap_or(0);
         let Some(first) = batches.iter().find(|batch| batch.seq > proven) else { return Ok(()) };

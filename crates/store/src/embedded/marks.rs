@@ -1,5 +1,5 @@
-//! Files in a data directory that mark a state it is in: there or not, with a few words for whoever asks. What each stands
-//! for is with its name, in `meta`.
+//! Files in a data directory that mark a state it is in: there or not, with a few words for whoever asks. What each
+//! stands for is with its name, in `meta`.
 
 use std::path::Path;
 

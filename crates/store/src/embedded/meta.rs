@@ -59,8 +59,8 @@ pub(crate) fn open<D: Disk>(
             Ok((meta, false))
         }
         Some(Found { mut meta, is_half }) if meta.node == node => {
-            // The slot that is not whole may have held the next epoch, and that one may have been used. It is the one to
-            // be written: an odd step.
+            // The slot that is not whole may have held the next epoch, and that one may have been used. It is the one
+            // to be written: an odd step.
             meta.epoch += if is_half { 3 } else { 1 };
             rewrite(disk, dir, &meta)?;
             Ok((meta, is_half))

@@ -192,8 +192,8 @@ pub(crate) fn open<D: Disk>(
     let dir = &options.dir;
     disk.create_dir_all(dir).map_err(io_error("make folder", dir))?;
     let lock = take_lock(&disk, dir)?;
-    // Above the epochs of every directory that the node had before: its numbers are not given out twice, whatever became
-    // of that directory. No start takes less than a millisecond.
+    // Above the epochs of every directory that the node had before: its numbers are not given out twice, whatever
+    // became of that directory. No start takes less than a millisecond.
     let epoch_min = options.epoch_min.max(clock.wall().as_millis());
     let (Meta { epoch, secret, .. }, meta_is_half) = meta::open(&disk, dir, &options.node, epoch_min, secret)?;
     let (spool_engine, found) = SpoolEngine::open(disk.clone(), options, secret, Arc::clone(&clock))?;

@@ -1,12 +1,12 @@
 //! Segments made ahead of their time, so that beginning one costs a rename.
 //!
 //! Picture empty notebooks in a drawer. One always lies ready: new records are taken only while it does, so that what
-//! must be written about old ones has paper. When the one in use begins to fill, a second is made beside the writer, and
-//! the spool's is written with zeros once, because a sync into blocks that were only reserved costs half as much again or
-//! twice (measured on ext4: 106 us against 173 to 225).
+//! must be written about old ones has paper. When the one in use begins to fill, a second is made beside the writer,
+//! and the spool's is written with zeros once, because a sync into blocks that were only reserved costs half as much
+//! again or twice (measured on ext4: 106 us against 173 to 225).
 //!
-//! Invariants: spares have the numbers after the active segment's, without gaps, and each a temporary name of its own; a
-//! spare that is only wished for is of the usual size or not made at all.
+//! Invariants: spares have the numbers after the active segment's, without gaps, and each a temporary name of its own;
+//! a spare that is only wished for is of the usual size or not made at all.
 
 use std::collections::VecDeque;
 use std::io;

@@ -707,7 +707,8 @@ impl<D: Disk> SpoolEngine<D> {
                 if view.expires {
                     return vec![retried.to_bytes(), failed.to_bytes()];
                 }
-                // One that a person asked for after it was parked expires no more, and only a retried dead letter says so.
+                // One that a person asked for after it was parked expires no more, and only a retried dead letter says
+                // so.
                 let parked = Parked { reason: String::new(), last_words: String::new(), at: self.clock.wall() };
                 let parked = SpoolEntry::Parked { id, attempts, parked };
                 vec![parked.to_bytes(), retried.to_bytes(), failed.to_bytes()]

@@ -120,8 +120,8 @@ impl<S: Stream> Heritage<S> {
         Ok(restored)
     }
 
-    /// Takes in what the replica has and a damaged directory has lost: records that wait or are parked there and are not
-    /// known here at all. Returns how many.
+    /// Takes in what the replica has and a damaged directory has lost: records that wait or are parked there and are
+    /// not known here at all. Returns how many.
     pub(crate) async fn fill<D: Disk>(&self, opened: &mut Opened<D>) -> Result<u64, ReplicaError> {
         let Some((last, _)) = self.last.filter(|_| self.fence.is_none()) else { return Ok(0) };
         let mut there = Replica::new();

@@ -1,15 +1,16 @@
 //! The replicated engine: what the spool holds, kept a second time in a NATS JetStream, one copy a zone.
 //!
-//! Local first. A record is synced in the node's own directory, and goes from there to the stream; an answer may wait for
-//! the first or for both. The node delivers what it holds whether the stream can be reached or not. The stream is for
-//! the day when the directory is gone: a node that starts with an empty one takes over what its former self left there
-//! ([`Inherited`]), and what a node that is gone for good left there is taken in by another ([`Inherited::fence`]).
+//! Local first. A record is synced in the node's own directory, and goes from there to the stream; an answer may wait
+//! for the first or for both. The node delivers what it holds whether the stream can be reached or not. The stream is
+//! for the day when the directory is gone: a node that starts with an empty one takes over what its former self left
+//! there ([`Inherited`]), and what a node that is gone for good left there is taken in by another
+//! ([`Inherited::fence`]).
 //!
 //! Picture a diary and its carbon copies in three towns. One hand writes, page after page; who wants to take over draws
 //! a line under the last page, and the old hand, should it come back, finds the line and stops.
 //!
-//! Invariants: one writer a node, kept by the number of the last message (no clock decides it); what the stream is told is
-//! safe at home before; nothing is thrown away there that is not settled, or written out again behind it.
+//! Invariants: one writer a node, kept by the number of the last message (no clock decides it); what the stream is told
+//! is safe at home before; nothing is thrown away there that is not settled, or written out again behind it.
 
 mod diary;
 mod heritage;
@@ -108,9 +109,9 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// Begins to keep a replica of a store's spool and journal (of the latter as many bytes as the directory may hold), on a
-    /// thread of its own, and to say in the registry that this node is there. `facts` are what others may want to know of
-    /// it.
+    /// Begins to keep a replica of a store's spool and journal (of the latter as many bytes as the directory may hold),
+    /// on a thread of its own, and to say in the registry that this node is there. `facts` are what others may want to
+    /// know of it.
     ///
     /// # Errors
     /// If the system has no thread left.
@@ -211,8 +212,8 @@ fn stream_wrap(keys: Option<&SealKeys>, packs: bool, node: &str) -> Wrap {
     Wrap::new(keys, &blake3::derive_key("seawall 2026 replica of a node", node.as_bytes()), packs)
 }
 
-/// Shows the entries of a node's journal, as far as its replica has them, oldest first; those of a former directory of the
-/// node come before those of the one that followed.
+/// Shows the entries of a node's journal, as far as its replica has them, oldest first; those of a former directory of
+/// the node come before those of the one that followed.
 ///
 /// # Errors
 /// [`ReplicaError`].
@@ -331,9 +332,9 @@ impl Inherited {
         self.heritage.last.is_none()
     }
 
-    /// The epoch in which a directory that follows must begin ([`crate::StoreOptions::epoch_min`]): far above the last one
-    /// in which the node wrote, as it may have lived some more without being heard, so that the numbers of its account do
-    /// not come again.
+    /// The epoch in which a directory that follows must begin ([`crate::StoreOptions::epoch_min`]): far above the last
+    /// one in which the node wrote, as it may have lived some more without being heard, so that the numbers of its
+    /// account do not come again.
     #[must_use]
     pub fn epoch_min(&self) -> u64 {
         match self.heritage.epoch() {
@@ -367,8 +368,8 @@ impl Inherited {
         Ok(restored)
     }
 
-    /// Marks a directory before it is opened with `OnDamage::Quarantine`: what it turns out to have lost is taken from the
-    /// replica, in this start or the next.
+    /// Marks a directory before it is opened with `OnDamage::Quarantine`: what it turns out to have lost is taken from
+    /// the replica, in this start or the next.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -381,8 +382,8 @@ impl Inherited {
         disk.read(&dir.join(meta::FILLING)).is_ok()
     }
 
-    /// Takes in what the replica has and a damaged directory has lost: records that wait or are parked there and are not
-    /// known here at all. Returns how many.
+    /// Takes in what the replica has and a damaged directory has lost: records that wait or are parked there and are
+    /// not known here at all. Returns how many.
     ///
     /// # Errors
     /// [`ReplicaError`]; the same can be done again.

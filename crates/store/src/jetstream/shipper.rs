@@ -1,9 +1,9 @@
 //! Keeps a replica of the spool in a stream: looks at what has changed, writes about it, waits until a majority has it.
 //!
-//! Picture the clerk of `core::spool::replica` at his desk. He opens every day by reading what lies in the other town and
-//! comparing it with the shelf. Then: a letter at a time, each behind the last one he knows of and behind no other. If
-//! no answer comes he does not guess; he looks what lies there now. If he finds a letter that is not his, he puts the
-//! pen down for good: somebody else keeps this shelf.
+//! Picture the clerk of `core::spool::replica` at his desk. He opens every day by reading what lies in the other town
+//! and comparing it with the shelf. Then: a letter at a time, each behind the last one he knows of and behind no other.
+//! If no answer comes he does not guess; he looks what lies there now. If he finds a letter that is not his, he puts
+//! the pen down for good: somebody else keeps this shelf.
 //!
 //! Not here: what the letters say (`message`), which records they are about (`core`), the wire (`stream`).
 
@@ -529,8 +529,8 @@ impl<S: Stream> Shipper<S> {
     }
 
     /// The stream is full, so that not even the end of a record can be written. What is not needed goes; if that is
-    /// nothing, letters whose records have all ended here are thrown away without a word, and their keys are told again.
-    /// True if there is more room.
+    /// nothing, letters whose records have all ended here are thrown away without a word, and their keys are told
+    /// again. True if there is more room.
     async fn make_room(&mut self) -> Result<bool, End> {
         let held = self.replica.held_bytes();
         self.purge(0).await?;
@@ -554,8 +554,8 @@ impl<S: Stream> Shipper<S> {
         Ok(false)
     }
 
-    /// Reads what lies in the stream behind the last message known: all of it at first, and after a letter whose fate is
-    /// not known. Cut short, it goes on where it was.
+    /// Reads what lies in the stream behind the last message known: all of it at first, and after a letter whose fate
+    /// is not known. Cut short, it goes on where it was.
     async fn catch_up(&mut self) -> Result<(), End> {
         let last = self.stream.last().await?;
         if self.letter == 0 {
@@ -575,8 +575,8 @@ impl<S: Stream> Shipper<S> {
         Ok(())
     }
 
-    /// Before the first letter of a life: a message of this directory that was written in this life, or a later one, was
-    /// written by another copy of it.
+    /// Before the first letter of a life: a message of this directory that was written in this life, or a later one,
+    /// was written by another copy of it.
     fn is_behind(&self, last: Option<&(u64, Bytes)>) -> Result<(), StreamError> {
         is_older(last, self.incarnation, self.epoch).map_or(Ok(()), |reason| Err(StreamError::Superseded(reason)))
     }

@@ -1,12 +1,12 @@
-//! One node's messages in JetStream: subject `seawall.spool.NODE` of the stream `SEAWALL_SPOOL` (and `seawall.journal.NODE`
-//! of `SEAWALL_JOURNAL`), kept in as many copies as were asked for.
+//! One node's messages in JetStream: subject `seawall.spool.NODE` of the stream `SEAWALL_SPOOL` (and
+//! `seawall.journal.NODE` of `SEAWALL_JOURNAL`), kept in as many copies as were asked for.
 //!
-//! What there is is asked of the stream's leader: a copy that lags must not tell us what the last message is. Many messages
-//! are read through a consumer, a page at a time: a round trip for each would take minutes where pages take seconds. It may
-//! stand at a copy that lags, and then has less than there is, never something else. So what it does not have is asked of
-//! the leader, one message, before anything is taken for the end.
-//! A message is added with `Nats-Expected-Last-Subject-Sequence`, so that a second writer, or a message that was delayed
-//! on its way, is refused; and with `Nats-Msg-Id`, so that one sent twice is kept once.
+//! What there is is asked of the stream's leader: a copy that lags must not tell us what the last message is. Many
+//! messages are read through a consumer, a page at a time: a round trip for each would take minutes where pages take
+//! seconds. It may stand at a copy that lags, and then has less than there is, never something else. So what it does
+//! not have is asked of the leader, one message, before anything is taken for the end. A message is added with
+//! `Nats-Expected-Last-Subject-Sequence`, so that a second writer, or a message that was delayed on its way, is
+//! refused; and with `Nats-Msg-Id`, so that one sent twice is kept once.
 
 use std::future::poll_fn;
 use std::path::PathBuf;

@@ -1,8 +1,8 @@
 //! What every engine of the spool must do, as scenes: between two of them everything but what was promised is gone.
 //!
-//! An engine that keeps its promises in a directory is opened again from what was synced; one that keeps them in a stream
-//! has lost its directory, and begins with an empty one. Self-contained: the tests of the built program play it, too,
-//! against real servers.
+//! An engine that keeps its promises in a directory is opened again from what was synced; one that keeps them in a
+//! stream has lost its directory, and begins with an empty one. Self-contained: the tests of the built program play it,
+//! too, against real servers.
 #![allow(unreachable_pub, reason = "another test program plays it, too")]
 
 use std::pin::Pin;

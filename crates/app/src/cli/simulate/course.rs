@@ -1,10 +1,10 @@
-//! Traffic as a node's journal tells of it: the `traffic_changed` entries of a route, as rates piece by piece and as what
-//! the dependency did meanwhile.
+//! Traffic as a node's journal tells of it: the `traffic_changed` entries of a route, as rates piece by piece and as
+//! what the dependency did meanwhile.
 //!
 //! What is read is what `seawall journal --json` prints: a page with `entries`, or with `--follow` one entry a line;
-//! several after another will do. Other kinds, other routes and unknown fields are passed over. An entry is written at the
-//! end of the span it tells of: its piece begins `seconds` before it, and lasts until the next one's begins. Where no
-//! call was seen to come to anything, the dependency goes on as before.
+//! several after another will do. Other kinds, other routes and unknown fields are passed over. An entry is written at
+//! the end of the span it tells of: its piece begins `seconds` before it, and lasts until the next one's begins. Where
+//! no call was seen to come to anything, the dependency goes on as before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;

@@ -120,8 +120,8 @@ impl Span {
         self.seconds += 1;
     }
 
-    /// True if nothing a reader would care about has changed. What is compared are shares of the requests, with room for
-    /// what chance does to small numbers.
+    /// True if nothing a reader would care about has changed. What is compared are shares of the requests, with room
+    /// for what chance does to small numbers.
     fn is_like(&self, row: &Row, troubles: &[usize], tolerance: f64) -> bool {
         let offered = self.offered.max(f64::from(row.offered)).max(1.0);
         let chance = 1.5 / offered.sqrt();

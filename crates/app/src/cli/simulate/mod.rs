@@ -1,8 +1,9 @@
 //! `seawall simulate`: what the numbers of a configuration would do to some traffic, before the night they matter.
 //!
-//! The guards are the gateway's own and the time is virtual (`seawall_core::whatif`); here are the command line, recorded
-//! traffic, and three ways to look at what came of it: words with a table (`words.rs`, `fold.rs`), JSON, and a page with
-//! plots (`page.rs`). The output depends on the arguments and the files alone: no clock, no chance but the seed's.
+//! The guards are the gateway's own and the time is virtual (`seawall_core::whatif`); here are the command line,
+//! recorded traffic, and three ways to look at what came of it: words with a table (`words.rs`, `fold.rs`), JSON, and a
+//! page with plots (`page.rs`). The output depends on the arguments and the files alone: no clock, no chance but the
+//! seed's.
 
 mod course;
 mod fold;
@@ -129,7 +130,8 @@ pub(super) struct SimulateArgs {
     /// Its 429 says when to come back (`Retry-After`)
     #[arg(long, requires = "rate_limit", help_heading = "Dependency")]
     rate_limit_told: bool,
-    /// When it is ill, and of what: `60s..90s down`, `.. hangs`, `.. slow x20`, `.. fails 70%`; may be given several times
+    /// When it is ill, and of what: `60s..90s down`, `.. hangs`, `.. slow x20`, `.. fails 70%`; may be given several
+    /// times
     #[arg(long, value_name = "FAULT", value_parser = parse_fault, conflicts_with = "traffic", help_heading = "Dependency")]
     fault: Vec<Trouble>,
 

@@ -1,8 +1,8 @@
 //! `--html`: one page with plots, drawn here, that opens offline, on a phone, in light and in dark.
 //!
 //! A lane for each question: what came and went, what was refused and by which rule, how long good answers took, which
-//! breakers were not closed, what waited at the dependency. Faults are shaded in all of them. Shapes are SVG that stretches;
-//! words are HTML beside it, so that they stay readable at any width. Nothing is fetched and no script runs.
+//! breakers were not closed, what waited at the dependency. Faults are shaded in all of them. Shapes are SVG that
+//! stretches; words are HTML beside it, so that they stay readable at any width. Nothing is fetched and no script runs.
 
 use std::fmt::Write as _;
 

@@ -1,9 +1,9 @@
 //! Calls on their way, by when they began: enough to tell how many are past the slow limit, without a list of them.
 //!
 //! Picture a ring of [`SLOTS`] tally marks, each for a short while. A call that begins makes a mark in the newest, a
-//! call that ends wipes one from where it began. Marks in slots older than the limit are overdue. What falls off the ring
-//! goes on a second one, sixteen times as coarse: who hangs long is late by any measure. What falls off that is forgotten:
-//! a permit that nobody gives back counts for some thirty times the limit, not for ever.
+//! call that ends wipes one from where it began. Marks in slots older than the limit are overdue. What falls off the
+//! ring goes on a second one, sixteen times as coarse: who hangs long is late by any measure. What falls off that is
+//! forgotten: a permit that nobody gives back counts for some thirty times the limit, not for ever.
 
 use std::time::Duration;
 

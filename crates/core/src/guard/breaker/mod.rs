@@ -283,8 +283,8 @@ impl Breaker {
         Ok(breaker)
     }
 
-    /// Asks leave for one call. A call that finds the wait over becomes the first probe, and what there is to tell comes
-    /// with the permit.
+    /// Asks leave for one call. A call that finds the wait over becomes the first probe, and what there is to tell
+    /// comes with the permit.
     ///
     /// # Errors
     /// [`Refusal::BreakerOpen`] while open, while every probe is out, and beyond the share of a recovering breaker.

@@ -2,14 +2,13 @@
 //!
 //! Picture tally sheets handed to the threads. While the breaker is CLOSED and calm, a quick success can change nothing
 //! but counts (rates only fall by it), so each thread marks its own sheet: a plain load and store, since nobody else
-//! writes there. Whatever could decide something (a failure, a slow call, a turn of the clock, a thread without a sheet)
-//! takes the lock, adds up every sheet first, and only then lets the one machine of `mod.rs` judge. The result is that of
-//! the machine alone, call for call.
+//! writes there. Whatever could decide something (a failure, a slow call, a turn of the clock, a thread without a
+//! sheet) takes the lock, adds up every sheet first, and only then lets the one machine of `mod.rs` judge. The result
+//! is that of the machine alone, call for call.
 //!
-//! Invariants: only its thread writes to a sheet, and begins it anew only under the lock; a sheet belongs to a generation,
-//! so that a call that ends in the very moment of a transition is never counted for the state after it; what is told is
-//! told under the lock, in the order it happened.
-//! Not here: any decision of its own.
+//! Invariants: only its thread writes to a sheet, and begins it anew only under the lock; a sheet belongs to a
+//! generation, so that a call that ends in the very moment of a transition is never counted for the state after it;
+//! what is told is told under the lock, in the order it happened. Not here: any decision of its own.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
@@ -24,13 +23,14 @@ use crate::guard::{Invalid, Refusal, Seen};
 use crate::outcome::Outcome;
 use crate::time::Mono;
 
-/// Leave to make one call. Give it back through [`SharedBreaker::report`] or [`SharedBreaker::release`], or hold it in a
+/// Leave to make one call. Give it back through [`SharedBreaker::report`] or [`SharedBreaker::release`], or hold it in
+/// a
 /// [`Pass`], which does so when dropped. Any thread may give it back.
 #[must_use = "a permit that is not given back holds a probe until it expires"]
 #[derive(Debug, PartialEq, Eq)]
 pub struct SharedPermit {
-    /// `no longer marked (1 bit) | probe (15) | slot (16) | edition (32)`: one word, so that the healthy way keeps it in
-    /// a register.
+    /// `no longer marked (1 bit) | probe (15) | slot (16) | edition (32)`: one word, so that the healthy way keeps it
+    /// in a register.
     packed: u64,
 }
 
@@ -78,8 +78,8 @@ struct Sheet {
 const CALM: u64 = 1;
 
 impl SharedBreaker {
-    /// With sheets for so many threads; further threads take the lock. `tell` hears every transition, in order and under
-    /// the lock: it must be quick and must not call back.
+    /// With sheets for so many threads; further threads take the lock. `tell` hears every transition, in order and
+    /// under the lock: it must be quick and must not call back.
     ///
     /// # Errors
     /// [`Invalid`] when the configuration makes no breaker.
@@ -662,7 +662,8 @@ fn take_number() -> usize {
 mod tests {
     use super::*;
 
-    /// What makes it cheap: where nothing could be decided, a call leaves marks on the sheet of its thread, and only there.
+    /// What makes it cheap: where nothing could be decided, a call leaves marks on the sheet of its thread, and only
+    /// there.
     #[test]
     fn a_calm_call_takes_no_lock() {
         let shared = SharedBreaker::new(BreakerConfig::default(), 7, 2, Mono::ZERO, |_| {}).unwrap();

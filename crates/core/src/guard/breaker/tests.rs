@@ -627,8 +627,8 @@ fn any_steps() -> impl Strategy<Value = Vec<(u8, u64, u8)>> {
 }
 
 proptest! {
-    /// Whatever happens: never more probes out than allowed, open means refused, a refusal says when to come back, timers
-    /// lie ahead or are due, no panic at the end of time.
+    /// Whatever happens: never more probes out than allowed, open means refused, a refusal says when to come back,
+    /// timers lie ahead or are due, no panic at the end of time.
     #[test]
     fn holds_its_invariants_under_any_sequence(config in any_config(), steps in any_steps(), jump: u64) {
         let probes = config.half_open.calls;

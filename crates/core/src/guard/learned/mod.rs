@@ -417,8 +417,8 @@ impl Learned {
         })
     }
 
-    /// One that believes what another believed `age` ago, and holds to it from the first call on: without a burst, as the
-    /// other may have had it.
+    /// One that believes what another believed `age` ago, and holds to it from the first call on: without a burst, as
+    /// the other may have had it.
     ///
     /// # Errors
     /// [`Invalid`] when the configuration makes no limit.

@@ -199,7 +199,8 @@ pub struct Depth {
     pub parked: u64,
     /// Bytes of all of these.
     pub bytes: u64,
-    /// When the oldest that is waiting or leased was accepted: exactly where that is the first by number, or else within a second.
+    /// When the oldest that is waiting or leased was accepted: exactly where that is the first by number, or else
+    /// within a second.
     pub oldest: Option<Wall>,
 }
 
