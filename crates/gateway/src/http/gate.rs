@@ -68,8 +68,8 @@ verdicts! {
     Folded = 400, "folded_header", "a header is folded over several lines";
     /// A header's name is no token, or has white space before its colon.
     HeaderName = 400, "header_name", "a header's name is malformed";
-    /// A control character in a header's value.
-    HeaderValue = 400, "header_value", "a header's value has a control character";
+    /// A control character in a header's value, or white space around it where HTTP/2 has none to strip.
+    HeaderValue = 400, "header_value", "a header's value has a control character, or white space around it";
     /// No Host, several, or a malformed one.
     Host = 400, "host", "there must be one well-formed Host header";
     /// The Host header and the target name different hosts.

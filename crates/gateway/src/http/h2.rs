@@ -746,6 +746,11 @@ fn admit(request: &mut Request<RecvStream>, wants: Option<&Protocol>, limits: &L
     if headers.len() > limits.headers_max as usize {
         return Err(Verdict::TooManyHeaders);
     }
+    // RFC 9113, section 8.2.1. Written as HTTP/1.1 it would be another value.
+    let is_padded = |value: &HeaderValue| value.as_bytes().trim_ascii().len() < value.len();
+    if headers.values().any(is_padded) {
+        return Err(Verdict::HeaderValue);
+    }
     // Only the gate may say it.
     if headers.contains_key(VERDICT_HEADER) {
         return Err(Verdict::HeaderName);

@@ -175,6 +175,7 @@ fn what_http_1_would_be_refused_for_is_refused() {
         (five.body(()).unwrap(), 431, "headers"),
         (request("GET", "/").header("seawall-gate-verdict", "chunk").body(()).unwrap(), 400, "header_name"),
         (request("GET", "/").header("expect", "miracles").body(()).unwrap(), 417, "expectation"),
+        (request("GET", "/").header("x-a", " 1").body(()).unwrap(), 400, "header_value"),
     ] {
         let heard = wire.ask(asked, b"");
         // The library refuses some of them itself, before anything is asked of us.
