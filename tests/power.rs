@@ -245,11 +245,11 @@ fn at_every_call(fault: Fault, mut judge: impl FnMut(&Hit, &End, &mut Story)) ->
             println!("  {} `{}`: {}", hit.call, hit.path, end.code);
             *hits.entry(format!("{} {}", hit.call, kind_of(&hit.path))).or_default() += 1;
             judge(&hit, &end, &mut story);
-        }
-        // On the same machine: what a failed sync left in the cache reads well, and more is written behind it.
-        if fault == Fault::Io {
-            story.is_well.store(false, Relaxed);
-            story.spools();
+            // On the same machine: what a failed sync left in the cache reads well, and more is written behind it.
+            if fault == Fault::Io {
+                story.is_well.store(false, Relaxed);
+                story.spools();
+            }
         }
         lossy.power_cycle(Rest::ByChance);
         story.recovers();
